@@ -1,0 +1,30 @@
+"""From test rows to a ranking: BM25 and sentence vectors, fused by reciprocal rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from kaggle_llm.competition import CompetitionSettings
+from kaggle_llm.cv.folds import FoldSettings
+from kaggle_llm.inference.engine import EngineSettings
+from kaggle_llm.retrieval.retriever import RetrievalSettings, Retriever
+from kaggle_llm.run import Run
+
+
+@dataclass
+class Config:
+    competition: CompetitionSettings
+    folds: FoldSettings
+    retrieval: RetrievalSettings
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    seed: int = 0
+
+
+def load(run: Run) -> Retriever:
+    return Retriever(run)
+
+
+def predict(rows: pl.DataFrame, loaded: Retriever, run: Run) -> pl.DataFrame:
+    return loaded.search(rows)

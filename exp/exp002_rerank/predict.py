@@ -1,0 +1,62 @@
+"""From test rows to a ranking: retrieve, rerank the first candidates by a language model's log-odds, blend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from kaggle_llm.competition import CompetitionSettings
+from kaggle_llm.cv.decisions import Blend
+from kaggle_llm.cv.folds import FoldSettings
+from kaggle_llm.inference.engine import EngineSettings
+from kaggle_llm.prompts import CandidatePrompts, Prompter, PromptSettings, load_tokenizer
+from kaggle_llm.retrieval.rerank import rerank
+from kaggle_llm.retrieval.retriever import RetrievalSettings, Retriever
+from kaggle_llm.run import Run
+from kaggle_llm.training.reranker import LoraSettings, TrainingSettings
+
+
+@dataclass
+class RerankerSettings:
+    base: str
+    depth: int = 8
+    blend_rows: int = 48
+
+
+@dataclass
+class Config:
+    competition: CompetitionSettings
+    folds: FoldSettings
+    retrieval: RetrievalSettings
+    reranker: RerankerSettings
+    prompt: PromptSettings
+    lora: LoraSettings
+    training: TrainingSettings
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    seed: int = 0
+
+
+@dataclass
+class Loaded:
+    retriever: Retriever
+    prompts: CandidatePrompts
+
+
+def load(run: Run) -> Loaded:
+    prompter = Prompter(load_tokenizer(run.model("reranker")), run.config.prompt)
+    documents = run.competition.table(run.competition.documents)
+    return Loaded(Retriever(run), CandidatePrompts(prompter, documents))
+
+
+def score(rows: pl.DataFrame, loaded: Loaded, run: Run) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The retrieval's ranking, and the reranker's of its first candidates (no row where the time ran out)."""
+    retrieved = loaded.retriever.search(rows)
+    run.offer(retrieved)
+    depth = run.config.reranker.depth
+    return retrieved, rerank(rows, retrieved, depth, loaded.prompts, run.engine("reranker"), run.budget)
+
+
+def predict(rows: pl.DataFrame, loaded: Loaded, run: Run) -> pl.DataFrame:
+    retrieved, reranked = score(rows, loaded, run)
+    return Blend.load(run.model("blend")).apply(retrieved, reranked)

@@ -1,0 +1,83 @@
+"""SmolLM2 fine-tuned with LoRA to say Yes for the right candidate, blended with the retrieval's place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import polars as pl
+from predict import Config, load, score
+
+from kaggle_llm.cv.decisions import fit_blend
+from kaggle_llm.cv.folds import assign_folds
+from kaggle_llm.experiment import Experiment, start
+from kaggle_llm.paths import model_folder
+from kaggle_llm.retrieval.negatives import draw_groups
+from kaggle_llm.training.reranker import train_reranker
+from kaggle_llm.weights.merge import merge_adapter
+
+
+def main() -> None:
+    experiment = start(__file__, Config)
+    config, competition = experiment.config, experiment.competition
+
+    train = competition.table("train")
+    fold = assign_folds(train[competition.target], config.folds)
+    base = {"encoder": model_folder(config.retrieval.encoder), "reranker": model_folder(config.reranker.base)}
+
+    def models(k: int) -> Mapping[str, Path]:
+        learned, held_out = split_rows(train.filter(fold != k), experiment)
+        merged = base | {"reranker": fine_tune(f"fold{k}", learned, base, experiment)}
+        return merged | {"blend": blend(f"fold{k}/blend", held_out, merged, experiment)}
+
+    def before(k: int) -> Mapping[str, Path]:
+        _, held_out = split_rows(train.filter(fold != k), experiment)
+        return base | {"blend": blend(f"fold{k}/blend_before", held_out, base, experiment)}
+
+    experiment.score(fold, models, before)
+    experiment.ship(**models(min(k for k in fold if k >= 0)))
+
+
+def split_rows(rows: pl.DataFrame, experiment: Experiment) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """What the reranker learns from, and what the blend is fitted on: it has unseen targets too."""
+    config = experiment.config
+    inner = replace(config.folds, validate=[0], rows=config.reranker.blend_rows)
+    fold = assign_folds(rows[experiment.competition.target], inner)
+    return rows.filter(fold != 0), rows.filter(fold == 0)
+
+
+def fine_tune(fold: str, rows: pl.DataFrame, base: Mapping[str, Path], experiment: Experiment) -> Path:
+    """LoRA on groups of hard negatives, merged into the base model."""
+    config, competition = experiment.config, experiment.competition
+
+    def train(folder: Path) -> None:
+        with experiment.run(base) as run:
+            loaded = load(run)
+            candidates = loaded.retriever.search(rows)
+        drawn = draw_groups(candidates, competition.truth(rows), config.training.group_size, config.seed)
+        groups, labels = loaded.prompts.groups(rows, drawn), loaded.prompts.prompter.labels
+        train_reranker(base["reranker"], groups, labels, config.lora, config.training, config.seed, folder)
+
+    settings = {name: getattr(config, name) for name in ("retrieval", "prompt", "lora", "training")}
+    adapter = experiment.step(f"{fold}/adapter", train, settings, {"rows": rows, **base})
+    merge = partial(merge_adapter, base["reranker"], adapter)
+    return experiment.step(f"{fold}/merged", merge, inputs={"base": base["reranker"], "adapter": adapter})
+
+
+def blend(name: str, rows: pl.DataFrame, models: Mapping[str, Path], experiment: Experiment) -> Path:
+    """The weight of the reranker beside the retrieval, fitted on rows that it was not trained on."""
+    competition = experiment.competition
+
+    def fit(folder: Path) -> None:
+        with experiment.run(models) as run:
+            retrieved, reranked = score(competition.unlabelled(rows), load(run), run)
+        fit_blend(retrieved, reranked, competition.truth(rows), competition.metric).save(folder)
+
+    settings = {name: getattr(experiment.config, name) for name in ("retrieval", "prompt", "reranker")}
+    return experiment.step(name, fit, settings, {"rows": rows, **models})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Mechanisms shared by all experiments of a Kaggle competition that is won with language models."""

@@ -1,0 +1,1 @@
+"""Folds, what is fitted on held-out scores, and the comparison of two runs."""

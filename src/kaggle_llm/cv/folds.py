@@ -1,0 +1,77 @@
+"""Folds whose validation rows are partly about targets that training never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import polars as pl
+
+ALWAYS_TRAIN = -1  # the fold of rows that are always trained on and never validated
+
+
+@dataclass
+class FoldSettings:
+    count: int = 5
+    validate: list[int] | None = None
+    """The folds that are validated; null: all. The others' rows become fold −1."""
+    rows: int | None = None
+    """At most so many rows of a fold are validated; null: all. The others become fold −1."""
+    unseen: float = 0.3
+    """Share of the groups that stay whole, so that their fold's training never sees them."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.count < 2:
+            raise ValueError(f"count = {self.count}: two folds or more are needed")
+        if not 0 <= self.unseen <= 1:
+            raise ValueError(f"unseen = {self.unseen}: must lie between 0 and 1")
+        if self.validate is not None and not set(self.validate) <= set(range(self.count)):
+            raise ValueError(f"validate = {self.validate}: folds are numbered 0 to {self.count - 1}")
+
+
+def assign_folds(groups: pl.Series, settings: FoldSettings, always_train: Sequence[bool] | None = None) -> pl.Series:
+    """The fold of every row, [rows] Int64, ALWAYS_TRAIN where it is never validated.
+
+    groups: what must partly stay on one side (a target, a prompt, a document). A share `unseen` of the groups
+    goes to one fold each as a whole; the other groups' rows are dealt out one fold after the other.
+    always_train: rows (extra, synthetic) that are put into every training set.
+    """
+    import polars as pl
+
+    fold = _deal(groups.to_list(), settings, list(always_train or [False] * groups.len()))
+    kept: dict[int, int] = {}
+    validated = set(range(settings.count) if settings.validate is None else settings.validate)
+    for row, k in enumerate(fold):
+        kept[k] = kept.get(k, 0) + 1
+        if k not in validated or (settings.rows is not None and kept[k] > settings.rows):
+            fold[row] = ALWAYS_TRAIN
+    return pl.Series("fold", fold, dtype=pl.Int64)
+
+
+def _deal(groups: list[str], settings: FoldSettings, always_train: list[bool]) -> list[int]:
+    import numpy as np
+
+    rng = np.random.default_rng(settings.seed)
+    members: dict[str, list[int]] = {}
+    for row, group in enumerate(groups):
+        if not always_train[row]:
+            members.setdefault(group, []).append(row)
+    names = sorted(members)
+    rng.shuffle(names)
+    whole = round(len(names) * settings.unseen)
+    fold = [ALWAYS_TRAIN] * len(groups)
+    sizes = [0] * settings.count
+    for name in names[:whole]:
+        k = sizes.index(min(sizes))
+        sizes[k] += len(members[name])
+        for row in members[name]:
+            fold[row] = k
+    for name in names[whole:]:
+        for row in rng.permutation(members[name]).tolist():
+            k = sizes.index(min(sizes))
+            sizes[k] += 1
+            fold[row] = k
+    return fold

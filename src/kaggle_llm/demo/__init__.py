@@ -1,0 +1,1 @@
+"""The competition and the models that the template carries: nothing of it needs a hub."""

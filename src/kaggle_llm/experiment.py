@@ -1,0 +1,336 @@
+"""All that train.py touches: steps that are skipped when they are complete, the score, and what ships.
+
+Leaves in output/<run>/: one folder a step, each with its record.json; config.yaml, oof.parquet, metrics.json, and
+record.json of the run, written last.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from kaggle_llm import paths, records
+from kaggle_llm.competition import TRAIN, Competition, load_competition
+from kaggle_llm.config import ConfigError, load_config, save_config
+from kaggle_llm.metrics import bootstrap_interval, paired_difference
+from kaggle_llm.run import Run, answer
+
+if TYPE_CHECKING:
+    import polars as pl
+
+C = TypeVar("C")
+
+# Rooms whose code a prediction runs through: a change there makes predictions again.
+PREDICTION_ROOMS = ("competition.py", "competitions", "prompts.py", "rankings.py", "run.py", "inference", "retrieval", "cv")
+USAGE = """usage: python {file} [key=value ...] [run=name] [--smoke] [--debug]
+
+{idea}
+
+  key=value   a setting of config.yaml, such as competition.dir=input/other
+  run=name    the name of the run: output/{name}--name
+  --smoke     the smallest run of everything, in output/{name}--smoke
+  --debug     show the traceback of an error"""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    overrides: list[str]
+    run: str
+    smoke: bool
+    debug: bool
+
+
+def start(file: str, config: type[C]) -> Experiment:
+    """The experiment that the train.py `file` belongs to, its config read from beside it and checked.
+
+    Reads the command line: key=value, run=name, --smoke, --debug, --help.
+    """
+    folder = Path(file).resolve().parent
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(USAGE.format(file=file, name=folder.name, idea=read_idea(folder / "train.py")))
+        raise SystemExit(0)
+    arguments = parse_arguments(sys.argv[1:])
+    sys.excepthook = partial(_print_error, debug=arguments.debug)
+    loaded = load_config(folder / "config.yaml", config, arguments.overrides, arguments.smoke)
+    return Experiment(folder, run_name(folder.name, arguments), loaded, arguments.smoke)
+
+
+def read_idea(train: Path) -> str:
+    """The first docstring line of a train.py: the idea of the experiment."""
+    return (ast.get_docstring(ast.parse(train.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+
+
+def parse_arguments(words: Sequence[str]) -> Arguments:
+    """Raises ConfigError for a word that is neither key=value nor a known flag."""
+    flags = {word for word in words if word.startswith("-")}
+    unknown = sorted(flags - {"--smoke", "--debug"})
+    pairs = [word for word in words if word not in flags]
+    unknown += [word for word in pairs if "=" not in word or word.startswith("=")]
+    if unknown:
+        raise ConfigError(f"{', '.join(unknown)}: arguments are key=value, run=name, --smoke and --debug")
+    names = [pair.partition("=")[2] for pair in pairs if pair.startswith("run=")]
+    name = names[-1] if names else ""
+    if names and not re.fullmatch(r"[A-Za-z0-9_.]+(-[A-Za-z0-9_.]+)*", name):
+        raise ConfigError(f"run = {name!r}: letters, digits, dots, underscores and single hyphens make a name")
+    overrides = [pair for pair in pairs if not pair.startswith("run=")]
+    return Arguments(overrides, name, "--smoke" in flags, "--debug" in flags)
+
+
+def run_name(experiment: str, arguments: Arguments) -> str:
+    """`<experiment>`, `<experiment>--<name>` with a name or overrides, `<experiment>--smoke` with --smoke."""
+    name = arguments.run
+    if arguments.overrides and not name:
+        name = hashlib.sha256("\n".join(sorted(arguments.overrides)).encode()).hexdigest()[:8]
+    variant = "-".join(part for part in (name, "smoke" if arguments.smoke else "") if part)
+    return f"{experiment}--{variant}" if variant else experiment
+
+
+class Experiment:
+    """A run in the making."""
+
+    def __init__(self, exp: Path, name: str, config: Any, smoke: bool) -> None:
+        self.exp, self.name, self.config, self.smoke = exp, name, config, smoke
+        self.folder = paths.run_folder(name)
+        self.started = time.monotonic()
+        self.competition: Competition = load_competition(config.competition)
+        self.competition.check()
+        self._fold_models: dict[str, dict[str, str]] = {}
+        self._say_what_changed()
+
+    def step(
+        self, name: str, make: Callable[[Path], Any], settings: Any = None, inputs: Mapping[str, Any] | None = None
+    ) -> Path:
+        """output/<run>/<name>/, made by make(folder); skipped where a complete one has the same key.
+
+        settings: a dataclass or mapping; inputs: paths (hashed by content), frames, or values of JSON.
+        Killed or failed at any moment, a half-written folder is never read: the step starts again.
+        """
+        folder = self.folder / name
+        described = _as_mapping(settings)
+        hashed = {key: hash_input(value) for key, value in (inputs or {}).items()}
+        seed = getattr(self.config, "seed", 0)
+        kind = re.sub(r"^fold-?\d+/", "", name)
+        known = records.read_record(folder)
+        if known and known.key == records.step_key(kind, described, hashed, seed):
+            print(f"{self.name}: {name} is complete, reused", flush=True)
+            return folder
+        if known:
+            changes = describe_changes({**known.settings, **known.inputs}, {**described, **hashed})
+            print(f"{self.name}: {name} is made again: {changes}", flush=True)
+        else:
+            print(f"{self.name}: {name} …", flush=True)
+        (self.folder / records.RECORD).unlink(missing_ok=True)  # the run is complete again when it ships
+        start = time.monotonic()
+
+        def finish(made: Path) -> None:
+            seconds = time.monotonic() - start
+            files = records.hash_files(made)
+            records.write_record(made, records.make_record(kind, described, hashed, seed, files, seconds))
+
+        records.make_folder(folder, make, finish)
+        return folder
+
+    def run(self, models: Mapping[str, Path]) -> Run:
+        """A Run with these models, as CV uses it: for what is fitted on predictions."""
+        return Run(self.config, self.competition, models)
+
+    def score(
+        self,
+        fold: pl.Series,
+        models: Callable[[int], Mapping[str, Path]],
+        before: Callable[[int], Mapping[str, Path]] | None = None,
+    ) -> None:
+        """Predict every validation fold with its models through `answer()`; write oof.parquet and metrics.json.
+
+        fold: of every training row; fold −1 is always trained on and never validated.
+        models: fold → name → folder. before: the same for the untrained model, whose score stands beside.
+        """
+        import polars as pl
+
+        train = self.competition.table(TRAIN)
+        folds = sorted(set(fold.to_list()) - {-1})
+        if not folds:
+            raise ValueError("no row has a fold of 0 or more: there is nothing to validate")
+        after = self._predict_folds("oof", folds, fold, train, models)
+        base = self._predict_folds("before", folds, fold, train, before) if before else None
+        groups = [self.competition.groups(train.filter(fold != k), train.filter(fold == k)) for k in folds]
+        truth = self.competition.truth(train)
+        metrics = self._metrics(after, base, truth, pl.concat(groups))
+        _write_parquet(self._with_cells(after), self.folder / "oof.parquet")
+        records.write_json(self.folder / "metrics.json", metrics)
+        self._report(metrics, after, base, truth)
+
+    def ship(self, **models: Path) -> None:
+        """What bundle takes, and nothing else. Completes the run: writes config.yaml and record.json."""
+        save_config(self.config, self.folder / "config.yaml")
+        settings = {
+            "config": asdict(self.config),
+            "ship": {name: paths.relative(path) for name, path in models.items()},
+            "fold_models": self._fold_models,
+        }
+        inputs = {path.name: records.hash_file(path) for path in sorted(self.competition.folder.glob("*.csv"))}
+        inputs |= {name: records.hash_content(path) for name, path in models.items()}
+        files = {name: records.hash_file(self.folder / name) for name in ("metrics.json", "oof.parquet", "config.yaml")}
+        seconds = time.monotonic() - self.started
+        seed = getattr(self.config, "seed", 0)
+        records.write_record(self.folder, records.make_record("run", settings, inputs, seed, files, seconds))
+        print(f"{self.name}: complete in {seconds:.0f} s, {paths.relative(self.folder)}", flush=True)
+
+    def _predict_folds(
+        self,
+        name: str,
+        folds: list[int],
+        fold: pl.Series,
+        train: pl.DataFrame,
+        models: Callable[[int], Mapping[str, Path]],
+    ) -> pl.DataFrame:
+        import polars as pl
+
+        parts = []
+        for k in folds:
+            found = models(k)
+            if name == "oof":
+                self._fold_models[str(k)] = {key: paths.relative(path) for key, path in found.items()}
+            rows = self.competition.unlabelled(train.filter(fold == k))
+            path = self._predict_fold(f"fold{k}/{name}", rows, found)
+            parts.append(pl.read_parquet(path).with_columns(fold=pl.lit(k)))
+        return pl.concat(parts)
+
+    def _predict_fold(self, name: str, rows: pl.DataFrame, models: Mapping[str, Path]) -> Path:
+        def make(folder: Path) -> None:
+            with self.run(models) as run:
+                answer(self.exp, run, rows).write_parquet(folder / "ranking.parquet")
+
+        inputs = {"rows": rows, "predict.py": self.exp / "predict.py", "prediction code": hash_code(), **models}
+        return self.step(name, make, self.config, inputs) / "ranking.parquet"
+
+    def _metrics(
+        self, after: pl.DataFrame, base: pl.DataFrame | None, truth: pl.DataFrame, group: pl.Series
+    ) -> dict[str, Any]:
+        metric = self.competition.metric
+        return {
+            "run": self.name,
+            "metric": metric.name,
+            "greater_is_better": metric.greater_is_better,
+            "cv": metric.score(after, truth),
+            "interval": list(bootstrap_interval(metric, after, truth)),
+            "before": metric.score(base, truth) if base is not None else None,
+            "folds": [
+                {"fold": k, "score": metric.score(part, truth), "rows": part.height}
+                for (k,), part in after.group_by("fold", maintain_order=True)
+            ],
+            "groups": {
+                name: metric.score(after.filter(group == name), truth) for name in sorted(group.unique().to_list())
+            },
+            "also": {also.name: also.score(after, truth) for also in self.competition.also},
+            "smoke": self.smoke,
+        }
+
+    def _with_cells(self, ranking: pl.DataFrame) -> pl.DataFrame:
+        """RANKING + fold, seed and prediction (the submission's cell)."""
+        import polars as pl
+
+        cells = [self.competition.cell(items) for items in ranking["items"].to_list()]
+        return ranking.with_columns(
+            seed=pl.lit(getattr(self.config, "seed", 0)), prediction=pl.Series(cells, dtype=pl.String())
+        )
+
+    def _report(
+        self, metrics: Mapping[str, Any], after: pl.DataFrame, base: pl.DataFrame | None, truth: pl.DataFrame
+    ) -> None:
+        from rich.console import Console
+        from rich.table import Table
+
+        low, high = metrics["interval"]
+        table = Table("score", "value", title=f"{self.name}: {metrics['metric']} on {after.height} rows")
+        table.add_row("cv", f"{metrics['cv']:.4f}  [{low:.4f}, {high:.4f}]")
+        for name, value in {**metrics["groups"], **metrics["also"]}.items():
+            table.add_row(name, f"{value:.4f}")
+        if base is not None:
+            difference, low, high = paired_difference(self.competition.metric, after, base, truth)
+            table.add_row("before", f"{metrics['before']:.4f}")
+            table.add_row("gained", f"{difference:+.4f}  paired 95 % interval [{low:+.4f}, {high:+.4f}]")
+        Console(soft_wrap=True).print(table)
+
+    def _say_what_changed(self) -> None:
+        known = records.read_record(self.folder)
+        if known is None:
+            return
+        changes = describe_changes(known.settings["config"], asdict(self.config))
+        if changes:
+            print(f"{paths.relative(self.folder)} was made with other settings: {changes}", file=sys.stderr)
+            print("what depends on them is made again in its place; run=name keeps both", file=sys.stderr)
+
+
+def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
+    """`a.b: 1 → 2; c: new` for two nested mappings; "" where they are equal. Hashes are shortened."""
+    found = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found.append(describe_changes(before, after, f"{prefix}{key}."))
+        elif before != after:
+            found.append(f"{prefix}{key}: {_short(before)} → {_short(after)}")
+    return "; ".join(part for part in found if part)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False) if value is not None else "none"
+    return text if len(text) <= 40 else f"{text[:12]}…{text[-1]}"
+
+
+def hash_input(value: Any) -> str:
+    """Content hash of a step's input: a path, a polars frame or series, a dataclass, or a value of JSON."""
+    import polars as pl
+
+    if isinstance(value, Path):
+        return records.hash_content(value)
+    if isinstance(value, pl.Series):
+        value = value.to_frame()
+    if isinstance(value, pl.DataFrame):
+        return records.hash_json([value.columns, value.rows()])
+    return records.hash_json(asdict(value) if is_dataclass(value) and not isinstance(value, type) else value)
+
+
+def hash_code() -> str:
+    """Hash of the source that a prediction runs through."""
+    package = Path(__file__).parent
+    files: list[Path] = []
+    for room in PREDICTION_ROOMS:
+        files += sorted((package / room).glob("*.py")) if (package / room).is_dir() else [package / room]
+    return records.hash_json({path.relative_to(package).as_posix(): records.hash_file(path) for path in files})
+
+
+def _as_mapping(settings: Any) -> dict[str, Any]:
+    """Settings as record.json will give them back: dataclasses, also inside a mapping, as plain values."""
+    if settings is None:
+        return {}
+    if is_dataclass(settings) and not isinstance(settings, type):
+        settings = asdict(settings)
+    return json.loads(json.dumps(dict(settings), default=asdict))
+
+
+def _write_parquet(frame: pl.DataFrame, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.making")
+    frame.write_parquet(temporary)
+    temporary.replace(path)
+
+
+def _print_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None, debug: bool) -> None:
+    """Errors on stderr without a traceback, unless --debug."""
+    if debug:
+        sys.__excepthook__(kind, error, trace)
+    elif not issubclass(kind, KeyboardInterrupt):
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"error: {message or kind.__name__} ({kind.__name__}; --debug shows where)", file=sys.stderr)

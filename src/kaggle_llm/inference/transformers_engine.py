@@ -1,0 +1,257 @@
+"""The engine on transformers: exact, on any machine."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kaggle_llm.inference.engine import Completion, EngineSettings, Sampling
+from kaggle_llm.inference.prefixes import group_by_prefix
+from kaggle_llm.prompts import Prompt, load_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+
+class TransformersEngine:
+    """One model of one folder on one device; models are loaded when first asked for."""
+
+    def __init__(self, folder: Path, settings: EngineSettings) -> None:
+        import torch
+
+        self.folder, self.settings = folder, settings
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype: torch.dtype = getattr(torch, settings.dtype)
+        if self.dtype is torch.bfloat16 and self.device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+            name = torch.cuda.get_device_name()
+            raise ValueError(f"engine.dtype = bfloat16, but {name} has none: set engine.dtype=float16")
+
+    # the contract -------------------------------------------------------------------------------------------
+
+    def choices(self, prompts: Sequence[Prompt], labels: Sequence[Prompt]) -> np.ndarray:
+        """[n, k] log-probabilities of k one-token labels at the last position, over the full vocabulary.
+
+        Prompts next to each other that share a prefix compute it once. Only the last position meets the
+        vocabulary matrix. Raises ValueError for labels of several tokens, empty or too long prompts, and
+        non-finite scores.
+        """
+        import torch
+
+        ids = self._one_token(labels)
+        self._check_lengths(prompts)
+        scores = np.empty((len(prompts), len(ids)), dtype=np.float64)
+        with torch.inference_mode():
+            for length, members in group_by_prefix(prompts):
+                cache = self._prefill(prompts[members[0]][:length]) if length else None
+                for part in self._parts(prompts, members, length):
+                    logits = self._last_logits([prompts[i][length:] for i in part], length, cache)
+                    logprobs = logits.float().log_softmax(-1)[:, ids]
+                    scores[part] = logprobs.double().cpu().numpy()
+        _check_finite(scores, self.folder)
+        return scores
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
+        """`sampling.n` completions for each prompt, special tokens left out of the text."""
+        import torch
+
+        self._check_lengths(prompts)
+        torch.manual_seed(sampling.seed)
+        how: dict[str, Any] = {"do_sample": sampling.temperature > 0, "num_return_sequences": sampling.n}
+        if sampling.temperature > 0:
+            how |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        answers = []
+        for prompt in prompts:
+            batch = torch.tensor([list(prompt)], device=self.device)
+            with torch.inference_mode():
+                out = self._causal.generate(
+                    batch,
+                    attention_mask=torch.ones_like(batch),
+                    max_new_tokens=sampling.max_tokens,
+                    pad_token_id=self._pad,
+                    **how,
+                )
+            new = [ids[len(prompt) :].tolist() for ids in out]
+            answers.append([Completion(self._tokenizer.decode(ids, skip_special_tokens=True), ids) for ids in new])
+        return answers
+
+    def embed(self, prompts: Sequence[Prompt]) -> np.ndarray:
+        """[n, d] sentence vectors of unit length, pooled as the model's own modules say."""
+        import torch
+
+        vectors: np.ndarray | None = None
+        with torch.inference_mode():
+            for part in self._batches(prompts):
+                batch = self._pad_right([prompts[i] for i in part])
+                found = self._sentence(batch)["sentence_embedding"].float()
+                found = torch.nn.functional.normalize(found, dim=-1).cpu().numpy()
+                if vectors is None:
+                    vectors = np.empty((len(prompts), found.shape[1]), dtype=np.float32)
+                vectors[part] = found
+        if vectors is None:
+            return np.empty((0, self._sentence.get_embedding_dimension()), dtype=np.float32)
+        _check_finite(vectors, self.folder)
+        return vectors
+
+    def logits(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
+        """A head's logits: [labels] of a sequence head, [tokens, labels] of a token head."""
+        import torch
+
+        found: dict[int, np.ndarray] = {}
+        with torch.inference_mode():
+            for part in self._batches(prompts):
+                out = self._head(**self._pad_right([prompts[i] for i in part])).logits.float().cpu().numpy()
+                for i, row in zip(part, out, strict=True):
+                    found[i] = row[: len(prompts[i])] if row.ndim == 2 else row
+        for row in found.values():
+            _check_finite(row, self.folder)
+        return [found[i] for i in range(len(prompts))]
+
+    def close(self) -> None:
+        """Give the memory back."""
+        import torch
+
+        for name in ("_causal", "_sentence", "_head"):
+            self.__dict__.pop(name, None)
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    # models -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self.folder)
+
+    @property
+    def _pad(self) -> int:
+        """A padding id; masked, so any id will do where a tokenizer has none."""
+        return self._tokenizer.pad_token_id or 0
+
+    @cached_property
+    def _causal(self) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        return self._load(AutoModelForCausalLM)
+
+    @cached_property
+    def _sentence(self) -> Any:
+        from sentence_transformers import SentenceTransformer
+
+        return SentenceTransformer(
+            str(self.folder), device=str(self.device), model_kwargs={"dtype": self.dtype}, local_files_only=True
+        ).eval()
+
+    @cached_property
+    def _head(self) -> Any:
+        from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+        (architecture, *_) = AutoConfig.from_pretrained(self.folder).architectures or [""]
+        if architecture.endswith("ForTokenClassification"):
+            return self._load(AutoModelForTokenClassification)
+        if architecture.endswith("ForSequenceClassification"):
+            return self._load(AutoModelForSequenceClassification)
+        raise ValueError(f"model {self.folder} is a {architecture or 'model of no known kind'}: logits() needs a head")
+
+    def _load(self, maker: Any) -> Any:
+        return maker.from_pretrained(self.folder, dtype=self.dtype, local_files_only=True).to(self.device).eval()
+
+    # batches ------------------------------------------------------------------------------------------------
+
+    def _one_token(self, labels: Sequence[Prompt]) -> list[int]:
+        long = [list(label) for label in labels if len(label) != 1]
+        if long:
+            raise ValueError(f"label(s) with token ids {long}: this engine scores labels of exactly one token")
+        return [label[0] for label in labels]
+
+    def _check_lengths(self, prompts: Sequence[Prompt]) -> None:
+        limit = self._causal.config.max_position_embeddings
+        for index, prompt in enumerate(prompts):
+            if not 0 < len(prompt) <= limit:
+                raise ValueError(
+                    f"prompt {index} has {len(prompt)} tokens, {self.folder.name} takes 1 to {limit}: set prompt.budgets"
+                )
+
+    def _parts(self, prompts: Sequence[Prompt], members: list[int], length: int) -> Iterator[list[int]]:
+        """Members of one prefix group in batches of at most `batch_tokens` after padding."""
+        longest = max(len(prompts[i]) for i in members) - length
+        size = max(1, self.settings.batch_tokens // (longest + length))
+        for start in range(0, len(members), size):
+            yield members[start : start + size]
+
+    def _batches(self, prompts: Sequence[Prompt]) -> Iterator[list[int]]:
+        """Indices in batches of like length, longest first, so that memory is short at once or never."""
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        while order:
+            size = max(1, self.settings.batch_tokens // max(len(prompts[order[0]]), 1))
+            yield order[:size]
+            order = order[size:]
+
+    def _pad_right(self, rows: Sequence[Prompt]) -> dict[str, torch.Tensor]:
+        import torch
+
+        width = max(len(row) for row in rows)
+        ids = torch.full((len(rows), width), self._pad, device=self.device)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(list(row), device=self.device)
+            mask[i, : len(row)] = 1
+        return {"input_ids": ids, "attention_mask": mask}
+
+    # exact scoring ------------------------------------------------------------------------------------------
+
+    def _prefill(self, prefix: Prompt) -> Any:
+        """Keys and values of a prefix, as rows of one."""
+        import torch
+
+        ids = torch.tensor([list(prefix)], device=self.device)
+        return self._causal(ids, use_cache=True, logits_to_keep=1).past_key_values
+
+    def _last_logits(self, rows: Sequence[Prompt], length: int, cache: Any) -> torch.Tensor:
+        """[n, vocabulary] logits after each row, whose first `length` tokens are in the cache.
+
+        Rows are padded on the left, between prefix and row, so that every row's last position is the last one.
+        """
+        import torch
+
+        width = max(len(row) for row in rows)
+        ids = torch.full((len(rows), width), self._pad, device=self.device)
+        mask = torch.zeros(len(rows), length + width, dtype=torch.long, device=self.device)
+        mask[:, :length] = 1
+        for i, row in enumerate(rows):
+            ids[i, width - len(row) :] = torch.tensor(list(row), device=self.device)
+            mask[i, length + width - len(row) :] = 1
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, length:]
+        return self._causal(
+            ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=_repeat(cache, len(rows)) if cache is not None else None,
+            use_cache=cache is not None,
+            logits_to_keep=1,
+        ).logits[:, -1]
+
+
+def _repeat(cache: Any, rows: int) -> Any:
+    """The cache of one row as that of `rows` rows: a view, the first layer's update copies it."""
+    from transformers import DynamicCache
+
+    return DynamicCache(
+        [
+            (layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1))
+            for layer in cache.layers
+        ]
+    )
+
+
+def _check_finite(scores: np.ndarray, folder: Path) -> None:
+    bad = int((~np.isfinite(scores)).sum())
+    if bad:
+        raise ValueError(
+            f"model {folder} gave {bad} non-finite of {scores.size} scores: it overflows in this dtype or is broken; "
+            f"try engine.dtype=float32"
+        )

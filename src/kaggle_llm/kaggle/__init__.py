@@ -1,0 +1,1 @@
+"""The bundle, its notebook, what the notebook runs, and the kaggle CLI."""

@@ -1,0 +1,168 @@
+"""Row → token ids: the only place where text becomes a prompt.
+
+Rendered and truncated once here, for training, prediction and both engines. A prompt is made of two pieces that
+are tokenised apart: the part that a row's prompts share, and the part of one candidate. So prompts of a row have
+one exact token prefix, which engines compute once.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import polars as pl
+    from transformers import PreTrainedTokenizerBase
+
+Prompt = Sequence[int]
+
+GAP = " … "  # stands where the middle of a text was cut out
+
+
+@dataclass
+class PromptSettings:
+    shared: str
+    """What all prompts of a row begin with; {column} stands for a text of the row."""
+    candidate: str
+    """What follows for one candidate; {column} stands for a text of the document."""
+    labels: list[str]
+    """The answers whose log-probabilities are asked for, the right one first; one token each."""
+    system: str = ""
+    """System message of the chat template."""
+    chat: bool = True
+    """Wrap the prompt into the model's chat template as one user message."""
+    budgets: dict[str, int] = field(default_factory=dict)
+    """Tokens that a text may take, by column; a longer one keeps its head and tail. Default: default_budget."""
+    default_budget: int = 256
+
+    def __post_init__(self) -> None:
+        if len(set(self.labels)) < 2:
+            raise ValueError(f"labels = {self.labels}: two or more different ones are needed")
+
+
+class Prompter:
+    """Renders prompts for one tokenizer.
+
+    Raises ValueError where a label is not one token, and where the tokenizer has no chat template but one is asked for.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: PromptSettings) -> None:
+        self.tokenizer, self.settings = tokenizer, settings
+        self.head, self.tail = self._wrapping()
+        self.labels: list[Prompt] = [self._label(label) for label in settings.labels]
+
+    def shared(self, row: Mapping[str, Any]) -> list[int]:
+        """Token ids of what the row's prompts share."""
+        return self._encode(self.head + self._fill(self.settings.shared, row))
+
+    def candidate(self, document: Mapping[str, Any]) -> list[int]:
+        """Token ids of what follows for one candidate, up to where the label is asked for."""
+        return self._encode(self._fill(self.settings.candidate, document) + self.tail)
+
+    def _wrapping(self) -> tuple[str, str]:
+        if not self.settings.chat:
+            return "", ""
+        if not self.tokenizer.chat_template:
+            raise ValueError("prompt.chat = true, but the tokenizer has no chat template: set prompt.chat=false")
+        marker = "\x1f"
+        system = [{"role": "system", "content": self.settings.system}] if self.settings.system else []
+        rendered = self.tokenizer.apply_chat_template(
+            [*system, {"role": "user", "content": marker}], tokenize=False, add_generation_prompt=True
+        )
+        head, _, tail = str(rendered).partition(marker)
+        return head, tail
+
+    def _label(self, label: str) -> list[int]:
+        ids = self._encode(label)
+        if len(ids) != 1:
+            pieces = self.tokenizer.convert_ids_to_tokens(ids)
+            raise ValueError(
+                f"label {label!r} is {len(ids)} tokens ({pieces}): exact scoring needs one; "
+                f"choose another word, or add or drop its leading space"
+            )
+        return ids
+
+    def _fill(self, template: str, values: Mapping[str, Any]) -> str:
+        names = {name for _, name, _, _ in string.Formatter().parse(template) if name}
+        missing = sorted(names - set(values))
+        if missing:
+            raise ValueError(f"the prompt asks for {missing}, the row has {sorted(values)}")
+        return template.format(**{name: self._shorten(str(values[name] or ""), name) for name in names})
+
+    def _shorten(self, text: str, name: str) -> str:
+        """Keep two thirds of the budget from the head and one third from the tail."""
+        budget = self.settings.budgets.get(name, self.settings.default_budget)
+        if len(text.encode()) <= budget:  # a token is at least one byte
+            return text
+        ids = self._encode(text)
+        if len(ids) <= budget:
+            return text
+        tail = budget // 3
+        head = self.tokenizer.decode(ids[: budget - tail])
+        return head + GAP + self.tokenizer.decode(ids[len(ids) - tail :])
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@dataclass(frozen=True)
+class Group:
+    """One row's candidates for a listwise loss; `right` is the place of the right one."""
+
+    id: str
+    items: tuple[str, ...]
+    right: int
+
+
+@dataclass(frozen=True)
+class TokenGroup:
+    """A group as token ids."""
+
+    shared: Prompt
+    candidates: Sequence[Prompt]
+    right: int
+
+    def __len__(self) -> int:
+        """Tokens that training on the group takes: the shared ones count once."""
+        return len(self.shared) + sum(len(candidate) for candidate in self.candidates)
+
+
+class CandidatePrompts:
+    """The prompts of rows with their candidate documents: the one place for training and prediction."""
+
+    def __init__(self, prompter: Prompter, documents: pl.DataFrame) -> None:
+        self.prompter = prompter
+        self._documents: dict[str, Mapping[str, Any]] = {row["id"]: row for row in documents.iter_rows(named=True)}
+        self._tokens: dict[str, list[int]] = {}
+
+    def prompts(self, row: Mapping[str, Any], items: Sequence[str]) -> list[Prompt]:
+        """One prompt for each item; all begin with the same tokens."""
+        shared = self.prompter.shared(row)
+        return [[*shared, *self._candidate(item)] for item in items]
+
+    def groups(self, rows: pl.DataFrame, groups: Iterable[Group]) -> list[TokenGroup]:
+        """The same prompts with the shared tokens apart, for a listwise loss; in the order of `groups`."""
+        by_id = {row["id"]: row for row in rows.iter_rows(named=True)}
+        return [
+            TokenGroup(
+                self.prompter.shared(by_id[group.id]), [self._candidate(item) for item in group.items], group.right
+            )
+            for group in groups
+        ]
+
+    def _candidate(self, item: str) -> list[int]:
+        if item not in self._tokens:
+            self._tokens[item] = self.prompter.candidate(self._documents[item])
+        return self._tokens[item]
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder; an error names the folder where it has none."""
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")):
+        raise FileNotFoundError(f"model folder {folder} has no tokenizer (tokenizer.json)")
+    return AutoTokenizer.from_pretrained(folder)

@@ -1,0 +1,93 @@
+"""The one result type of retrieve, fuse, rerank, predict and decide: a polars frame with the schema RANKING.
+
+One row per id; `items` (document ids, labels or texts) and their `scores` in descending order; [] allowed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+def ranking_schema() -> dict[str, Any]:
+    """RANKING: {"id": String, "items": List(String), "scores": List(Float64)}."""
+    import polars as pl
+
+    return {"id": pl.String(), "items": pl.List(pl.String()), "scores": pl.List(pl.Float64())}
+
+
+def make_ranking(
+    ids: Sequence[str], items: Iterable[Sequence[str]], scores: Iterable[Sequence[float]]
+) -> pl.DataFrame:
+    """A RANKING; each row is sorted by descending score, equal scores keep the order given."""
+    import polars as pl
+
+    pairs = [_sort(row_items, row_scores) for row_items, row_scores in zip(items, scores, strict=True)]
+    return pl.DataFrame(
+        {"id": list(ids), "items": [pair[0] for pair in pairs], "scores": [pair[1] for pair in pairs]},
+        schema=ranking_schema(),
+    )
+
+
+def _sort(items: Sequence[str], scores: Sequence[float]) -> tuple[list[str], list[float]]:
+    if len(items) != len(scores):
+        raise ValueError(f"{len(items)} items with {len(scores)} scores: give one score for each item")
+    order = sorted(range(len(items)), key=lambda i: -scores[i])
+    return [items[i] for i in order], [float(scores[i]) for i in order]
+
+
+def top(ranking: pl.DataFrame, k: int) -> pl.DataFrame:
+    """The first k items of every row."""
+    import polars as pl
+
+    return ranking.with_columns(pl.col("items").list.head(k), pl.col("scores").list.head(k))
+
+
+def check_ranking(ranking: pl.DataFrame, ids: Sequence[str]) -> pl.DataFrame:
+    """`ranking` itself, if it is a RANKING of exactly `ids` in this order.
+
+    Raises ValueError naming the rows where ids are lost, added, repeated or reordered, where items and scores
+    differ in number, an item occurs twice, or scores are not finite or not descending.
+    """
+    expected = ranking_schema()
+    if dict(ranking.schema) != expected:
+        raise ValueError(f"a ranking has the columns {expected}, got {dict(ranking.schema)}")
+    _check_ids(ranking["id"].to_list(), list(ids))
+    _check_rows(ranking)
+    return ranking
+
+
+def _check_ids(got: list[str], asked: list[str]) -> None:
+    if got == asked:
+        return
+    asked_set, counts = set(asked), Counter(got)
+    lost = [i for i in asked if i not in counts]
+    added = [i for i in counts if i not in asked_set]
+    repeated = [i for i, count in counts.items() if count > 1]
+    what = ", ".join(
+        f"{name} {len(found)} (first {found[:3]})"
+        for name, found in (("lost", lost), ("added", added), ("repeated", repeated))
+        if found
+    )
+    raise ValueError(f"{len(asked)} rows asked, {len(got)} rows ranked: {what or 'same ids in another order'}")
+
+
+def _check_rows(ranking: pl.DataFrame) -> None:
+    import polars as pl
+
+    items, scores = pl.col("items"), pl.col("scores")
+    problems = {
+        "an item or its list is null": items.is_null() | scores.is_null() | items.list.eval(pl.element().is_null()).list.any(),
+        "items and scores differ in number": items.list.len() != scores.list.len(),
+        "an item occurs twice": items.list.n_unique() != items.list.len(),
+        "a score is not finite": scores.list.eval(~pl.element().is_finite() | pl.element().is_null()).list.any(),
+        "scores are not descending": scores.list.diff(null_behavior="drop").list.max() > 0,
+    }
+    for problem, where in problems.items():
+        rows = ranking.filter(where.fill_null(False))
+        if rows.height:
+            raise ValueError(f"{problem} in {rows.height} row(s), first {rows['id'].head(3).to_list()}")

@@ -1,0 +1,173 @@
+"""record.json beside every artefact, atomic writes, content hashes. Standard library only.
+
+A record is written last: its presence means that the step completed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from kaggle_llm import paths
+
+RECORD = "record.json"
+RECORDED_PACKAGES = ("torch", "transformers", "peft", "accelerate", "sentence-transformers", "polars", "numpy", "bm25s", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Record:
+    """Where an artefact comes from. Paths in it are relative to the repository.
+
+    key = hash of (kind, settings, inputs, seed); `inputs` and `files` map a name to a content hash.
+    """
+
+    kind: str
+    key: str
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    files: dict[str, str]
+    seed: int
+    git: dict[str, Any]
+    versions: dict[str, str]
+    seconds: float
+
+
+def hash_json(value: Any) -> str:
+    """SHA-256 (hex) of a JSON value, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def list_files(folder: Path) -> Iterator[Path]:
+    """Every file below `folder` that is content: no bytecode, no record; sorted."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != RECORD and "__pycache__" not in path.parts:
+            yield path
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): hash_file(path) for path in list_files(folder)}
+
+
+def hash_content(path: Path) -> str:
+    """Content hash of a file or a folder; a folder with a record is not read again."""
+    if path.is_file():
+        return hash_file(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"input {path} does not exist")
+    record = read_record(path)
+    return hash_json(record.files if record else hash_files(path))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write whole or not at all: temporary name, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_record(folder: Path) -> Record | None:
+    """The record of a completed artefact, or None."""
+    path = folder / RECORD
+    return Record(**read_json(path)) if path.is_file() else None
+
+
+def git_state() -> dict[str, Any]:
+    """Commit and whether the work tree differs from it; empty outside a checkout."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(paths.root()), *words], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        commit = git("rev-parse", "HEAD")
+    except FileNotFoundError:
+        return {}
+    return {"commit": commit, "dirty": bool(git("status", "--porcelain"))} if commit else {}
+
+
+def package_versions() -> dict[str, str]:
+    versions = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for package in RECORDED_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue  # a machine without it (Kaggle's image) has nothing to record
+    return versions
+
+
+def make_record(
+    kind: str, settings: Mapping[str, Any], inputs: Mapping[str, str], seed: int, files: Mapping[str, str], seconds: float
+) -> Record:
+    key = step_key(kind, settings, inputs, seed)
+    return Record(
+        kind, key, dict(settings), dict(inputs), dict(files), seed, git_state(), package_versions(), round(seconds, 3)
+    )
+
+
+def write_record(folder: Path, record: Record) -> None:
+    write_json(folder / RECORD, asdict(record))
+
+
+def step_key(kind: str, settings: Mapping[str, Any], inputs: Mapping[str, str], seed: int) -> str:
+    return hash_json([kind, dict(settings), dict(inputs), seed])
+
+
+def make_folder(folder: Path, make: Callable[[Path], None], finish: Callable[[Path], None]) -> None:
+    """`make` fills a temporary folder, `finish` seals it, then it takes the place of `folder`.
+
+    Killed or failed at any moment, `folder` is what it was; what a kill left behind is removed first.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.making")
+    old = folder.with_name(f".{folder.name}.old")
+    for left in (temporary, old):
+        shutil.rmtree(left, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        make(temporary)
+        finish(temporary)
+        _sync(temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if folder.exists():
+        folder.rename(old)
+    temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)

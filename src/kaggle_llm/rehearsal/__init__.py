@@ -1,0 +1,1 @@
+"""A stand-in for Kaggle that runs the real notebook offline."""

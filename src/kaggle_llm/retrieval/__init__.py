@@ -1,0 +1,1 @@
+"""From a query to candidates: lexical, dense, fusion, hard negatives, rerank."""

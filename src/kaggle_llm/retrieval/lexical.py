@@ -1,0 +1,44 @@
+"""BM25 over the documents, by bm25s."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from kaggle_llm.rankings import make_ranking
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+class LexicalIndex:
+    """BM25 (Lucene's variant, k1 1.5, b 0.75) with English stop words, no stemming."""
+
+    def __init__(self, ids: Sequence[str], texts: Sequence[str]) -> None:
+        import bm25s
+
+        self.ids = list(ids)
+        self._index = bm25s.BM25(method="lucene")
+        self._index.index(self._tokens(texts), show_progress=False)
+
+    def search(self, ids: Sequence[str], queries: Sequence[str], k: int) -> pl.DataFrame:
+        """RANKING of the k best documents for each query; among equal scores, and where no word of the query
+        occurs in any document, the documents' own order decides."""
+        import numpy as np
+
+        k = min(k, len(self.ids))
+        found, scores = [], []
+        for words in self._tokens(queries):
+            row = self._index.get_scores(words) if words else np.zeros(len(self.ids))
+            best = np.argsort(-row, kind="stable")[:k]
+            found.append([self.ids[i] for i in best])
+            scores.append(row[best].tolist())
+        return make_ranking(ids, found, scores)
+
+    @staticmethod
+    def _tokens(texts: Sequence[str]) -> list[list[str]]:
+        import bm25s
+
+        if not texts:
+            return []
+        return bm25s.tokenize(list(texts), stopwords="en", return_ids=False, show_progress=False)

@@ -1,0 +1,32 @@
+"""Hard negatives: what the retrieval itself puts beside the right document."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+from kaggle_llm.prompts import Group
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+def draw_groups(candidates: pl.DataFrame, truth: pl.DataFrame, size: int, seed: int) -> list[Group]:
+    """One group a row: a right item and size − 1 wrong ones drawn from the row's own candidates; all shuffled.
+
+    candidates: RANKING of the rows that are trained on; truth: id, items. A right item that the retrieval missed
+    is put in, so that no row is lost; a row whose candidates are too few gives a smaller group, never one of one.
+    """
+    rng = random.Random(seed)
+    right = dict(truth.select("id", "items").iter_rows())
+    groups = []
+    for row, items in candidates.select("id", "items").iter_rows():
+        answer = rng.choice(right[row])
+        wrong = [item for item in items if item not in right[row]]
+        chosen = [answer, *rng.sample(wrong, min(size - 1, len(wrong)))]
+        if len(chosen) < 2:
+            continue
+        rng.shuffle(chosen)
+        groups.append(Group(row, tuple(chosen), chosen.index(answer)))
+    rng.shuffle(groups)
+    return groups

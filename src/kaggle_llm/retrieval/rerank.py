@@ -1,0 +1,52 @@
+"""Candidates reordered by a language model that answers Yes or No."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from kaggle_llm.inference.budget import Budget
+from kaggle_llm.inference.engine import Engine
+from kaggle_llm.prompts import CandidatePrompts
+from kaggle_llm.rankings import make_ranking, ranking_schema, top
+
+if TYPE_CHECKING:
+    import polars as pl
+
+CHUNK = 16  # rows that are scored at a time: the grain of the progress bar and of the time budget
+
+
+def rerank(
+    rows: pl.DataFrame,
+    candidates: pl.DataFrame,
+    depth: int,
+    prompts: CandidatePrompts,
+    engine: Engine,
+    budget: Budget,
+) -> pl.DataFrame:
+    """RANKING of the first `depth` candidates of each row by log-odds: log p(first label) − log p(second label).
+
+    rows and candidates: the same ids in the same order. Rows that the budget cut are not in the result.
+    """
+    import polars as pl
+    from rich.progress import track
+
+    asked = rows.with_columns(candidates=top(candidates, depth)["items"])
+    chunks = budget.take(asked.iter_slices(CHUNK))
+    parts = [
+        _rerank_chunk(chunk, prompts, engine)
+        for chunk in track(chunks, "reranking", total=math.ceil(rows.height / CHUNK))
+    ]
+    return pl.concat([pl.DataFrame(schema=ranking_schema()), *parts])
+
+
+def _rerank_chunk(rows: pl.DataFrame, prompts: CandidatePrompts, engine: Engine) -> pl.DataFrame:
+    items = rows["candidates"].to_list()
+    asked = [
+        prompt
+        for row, kept in zip(rows.iter_rows(named=True), items, strict=True)
+        for prompt in prompts.prompts(row, kept)
+    ]
+    logprobs = engine.choices(asked, prompts.prompter.labels)
+    log_odds = iter((logprobs[:, 0] - logprobs[:, 1]).tolist())
+    return make_ranking(rows["id"].to_list(), items, [[next(log_odds) for _ in kept] for kept in items])

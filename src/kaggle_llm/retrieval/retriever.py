@@ -1,0 +1,55 @@
+"""Queries → candidates: BM25 and dense retrieval, fused by reciprocal rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kaggle_llm.retrieval.dense import DenseIndex
+from kaggle_llm.retrieval.fusion import fuse_by_rank
+from kaggle_llm.retrieval.lexical import LexicalIndex
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from kaggle_llm.run import Run
+
+
+@dataclass
+class RetrievalSettings:
+    encoder: str
+    """Folder of the sentence encoder."""
+    query: str
+    """What is searched for; {column} stands for a text of the row."""
+    document: str = "{text}"
+    """What is searched; {column} stands for a text of the document."""
+    k: int = 25
+    """Candidates of a row."""
+    depth: int = 100
+    """Places of each ranking that take part in the fusion."""
+    smoothing: float = 60.0
+    """Reciprocal rank fusion's constant: the smaller, the more the first places count."""
+    lexical_weight: float = 1.0
+    dense_weight: float = 1.0
+    max_tokens: int = 256
+    """Tokens of a query or document that the encoder reads."""
+
+
+class Retriever:
+    """Both indices over the competition's documents. Uses the run's model `encoder`."""
+
+    def __init__(self, run: Run) -> None:
+        self.settings: RetrievalSettings = run.config.retrieval
+        documents = run.competition.table(run.competition.documents)
+        ids = documents["id"].to_list()
+        texts = [self.settings.document.format(**row) for row in documents.iter_rows(named=True)]
+        self.lexical = LexicalIndex(ids, texts)
+        self.dense = DenseIndex(run.engine("encoder"), run.model("encoder"), ids, texts, self.settings.max_tokens)
+
+    def search(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """RANKING of the first k candidates of each row."""
+        ids = rows["id"].to_list()
+        queries = [self.settings.query.format(**row) for row in rows.iter_rows(named=True)]
+        found = [index.search(ids, queries, self.settings.depth) for index in (self.lexical, self.dense)]
+        weights = (self.settings.lexical_weight, self.settings.dense_weight)
+        return fuse_by_rank(found, weights, self.settings.smoothing, self.settings.k)

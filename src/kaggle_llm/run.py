@@ -1,0 +1,105 @@
+"""All that predict.py touches, and `answer()`: the only caller of predict.py.
+
+CV, rehearsal, notebook and replay all go through `answer()`, so what computed CV is what ships.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from kaggle_llm.competition import Competition
+from kaggle_llm.inference.budget import Budget
+from kaggle_llm.inference.engine import Engine, EngineSettings, make_engine
+from kaggle_llm.rankings import check_ranking
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+class Run:
+    """One prediction: config, competition, budget and models. Alike in CV, rehearsal and on Kaggle.
+
+    models: name → folder: fold k's in CV, the shipped ones in a bundle.
+    on_offer: called with every ranking that predict.py offers; None in CV.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        competition: Competition,
+        models: Mapping[str, Path],
+        budget: Budget | None = None,
+        on_offer: Callable[[pl.DataFrame], None] | None = None,
+    ) -> None:
+        self.config, self.competition, self.models = config, competition, dict(models)
+        self.budget = budget or Budget()
+        self._on_offer = on_offer
+        self._engines: dict[str, Engine] = {}
+        self._loaded: Any = None
+
+    def model(self, name: str) -> Path:
+        """The folder of a model by its name in `ship()` or `score()`."""
+        if name not in self.models:
+            raise KeyError(f"no model {name!r} in this run: it has {', '.join(self.models) or 'none'}")
+        return self.models[name]
+
+    def engine(self, name: str) -> Engine:
+        """The engine for model(name): made once, closed with the run."""
+        if name not in self._engines:
+            self._engines[name] = make_engine(self.model(name), getattr(self.config, "engine", EngineSettings()))
+        return self._engines[name]
+
+    def offer(self, ranking: pl.DataFrame) -> None:
+        """A better submission than the one before, should the time end here; does nothing in CV."""
+        if self._on_offer is not None:
+            self._on_offer(ranking)
+
+    def loaded(self, predict: ModuleType) -> Any:
+        """What predict.load made, once a run; its time counts."""
+        if self._loaded is None:
+            self._loaded = predict.load(self)
+        return self._loaded
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the engines."""
+        for engine in self._engines.values():
+            engine.close()
+        self._engines.clear()
+        self._loaded = None
+
+
+def answer(exp: Path, run: Run, rows: pl.DataFrame) -> pl.DataFrame:
+    """Load, predict, check: the RANKING of `rows` (columns id and the test set's texts), in their order."""
+    predict = import_predict(exp)
+    ranking: pl.DataFrame = predict.predict(rows, run.loaded(predict), run)
+    return check_ranking(ranking, rows["id"].to_list())
+
+
+def import_predict(exp: Path) -> ModuleType:
+    """predict.py of the folder `exp`, and of no other: a second experiment in one process is refused."""
+    exp = exp.resolve()
+    wanted = exp / "predict.py"
+    if not wanted.is_file():
+        raise FileNotFoundError(f"{wanted} does not exist: an experiment needs a predict.py")
+    if "predict" not in sys.modules:
+        sys.path.insert(0, str(exp))
+        before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+        try:
+            importlib.import_module("predict")
+        finally:
+            sys.dont_write_bytecode = before
+    module = sys.modules["predict"]
+    if Path(module.__file__ or "").resolve() != wanted:
+        raise ImportError(f"this process has loaded {module.__file__}, so {wanted} needs a process of its own")
+    return module

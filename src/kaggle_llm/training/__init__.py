@@ -1,0 +1,1 @@
+"""Fine-tuning: groups of candidates, LoRA, the trainer."""

@@ -1,0 +1,1 @@
+"""What happens between a trained adapter and the weights that ship."""
