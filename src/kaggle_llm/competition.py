@@ -125,6 +125,11 @@ class Competition:
         """Labelled rows as the test set would show them: prediction never sees a target."""
         return rows.select("id", *self.tables[TEST].texts)
 
+    def test_csv(self, ids: Sequence[str]) -> pl.DataFrame:
+        """Training rows laid out as test.csv, columns and all: for rehearsals. Override it where read() reshapes."""
+        raw, columns = read_csv(self.folder / f"{TRAIN}.csv"), read_csv(self.folder / f"{TEST}.csv").columns
+        return raw.filter(raw[self.tables[TRAIN].id].is_in(list(ids))).select(columns)
+
     def truth(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Labelled rows → the right items of each, for a metric: columns id, items."""
         import polars as pl

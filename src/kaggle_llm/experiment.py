@@ -6,7 +6,6 @@ record.json of the run, written last.
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import re
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from kaggle_llm import paths, records
 from kaggle_llm.competition import TRAIN, Competition, load_competition
 from kaggle_llm.config import ConfigError, load_config, save_config
+from kaggle_llm.folders import read_idea
 from kaggle_llm.metrics import bootstrap_interval, paired_difference
 from kaggle_llm.run import Run, answer
 
@@ -57,17 +57,12 @@ def start(file: str, config: type[C]) -> Experiment:
     """
     folder = Path(file).resolve().parent
     if {"-h", "--help"} & set(sys.argv[1:]):
-        print(USAGE.format(file=file, name=folder.name, idea=read_idea(folder / "train.py")))
+        print(USAGE.format(file=file, name=folder.name, idea=read_idea(folder)))
         raise SystemExit(0)
     arguments = parse_arguments(sys.argv[1:])
     sys.excepthook = partial(_print_error, debug=arguments.debug)
     loaded = load_config(folder / "config.yaml", config, arguments.overrides, arguments.smoke)
     return Experiment(folder, run_name(folder.name, arguments), loaded, arguments.smoke)
-
-
-def read_idea(train: Path) -> str:
-    """The first docstring line of a train.py: the idea of the experiment."""
-    return (ast.get_docstring(ast.parse(train.read_text(encoding="utf-8"))) or "").partition("\n")[0]
 
 
 def parse_arguments(words: Sequence[str]) -> Arguments:

@@ -86,3 +86,15 @@ def _read(run: str) -> tuple[dict[str, str], pl.DataFrame]:
     if record is None:
         raise FileNotFoundError(f"{run} is no complete run: train it with python exp/{run.split('--')[0]}/train.py")
     return record.settings["config"]["competition"], pl.read_parquet(folder / "oof.parquet")
+
+
+def print_comparison(run: str, other: str, found: list[Comparison]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("rows", "n", run, other, "difference", "paired 95 % interval", "", title=f"{run} − {other}")
+    for row in found:
+        interval = f"[{row.low:+.4f}, {row.high:+.4f}]"
+        scores = f"{row.score:.4f}", f"{row.other_score:.4f}", f"{row.difference:+.4f}"
+        table.add_row(row.group, str(row.rows), *scores, interval, row.verdict)
+    Console(soft_wrap=True).print(table)

@@ -89,8 +89,8 @@ SKILLS: tuple[Skill, ...] = (
                 lambda a, b, c: linear(a + b, a + c),
             ),
             wrong_rule(
-                "Believes that the two terms of an expanded bracket can be joined into one letter term.",
-                lambda a, b, c: linear(a * b + a * c, 0),
+                "Believes that a number outside a bracket multiplies only the last term when expanding.",
+                lambda a, b, c: linear(b, a * c),
             ),
         ),
     ),
@@ -113,8 +113,8 @@ SKILLS: tuple[Skill, ...] = (
                 lambda a, b, x: show(x**2 + b),
             ),
             wrong_operation(
-                "Multiplies the substituted value by two instead of squaring it.",
-                lambda a, b, x: show(a * 2 * x + b),
+                "Adds the coefficient to the squared value instead of multiplying by it in a substitution.",
+                lambda a, b, x: show(a + x**2 + b),
             ),
             separate_parts(
                 "Treats coefficient and squared value separately in a substitution, joining their digits.",
@@ -260,10 +260,10 @@ SKILLS: tuple[Skill, ...] = (
         name="gradient between two points",
         draw=drawing(
             lambda p, q, r, s: p < r and q != s,
-            p=range(-4, 9),
-            q=range(-6, 10),
+            p=range(0, 9),
+            q=range(0, 12),
             r=range(1, 12),
-            s=range(-6, 12),
+            s=range(0, 12),
         ),
         questions=(
             "What is the gradient of the line through ({p}, {q}) and ({r}, {s})?",

@@ -51,8 +51,14 @@ MAXIMUM_REPEATS = 1000
 
 @dataclass(frozen=True)
 class Row:
+    skill: Skill
     problem: Problem
     mistake: Mistake
+
+    @property
+    def question(self) -> str:
+        """Under its heading, as on a worksheet: so difficulty is that of telling a topic's mistakes apart."""
+        return f"{self.skill.name[0].upper()}{self.skill.name[1:]}. {self.problem.question}"
 
 
 @dataclass
@@ -79,7 +85,7 @@ class Sampler:
             pair = (problem.question, problem.wrong_answer)
             if pair not in self.drawn:
                 self.drawn.add(pair)
-                return Row(problem, mistake)
+                return Row(skill, problem, mistake)
         raise ValueError(
             f"every one of {MAXIMUM_REPEATS} drawn rows occurred before: too many rows are asked for"
         )
@@ -141,7 +147,7 @@ def to_frame(rows: list[Row], ids: dict[str, str], prefix: str, first: int) -> "
     return pl.DataFrame(
         {
             "id": [f"{prefix}{number:05d}" for number in range(first, first + len(rows))],
-            "question": [row.problem.question for row in rows],
+            "question": [row.question for row in rows],
             "correct_answer": [row.problem.correct_answer for row in rows],
             "wrong_answer": [row.problem.wrong_answer for row in rows],
             "misconception_id": [ids[row.mistake.text] for row in rows],
@@ -155,3 +161,10 @@ def write_frame(frame: "pl.DataFrame", path: Path) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     frame.write_csv(temporary)
     os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    from kaggle_llm import paths
+
+    build_competition(paths.root() / "input" / NAME, paths.hidden_folder(NAME))
+    print(f"input/{NAME} is ready")

@@ -93,7 +93,7 @@ SKILLS: tuple[Skill, ...] = (
         draw=drawing(x=ONE_PLACE, y=ONE_PLACE),
         questions=(
             "Work out {x} × {y}.",
-            "A metre of cable weighs {x} kg. How many kilograms do {y} metres weigh?",
+            "A weed is {x} cm tall and a bush is {y} times as tall. How many centimetres tall is the bush?",
             "What is the product of {x} and {y}?",
         ),
         answer=lambda x, y: show(Fraction(x) * Fraction(y)),
@@ -155,10 +155,8 @@ SKILLS: tuple[Skill, ...] = (
         questions=(
             "Work out {a}^{n}.",
             "What is {a} to the power of {n}?",
-            "One person writes to {a} friends, and each of them writes to {a} new people, and so on. "
-            "How many people get a letter in round {n}?",
-            "Each box in a nest holds {a} smaller boxes. How many boxes are there on level {n}, "
-            "if level 1 has {a} boxes?",
+            "A code has {n} symbols, and each symbol is one of {a} signs. How many codes are there?",
+            "A lock has {n} wheels with {a} letters on each wheel. How many settings are possible?",
         ),
         answer=lambda a, n: show(a**n),
         mistakes=(
@@ -205,7 +203,7 @@ SKILLS: tuple[Skill, ...] = (
                 lambda pair: show(isqrt(pair[0])),
             ),
             wrong_operation(
-                "Divides the total by two instead of taking its square root.",
+                "Divides the total under a square root sign by two instead of taking its root.",
                 lambda pair: tidy(Fraction(sum(pair), 2)),
             ),
             separate_parts(

@@ -219,21 +219,21 @@ SKILLS: tuple[Skill, ...] = (
         answer=lambda a, b, n: show(Fraction(a * n, b)),
         mistakes=(
             stops_early(
-                "Stops after dividing the amount by the denominator when finding a fraction of an amount.",
+                "Stops after dividing by the denominator when finding a fraction of a whole-number amount.",
                 lambda a, b, n: show(Fraction(n, b)),
             ),
             leaves_out(
-                "Ignores the denominator of a fraction of an amount, only multiplying the amount "
-                "by the numerator.",
+                "Ignores the denominator for a fraction of a whole-number amount, only multiplying by "
+                "the numerator.",
                 lambda a, b, n: show(a * n),
             ),
             wrong_operation(
-                "Subtracts the fraction of the amount from the amount instead of giving that part itself.",
+                "Subtracts the fraction of a whole-number amount from it instead of giving that part itself.",
                 lambda a, b, n: show(n - Fraction(a * n, b)),
             ),
             swaps(
-                "Swaps numerator and denominator for a fraction of an amount, dividing by the top, "
-                "multiplying by the bottom.",
+                "Swaps numerator and denominator for a fraction of a whole-number amount, dividing by "
+                "the top.",
                 lambda a, b, n: tidy(Fraction(b * n, a)),
             ),
         ),

@@ -148,8 +148,8 @@ SKILLS: tuple[Skill, ...] = (
         answer=lambda a, b, c, d: show(a + b * c - d),
         mistakes=(
             stops_early(
-                "Gives the result of the multiplication as the final answer without the other steps "
-                "of a mixed calculation.",
+                "Gives the product of the middle pair as the final answer without the rest of a mixed "
+                "calculation.",
                 lambda a, b, c, d: show(b * c),
             ),
             leaves_out(
@@ -166,8 +166,7 @@ SKILLS: tuple[Skill, ...] = (
                 lambda a, b, c, d: show((a + b) * (c - d)),
             ),
             wrong_rule(
-                "Believes that mixed operations are always carried out from left to right as they "
-                "are written.",
+                "Believes that an addition comes before a multiplication when it is written further left.",
                 lambda a, b, c, d: show((a + b) * c - d),
             ),
         ),

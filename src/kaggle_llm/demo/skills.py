@@ -105,7 +105,7 @@ def show(value: Fraction | int, unit: str = "") -> str:
     if places is None:
         number = str(exact)
     elif unit == "£" and places:
-        number = f"{_decimal(exact, max(places, 2))}"
+        number = _decimal(exact, max(places, 2))
     else:
         number = _decimal(exact, places)
     if unit == "£":

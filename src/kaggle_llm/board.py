@@ -1,0 +1,56 @@
+"""All runs in one table: CV and interval, before, LB, parent, date, idea. Reads JSON only."""
+
+from __future__ import annotations
+
+import json
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from kaggle_llm import paths
+from kaggle_llm.folders import read_idea
+
+
+def read_board() -> list[dict[str, Any]]:
+    """One entry a run with a metrics.json, the best CV first within a metric."""
+    entries = [read_entry(path.parent) for path in (paths.root() / "output").glob("*/metrics.json")]
+    return sorted(entries, key=lambda e: (e["metric"], -e["cv"] if e["greater_is_better"] else e["cv"]))
+
+
+def read_entry(folder: Path) -> dict[str, Any]:
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    parent, submissions = folder / "parent.json", folder / "submissions.json"
+    scores = json.loads(submissions.read_text(encoding="utf-8")) if submissions.is_file() else []
+    experiment = folder.name.split("--")[0]
+    variant_of = experiment if experiment != folder.name else ""
+    return {
+        **metrics,
+        "lb": scores[-1].get("public_score") if scores else None,
+        "parent": json.loads(parent.read_text(encoding="utf-8"))["parent"] if parent.is_file() else variant_of,
+        "date": date.fromtimestamp((folder / "metrics.json").stat().st_mtime).isoformat(),
+        "idea": read_idea(paths.root() / "exp" / experiment),
+    }
+
+
+def print_board(entries: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not entries:
+        print("no run yet: python exp/<experiment>/train.py")
+        return
+    table = Table("run", "metric", "CV", "95 %", "before", "LB", "parent", "date", "idea", box=None)
+    for entry in entries:
+        low, high = entry["interval"]
+        table.add_row(
+            entry["run"] + (" (smoke)" if entry["smoke"] else ""),
+            entry["metric"],
+            f"{entry['cv']:.4f}",
+            f"{low:.4f}–{high:.4f}",
+            "" if entry["before"] is None else f"{entry['before']:.4f}",
+            "" if entry["lb"] is None else str(entry["lb"]),
+            entry["parent"],
+            entry["date"],
+            entry["idea"],
+        )
+    Console().print(table)

@@ -1,0 +1,92 @@
+"""kaggle-llm: the commands. Thin and lazy: what a command needs is imported inside it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None
+)
+Run = Annotated[str, typer.Argument(help="a run: <experiment> or <experiment>--<name>")]
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option(help="show the traceback of an error")] = False) -> None:
+    """Copy an experiment, train it, bundle it, rehearse it; then upload."""
+
+
+@app.command()
+def new(source: str, target: str) -> None:
+    """Copy exp/SOURCE to exp/TARGET and remember the parent."""
+    from kaggle_llm.folders import copy_experiment
+
+    print(f"{copy_experiment(source, target)}: edit its train.py's first line to say the idea, then run it")
+
+
+@app.command()
+def fetch(competition: str) -> None:
+    """Download a competition's data through the kaggle CLI into input/COMPETITION/."""
+    from kaggle_llm.kaggle.client import fetch_competition
+
+    print(fetch_competition(competition))
+
+
+@app.command()
+def board(as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False) -> None:
+    """All runs: CV and interval, before, LB, parent, date, idea."""
+    from kaggle_llm import board as rooms
+
+    entries = rooms.read_board()
+    if as_json:
+        import json
+
+        print(json.dumps(entries, indent=2, ensure_ascii=False))
+    else:
+        rooms.print_board(entries)
+
+
+@app.command()
+def compare(run: Run, other: Run) -> None:
+    """Is RUN better than OTHER on the rows that both validated, or is it noise?"""
+    from kaggle_llm.cv.comparison import compare_runs, print_comparison
+
+    print_comparison(run, other, compare_runs(run, other))
+
+
+@app.command()
+def bundle(run: Run) -> None:
+    """Pack a run into Kaggle datasets: output/bundles/RUN/."""
+    from kaggle_llm.kaggle.bundle import bundle_run, print_bundle
+
+    print_bundle(bundle_run(run))
+
+
+@app.command()
+def rehearse(
+    run: Run,
+    rows: Annotated[int | None, typer.Option(min=1, help="rows of the hidden test, resampled")] = None,
+    limit: Annotated[str, typer.Option(help="time limit, such as 9h or 30m")] = "9h",
+    replay: Annotated[int | None, typer.Option(help="also replay this fold's validation rows")] = None,
+) -> None:
+    """Run the bundle's notebook offline on a hidden test: output/rehearsals/RUN/latest/report.json."""
+    from kaggle_llm.rehearsal.rehearse import print_report
+    from kaggle_llm.rehearsal.rehearse import rehearse as run_rehearsal
+
+    report = run_rehearsal(run, rows, limit, replay)
+    print_report(report)
+    if not report["ok"]:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Errors on stderr without a traceback, unless --debug."""
+    try:
+        app(standalone_mode=True)
+    except (ValueError, OSError, KeyError, ImportError) as error:
+        if "--debug" in sys.argv:
+            raise
+        message: Any = error.args[0] if isinstance(error, KeyError) and error.args else error
+        sys.exit(f"error: {message}")

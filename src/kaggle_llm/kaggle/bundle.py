@@ -1,0 +1,148 @@
+"""A complete run → output/bundles/<run>/: Kaggle datasets of code and weights, the notebook, MANIFEST.json.
+
+Split by how often things change: one code dataset of the run, one dataset per model, named after its content, so
+that unchanged weights are not uploaded again. Weights are hard links where the file system has them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kaggle_llm import paths, records
+from kaggle_llm.kaggle.notebook import write_notebook
+from kaggle_llm.kaggle.predict import MANIFEST
+
+LONGEST_SLUG = 50
+
+
+def bundle_run(run: str) -> Path:
+    """Build the bundle; raises FileNotFoundError where the run is not complete."""
+    folder = paths.bundle_folder(run)
+
+    def make(target: Path) -> None:
+        fill_bundle(run, target)
+
+    records.make_folder(folder, make, finish=lambda target: None)
+    return folder
+
+
+def fill_bundle(run: str, target: Path) -> None:
+    record = read_run(run)
+    models = {name: paths.absolute(path) for name, path in record.settings["ship"].items()}
+    competition = record.settings["config"]["competition"]["name"]
+    slugs = {name: add_model(target, competition, path) for name, path in models.items()}
+    code = make_slug(f"{competition}-{run}", "code")
+    about = {"run": run, "experiment": run.split("--")[0], "competition": competition, "models": slugs}
+    add_code(target / code, run, about)
+    write_notebook(paths.root() / "submission" / "notebook.py", target / "notebook.ipynb")
+    datasets = [describe_dataset(target / slug) for slug in sorted({code, *slugs.values()})]
+    files = list_entries(target)
+    manifest = {**about, "git": records.git_state(), "runtime": None, "datasets": datasets, "files": files}
+    records.write_json(target / MANIFEST, manifest)
+
+
+def read_run(run: str) -> records.Record:
+    """The record of a complete run."""
+    experiment = paths.experiment_folder(run)
+    record = records.read_record(paths.run_folder(run))
+    if record is None:
+        raise FileNotFoundError(f"{run} is no complete run: finish python exp/{experiment.name}/train.py first")
+    return record
+
+
+def add_code(folder: Path, run: str, about: Mapping[str, Any]) -> None:
+    """src/, the experiment, the boot script and the resolved config: small, uploaded every time."""
+    experiment = paths.experiment_folder(run)
+    package = Path(__file__).resolve().parents[1]
+    for source, target in (
+        (package, folder / "src" / package.name),
+        (experiment, folder / "exp" / experiment.name),
+        (paths.root() / "submission", folder / "submission"),
+    ):
+        for path in list_code(source):
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / path, target / path)
+    shutil.copyfile(paths.run_folder(run) / "config.yaml", folder / "config.yaml")
+    seal_dataset(folder, about)
+
+
+def list_code(folder: Path) -> Iterator[Path]:
+    """Relative paths of the .py and .yaml files below `folder`."""
+    for path in records.list_files(folder):
+        if path.suffix in (".py", ".yaml"):
+            yield path.relative_to(folder)
+
+
+def add_model(target: Path, competition: str, source: Path) -> str:
+    """One dataset with the folder model/; returns its slug, made of the content."""
+    hashes = records.hash_files(source)
+    record = records.read_record(source)
+    if record and record.files != hashes:
+        changed = sorted(name for name in {*record.files, *hashes} if record.files.get(name) != hashes.get(name))
+        raise ValueError(f"{paths.relative(source)} was changed after it was made ({changed[0]}): train it again")
+    slug = make_slug(competition, f"weights-{records.hash_json(hashes)[:8]}")
+    folder = target / slug
+    if not folder.exists():
+        for name in hashes:
+            link_or_copy(source / name, folder / "model" / name)
+        seal_dataset(folder, {}, {f"model/{name}": sha256 for name, sha256 in hashes.items()})
+    return slug
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link; a copy on a file system without them."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def seal_dataset(folder: Path, about: Mapping[str, Any], known: Mapping[str, str] | None = None) -> None:
+    """dataset-metadata.json (the owner is added at push) and the dataset's own MANIFEST.json."""
+    metadata = {"title": folder.name, "id": folder.name, "licenses": [{"name": "other"}]}
+    entries = list_entries(folder, known)
+    records.write_json(folder / "dataset-metadata.json", metadata)
+    records.write_json(folder / MANIFEST, {"slug": folder.name, **about, "files": entries})
+
+
+def describe_dataset(folder: Path) -> dict[str, Any]:
+    size = sum(path.stat().st_size for path in records.list_files(folder))
+    return {"slug": folder.name, "folder": folder.name, "bytes": size}
+
+
+def list_entries(folder: Path, known: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """{path, bytes, sha256} of every file below `folder`; known: hashes that need not be computed again.
+
+    A sealed dataset below `folder` knows its own.
+    """
+    known = dict(known or {})
+    for manifest in folder.glob(f"*/{MANIFEST}"):
+        for entry in records.read_json(manifest)["files"]:
+            known[f"{manifest.parent.name}/{entry['path']}"] = entry["sha256"]
+    return [
+        {"path": name, "bytes": path.stat().st_size, "sha256": known.get(name) or records.hash_file(path)}
+        for path in records.list_files(folder)
+        for name in [path.relative_to(folder).as_posix()]
+    ]
+
+
+def make_slug(text: str, ending: str) -> str:
+    """`<text>-<ending>` by Kaggle's rules: lower case, hyphens, 6 to 50 characters; shortened with a hash."""
+    body = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    slug = f"{body}-{ending}"
+    if len(slug) > LONGEST_SLUG:
+        short = records.hash_json(text)[:8]
+        slug = f"{body[: LONGEST_SLUG - len(ending) - 10].rstrip('-')}-{short}-{ending}"
+    return slug
+
+
+def print_bundle(folder: Path) -> None:
+    """One line a dataset."""
+    for dataset in records.read_json(folder / MANIFEST)["datasets"]:
+        print(f"{paths.relative(folder / dataset['folder'])}  {dataset['bytes'] / 1e6:.1f} MB")

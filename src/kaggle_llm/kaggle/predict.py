@@ -1,0 +1,107 @@
+"""What the notebook runs: the bundle's models on the mounted test set → submission.csv and ranking.parquet.
+
+python -m kaggle_llm.kaggle.predict --bundle DIR --competition DIR --model NAME=DIR --working DIR --limit SECONDS
+
+Also leaves origin.json: the folders that code and models really came from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import kaggle_llm
+from kaggle_llm import records
+from kaggle_llm.competition import TEST, Competition, load_competition
+from kaggle_llm.config import load_config
+from kaggle_llm.inference.budget import Budget
+from kaggle_llm.run import Run, answer, import_predict
+
+if TYPE_CHECKING:
+    import polars as pl
+
+MANIFEST = "MANIFEST.json"
+HASHED_BELOW = 100 * 2**20  # bytes; larger files are checked by their size alone
+
+
+@dataclass(frozen=True)
+class Mounts:
+    """The folders that a prediction reads from and writes to."""
+
+    bundle: Path
+    competition: Path
+    models: dict[str, Path]
+    working: Path
+    limit: float
+
+    @property
+    def exp(self) -> Path:
+        return self.bundle / "exp" / str(records.read_json(self.bundle / MANIFEST)["experiment"])
+
+
+def parse_mounts(words: Sequence[str] | None = None) -> Mounts:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--competition", type=Path, required=True)
+    parser.add_argument("--working", type=Path, required=True)
+    parser.add_argument("--model", action="append", default=[], metavar="NAME=DIR")
+    parser.add_argument("--limit", type=float, required=True, help="seconds")
+    given = parser.parse_args(words)
+    models = {name: Path(folder) for name, _, folder in (text.partition("=") for text in given.model)}
+    return Mounts(given.bundle, given.competition, models, given.working, given.limit)
+
+
+def open_run(mounts: Mounts) -> Run:
+    """The bundle's Run: its config, its models, the mounted competition. Checks where the code comes from."""
+    package = Path(kaggle_llm.__file__).resolve()
+    if not package.is_relative_to(mounts.bundle.resolve()):
+        raise ImportError(f"kaggle_llm comes from {package.parent}, not from the bundle {mounts.bundle}")
+    config = load_config(mounts.bundle / "config.yaml", import_predict(mounts.exp).Config)
+    competition = load_competition(config.competition, mounts.competition)
+    budget = Budget(mounts.limit, reserve=min(300.0, 0.05 * mounts.limit))
+
+    def write(ranking: pl.DataFrame) -> None:
+        write_submission(competition, ranking, mounts.working)
+
+    return Run(config, competition, mounts.models, budget, on_offer=write)
+
+
+def write_submission(competition: Competition, ranking: pl.DataFrame, working: Path) -> None:
+    """submission.csv, whole or not at all."""
+    records.write_text(working / "submission.csv", competition.submission(ranking).write_csv())
+
+
+def check_dataset(folder: Path) -> None:
+    """Every file that the dataset's manifest lists is there, with its size, and its hash where it is small."""
+    for entry in records.read_json(folder / MANIFEST)["files"]:
+        path = folder / entry["path"]
+        if not path.is_file():
+            raise FileNotFoundError(f"{entry['path']} is missing in {folder}: was the upload cut?")
+        size = path.stat().st_size
+        if size != entry["bytes"] or (size < HASHED_BELOW and records.hash_file(path) != entry["sha256"]):
+            raise ValueError(f"{path} is not the file of the manifest ({size} bytes, {entry['bytes']} expected)")
+
+
+def main() -> None:
+    start = time.monotonic()
+    mounts = parse_mounts()
+    for folder in (mounts.bundle, *(path.parent for path in mounts.models.values())):
+        check_dataset(folder)
+    run = open_run(mounts)
+    origin = {"package": Path(kaggle_llm.__file__).resolve(), **mounts.models}
+    records.write_json(mounts.working / "origin.json", {name: str(path.resolve()) for name, path in origin.items()})
+    rows = run.competition.table(TEST)
+    print(f"{rows.height} rows, models {', '.join(mounts.models)}, limit {mounts.limit:.0f} s", flush=True)
+    ranking = answer(mounts.exp, run, rows)
+    write_submission(run.competition, ranking, mounts.working)
+    ranking.write_parquet(mounts.working / "ranking.parquet")
+    cut = f", {run.budget.cut} rows were cut by the time limit" if run.budget.cut else ""
+    print(f"submission.csv: {ranking.height} rows in {time.monotonic() - start:.0f} s{cut}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

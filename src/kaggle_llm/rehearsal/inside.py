@@ -1,0 +1,51 @@
+"""Run first inside new namespaces: loopback up, the stand-in mounted, the repository covered; then the command.
+
+Standard library only, started by path. argv[1]: JSON with kaggle, mount, covered, command.
+"""
+
+import fcntl
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+
+SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
+
+
+def bring_up_loopback() -> None:
+    """Notebook kernels talk to their client over it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        request = struct.pack("16sH14s", b"lo", 0, b"")
+        name, flags, rest = struct.unpack("16sH14s", fcntl.ioctl(control, SIOCGIFFLAGS, request))
+        fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sH14s", name, flags | IFF_UP, rest))
+
+
+def mount(*words: str) -> None:
+    subprocess.run(["mount", *words], check=True)
+
+
+def mount_stand_in(kaggle: str, target: str) -> None:
+    """`kaggle` at `target`, its input read-only; the process can write to its working folder."""
+    if kaggle != target:
+        mount("--bind", kaggle, target)
+    source = os.path.join(target, "input")
+    if os.path.isdir(source):
+        mount("--rbind", source, source)
+        mount("-o", "remount,bind,ro", source)
+
+
+def main() -> None:
+    plan = json.loads(sys.argv[1])
+    bring_up_loopback()
+    mount_stand_in(plan["kaggle"], plan["mount"])
+    for folder in plan["covered"]:
+        mount("-t", "tmpfs", "-o", "size=4k,mode=555", "covered", folder)
+    if os.path.isdir(os.path.join(plan["mount"], "working")):
+        os.chdir(os.path.join(plan["mount"], "working"))
+    os.execvp(plan["command"][0], plan["command"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Find the bundle under Kaggle's mounts and run its prediction as a process. Standard library only.
+
+Called by the notebook, before anything of the bundle can be imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+MANIFEST = "MANIFEST.json"
+LIMIT = 9 * 3600.0  # seconds; Kaggle's usual limit of a code competition
+
+
+def find_datasets(mount: Path) -> dict[str, Path]:
+    """slug → folder of every attached dataset of ours, told by its manifest, the newest mount layout first."""
+    found: dict[str, Path] = {}
+    for pattern in ("datasets/*/*", "*"):
+        for path in sorted(mount.glob(f"{pattern}/{MANIFEST}")):
+            slug = json.loads(path.read_text(encoding="utf-8"))["slug"]
+            found.setdefault(slug, path.parent)
+    return found
+
+
+def find_competition(mount: Path, name: str) -> Path:
+    for folder in (mount / "competitions" / name, mount / name):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f"competition {name} is not attached: there is no {mount / 'competitions' / name}")
+
+
+def predict_command(code: Path, root: Path, limit: float) -> list[str]:
+    """The process that writes working/submission.csv, every folder spelled out."""
+    manifest = json.loads((code / MANIFEST).read_text(encoding="utf-8"))
+    datasets = find_datasets(root / "input")
+    missing = sorted(set(manifest["models"].values()) - set(datasets))
+    if missing:
+        raise FileNotFoundError(f"dataset(s) {missing} are not attached; attached are {sorted(datasets)}")
+    command = [sys.executable, "-m", "kaggle_llm.kaggle.predict", "--bundle", str(code)]
+    command += ["--competition", str(find_competition(root / "input", manifest["competition"]))]
+    for name, slug in sorted(manifest["models"].items()):
+        command += ["--model", f"{name}={datasets[slug] / 'model'}"]
+    return [*command, "--working", str(root / "working"), "--limit", str(limit)]
+
+
+def environment(code: Path) -> dict[str, str]:
+    """The bundle's own package first, whatever else is installed; no network, no writing into the mount."""
+    path = os.pathsep.join(part for part in (str(code / "src"), os.environ.get("PYTHONPATH")) if part)
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {**os.environ, **offline, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def main(code: Path, root: Path) -> None:
+    """Run the prediction of the bundle `code`, its log shown as it comes; kill it at the time limit.
+
+    root: the folder of Kaggle's input/ and working/. What was offered before a kill stays a valid submission.
+    Raises RuntimeError where the process fails.
+    """
+    limit = float(os.environ.get("KAGGLE_LLM_LIMIT", LIMIT))
+    command = predict_command(code, root, limit)
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    process = subprocess.Popen(command, cwd=root / "working", env=environment(code), **how)
+    deadline = threading.Timer(limit, process.kill)
+    deadline.start()
+    try:
+        for line in process.stdout or ():
+            print(line, end="", flush=True)
+        code_returned = process.wait()
+    finally:
+        late = not deadline.is_alive()
+        deadline.cancel()
+    if late:
+        print(f"killed at the limit of {limit:.0f} s: submission.csv is what was offered before")
+    elif code_returned:
+        raise RuntimeError(f"prediction ended with exit code {code_returned}: its log stands above")

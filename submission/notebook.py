@@ -1,0 +1,24 @@
+# %% [markdown]
+# # Prediction, offline
+# The bundle's `boot.py` finds what is attached, runs the prediction as a process and shows its log.
+
+# %%
+import os
+import sys
+from pathlib import Path
+
+KAGGLE = Path(os.environ.get("KAGGLE_LLM_KAGGLE", "/kaggle"))  # moved by rehearsals
+found = [path for layout in ("datasets/*/*", "*") for path in (KAGGLE / "input").glob(f"{layout}/submission/boot.py")]
+assert len(found) == 1, f"attach exactly one code dataset made by `kaggle-llm bundle`; attached are {found}"
+sys.dont_write_bytecode = True  # the mount is read-only
+sys.path.insert(0, str(found[0].parent))
+
+# %%
+import boot
+
+boot.main(code=found[0].parents[1], root=KAGGLE)
+
+# %%
+import polars as pl
+
+pl.read_csv(KAGGLE / "working" / "submission.csv", infer_schema=False)
