@@ -51,7 +51,13 @@ def environment(code: Path) -> dict[str, str]:
     """The bundle's own package first, whatever else is installed; no network, no writing into the mount."""
     path = os.pathsep.join(part for part in (str(code / "src"), os.environ.get("PYTHONPATH")) if part)
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return {**os.environ, **offline, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
+    return {
+        **os.environ,
+        **offline,
+        "PYTHONPATH": path,
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
 
 
 def main(code: Path, root: Path) -> None:

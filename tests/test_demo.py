@@ -91,9 +91,7 @@ HAND_MADE: list[tuple[str, str, dict[str, Any], str, str]] = [
 
 def find(name: str, start: str) -> tuple[Skill, Mistake]:
     (found,) = [
-        (skill, mistake)
-        for skill, mistake in PAIRS
-        if skill.name.startswith(name) and mistake.text.startswith(start)
+        (skill, mistake) for skill, mistake in PAIRS if skill.name.startswith(name) and mistake.text.startswith(start)
     ]
     return found
 
@@ -104,11 +102,7 @@ def build(folder: Path, seed: int = 0) -> tuple[Path, Path]:
 
 
 def contents(folders: tuple[Path, Path]) -> dict[str, bytes]:
-    return {
-        f"{path.parent.name}/{path.name}": path.read_bytes()
-        for folder in folders
-        for path in folder.iterdir()
-    }
+    return {f"{path.parent.name}/{path.name}": path.read_bytes() for folder in folders for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -213,9 +207,7 @@ def test_a_third_of_the_hidden_rows_is_about_unseen_misconceptions(built: tuple[
 
 def test_no_question_with_its_wrong_answer_occurs_twice(built: tuple[Path, Path]) -> None:
     paths = [built[0] / "train.csv", built[0] / "test.csv", built[1] / "test.csv"]
-    frames = [
-        pl.read_csv(path, infer_schema=False).select("id", "question", "wrong_answer") for path in paths
-    ]
+    frames = [pl.read_csv(path, infer_schema=False).select("id", "question", "wrong_answer") for path in paths]
     rows = pl.concat(frames)
     assert rows.height == 643
     assert rows.select("question", "wrong_answer").n_unique() == rows.height

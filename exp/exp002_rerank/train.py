@@ -56,11 +56,12 @@ def fine_tune(fold: str, rows: pl.DataFrame, base: Mapping[str, Path], experimen
         with experiment.run(base) as run:
             loaded = load(run)
             candidates = loaded.retriever.search(rows)
-        drawn = draw_groups(candidates, competition.truth(rows), config.training.group_size, config.seed)
+        size, depth = config.training.group_size, config.reranker.depth
+        drawn = draw_groups(candidates, competition.truth(rows), size, depth, config.seed)
         groups, labels = loaded.prompts.groups(rows, drawn), loaded.prompts.prompter.labels
         train_reranker(base["reranker"], groups, labels, config.lora, config.training, config.seed, folder)
 
-    settings = {name: getattr(config, name) for name in ("retrieval", "prompt", "lora", "training")}
+    settings = {name: getattr(config, name) for name in ("retrieval", "prompt", "lora", "training", "reranker")}
     adapter = experiment.step(f"{fold}/adapter", train, settings, {"rows": rows, **base})
     merge = partial(merge_adapter, base["reranker"], adapter)
     return experiment.step(f"{fold}/merged", merge, inputs={"base": base["reranker"], "adapter": adapter})

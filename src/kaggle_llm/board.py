@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from kaggle_llm import paths
 from kaggle_llm.folders import read_idea
+from kaggle_llm.tables import print_table
 
 
 def read_board() -> list[dict[str, Any]]:
@@ -33,24 +35,20 @@ def read_entry(folder: Path) -> dict[str, Any]:
 
 
 def print_board(entries: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    columns = ("run", "metric", "CV", "95 %", "before", "LB", "parent", "date", "idea")
+    print_table(f"{len(entries)} runs", columns, [_describe(entry) for entry in entries])
 
-    if not entries:
-        print("no run yet: python exp/<experiment>/train.py")
-        return
-    table = Table("run", "metric", "CV", "95 %", "before", "LB", "parent", "date", "idea", box=None)
-    for entry in entries:
-        low, high = entry["interval"]
-        table.add_row(
-            entry["run"] + (" (smoke)" if entry["smoke"] else ""),
-            entry["metric"],
-            f"{entry['cv']:.4f}",
-            f"{low:.4f}–{high:.4f}",
-            "" if entry["before"] is None else f"{entry['before']:.4f}",
-            "" if entry["lb"] is None else str(entry["lb"]),
-            entry["parent"],
-            entry["date"],
-            entry["idea"],
-        )
-    Console().print(table)
+
+def _describe(entry: Mapping[str, Any]) -> list[str]:
+    low, high = entry["interval"]
+    return [
+        entry["run"],
+        entry["metric"],
+        f"{entry['cv']:.4f}",
+        f"{low:.4f}–{high:.4f}",
+        "" if entry["before"] is None else f"{entry['before']:.4f}",
+        "" if entry["lb"] is None else str(entry["lb"]),
+        entry["parent"],
+        entry["date"],
+        entry["idea"],
+    ]

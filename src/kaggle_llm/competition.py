@@ -146,7 +146,9 @@ class Competition:
 
         sample = self.sample()
         spare = dict(fill.select("id", "items").iter_rows()) if fill is not None else {}
-        rows = [(i, items if len(items) else spare.get(i, [])) for i, items in ranking.select("id", "items").iter_rows()]
+        rows = [
+            (i, items if len(items) else spare.get(i, [])) for i, items in ranking.select("id", "items").iter_rows()
+        ]
         empty = [i for i, items in rows if not len(items)]
         if empty:
             raise ValueError(f"{len(empty)} row(s) have no items, first {empty[:3]}: give `fill` a ranking for them")

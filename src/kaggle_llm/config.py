@@ -30,19 +30,20 @@ def load_config(path: Path, schema: type[C], overrides: Sequence[str] = (), smok
     overrides: "section.key=value", the value in YAML's notation.
     Raises ConfigError that lists every unknown key (with the nearest right name), wrong type and missing value.
     """
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     if not path.is_file():
         raise FileNotFoundError(f"config file {path} does not exist")
     try:
         loaded = OmegaConf.load(path)
-        if not OmegaConf.is_dict(loaded):
+        if not isinstance(loaded, DictConfig):
             raise ConfigError(f"{path.name} holds a {type(loaded).__name__}, not a mapping of settings")
         lighter = loaded.pop(SMOKE, {})
         merged = OmegaConf.merge(loaded, lighter if smoke else {}, OmegaConf.from_dotlist(list(overrides)))
         values = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, UnicodeDecodeError) as error:
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path.name} cannot be read: {error}") from error
     errors: list[str] = []
     config = _build(schema, values, "", errors)
@@ -78,7 +79,9 @@ def _build(hint: Any, value: Any, name: str, errors: list[str]) -> Any:
         return _build_optional(arguments, value, name, errors)
     if origin is typing.Literal:
         if value not in arguments:
-            errors.append(f"{name} = {value!r}: must be one of {', '.join(map(repr, arguments))}{_nearest(value, arguments)}")
+            errors.append(
+                f"{name} = {value!r}: must be one of {', '.join(map(repr, arguments))}{_nearest(value, arguments)}"
+            )
         return value
     if origin in (list, tuple):
         if not isinstance(value, list):

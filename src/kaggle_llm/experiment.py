@@ -24,6 +24,7 @@ from kaggle_llm.config import ConfigError, load_config, save_config
 from kaggle_llm.folders import read_idea
 from kaggle_llm.metrics import bootstrap_interval, paired_difference
 from kaggle_llm.run import Run, answer
+from kaggle_llm.tables import print_table
 
 if TYPE_CHECKING:
     import polars as pl
@@ -31,7 +32,16 @@ if TYPE_CHECKING:
 C = TypeVar("C")
 
 # Rooms whose code a prediction runs through: a change there makes predictions again.
-PREDICTION_ROOMS = ("competition.py", "competitions", "prompts.py", "rankings.py", "run.py", "inference", "retrieval", "cv")
+PREDICTION_ROOMS = (
+    "competition.py",
+    "competitions",
+    "prompts.py",
+    "rankings.py",
+    "run.py",
+    "inference",
+    "retrieval",
+    "cv",
+)
 USAGE = """usage: python {file} [key=value ...] [run=name] [--smoke] [--debug]
 
 {idea}
@@ -103,7 +113,11 @@ class Experiment:
         self._say_what_changed()
 
     def step(
-        self, name: str, make: Callable[[Path], Any], settings: Any = None, inputs: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        make: Callable[[Path], Any],
+        settings: Any = None,
+        inputs: Mapping[str, Any] | None = None,
     ) -> Path:
         """output/<run>/<name>/, made by make(folder); skipped where a complete one has the same key.
 
@@ -206,7 +220,12 @@ class Experiment:
             with self.run(models) as run:
                 answer(self.exp, run, rows).write_parquet(folder / "ranking.parquet")
 
-        inputs = {"rows": rows, "predict.py": self.exp / "predict.py", "prediction code": hash_code(), **models}
+        inputs = {
+            "rows": rows,
+            "predict.py": self.exp / "predict.py",
+            "prediction code": hash_code(),
+            **models,
+        }
         return self.step(name, make, self.config, inputs) / "ranking.parquet"
 
     def _metrics(
@@ -243,19 +262,14 @@ class Experiment:
     def _report(
         self, metrics: Mapping[str, Any], after: pl.DataFrame, base: pl.DataFrame | None, truth: pl.DataFrame
     ) -> None:
-        from rich.console import Console
-        from rich.table import Table
-
         low, high = metrics["interval"]
-        table = Table("score", "value", title=f"{self.name}: {metrics['metric']} on {after.height} rows")
-        table.add_row("cv", f"{metrics['cv']:.4f}  [{low:.4f}, {high:.4f}]")
-        for name, value in {**metrics["groups"], **metrics["also"]}.items():
-            table.add_row(name, f"{value:.4f}")
+        rows = [["cv", f"{metrics['cv']:.4f}  [{low:.4f}, {high:.4f}]"]]
+        rows += [[name, f"{value:.4f}"] for name, value in {**metrics["groups"], **metrics["also"]}.items()]
         if base is not None:
             difference, low, high = paired_difference(self.competition.metric, after, base, truth)
-            table.add_row("before", f"{metrics['before']:.4f}")
-            table.add_row("gained", f"{difference:+.4f}  paired 95 % interval [{low:+.4f}, {high:+.4f}]")
-        Console(soft_wrap=True).print(table)
+            rows.append(["before", f"{metrics['before']:.4f}"])
+            rows.append(["gained", f"{difference:+.4f}  paired 95 % interval [{low:+.4f}, {high:+.4f}]"])
+        print_table(f"{self.name}: {metrics['metric']} on {after.height} rows", ("score", "value"), rows)
 
     def _say_what_changed(self) -> None:
         known = records.read_record(self.folder)

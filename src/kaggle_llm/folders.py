@@ -24,7 +24,9 @@ def copy_experiment(source: str, target: str) -> Path:
     Raises FileExistsError where the target exists, ValueError where its name is no name of an experiment.
     """
     if not re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", target):
-        raise ValueError(f"experiment name {target!r}: lower case, digits and single underscores, like exp014_negatives")
+        raise ValueError(
+            f"experiment name {target!r}: lower case, digits and single underscores, like exp014_negatives"
+        )
     folder = paths.root() / "exp" / target
     if folder.exists():
         raise FileExistsError(f"{paths.relative(folder)} exists: choose another name")

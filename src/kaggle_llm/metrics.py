@@ -85,14 +85,21 @@ def bootstrap_interval(
 
 
 def paired_difference(
-    metric: Metric, ranking: pl.DataFrame, other: pl.DataFrame, truth: pl.DataFrame, draws: int = 1000, seed: int = 0
+    metric: Metric,
+    ranking: pl.DataFrame,
+    other: pl.DataFrame,
+    truth: pl.DataFrame,
+    draws: int = 1000,
+    seed: int = 0,
 ) -> tuple[float, float, float]:
     """score(ranking) − score(other) on the same rows, and its 95 % paired-bootstrap interval (same draws for both).
 
     Raises ValueError where the two do not rank the same ids.
     """
     if ranking["id"].to_list() != other["id"].to_list():
-        raise ValueError(f"paired rows must be the same: {ranking.height} and {other.height} rows with different ids or order")
+        raise ValueError(
+            f"paired rows must be the same: {ranking.height} and {other.height} rows with different ids or order"
+        )
     difference = metric.score(ranking, truth) - metric.score(other, truth)
     first = _resampled_scores(metric, ranking, truth, draws, seed)
     second = _resampled_scores(metric, other, truth, draws, seed)

@@ -148,7 +148,9 @@ class CandidatePrompts:
         by_id = {row["id"]: row for row in rows.iter_rows(named=True)}
         return [
             TokenGroup(
-                self.prompter.shared(by_id[group.id]), [self._candidate(item) for item in group.items], group.right
+                self.prompter.shared(by_id[group.id]),
+                [self._candidate(item) for item in group.items],
+                group.right,
             )
             for group in groups
         ]

@@ -20,9 +20,7 @@ def ranking_schema() -> dict[str, Any]:
     return {"id": pl.String(), "items": pl.List(pl.String()), "scores": pl.List(pl.Float64())}
 
 
-def make_ranking(
-    ids: Sequence[str], items: Iterable[Sequence[str]], scores: Iterable[Sequence[float]]
-) -> pl.DataFrame:
+def make_ranking(ids: Sequence[str], items: Iterable[Sequence[str]], scores: Iterable[Sequence[float]]) -> pl.DataFrame:
     """A RANKING; each row is sorted by descending score, equal scores keep the order given."""
     import polars as pl
 
@@ -81,7 +79,9 @@ def _check_rows(ranking: pl.DataFrame) -> None:
 
     items, scores = pl.col("items"), pl.col("scores")
     problems = {
-        "an item or its list is null": items.is_null() | scores.is_null() | items.list.eval(pl.element().is_null()).list.any(),
+        "an item or its list is null": items.is_null()
+        | scores.is_null()
+        | items.list.eval(pl.element().is_null()).list.any(),
         "items and scores differ in number": items.list.len() != scores.list.len(),
         "an item occurs twice": items.list.n_unique() != items.list.len(),
         "a score is not finite": scores.list.eval(~pl.element().is_finite() | pl.element().is_null()).list.any(),

@@ -20,7 +20,18 @@ from typing import Any
 from kaggle_llm import paths
 
 RECORD = "record.json"
-RECORDED_PACKAGES = ("torch", "transformers", "peft", "accelerate", "sentence-transformers", "polars", "numpy", "bm25s", "scikit-learn")
+CODE = ("src", "exp", "submission", "requirements", "pyproject.toml")
+RECORDED_PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "sentence-transformers",
+    "polars",
+    "numpy",
+    "bm25s",
+    "scikit-learn",
+)
 
 
 @dataclass(frozen=True)
@@ -101,7 +112,7 @@ def read_record(folder: Path) -> Record | None:
 
 
 def git_state() -> dict[str, Any]:
-    """Commit and whether the work tree differs from it; empty outside a checkout."""
+    """Commit and whether the code in the work tree differs from it; empty outside a checkout."""
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(paths.root()), *words], capture_output=True, text=True, check=False)
@@ -111,7 +122,7 @@ def git_state() -> dict[str, Any]:
         commit = git("rev-parse", "HEAD")
     except FileNotFoundError:
         return {}
-    return {"commit": commit, "dirty": bool(git("status", "--porcelain"))} if commit else {}
+    return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--", *CODE))} if commit else {}
 
 
 def package_versions() -> dict[str, str]:
@@ -125,11 +136,24 @@ def package_versions() -> dict[str, str]:
 
 
 def make_record(
-    kind: str, settings: Mapping[str, Any], inputs: Mapping[str, str], seed: int, files: Mapping[str, str], seconds: float
+    kind: str,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    seed: int,
+    files: Mapping[str, str],
+    seconds: float,
 ) -> Record:
     key = step_key(kind, settings, inputs, seed)
     return Record(
-        kind, key, dict(settings), dict(inputs), dict(files), seed, git_state(), package_versions(), round(seconds, 3)
+        kind,
+        key,
+        dict(settings),
+        dict(inputs),
+        dict(files),
+        seed,
+        git_state(),
+        package_versions(),
+        round(seconds, 3),
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from kaggle_llm import paths, records
 from kaggle_llm.competition import TRAIN, Competition, CompetitionSettings, load_competition
 from kaggle_llm.metrics import paired_difference
+from kaggle_llm.tables import print_table
 
 if TYPE_CHECKING:
     import polars as pl
@@ -59,9 +60,7 @@ def _compare(
     truth = competition.truth(competition.table(TRAIN))
     metric = competition.metric
     difference, low, high = paired_difference(metric, mine, theirs, truth)
-    return Comparison(
-        group, ids.len(), metric.score(mine, truth), metric.score(theirs, truth), difference, low, high
-    )
+    return Comparison(group, ids.len(), metric.score(mine, truth), metric.score(theirs, truth), difference, low, high)
 
 
 def _groups(competition: Competition, frame: pl.DataFrame) -> pl.DataFrame:
@@ -89,12 +88,12 @@ def _read(run: str) -> tuple[dict[str, str], pl.DataFrame]:
 
 
 def print_comparison(run: str, other: str, found: list[Comparison]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("rows", "n", run, other, "difference", "paired 95 % interval", "", title=f"{run} − {other}")
-    for row in found:
-        interval = f"[{row.low:+.4f}, {row.high:+.4f}]"
-        scores = f"{row.score:.4f}", f"{row.other_score:.4f}", f"{row.difference:+.4f}"
-        table.add_row(row.group, str(row.rows), *scores, interval, row.verdict)
-    Console(soft_wrap=True).print(table)
+    columns = ("rows", "n", run, other, "difference", "paired 95 % interval", "")
+    rows = [
+        [
+            *(row.group, str(row.rows), f"{row.score:.4f}", f"{row.other_score:.4f}", f"{row.difference:+.4f}"),
+            *(f"[{row.low:+.4f}, {row.high:+.4f}]", row.verdict),
+        ]
+        for row in found
+    ]
+    print_table(f"{run} − {other}", columns, rows)

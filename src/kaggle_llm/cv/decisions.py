@@ -31,9 +31,7 @@ class Blend:
         """Two RANKINGs → one for the rows of the first; what was not reranked keeps its order behind the rest."""
         scores = {i: (items, values) for i, items, values in reranked.select("id", "items", "scores").iter_rows()}
         nothing: tuple[list[str], list[float]] = ([], [])
-        rows = [
-            self._blend(items, *scores.get(i, nothing)) for i, items in retrieved.select("id", "items").iter_rows()
-        ]
+        rows = [self._blend(items, *scores.get(i, nothing)) for i, items in retrieved.select("id", "items").iter_rows()]
         return make_ranking(retrieved["id"].to_list(), [row[0] for row in rows], [row[1] for row in rows])
 
     def _blend(self, items: list[str], reranked: list[str], scores: list[float]) -> tuple[list[str], list[float]]:
@@ -43,7 +41,10 @@ class Blend:
         }
         floor = min(blended.values(), default=0.0)
         rest = [item for item in items if item not in known]
-        return [*blended, *rest], [*blended.values(), *(floor - math.log(1 + n) for n in range(1, len(rest) + 1))]
+        return [*blended, *rest], [
+            *blended.values(),
+            *(floor - math.log(1 + n) for n in range(1, len(rest) + 1)),
+        ]
 
     def save(self, folder: Path) -> None:
         records.write_json(folder / "blend.json", {"weight": self.weight})

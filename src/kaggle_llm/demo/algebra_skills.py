@@ -34,9 +34,7 @@ def slope(rise: int, run: int) -> str | None:
 SKILLS: tuple[Skill, ...] = (
     Skill(
         name="linear equations",
-        draw=drawing(
-            lambda a, b, c: c > b and (c - b) % a == 0, a=range(2, 10), b=range(2, 20), c=range(10, 80)
-        ),
+        draw=drawing(lambda a, b, c: c > b and (c - b) % a == 0, a=range(2, 10), b=range(2, 20), c=range(10, 80)),
         questions=(
             "Solve {a}x + {b} = {c}.",
             "I think of a number, multiply it by {a} and add {b}. The result is {c}. What is my number?",
@@ -128,9 +126,7 @@ SKILLS: tuple[Skill, ...] = (
     ),
     Skill(
         name="collecting like terms",
-        draw=drawing(
-            lambda a, b, c, d: b > d, a=range(2, 10), b=range(3, 20), c=range(2, 10), d=range(1, 15)
-        ),
+        draw=drawing(lambda a, b, c, d: b > d, a=range(2, 10), b=range(3, 20), c=range(2, 10), d=range(1, 15)),
         questions=(
             "Simplify {a}x + {b} + {c}x - {d}.",
             "A shelf has {a} boxes of x pens and {b} loose pens. Then {c} such boxes arrive and "
@@ -152,8 +148,7 @@ SKILLS: tuple[Skill, ...] = (
                 lambda a, b, c, d: linear(a * c, b - d),
             ),
             wrong_rule(
-                "Believes that unlike terms can be collected, joining numbers and letters in one "
-                "letter term.",
+                "Believes that unlike terms can be collected, joining numbers and letters in one letter term.",
                 lambda a, b, c, d: linear(a + c + b - d, 0),
             ),
         ),
@@ -201,13 +196,11 @@ SKILLS: tuple[Skill, ...] = (
         answer=lambda a, r: show(a * r**3),
         mistakes=(
             stops_early(
-                "Stops after multiplying by the common ratio once, giving the second term of the "
-                "geometric sequence.",
+                "Stops after multiplying by the common ratio once, giving the second term of the geometric sequence.",
                 lambda a, r: show(a * r),
             ),
             leaves_out(
-                "Forgets one multiplication by the common ratio, ending a term too soon in a "
-                "geometric sequence.",
+                "Forgets one multiplication by the common ratio, ending a term too soon in a geometric sequence.",
                 lambda a, r: show(a * r**2),
             ),
             wrong_operation(
@@ -226,9 +219,7 @@ SKILLS: tuple[Skill, ...] = (
     ),
     Skill(
         name="inequalities",
-        draw=drawing(
-            lambda a, b, c: b > c and (b - c) % a == 0, a=range(2, 8), b=range(12, 70), c=range(2, 40)
-        ),
+        draw=drawing(lambda a, b, c: b > c and (b - c) % a == 0, a=range(2, 8), b=range(12, 70), c=range(2, 40)),
         questions=(
             "Solve {b} - {a}x < {c}.",
             "For which values of x is {b} - {a}x less than {c}?",
@@ -250,8 +241,7 @@ SKILLS: tuple[Skill, ...] = (
                 lambda a, b, c: f"x > {-(b + c) // a}" if (b + c) % a == 0 else None,
             ),
             wrong_rule(
-                "Believes that an inequality sign never turns round, even when dividing by a negative "
-                "number.",
+                "Believes that an inequality sign never turns round, even when dividing by a negative number.",
                 lambda a, b, c: f"x < {(b - c) // a}",
             ),
         ),

@@ -70,9 +70,7 @@ class Sampler:
 
     def rows(self, count: int, allowed: Iterable[Mistake]) -> list[Row]:
         texts = {mistake.text for mistake in allowed}
-        choices = [
-            (skill, [mistake for mistake in skill.mistakes if mistake.text in texts]) for skill in SKILLS
-        ]
+        choices = [(skill, [mistake for mistake in skill.mistakes if mistake.text in texts]) for skill in SKILLS]
         possible = [(skill, mistakes) for skill, mistakes in choices if mistakes]
         return [self._row(possible) for _ in range(count)]
 
@@ -86,9 +84,7 @@ class Sampler:
             if pair not in self.drawn:
                 self.drawn.add(pair)
                 return Row(skill, problem, mistake)
-        raise ValueError(
-            f"every one of {MAXIMUM_REPEATS} drawn rows occurred before: too many rows are asked for"
-        )
+        raise ValueError(f"every one of {MAXIMUM_REPEATS} drawn rows occurred before: too many rows are asked for")
 
 
 def all_mistakes() -> list[Mistake]:

@@ -70,8 +70,7 @@ SKILLS: tuple[Skill, ...] = (
                 lambda p, n: show(p * n),
             ),
             wrong_operation(
-                "Divides the amount by the percentage instead of multiplying to find a percentage "
-                "of an amount.",
+                "Divides the amount by the percentage instead of multiplying to find a percentage of an amount.",
                 lambda p, n: tidy(Fraction(n, p)),
             ),
             wrong_rule(
@@ -82,9 +81,7 @@ SKILLS: tuple[Skill, ...] = (
     ),
     Skill(
         name="percentage increase",
-        draw=drawing(
-            lambda p, n: p * n % 100 == 0, p=(2, 4, 5, 6, 8, 12, 15, 20, 25, 35), n=range(40, 900, 20)
-        ),
+        draw=drawing(lambda p, n: p * n % 100 == 0, p=(2, 4, 5, 6, 8, 12, 15, 20, 25, 35), n=range(40, 900, 20)),
         questions=(
             "Increase £{n} by {p}%.",
             "A rent of £{n} goes up by {p}%. What is the new rent?",
@@ -102,13 +99,11 @@ SKILLS: tuple[Skill, ...] = (
                 lambda p, n: show(n + Fraction(p * n, 10), "£") if p < 10 else None,
             ),
             wrong_operation(
-                "Subtracts the percentage from the original amount instead of adding it for a "
-                "percentage increase.",
+                "Subtracts the percentage from the original amount instead of adding it for a percentage increase.",
                 lambda p, n: show(n - Fraction(p * n, 100), "£"),
             ),
             wrong_rule(
-                "Believes that a percentage increase adds the percentage number itself, as if it "
-                "were pounds.",
+                "Believes that a percentage increase adds the percentage number itself, as if it were pounds.",
                 lambda p, n: show(n + p, "£"),
             ),
         ),
@@ -128,18 +123,15 @@ SKILLS: tuple[Skill, ...] = (
                 lambda p, s: tidy(Fraction(s, 100 - p), "£"),
             ),
             leaves_out(
-                "Ignores the percent sign in a reverse percentage, adding the percentage number to "
-                "the reduced amount.",
+                "Ignores the percent sign in a reverse percentage, adding the percentage number to the reduced amount.",
                 lambda p, s: show(s + p, "£"),
             ),
             wrong_operation(
-                "Subtracts the percentage again instead of working back from the reduced amount to "
-                "the original.",
+                "Subtracts the percentage again instead of working back from the reduced amount to the original.",
                 lambda p, s: tidy(s - Fraction(p * s, 100), "£"),
             ),
             swaps(
-                "Uses the percentage taken off in place of the percentage left when finding the "
-                "original amount.",
+                "Uses the percentage taken off in place of the percentage left when finding the original amount.",
                 lambda p, s: tidy(Fraction(100 * s, p), "£"),
             ),
             wrong_rule(
@@ -204,8 +196,7 @@ SKILLS: tuple[Skill, ...] = (
                 lambda values: show(middle(numbers(values))),
             ),
             separate_parts(
-                "Works on the smallest and largest value on their own, taking their halfway point "
-                "as the mean.",
+                "Works on the smallest and largest value on their own, taking their halfway point as the mean.",
                 lambda values: tidy(Fraction(min(numbers(values)) + max(numbers(values)), 2)),
             ),
             wrong_rule(
@@ -261,8 +252,7 @@ SKILLS: tuple[Skill, ...] = (
                 lambda values: show(max(numbers(values))),
             ),
             leaves_out(
-                "Forgets to look for smallest and largest, finding a range from the first and last "
-                "listed values.",
+                "Forgets to look for smallest and largest, finding a range from the first and last listed values.",
                 lambda values: show(abs(numbers(values)[-1] - numbers(values)[0])),
             ),
             wrong_operation(
@@ -289,8 +279,7 @@ SKILLS: tuple[Skill, ...] = (
         answer=lambda r, b, g: show_fraction(Fraction(r, r + b + g)),
         mistakes=(
             stops_early(
-                "Gives the number of favourable outcomes as the final probability without dividing "
-                "by the total.",
+                "Gives the number of favourable outcomes as the final probability without dividing by the total.",
                 lambda r, b, g: show(r),
             ),
             leaves_out(
@@ -302,8 +291,7 @@ SKILLS: tuple[Skill, ...] = (
                 lambda r, b, g: f"{b + g}/{r + b + g}",
             ),
             swaps(
-                "Uses the unfavourable outcomes in place of all the outcomes as the probability's "
-                "denominator.",
+                "Uses the unfavourable outcomes in place of all the outcomes as the probability's denominator.",
                 lambda r, b, g: f"{r}/{b + g}",
             ),
             wrong_rule(

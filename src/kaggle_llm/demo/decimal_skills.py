@@ -27,10 +27,7 @@ SQUARE_PAIRS = tuple(
     if isqrt(first**2 + second**2) ** 2 == first**2 + second**2
 )
 LARGE_NUMBERS = tuple(
-    digits * 10**zeros
-    for digits in (*range(12, 99), *range(121, 999, 7))
-    for zeros in range(2, 7)
-    if digits % 10
+    digits * 10**zeros for digits in (*range(12, 99), *range(121, 999, 7)) for zeros in range(2, 7) if digits % 10
 )
 
 
@@ -69,8 +66,7 @@ SKILLS: tuple[Skill, ...] = (
         answer=lambda decimals: sort_decimals(decimals, str) or "",
         mistakes=(
             stops_early(
-                "Stops after comparing the tenths digits, leaving decimals with equal tenths in "
-                "the listed order.",
+                "Stops after comparing the tenths digits, leaving decimals with equal tenths in the listed order.",
                 lambda decimals: sort_decimals(decimals, lambda digits: digits[0], ties=True),
             ),
             leaves_out(
@@ -82,8 +78,7 @@ SKILLS: tuple[Skill, ...] = (
                 lambda decimals: ", ".join(sorted(decimals.split(", "), reverse=True)),
             ),
             separate_parts(
-                "Treats the digits after the decimal point separately, comparing them as if they "
-                "were whole numbers.",
+                "Treats the digits after the decimal point separately, comparing them as if they were whole numbers.",
                 lambda decimals: sort_decimals(decimals, int),
             ),
         ),
@@ -99,8 +94,7 @@ SKILLS: tuple[Skill, ...] = (
         answer=lambda x, y: show(Fraction(x) * Fraction(y)),
         mistakes=(
             stops_early(
-                "Stops after multiplying by the whole part of the second decimal, never multiplying "
-                "by its tenths.",
+                "Stops after multiplying by the whole part of the second decimal, never multiplying by its tenths.",
                 lambda x, y: show(Fraction(x) * int(y[0])),
             ),
             leaves_out(
@@ -177,8 +171,7 @@ SKILLS: tuple[Skill, ...] = (
                 lambda a, n: show(n**a) if a <= 6 else None,
             ),
             wrong_rule(
-                "Thinks that the exponent counts the multiplication signs, so takes one factor of "
-                "the base too many.",
+                "Thinks that the exponent counts the multiplication signs, so takes one factor of the base too many.",
                 lambda a, n: show(a ** (n + 1)),
             ),
         ),
@@ -223,8 +216,7 @@ SKILLS: tuple[Skill, ...] = (
         answer=lambda number: f"{leading(number)} × 10^{len(str(number)) - 1}",
         mistakes=(
             stops_early(
-                "Gives the number between one and ten as the final answer without a power of ten "
-                "in standard form.",
+                "Gives the number between one and ten as the final answer without a power of ten in standard form.",
                 leading,
             ),
             leaves_out(

@@ -76,8 +76,7 @@ SKILLS: tuple[Skill, ...] = (
                 lambda a, b, c, d: show((Fraction(a, b) + Fraction(c, d)) * lcm(b, d)),
             ),
             leaves_out(
-                "Forgets to change the numerators after finding the common denominator when adding "
-                "fractions.",
+                "Forgets to change the numerators after finding the common denominator when adding fractions.",
                 lambda a, b, c, d: f"{a + c}/{lcm(b, d)}",
             ),
             wrong_operation(
@@ -90,8 +89,7 @@ SKILLS: tuple[Skill, ...] = (
                 lambda a, b, c, d: f"{a + c}/{max(b, d)}",
             ),
             separate_parts(
-                "Treats numerators and denominators separately when adding fractions, adding tops "
-                "and adding bottoms.",
+                "Treats numerators and denominators separately when adding fractions, adding tops and adding bottoms.",
                 lambda a, b, c, d: f"{a + c}/{b + d}",
             ),
         ),
@@ -112,8 +110,7 @@ SKILLS: tuple[Skill, ...] = (
                 lambda a, b, c, d: f"{a * lcm(b, d) // b}/{lcm(b, d)}",
             ),
             leaves_out(
-                "Forgets to change the numerators after finding the common denominator when "
-                "subtracting fractions.",
+                "Forgets to change the numerators after finding the common denominator when subtracting fractions.",
                 lambda a, b, c, d: f"{a - c}/{lcm(b, d)}" if a > c else None,
             ),
             wrong_operation(
@@ -151,8 +148,7 @@ SKILLS: tuple[Skill, ...] = (
                 lambda a, b, c, d: f"{a * c}/{b}",
             ),
             leaves_out(
-                "Ignores the numerator of the second fraction when multiplying fractions, using "
-                "only its denominator.",
+                "Ignores the numerator of the second fraction when multiplying fractions, using only its denominator.",
                 lambda a, b, c, d: f"{a}/{b * d}",
             ),
             wrong_operation(
@@ -160,13 +156,11 @@ SKILLS: tuple[Skill, ...] = (
                 lambda a, b, c, d: f"{a * c}/{b + d}",
             ),
             swaps(
-                "Swaps the numerator and denominator of the second fraction before multiplying two "
-                "fractions.",
+                "Swaps the numerator and denominator of the second fraction before multiplying two fractions.",
                 lambda a, b, c, d: show_fraction(Fraction(a * d, b * c)),
             ),
             wrong_rule(
-                "Believes that multiplying fractions needs a common denominator, which the product "
-                "then keeps.",
+                "Believes that multiplying fractions needs a common denominator, which the product then keeps.",
                 lambda a, b, c, d: show_fraction(Fraction(a * c, b * d) * lcm(b, d)),
             ),
         ),
@@ -177,8 +171,7 @@ SKILLS: tuple[Skill, ...] = (
         questions=(
             "Work out {a}/{b} ÷ {c}/{d}.",
             "How many scoops of {c}/{d} of a cup are in {a}/{b} of a cup of rice?",
-            "A path of {a}/{b} of a mile is split into stages of {c}/{d} of a mile. How many "
-            "stages long is it?",
+            "A path of {a}/{b} of a mile is split into stages of {c}/{d} of a mile. How many stages long is it?",
         ),
         answer=lambda a, b, c, d: show_fraction(Fraction(a * d, b * c)),
         mistakes=(
@@ -195,22 +188,18 @@ SKILLS: tuple[Skill, ...] = (
                 lambda a, b, c, d: show_fraction(Fraction(a, b) - Fraction(c, d)),
             ),
             swaps(
-                "Swaps which fraction is inverted, turning the first one upside down when dividing "
-                "fractions.",
+                "Swaps which fraction is inverted, turning the first one upside down when dividing fractions.",
                 lambda a, b, c, d: show_fraction(Fraction(b * c, a * d)),
             ),
             wrong_rule(
-                "Thinks that both fractions are turned upside down and then multiplied when dividing "
-                "fractions.",
+                "Thinks that both fractions are turned upside down and then multiplied when dividing fractions.",
                 lambda a, b, c, d: show_fraction(Fraction(b * d, a * c)),
             ),
         ),
     ),
     Skill(
         name="fraction of an amount",
-        draw=drawing(
-            lambda a, b, n: proper((a, b)) and n % b == 0, a=range(2, 9), b=range(3, 12), n=range(18, 240, 2)
-        ),
+        draw=drawing(lambda a, b, n: proper((a, b)) and n % b == 0, a=range(2, 9), b=range(3, 12), n=range(18, 240, 2)),
         questions=(
             "What is {a}/{b} of {n}?",
             "{n} pupils are in a year group and {a}/{b} of them walk to school. How many walk to school?",
@@ -223,8 +212,7 @@ SKILLS: tuple[Skill, ...] = (
                 lambda a, b, n: show(Fraction(n, b)),
             ),
             leaves_out(
-                "Ignores the denominator for a fraction of a whole-number amount, only multiplying by "
-                "the numerator.",
+                "Ignores the denominator for a fraction of a whole-number amount, only multiplying by the numerator.",
                 lambda a, b, n: show(a * n),
             ),
             wrong_operation(
@@ -232,8 +220,7 @@ SKILLS: tuple[Skill, ...] = (
                 lambda a, b, n: show(n - Fraction(a * n, b)),
             ),
             swaps(
-                "Swaps numerator and denominator for a fraction of a whole-number amount, dividing by "
-                "the top.",
+                "Swaps numerator and denominator for a fraction of a whole-number amount, dividing by the top.",
                 lambda a, b, n: tidy(Fraction(b * n, a)),
             ),
         ),
@@ -285,8 +272,7 @@ SKILLS: tuple[Skill, ...] = (
         answer=lambda fractions: sort_fractions(fractions, Fraction),
         mistakes=(
             stops_early(
-                "Stops after putting the first two fractions in order, leaving the other fractions "
-                "as listed.",
+                "Stops after putting the first two fractions in order, leaving the other fractions as listed.",
                 start_sorted,
             ),
             leaves_out(
@@ -298,8 +284,7 @@ SKILLS: tuple[Skill, ...] = (
                 lambda fractions: sort_fractions(fractions, lambda top, bottom: -Fraction(top, bottom)),
             ),
             separate_parts(
-                "Works on the gap between numerator and denominator on its own, ordering fractions "
-                "by how small it is.",
+                "Works on the gap between numerator and denominator on its own, ordering fractions by how small it is.",
                 lambda fractions: sort_fractions(fractions, lambda top, bottom: top - bottom),
             ),
             wrong_rule(

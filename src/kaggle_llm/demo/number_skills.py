@@ -26,9 +26,7 @@ def digits_of(number: int) -> list[int]:
 
 def by_column(combine: Callable[[int, int], int], first: int, second: int) -> str:
     """Two equally long numbers combined column by column, the results written side by side."""
-    return "".join(
-        str(combine(one, other)) for one, other in zip(digits_of(first), digits_of(second), strict=True)
-    )
+    return "".join(str(combine(one, other)) for one, other in zip(digits_of(first), digits_of(second), strict=True))
 
 
 def carry_swapped(first: int, second: int) -> str:
@@ -76,8 +74,7 @@ SKILLS: tuple[Skill, ...] = (
         answer=lambda a, b: show(a + b),
         mistakes=(
             stops_early(
-                "Stops after adding the ones and tens columns of two whole numbers, never reaching "
-                "the hundreds.",
+                "Stops after adding the ones and tens columns of two whole numbers, never reaching the hundreds.",
                 lambda a, b: show(a % 100 + b % 100) if a % 100 + b % 100 < 100 else None,
             ),
             leaves_out(
@@ -89,13 +86,11 @@ SKILLS: tuple[Skill, ...] = (
                 lambda a, b: show(abs(a - b)),
             ),
             swaps(
-                "Swaps the two digits of a column total when adding, writing down the ten and "
-                "carrying the ones.",
+                "Swaps the two digits of a column total when adding, writing down the ten and carrying the ones.",
                 lambda a, b: carry_swapped(a, b),
             ),
             separate_parts(
-                "Treats each column of an addition separately, writing every column total in full "
-                "side by side.",
+                "Treats each column of an addition separately, writing every column total in full side by side.",
                 lambda a, b: by_column(lambda one, other: one + other, a, b),
             ),
         ),
@@ -111,8 +106,7 @@ SKILLS: tuple[Skill, ...] = (
         answer=lambda a, b: show(a - b),
         mistakes=(
             stops_early(
-                "Stops after subtracting the ones and the tens, copying down the hundreds digit of "
-                "the larger number.",
+                "Stops after subtracting the ones and the tens, copying down the hundreds digit of the larger number.",
                 lambda a, b: show(a // 100 * 100 + a % 100 - b % 100),
             ),
             leaves_out(
@@ -124,22 +118,18 @@ SKILLS: tuple[Skill, ...] = (
                 lambda a, b: show(a + b),
             ),
             separate_parts(
-                "Works on each column of a subtraction on its own, always taking the smaller digit "
-                "from the larger.",
+                "Works on each column of a subtraction on its own, always taking the smaller digit from the larger.",
                 lambda a, b: by_column(lambda one, other: abs(one - other), a, b),
             ),
             wrong_rule(
-                "Believes that a subtraction column leaves zero whenever the digit being taken away "
-                "is the bigger one.",
+                "Believes that a subtraction column leaves zero whenever the digit being taken away is the bigger one.",
                 lambda a, b: by_column(lambda one, other: max(one - other, 0), a, b),
             ),
         ),
     ),
     Skill(
         name="order of operations",
-        draw=drawing(
-            lambda a, b, c, d: c > d, a=range(2, 30), b=range(2, 12), c=range(4, 12), d=range(2, 11)
-        ),
+        draw=drawing(lambda a, b, c, d: c > d, a=range(2, 30), b=range(2, 12), c=range(4, 12), d=range(2, 11)),
         questions=(
             "Work out {a} + {b} × {c} - {d}.",
             "Mia writes {a} + {b} × {c} - {d} on the board. What is its value?",
@@ -148,8 +138,7 @@ SKILLS: tuple[Skill, ...] = (
         answer=lambda a, b, c, d: show(a + b * c - d),
         mistakes=(
             stops_early(
-                "Gives the product of the middle pair as the final answer without the rest of a mixed "
-                "calculation.",
+                "Gives the product of the middle pair as the final answer without the rest of a mixed calculation.",
                 lambda a, b, c, d: show(b * c),
             ),
             leaves_out(
@@ -183,8 +172,7 @@ SKILLS: tuple[Skill, ...] = (
         answer=lambda a, b: show(b - a),
         mistakes=(
             leaves_out(
-                "Ignores the second minus sign when subtracting a negative number, so moves further "
-                "below zero.",
+                "Ignores the second minus sign when subtracting a negative number, so moves further below zero.",
                 lambda a, b: show(-a - b),
             ),
             wrong_operation(
@@ -192,8 +180,7 @@ SKILLS: tuple[Skill, ...] = (
                 lambda a, b: show(a * b),
             ),
             swaps(
-                "Swaps the order of a subtraction of negative numbers, taking the first number from "
-                "the second.",
+                "Swaps the order of a subtraction of negative numbers, taking the first number from the second.",
                 lambda a, b: show(a - b),
             ),
             wrong_rule(
@@ -222,8 +209,7 @@ SKILLS: tuple[Skill, ...] = (
                 lambda number, digit: show(digit * 10 ** (power_of(number, digit) - 1)),
             ),
             swaps(
-                "Swaps the direction of the place value columns, counting ones, tens and hundreds "
-                "from the left.",
+                "Swaps the direction of the place value columns, counting ones, tens and hundreds from the left.",
                 lambda number, digit: show(digit * 10 ** str(number).index(str(digit))),
             ),
             wrong_rule(
@@ -243,8 +229,7 @@ SKILLS: tuple[Skill, ...] = (
         answer=lambda n: show((n + 50) // 100 * 100),
         mistakes=(
             stops_early(
-                "Stops after rounding to the nearest ten although a rounding to the nearest hundred "
-                "is wanted.",
+                "Stops after rounding to the nearest ten although a rounding to the nearest hundred is wanted.",
                 lambda n: show((n + 5) // 10 * 10),
             ),
             leaves_out(

@@ -143,12 +143,19 @@ class TransformersEngine:
         from sentence_transformers import SentenceTransformer
 
         return SentenceTransformer(
-            str(self.folder), device=str(self.device), model_kwargs={"dtype": self.dtype}, local_files_only=True
+            str(self.folder),
+            device=str(self.device),
+            model_kwargs={"dtype": self.dtype},
+            local_files_only=True,
         ).eval()
 
     @cached_property
     def _head(self) -> Any:
-        from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification
+        from transformers import (
+            AutoConfig,
+            AutoModelForSequenceClassification,
+            AutoModelForTokenClassification,
+        )
 
         (architecture, *_) = AutoConfig.from_pretrained(self.folder).architectures or [""]
         if architecture.endswith("ForTokenClassification"):
@@ -173,7 +180,7 @@ class TransformersEngine:
         for index, prompt in enumerate(prompts):
             if not 0 < len(prompt) <= limit:
                 raise ValueError(
-                    f"prompt {index} has {len(prompt)} tokens, {self.folder.name} takes 1 to {limit}: set prompt.budgets"
+                    f"prompt {index} has {len(prompt)} tokens, {self.folder} takes 1 to {limit}: set prompt.budgets"
                 )
 
     def _parts(self, prompts: Sequence[Prompt], members: list[int], length: int) -> Iterator[list[int]]:
@@ -241,10 +248,7 @@ def _repeat(cache: Any, rows: int) -> Any:
     from transformers import DynamicCache
 
     return DynamicCache(
-        [
-            (layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1))
-            for layer in cache.layers
-        ]
+        [(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1)) for layer in cache.layers]
     )
 
 

@@ -26,7 +26,9 @@ def compare_rankings(found: pl.DataFrame, expected: pl.DataFrame) -> list[str]:
         if i not in known:
             problems.append(f"row {i} was not expected")
         elif items != known[i][0]:
-            place = next(n for n, (a, b) in enumerate(zip([*items, None], [*known[i][0], None], strict=False)) if a != b)
+            place = next(
+                n for n, (a, b) in enumerate(zip([*items, None], [*known[i][0], None], strict=False)) if a != b
+            )
             problems.append(f"row {i}: another list from place {place + 1} on")
         else:
             worst = max((abs(a - b) for a, b in zip(scores, known[i][1], strict=True)), default=0.0)

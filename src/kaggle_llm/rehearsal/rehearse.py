@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kaggle_llm import paths, records
-from kaggle_llm.competition import TRAIN, Competition, CompetitionSettings, load_competition, read_csv
+from kaggle_llm.competition import Competition, CompetitionSettings, load_competition, read_csv
 from kaggle_llm.kaggle.bundle import list_entries, read_run
 from kaggle_llm.kaggle.predict import MANIFEST
 from kaggle_llm.rehearsal.checks import Check, compare_rankings, largest_difference
 from kaggle_llm.rehearsal.sandbox import NAMESPACE, Sandbox, find_method
 from kaggle_llm.rehearsal.stage import exchange_models, hidden_test, stage_competition, stage_datasets
+from kaggle_llm.tables import print_table
 
 if TYPE_CHECKING:
     import polars as pl
@@ -124,9 +125,7 @@ def execute_notebook(
             shutil.rmtree(kaggle, ignore_errors=True)
 
 
-def run_notebook(
-    folder: Path, bundle: Path, sandbox: Sandbox, competition: Competition, limit: float
-) -> Rerun:
+def run_notebook(folder: Path, bundle: Path, sandbox: Sandbox, competition: Competition, limit: float) -> Rerun:
     working = sandbox.kaggle / "working"
     shutil.copyfile(bundle / "notebook.ipynb", working / "notebook.ipynb")
     (code,) = (path.parents[1] for path in sandbox.kaggle.glob("input/datasets/*/*/submission/boot.py"))
@@ -134,7 +133,11 @@ def run_notebook(
     runner = seen_code / "src" / "kaggle_llm" / "rehearsal" / "execute.py"
     seen = sandbox.mount / "working"
     command = [sys.executable, str(runner), str(seen / "notebook.ipynb"), str(seen / "executed.ipynb")]
-    environment = {"KAGGLE_IS_COMPETITION_RERUN": "1", "KAGGLE_LLM_LIMIT": str(limit), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {
+        "KAGGLE_IS_COMPETITION_RERUN": "1",
+        "KAGGLE_LLM_LIMIT": str(limit),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     start, error = time.monotonic(), ""
     try:
         done = sandbox.run(command, folder / "log.txt", environment, limit + GRACE)
@@ -177,7 +180,11 @@ def check_origin(rerun: Rerun) -> Check:
         return Check("origin", False, "the prediction did not get as far as saying where it comes from")
     origin = records.read_json(path)
     outside = {name: found for name, found in origin.items() if not Path(found).is_relative_to(rerun.sandbox.mount)}
-    return Check("origin", not outside, f"outside the mount: {outside}" if outside else f"{', '.join(origin)} under the mount")
+    return Check(
+        "origin",
+        not outside,
+        f"outside the mount: {outside}" if outside else f"{', '.join(origin)} under the mount",
+    )
 
 
 def check_submission(rerun: Rerun) -> tuple[pl.DataFrame | None, Check]:
@@ -194,7 +201,14 @@ def check_independence(rerun: Rerun) -> Check:
     """A row alone, in another order and among other rows: by the bundle's own code in the same sandbox."""
     code = rerun.inside(rerun.code)
     models = records.read_json(rerun.code / MANIFEST)["models"]
-    words = ["--bundle", str(code), "--working", str(rerun.inside(rerun.working)), "--limit", str(rerun.limit)]
+    words = [
+        "--bundle",
+        str(code),
+        "--working",
+        str(rerun.inside(rerun.working)),
+        "--limit",
+        str(rerun.limit),
+    ]
     words += ["--competition", str(rerun.inside(rerun.competition.folder))]
     for name, slug in models.items():
         words += ["--model", f"{name}={code.parent / slug / 'model'}"]
@@ -233,7 +247,8 @@ def replay_fold(
     problems = compare_rankings(found, expected)
     if problems:
         return Check("replay", False, f"{len(problems)} of {expected.height} rows of fold {fold}: {problems[0]}")
-    detail = f"{expected.height} rows of fold {fold}: same lists, largest |Δ score| {largest_difference(found, expected):.1e}"
+    worst = largest_difference(found, expected)
+    detail = f"{expected.height} rows of fold {fold}: same lists, largest |Δ score| {worst:.1e}"
     return Check("replay", True, detail)
 
 
@@ -265,12 +280,9 @@ def parse_duration(text: str) -> float:
 
 
 def print_report(report: Mapping[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("check", "", "detail", title=f"rehearsal of {report['run']}: {report['rows']} rows of {report['test']}")
-    for check in report["checks"]:
-        table.add_row(check["name"], "ok" if check["ok"] else "FAILED", check["detail"])
-    Console(soft_wrap=True).print(table)
+    rows = [[check["name"], "ok" if check["ok"] else "FAILED", check["detail"]] for check in report["checks"]]
+    print_table(
+        f"rehearsal of {report['run']}: {report['rows']} rows of {report['test']}", ("check", "", "detail"), rows
+    )
     score = "none" if report["score"] is None else f"{report['score']:.4f}"
     print(f"ok: {report['ok']}, private score: {score}, {report['seconds']} s, {report['peak_rss_mb']} MB")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from kaggle_llm.inference.budget import Budget
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 CHUNK = 16  # rows that are scored at a time: the grain of the progress bar and of the time budget
+PATIENCE = 5.0  # seconds between two lines of progress: a notebook's log keeps each
 
 
 def rerank(
@@ -29,14 +29,12 @@ def rerank(
     rows and candidates: the same ids in the same order. Rows that the budget cut are not in the result.
     """
     import polars as pl
-    from rich.progress import track
+    from tqdm import tqdm
 
     asked = rows.with_columns(candidates=top(candidates, depth)["items"])
-    chunks = budget.take(asked.iter_slices(CHUNK))
-    parts = [
-        _rerank_chunk(chunk, prompts, engine)
-        for chunk in track(chunks, "reranking", total=math.ceil(rows.height / CHUNK))
-    ]
+    chunks = list(asked.iter_slices(CHUNK))
+    bar = tqdm(budget.take(chunks), "reranking", len(chunks), unit=f" x {CHUNK} rows", mininterval=PATIENCE)
+    parts = [_rerank_chunk(chunk, prompts, engine) for chunk in bar]
     return pl.concat([pl.DataFrame(schema=ranking_schema()), *parts])
 
 

@@ -46,23 +46,26 @@ def within_budget(groups: Iterable[TokenGroup], tokens: int) -> list[TokenGroup]
 
 def pack(groups: Sequence[TokenGroup]) -> Pack:
     """One sequence out of groups; see the module's docstring for who sees whom."""
-    ids, positions, owner, part, last, group_of, right = [], [], [], [], [], [], []
-    for number, group in enumerate(groups):
-        for place, tokens in enumerate([group.shared, *group.candidates]):
-            begin = 0 if place == 0 else len(group.shared)
-            ids += list(tokens)
-            positions += range(begin, begin + len(tokens))
-            owner += [number] * len(tokens)
-            part += [place] * len(tokens)
-            if place:
-                last.append(len(ids) - 1)
-                group_of.append(number)
-                right.append(place - 1 == group.right)
-    owner_array, part_array = np.array(owner), np.array(part)
-    same_group = owner_array[:, None] == owner_array[None, :]
-    same_part = part_array[:, None] == part_array[None, :]
-    causal = np.tril(np.ones((len(ids), len(ids)), dtype=bool))
-    visible = causal & same_group & (same_part | (part_array[None, :] == 0))
+    pieces = [
+        (number, place, list(tokens))
+        for number, group in enumerate(groups)
+        for place, tokens in enumerate([group.shared, *group.candidates])
+    ]
+    number, place = np.array([piece[0] for piece in pieces]), np.array([piece[1] for piece in pieces])
+    lengths = np.array([len(piece[2]) for piece in pieces])
+    ends = lengths.cumsum()
+    total = int(ends[-1])
+    begins = np.array([0 if at == 0 else len(groups[of].shared) for of, at, _ in pieces])
+    owner, part = np.repeat(number, lengths), np.repeat(place, lengths)
+    causal = np.tril(np.ones((total, total), dtype=bool))
+    same_group = owner[:, None] == owner[None, :]
+    same_piece = part[:, None] == part[None, :]
+    candidate = place > 0
     return Pack(
-        np.array(ids), np.array(positions), visible, np.array(last), np.array(group_of), np.array(right, dtype=bool)
+        ids=np.array([token for *_, tokens in pieces for token in tokens]),
+        positions=np.arange(total) - np.repeat(ends - lengths - begins, lengths),
+        visible=causal & same_group & (same_piece | (part[None, :] == 0)),
+        last=(ends - 1)[candidate],
+        group=number[candidate],
+        right=np.array([at - 1 == groups[of].right for of, at, _ in pieces])[candidate],
     )

@@ -121,11 +121,16 @@ def _attach_lora(base: Path, lora: LoraSettings, seed: int) -> Any:
 
 
 def _make_trainer(
-    model: Any, packs: list[Pack], labels: Sequence[Prompt], training: TrainingSettings, seed: int, folder: Path
+    model: Any,
+    packs: list[Pack],
+    labels: Sequence[Prompt],
+    training: TrainingSettings,
+    seed: int,
+    folder: Path,
 ) -> Any:
     from transformers import Trainer, TrainingArguments
 
-    class GroupTrainer(Trainer):  # type: ignore[misc]
+    class GroupTrainer(Trainer):
         def compute_loss(self, model: Any, inputs: dict[str, Pack], **_: Any) -> torch.Tensor:
             loss = group_loss(model, inputs["pack"], labels)
             if not loss.isfinite():

@@ -38,6 +38,6 @@ def getaddrinfo(host: Any, *rest: Any, **more: Any) -> Any:
     return _resolve(host, *rest, **more)
 
 
-socket.socket.connect = connect  # type: ignore[method-assign]
-socket.socket.connect_ex = connect_ex  # type: ignore[method-assign]
+socket.socket.connect = connect  # type: ignore[assignment, method-assign]
+socket.socket.connect_ex = connect_ex  # type: ignore[assignment, method-assign]
 socket.getaddrinfo = getaddrinfo

@@ -1,0 +1,223 @@
+"""The engine on transformers gives what the model gives for every prompt alone."""
+
+import json
+import random
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kaggle_llm.inference.engine import EngineSettings, Sampling
+from kaggle_llm.inference.transformers_engine import TransformersEngine
+from kaggle_llm.prompts import Prompt, load_tokenizer
+
+LABELS = [[266], [265], [300]]
+TEXTS = [
+    "Swaps numerator and denominator",
+    "",
+    "Is 0.75 the same as three quarters? The student says no, for 75 is more than 3. " * 2,
+    "Round 4347 to the nearest hundred.",
+    "No",
+    "Adds the sides instead of multiplying, so the area of a rectangle is 7.",
+]
+HEADS = {
+    "bert-sequence": ("BertForSequenceClassification", 3),
+    "bert-token": ("BertForTokenClassification", 4),
+    "llama-sequence": ("LlamaForSequenceClassification", 3),
+}
+
+
+def tokens(seed: int, length: int) -> list[int]:
+    return random.Random(seed).choices(range(6, 567), k=length)
+
+
+def prompts_of(case: str) -> list[Prompt]:
+    if case == "unlike":
+        return [tokens(seed, length) for seed, length in enumerate([5, 1, 60, 33, 2, 60, 17])]
+    if case == "rows":
+        return [[*tokens(row, 40 + 9 * row), *tokens(10 + at, 1 + 7 * at)] for row in range(3) for at in range(4)]
+    if case == "identical":
+        return [tokens(1, 30)] * 5
+    assert case == "nested"
+    return [tokens(1, length) for length in (64, 20, 33, 1024, 63)]
+
+
+def engine_of(folder: Path, **settings: Any) -> TransformersEngine:
+    return TransformersEngine(folder, EngineSettings(**settings))
+
+
+def reference(folder: Path, prompts: Sequence[Prompt], labels: Sequence[Prompt], dtype: str = "float32") -> np.ndarray:
+    """Every prompt alone through the model, log-softmax over the vocabulary at its last position."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    with torch.no_grad():
+        last = torch.stack([model(torch.tensor([list(prompt)])).logits[0, -1] for prompt in prompts])
+    return last.double().log_softmax(-1)[:, [label[0] for label in labels]].numpy()
+
+
+@pytest.fixture(scope="module")
+def engine(pico_llm: Path) -> TransformersEngine:
+    return engine_of(pico_llm)
+
+
+@pytest.fixture(scope="module", params=HEADS)
+def head(request: pytest.FixtureRequest, pico_llm: Path, pico_encoder: Path, tmp_path_factory: Any) -> Path:
+    """A random model with a head of `HEADS`."""
+    import torch
+    import transformers
+
+    name, labels = HEADS[request.param]
+    base = pico_llm if name.startswith("Llama") else pico_encoder
+    folder = tmp_path_factory.mktemp("heads") / request.param
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.from_pretrained(base, num_labels=labels)
+    getattr(transformers, name)(config).save_pretrained(folder)
+    load_tokenizer(base).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 150, 100_000])
+@pytest.mark.parametrize("case", ["unlike", "rows", "identical", "nested"])
+def test_choices_are_those_of_every_prompt_alone(pico_llm: Path, case: str, batch_tokens: int) -> None:
+    prompts = prompts_of(case)
+    found = engine_of(pico_llm, batch_tokens=batch_tokens).choices(prompts, LABELS)
+    np.testing.assert_allclose(found, reference(pico_llm, prompts, LABELS), atol=1e-5, rtol=0)
+    assert found.std() > 0.1  # else agreement would say little
+
+
+def test_choices_keep_the_order_given(engine: TransformersEngine) -> None:
+    prompts = [*prompts_of("rows"), *prompts_of("unlike")]
+    order = random.Random(0).sample(range(len(prompts)), len(prompts))
+    mixed = engine.choices([prompts[i] for i in order], LABELS)
+    np.testing.assert_allclose(mixed, engine.choices(prompts, LABELS)[order], atol=1e-5, rtol=0)
+
+
+def test_probabilities_of_the_whole_vocabulary_sum_to_one(engine: TransformersEngine) -> None:
+    found = engine.choices(prompts_of("rows"), [[token] for token in range(567)])
+    np.testing.assert_allclose(np.exp(found).sum(1), 1, atol=1e-5)
+
+
+def test_bfloat16_is_near_the_model_in_bfloat16(pico_llm: Path) -> None:
+    prompts = prompts_of("rows")
+    found = engine_of(pico_llm, dtype="bfloat16").choices(prompts, LABELS)
+    expected = reference(pico_llm, prompts, LABELS, "bfloat16")
+    np.testing.assert_allclose(found, expected, atol=0.2, rtol=0)
+
+
+def test_no_prompts_have_no_scores(engine: TransformersEngine) -> None:
+    assert engine.choices([], LABELS).shape == (0, 3)
+
+
+@pytest.mark.parametrize("label", [[266, 265], []])
+def test_a_label_that_is_not_one_token_is_refused(engine: TransformersEngine, label: Prompt) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"token ids [{list(label)}]")):
+        engine.choices([[7]], [[266], label])
+
+
+@pytest.mark.parametrize("length", [0, 1025])
+def test_a_prompt_that_is_empty_or_too_long_is_refused_by_index(engine: TransformersEngine, length: int) -> None:
+    with pytest.raises(ValueError, match=f"prompt 1 has {length} tokens, .* takes 1 to 1024"):
+        engine.choices([[7], tokens(0, length), [8]], LABELS)
+    with pytest.raises(ValueError, match=f"prompt 2 has {length} tokens"):
+        engine.generate([[7], [8], tokens(0, length)], Sampling(max_tokens=1))
+
+
+def test_scores_that_are_not_finite_are_refused_with_folder_and_count(broken_llm: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"{broken_llm} gave 6 non-finite of 6 scores")):
+        engine_of(broken_llm).choices([[7, 8], [9]], LABELS)
+
+
+def test_greedy_completions_are_those_of_transformers(pico_llm: Path, engine: TransformersEngine) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(pico_llm).eval(), load_tokenizer(pico_llm)
+    prompts = prompts_of("unlike")
+    for prompt, (found,) in zip(prompts, engine.generate(prompts, Sampling(max_tokens=8)), strict=True):
+        (whole,) = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=8)
+        assert found.ids == whole[len(prompt) :].tolist()
+        assert found.text == tokenizer.decode(found.ids, skip_special_tokens=True)
+
+
+def test_samples_are_n_and_the_same_for_a_seed_only(engine: TransformersEngine) -> None:
+    sampling, other = (Sampling(max_tokens=6, temperature=1.0, n=3, seed=seed) for seed in (1, 2))
+    first, again, second = (engine.generate([[7, 8], [9]], how) for how in (sampling, sampling, other))
+    assert [len(samples) for samples in first] == [3, 3]
+    assert len({tuple(sample.ids) for samples in first for sample in samples}) > 1
+    assert first == again != second
+
+
+def test_a_sample_that_ends_early_carries_no_padding(engine: TransformersEngine) -> None:
+    (samples,) = engine.generate([[7, 8]], Sampling(max_tokens=300, temperature=1.0, n=12))
+    early = [sample.ids for sample in samples if 2 in sample.ids]
+    assert early  # 2 is the end of text
+    assert all(ids.index(2) == len(ids) - 1 for ids in early)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 60, 100_000])
+def test_embeddings_are_those_of_sentence_transformers(pico_encoder: Path, batch_tokens: int) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    prompts = load_tokenizer(pico_encoder)(TEXTS)["input_ids"]
+    found = engine_of(pico_encoder, batch_tokens=batch_tokens).embed(prompts)
+    expected = SentenceTransformer(str(pico_encoder), device="cpu").encode(TEXTS, normalize_embeddings=True)
+    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+    assert np.abs(found[:, None] - found[None]).max(-1)[~np.eye(len(TEXTS), dtype=bool)].min() > 0.01
+
+
+def test_embeddings_have_unit_length_where_the_model_does_not_normalise(pico_encoder: Path, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    folder = shutil.copytree(pico_encoder, tmp_path / "unnormalised")
+    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    (folder / "modules.json").write_text(json.dumps(modules[:2]), encoding="utf-8")
+    bare = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
+    assert np.abs(np.linalg.norm(bare, axis=1) - 1).min() > 0.01
+    found = engine_of(folder).embed(load_tokenizer(folder)(TEXTS)["input_ids"])
+    np.testing.assert_allclose(found, bare / np.linalg.norm(bare, axis=1, keepdims=True), atol=1e-5)
+
+
+def test_no_prompts_have_no_embeddings(pico_encoder: Path) -> None:
+    assert engine_of(pico_encoder).embed([]).shape == (0, 32)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 100, 100_000])
+def test_logits_of_a_head_are_those_of_every_prompt_alone(head: Path, batch_tokens: int) -> None:
+    import torch
+    import transformers
+
+    model = getattr(transformers, HEADS[head.name][0]).from_pretrained(head).eval()
+    prompts = [tokens(seed, length) for seed, length in enumerate([5, 70, 1, 33, 33])]
+    prompts = [[token % 332 for token in prompt] for prompt in prompts]
+    found = engine_of(head, batch_tokens=batch_tokens).logits(prompts)
+    for prompt, row in zip(prompts, found, strict=True):
+        with torch.no_grad():
+            alone = model(torch.tensor([prompt])).logits[0].numpy()
+        assert row.shape == ((len(prompt), 4) if head.name == "bert-token" else (3,))
+        np.testing.assert_allclose(row, alone, atol=1e-5, rtol=0)
+
+
+def test_logits_of_a_model_without_head_are_refused(engine: TransformersEngine, pico_encoder: Path) -> None:
+    with pytest.raises(ValueError, match="LlamaForCausalLM: logits"):
+        engine.logits([[7]])
+    with pytest.raises(ValueError, match="BertModel: logits"):
+        engine_of(pico_encoder).logits([[7]])
+
+
+def test_a_closed_engine_holds_no_model_and_loads_it_again(pico_llm: Path) -> None:
+    import torch
+
+    engine, prompts = engine_of(pico_llm), prompts_of("rows")
+    before = engine.choices(prompts, LABELS)
+    assert any(isinstance(value, torch.nn.Module) for value in vars(engine).values())
+    engine.close()
+    assert not any(isinstance(value, torch.nn.Module) for value in vars(engine).values())
+    np.testing.assert_array_equal(engine.choices(prompts, LABELS), before)
+    engine.close()
+    engine.close()

@@ -1,0 +1,128 @@
+"""Experiments as processes, on pico models: what a run leaves, what it reuses, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import polars as pl
+import pytest
+from workspace import Workspace, succeed
+
+SMOKE = "exp002_rerank--smoke"
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def test_a_run_leaves_its_contract(trained: Workspace) -> None:
+    folder = trained.output / SMOKE
+    assert {p.name for p in folder.iterdir()} == {"config.yaml", "fold0", "metrics.json", "oof.parquet", "record.json"}
+    steps = {"adapter", "merged", "blend", "oof", "blend_before", "before"}
+    assert {p.name for p in (folder / "fold0").iterdir()} == steps
+    assert all((folder / "fold0" / step / "record.json").is_file() for step in steps)
+    metrics = read(folder / "metrics.json")
+    assert list(metrics) == [
+        *("run", "metric", "greater_is_better", "cv", "interval", "before", "folds", "groups", "also", "smoke")
+    ]
+    assert metrics["run"] == SMOKE and metrics["smoke"] is True and metrics["before"] is not None
+    assert metrics["folds"] == [{"fold": 0, "score": metrics["cv"], "rows": 4}]
+    assert not any(str(trained.root) in path.read_text() for path in folder.rglob("*.json")), "no absolute paths"
+
+
+def test_cv_is_the_metric_of_the_out_of_fold_rows(trained: Workspace) -> None:
+    from kaggle_llm.competition import CompetitionSettings
+    from kaggle_llm.competitions.demo_misconceptions import DemoMisconceptions
+
+    data = trained.root / "input" / "demo-misconceptions"
+    competition = DemoMisconceptions(CompetitionSettings("demo-misconceptions"), data)
+    oof = pl.read_parquet(trained.output / SMOKE / "oof.parquet")
+    assert oof.columns == ["id", "items", "scores", "fold", "seed", "prediction"]
+    truth = competition.truth(competition.table("train"))
+    metrics = read(trained.output / SMOKE / "metrics.json")
+    assert metrics["cv"] == pytest.approx(competition.metric.score(oof, truth))
+    assert oof["prediction"].to_list() == [" ".join(items) for items in oof["items"].to_list()]
+
+
+def test_a_second_start_reuses_every_step(trained: Workspace) -> None:
+    adapter = trained.output / SMOKE / "fold0" / "adapter" / "adapter_model.safetensors"
+    before = adapter.stat().st_mtime_ns, read(trained.output / SMOKE / "record.json")["key"]
+    said = succeed(trained.train("exp002_rerank", "--smoke"))
+    assert "…" not in said.replace("…  ", "") and said.count("is complete, reused") >= 6
+    assert (adapter.stat().st_mtime_ns, read(trained.output / SMOKE / "record.json")["key"]) == before
+
+
+def test_another_setting_makes_what_depends_on_it_again_and_says_so(trained: Workspace) -> None:
+    name = "run=again"
+    succeed(trained.train("exp001_retrieve", "--smoke", name))
+    done = trained.train("exp001_retrieve", "--smoke", name, "retrieval.smoothing=10")
+    assert "fold0/oof is made again: retrieval.smoothing: 60.0 → 10.0" in succeed(done)
+    assert "was made with other settings" in done.stderr
+
+
+def test_a_half_written_step_is_never_read(trained: Workspace) -> None:
+    """What a kill leaves: a folder without a record."""
+    succeed(trained.train("exp001_retrieve", "--smoke", "run=killed"))
+    step = trained.output / "exp001_retrieve--killed-smoke" / "fold0" / "oof"
+    (step / "record.json").unlink()
+    (step / "ranking.parquet").write_bytes(b"half")
+    assert "fold0/oof …" in succeed(trained.train("exp001_retrieve", "--smoke", "run=killed"))
+    assert pl.read_parquet(step / "ranking.parquet").height == 8
+
+
+def test_a_copy_is_a_new_experiment_with_zero_edits(trained: Workspace) -> None:
+    source, copy = (trained.root / "exp" / name for name in ("exp001_retrieve", "exp900_copy"))
+    outputs = {path.name for path in trained.output.iterdir()}
+    shutil.copytree(source, copy)
+    succeed(trained.train("exp900_copy", "--smoke", PYTHONDONTWRITEBYTECODE=""))
+    difference = subprocess.run(["diff", "-r", "-x", "__pycache__", source, copy], capture_output=True, check=False)
+    assert difference.returncode == 0 and not difference.stdout
+    assert {path.name for path in trained.output.iterdir()} - outputs == {"exp900_copy--smoke"}
+
+
+def test_new_copies_and_remembers_the_parent(trained: Workspace) -> None:
+    succeed(trained.cli("new", "exp001_retrieve", "exp901_new"))
+    assert read(trained.output / "exp901_new" / "parent.json") == {"parent": "exp001_retrieve"}
+    again = trained.cli("new", "exp001_retrieve", "exp901_new")
+    assert again.returncode != 0 and "exists" in again.stderr and "Traceback" not in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["lora.rank=8"], "lora.rank: unknown key"),
+        (["training.learning_rte=1.0e-4"], "did you mean 'learning_rate'?"),
+        (["prompt.labels=[Yes, No]"], "YAML reads Yes, No"),
+        (["seed=zero", "lora.r=big"], "2 problem(s)"),
+        (["retrieval.encoder=input/models/none"], "model folder input/models/none does not exist"),
+        (["prompt.labels=[' Yes', ' Certainly not']"], "tokens"),
+        (["competition.dir=input/none"], "does not exist: run `kaggle-llm fetch"),
+        (["--fast"], "--fast: arguments are key=value"),
+        (["run=a b"], "run = 'a b'"),
+    ],
+)
+def test_bad_input_is_one_clear_error(trained: Workspace, words: list[str], said: str) -> None:
+    name = [] if any(word.startswith("run=") for word in words) else ["run=bad"]
+    done = trained.train("exp002_rerank", "--smoke", *words, *name)
+    assert done.returncode != 0 and said in done.stderr and "Traceback" not in done.stderr, done.stderr[-2000:]
+    assert not list(trained.output.glob("*bad*/metrics.json"))
+
+
+def test_a_second_experiment_in_one_process_is_refused(trained: Workspace) -> None:
+    code = """
+from pathlib import Path
+from kaggle_llm.run import import_predict
+import_predict(Path("exp/exp001_retrieve"))
+import_predict(Path("exp/exp002_rerank"))
+"""
+    done = trained.call("python", "-c", code)
+    assert done.returncode != 0 and "needs a process of its own" in done.stderr
+
+
+def test_compare_prints_the_paired_interval(trained: Workspace) -> None:
+    succeed(trained.train("exp001_retrieve", "--smoke"))
+    said = succeed(trained.cli("compare", SMOKE, "exp001_retrieve--smoke"))
+    assert "paired 95 % interval" in said and " all " in said

@@ -1,0 +1,180 @@
+"""The rules of the house: imports run one way, heavy imports are lazy, paths stand in one place, copies are new runs."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "src" / "kaggle_llm"
+EXPERIMENTS = sorted(path.parent for path in (ROOT / "exp").glob("*/train.py"))
+
+# A module may import from its own room and from rooms before it.
+ORDER = (
+    *(
+        "paths",
+        "records",
+        "folders",
+        "tables",
+        "config",
+        "metrics",
+        "rankings",
+        "competition",
+        "competitions",
+        "prompts",
+    ),
+    *("inference", "run", "experiment", "cv", "retrieval", "training", "weights"),
+    *("runtime", "kaggle", "rehearsal", "demo", "board", "cli"),
+)
+HEAVY = {"torch", "transformers", "vllm", "sentence_transformers", "peft", "polars", "omegaconf", "sklearn", "bm25s"}
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__")
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Every module that a tree imports, also inside functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            if node.module == "kaggle_llm":
+                yield from (f"kaggle_llm.{name.name}" for name in node.names)
+
+
+def wrong_way(source: str, owner: str) -> list[str]:
+    """Imports of `owner`'s source that run against ORDER. competitions/<name>.py is loaded by name, never imported."""
+    rooms = {name.split(".")[1] for name in imports(ast.parse(source)) if name.startswith("kaggle_llm.")}
+    unknown = rooms - set(ORDER)
+    return sorted(unknown | {name for name in rooms - unknown if ORDER.index(name) > ORDER.index(owner)})
+
+
+def heavy_at_start(source: str) -> list[str]:
+    """Heavy libraries that importing the source imports: outside functions and `if TYPE_CHECKING`."""
+    tree = ast.parse(source)
+    top = [node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))]
+    outside = ast.Module([node for node in top if not isinstance(node, ast.FunctionDef | ast.ClassDef)], [])
+    return sorted({name.split(".")[0] for name in imports(outside)} & HEAVY)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(path: Path) -> None:
+    assert wrong_way(path.read_text(), room(path)) == []
+
+
+def test_the_one_way_rule_can_fail() -> None:
+    assert wrong_way("from kaggle_llm.cv.folds import assign_folds", "run") == ["cv"]
+    assert wrong_way("def f():\n    import kaggle_llm.experiment", "run") == ["experiment"]
+    assert wrong_way("from kaggle_llm import rehearsal", "prompts") == ["rehearsal"]
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_heavy_libraries_are_imported_inside_functions(path: Path) -> None:
+    assert heavy_at_start(path.read_text()) == []
+
+
+def test_the_heavy_rule_can_fail() -> None:
+    assert heavy_at_start("import torch.nn\nfrom polars import col") == ["polars", "torch"]
+    assert heavy_at_start("if TYPE_CHECKING:\n    import torch\ndef f():\n    import torch") == []
+
+
+def test_no_experiment_imports_another_and_none_names_itself() -> None:
+    for experiment in EXPERIMENTS:
+        for path in experiment.glob("*.py"):
+            for name in imports(ast.parse(path.read_text())):
+                assert not name.startswith("exp"), f"{path}: an experiment imports nothing of exp/"
+            assert experiment.name not in path.read_text(), f"{path} names its own folder: a copy would refer to it"
+        lines = [line for line in (experiment / "config.yaml").read_text().splitlines() if not line.startswith("#")]
+        assert experiment.name not in "\n".join(lines)
+
+
+def test_no_absolute_path_and_kaggle_in_one_file() -> None:
+    absolute = re.compile(r"""["'`(= ](/(?:home|root|work|mnt|data|Users|kaggle|opt|tmp)\b)""")
+    found = {
+        str(path.relative_to(ROOT))
+        for folder in ("src", "exp", "submission")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".yaml") and absolute.search(strip_comments(path.read_text(), path))
+    }
+    assert found == {"submission/notebook.py"}
+
+
+def strip_comments(text: str, path: Path) -> str:
+    """Code without docstrings: they may speak of Kaggle's folders."""
+    if path.suffix != ".py":
+        return text
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            node.value.value = ""
+    return ast.unparse(tree)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda path: path.name)
+def test_an_experiment_is_only_its_idea(experiment: Path) -> None:
+    assert {path.name for path in experiment.iterdir()} - {"__pycache__"} == {"config.yaml", "train.py", "predict.py"}
+    train = (experiment / "train.py").read_text()
+    assert len(train.splitlines()) <= 100
+    assert ast.get_docstring(ast.parse(train)), "the first docstring line says the idea"
+    assert train.rstrip().endswith('if __name__ == "__main__":\n    main()'), "spawned workers re-run an unguarded main"
+    for name in ("train.py", "predict.py"):
+        tree = ast.parse((experiment / name).read_text())
+        assert not [node for node in ast.walk(tree) if isinstance(node, ast.For | ast.While)], (
+            f"{name}: loops go to src/"
+        )
+        assert "argparse" not in set(imports(tree))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda path: path.name)
+def test_every_shipped_config_fits_its_schema(experiment: Path) -> None:
+    code = (
+        "from pathlib import Path; from predict import Config; from kaggle_llm.config import load_config; "
+        "[load_config(Path('config.yaml'), Config, smoke=smoke) for smoke in (False, True)]"
+    )
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", code], cwd=experiment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_except_swallows_everything() -> None:
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ExceptHandler):
+                names = ast.unparse(node.type) if node.type else ""
+                assert names not in ("", "Exception"), f"{path}:{node.lineno}: name what is expected"
+
+
+def test_the_readme_is_short_and_names_only_make_targets_that_exist() -> None:
+    readme = (ROOT / "README.md").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert len(readme.splitlines()) <= 200
+    assert set(re.findall(r"`?make ([a-z-]+)", readme)) <= targets
+
+
+def test_the_notebook_is_made_from_its_source(tmp_path: Path) -> None:
+    import nbformat
+
+    from kaggle_llm.kaggle.notebook import write_notebook
+
+    source = ROOT / "submission" / "notebook.py"
+    write_notebook(source, tmp_path / "a.ipynb")
+    write_notebook(source, tmp_path / "b.ipynb")
+    notebook = nbformat.read(tmp_path / "a.ipynb", as_version=4)
+    assert (tmp_path / "a.ipynb").read_bytes() == (tmp_path / "b.ipynb").read_bytes()
+    assert len(notebook.cells) <= 4
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(part in source.read_text() for part in code) and len(code) >= 2
+    assert not list(ROOT.glob("submission/*.ipynb")), "the .ipynb is generated, never kept"

@@ -1,0 +1,184 @@
+"""kaggle_llm.prompts: the text and the tokens that a row and its candidates become."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from kaggle_llm.prompts import GAP, CandidatePrompts, Group, Prompter, PromptSettings, load_tokenizer
+
+ROW = {"id": "7", "question": "What is 2/3 of 18?", "answer": "27"}
+DOCUMENT = {"id": "m1", "name": "Swaps numerator and denominator"}
+HARD_TEXTS = {
+    "latin": "The student adds the numerators and then the denominators, as if both were whole numbers. " * 4,
+    "emoji": "😀👩‍🏫🏳️‍🌈" * 20,
+    "combining": "e\u0301a\u0308o\u0302\u0323" * 30,
+    "right-to-left": "كم يساوي نصف العدد؟ מהו חצי המספר " * 8,
+    "mixed": "½ of £20 😀 نصف ".join(map(str, range(30))),
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(pico_llm: Path) -> Any:
+    return load_tokenizer(pico_llm)
+
+
+def settings(**changes: Any) -> PromptSettings:
+    plain = {
+        "shared": "Question: {question} Answer: {answer}.",
+        "candidate": " Misconception: {name}. Right?",
+        "labels": [" Yes", " No"],
+        "chat": False,
+    }
+    return PromptSettings(**(plain | changes))
+
+
+def shortened(tokenizer: Any, text: str, budget: int) -> str:
+    """What a prompt shows of a text that has a budget."""
+    prompter = Prompter(tokenizer, settings(shared="{question}", budgets={"question": budget}))
+    return tokenizer.decode(prompter.shared({"question": text}))
+
+
+def count(tokenizer: Any, text: str) -> int:
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def test_shared_and_candidate_tokens_decode_to_the_text(tokenizer: Any) -> None:
+    prompter = Prompter(tokenizer, settings())
+    assert tokenizer.decode([*prompter.shared(ROW), *prompter.candidate(DOCUMENT)]) == (
+        "Question: What is 2/3 of 18? Answer: 27. Misconception: Swaps numerator and denominator. Right?"
+    )
+
+
+def test_labels_are_the_ids_of_their_words(tokenizer: Any) -> None:
+    found = Prompter(tokenizer, settings(labels=[" No", "Yes"])).labels
+    assert [tokenizer.decode(ids) for ids in found] == [" No", "Yes"]
+
+
+def test_chat_wraps_system_message_in_front_and_answer_mark_behind_the_candidate(tokenizer: Any) -> None:
+    prompter = Prompter(tokenizer, settings(chat=True, system="Answer Yes or No."))
+    text = tokenizer.decode(prompter.shared(ROW)), tokenizer.decode(prompter.candidate(DOCUMENT))
+    assert text == (
+        "<|system|>\nAnswer Yes or No.</s>\n<|user|>\nQuestion: What is 2/3 of 18? Answer: 27.",
+        " Misconception: Swaps numerator and denominator. Right?</s>\n<|assistant|>\n",
+    )
+
+
+def test_chat_prompt_is_the_template_applied_to_the_whole_text(tokenizer: Any) -> None:
+    prompter = Prompter(tokenizer, settings(chat=True))
+    user = "Question: What is 2/3 of 18? Answer: 27. Misconception: Swaps numerator and denominator. Right?"
+    whole = tokenizer.apply_chat_template(
+        [{"role": "user", "content": user}], tokenize=False, add_generation_prompt=True
+    )
+    assert tokenizer.decode([*prompter.shared(ROW), *prompter.candidate(DOCUMENT)]) == whole
+
+
+def test_a_chat_template_that_trims_messages_still_ends_behind_the_candidate(pico_llm: Path) -> None:
+    tokenizer = load_tokenizer(pico_llm)
+    tokenizer.chat_template = tokenizer.chat_template.replace("['content']", "['content'] | trim")
+    prompter = Prompter(tokenizer, settings(chat=True))
+    assert tokenizer.decode(prompter.shared(ROW)).startswith("<|user|>\nQuestion")
+    assert tokenizer.decode(prompter.candidate(DOCUMENT)).endswith("Right?</s>\n<|assistant|>\n")
+
+
+def test_a_tokenizer_without_chat_template_is_refused_for_chat(pico_llm: Path) -> None:
+    tokenizer = load_tokenizer(pico_llm)
+    tokenizer.chat_template = None
+    assert Prompter(tokenizer, settings()).shared(ROW)
+    with pytest.raises(ValueError, match="no chat template"):
+        Prompter(tokenizer, settings(chat=True))
+
+
+def test_a_label_of_several_tokens_is_refused_with_its_pieces(tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match=re.escape("label ' Yes No' is 2 tokens (['ĠYes', 'ĠNo'])")):
+        Prompter(tokenizer, settings(labels=[" Yes No", " No"]))
+
+
+@pytest.mark.parametrize("labels", [[], [" Yes"], [" Yes", " Yes"]])
+def test_fewer_than_two_different_labels_are_refused(labels: list[str]) -> None:
+    with pytest.raises(ValueError, match="two or more different"):
+        settings(labels=labels)
+
+
+def test_a_missing_column_is_named(tokenizer: Any) -> None:
+    prompter = Prompter(tokenizer, settings())
+    with pytest.raises(ValueError, match=r"asks for \['answer'\], the row has \['id', 'question'\]"):
+        prompter.shared({"id": "7", "question": "?"})
+    with pytest.raises(ValueError, match=r"asks for \['name'\], the row has \['id'\]"):
+        prompter.candidate({"id": "m1"})
+
+
+@pytest.mark.parametrize("text", ["{answer}", "{", "}", "{{question}}", "{0}", "%s {x!r:>9}"])
+def test_braces_in_a_text_stand_as_they_are(tokenizer: Any, text: str) -> None:
+    prompter = Prompter(tokenizer, settings())
+    found = tokenizer.decode(prompter.shared({"question": text, "answer": "27"}))
+    assert found == f"Question: {text} Answer: 27."
+
+
+def test_a_null_text_becomes_empty(tokenizer: Any) -> None:
+    found = tokenizer.decode(Prompter(tokenizer, settings()).shared({"question": None, "answer": "27"}))
+    assert found == "Question:  Answer: 27."
+
+
+def test_the_number_zero_is_no_null(tokenizer: Any) -> None:
+    found = tokenizer.decode(Prompter(tokenizer, settings()).shared({"question": "3 − 3?", "answer": 0}))
+    assert found == "Question: 3 − 3? Answer: 0."
+
+
+@pytest.mark.parametrize("name", HARD_TEXTS)
+def test_a_text_within_its_budget_is_untouched(tokenizer: Any, name: str) -> None:
+    text = HARD_TEXTS[name]
+    assert shortened(tokenizer, text, count(tokenizer, text)) == text
+
+
+@pytest.mark.parametrize("name", HARD_TEXTS)
+@pytest.mark.parametrize("budget", [1, 2, 11, 12, 13, 14, 30, 61])
+def test_a_long_text_takes_its_budget_and_the_gap_mark_at_most(tokenizer: Any, name: str, budget: int) -> None:
+    found = shortened(tokenizer, HARD_TEXTS[name], budget)
+    assert GAP in found
+    assert count(tokenizer, found) <= budget + count(tokenizer, GAP)
+
+
+def test_a_long_text_keeps_two_thirds_of_the_budget_from_its_head_and_a_third_from_its_tail(tokenizer: Any) -> None:
+    text = HARD_TEXTS["latin"]
+    head, tail = shortened(tokenizer, text, 31).split(GAP)
+    assert text.startswith(head)
+    assert text.endswith(tail)
+    assert (count(tokenizer, head), count(tokenizer, tail)) == (21, 10)
+
+
+def test_the_default_budget_holds_for_columns_without_their_own(tokenizer: Any) -> None:
+    prompter = Prompter(tokenizer, settings(budgets={"answer": 1000}, default_budget=20))
+    found = tokenizer.decode(prompter.shared({"question": "7 " * 100, "answer": "8 " * 100}))
+    assert found.count("7") < 25
+    assert found.count("8") == 100
+
+
+def test_prompts_of_a_row_are_the_row_then_each_candidate(tokenizer: Any) -> None:
+    documents = pl.DataFrame({"id": ["m1", "m2", "m3"], "name": ["Swaps", "Ignores the sign", None]})
+    rows = pl.DataFrame({"id": ["a", "b"], "question": ["2 + 2?", "1/2?"], "answer": ["5", "0.2"]})
+    prompter = Prompter(tokenizer, settings(chat=True))
+    asked = [Group("b", ("m3", "m1"), 1), Group("a", ("m2", "m1", "m3"), 0)]
+    made = CandidatePrompts(prompter, documents)
+    found = made.groups(rows, asked)
+    assert [group.right for group in found] == [1, 0]
+    for group, known in zip(asked, found, strict=True):
+        row = rows.row(by_predicate=pl.col("id") == group.id, named=True)
+        assert known.shared == prompter.shared(row)
+        assert [[*known.shared, *candidate] for candidate in known.candidates] == made.prompts(row, group.items)
+        texts = [tokenizer.decode(prompt) for prompt in made.prompts(row, group.items)]
+        names = dict(documents.iter_rows())
+        assert texts == [
+            f"<|user|>\nQuestion: {row['question']} Answer: {row['answer']}. "
+            f"Misconception: {names[item] or ''}. Right?</s>\n<|assistant|>\n"
+            for item in group.items
+        ]
+        assert len(known) == len(known.shared) + sum(map(len, known.candidates))
+
+
+def test_a_model_folder_without_tokenizer_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path} has no tokenizer")):
+        load_tokenizer(tmp_path)

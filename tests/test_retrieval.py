@@ -1,0 +1,143 @@
+"""BM25 against its literal formula, rank fusion against hand-made cases, and what hard negatives promise."""
+
+import math
+import random
+
+import polars as pl
+import pytest
+
+from kaggle_llm.rankings import check_ranking, make_ranking
+from kaggle_llm.retrieval.fusion import fuse_by_rank
+from kaggle_llm.retrieval.lexical import LexicalIndex
+from kaggle_llm.retrieval.negatives import draw_groups
+
+TEXTS = {  # no stop words and no punctuation, so that a split gives the words
+    "d1": "adds numerators adds denominators",
+    "d2": "forgets carrying digit",
+    "d3": "believes multiplying always gives larger numbers",
+    "d4": "adds digits ignoring place value",
+    "d5": "digit digit digit confusion",
+}
+INDEX = LexicalIndex(list(TEXTS), list(TEXTS.values()))
+
+
+def literal_bm25(query: str, k1: float = 1.5, b: float = 0.75) -> dict[str, float]:
+    """Lucene's BM25 over TEXTS; a word that the query repeats counts as often."""
+    documents = {name: text.split() for name, text in TEXTS.items()}
+    average = sum(map(len, documents.values())) / len(documents)
+    scores = dict.fromkeys(documents, 0.0)
+    for word in query.lower().split():
+        found = sum(word in words for words in documents.values())
+        idf = math.log(1 + (len(documents) - found + 0.5) / (found + 0.5))
+        for name, words in documents.items():
+            tf = words.count(word)
+            scores[name] += idf * tf / (tf + k1 * (1 - b + b * len(words) / average))
+    return scores
+
+
+def ranked(**rows: str) -> pl.DataFrame:
+    """id="best next …" """
+    items = [row.split() for row in rows.values()]
+    return make_ranking(list(rows), items, [[-float(place) for place in range(len(row))] for row in items])
+
+
+@pytest.mark.parametrize(
+    "query", ["adds", "digit", "Adds DIGIT", "adds digit digit place", "numbers larger unheard", "value digits adds"]
+)
+def test_lexical_scores_follow_the_literal_formula(query: str) -> None:
+    expected = literal_bm25(query)
+    found = INDEX.search(["q"], [query], 5)
+    assert found["items"][0].to_list() == sorted(expected, key=expected.__getitem__, reverse=True)
+    scores = dict(zip(found["items"][0], found["scores"][0], strict=True))
+    assert scores == pytest.approx(expected, rel=1e-5)  # bm25s computes in single precision
+
+
+@pytest.mark.parametrize("query", ["unheard zebra", "the of and", "", "?!", "x"])
+def test_a_query_without_known_words_gives_the_documents_in_their_own_order(query: str) -> None:
+    found = INDEX.search(["q"], [query], 3)
+    assert found.rows() == [("q", ["d1", "d2", "d3"], [0.0, 0.0, 0.0])]
+
+
+def test_stop_words_of_a_query_change_nothing() -> None:
+    assert INDEX.search(["q"], ["the digit of the"], 5).equals(INDEX.search(["q"], ["digit"], 5))
+
+
+@pytest.mark.parametrize(("k", "expected"), [(1, ["d5"]), (2, ["d5", "d2"]), (99, ["d5", "d2", "d1", "d3", "d4"])])
+def test_the_best_k_documents_are_found_at_most_all(k: int, expected: list[str]) -> None:
+    found = check_ranking(INDEX.search(["p", "q"], ["digit", "digit"], k), ["p", "q"])
+    assert found["items"].to_list() == [expected, expected]
+
+
+def test_no_queries_give_no_rows() -> None:
+    assert check_ranking(INDEX.search([], [], 3), []).height == 0
+
+
+def test_fusion_adds_weight_over_smoothing_plus_place() -> None:
+    fused = fuse_by_rank([ranked(p="a b c", q="x"), ranked(p="c d", q="")], [1.0, 2.0], 10.0, 4)
+    assert check_ranking(fused, ["p", "q"])["items"].to_list() == [["c", "d", "a", "b"], ["x"]]
+    # c: 1/(10 + 3) + 2/(10 + 1), d: 2/(10 + 2), a: 1/(10 + 1), b: 1/(10 + 2)
+    assert fused["scores"][0].to_list() == pytest.approx([1 / 13 + 2 / 11, 2 / 12, 1 / 11, 1 / 12], abs=1e-12)
+    assert fused["scores"][1].to_list() == pytest.approx([1 / 11])
+
+
+def test_items_that_tie_keep_the_order_of_the_first_ranking_that_names_them() -> None:
+    assert fuse_by_rank([ranked(q="a b"), ranked(q="b a")], [1.0, 1.0], 60.0, 2)["items"].to_list() == [["a", "b"]]
+    assert fuse_by_rank([ranked(q="z"), ranked(q="a")], [1.0, 1.0], 60.0, 2)["items"].to_list() == [["z", "a"]]
+
+
+@pytest.mark.parametrize(("weights", "best"), [((3.0, 1.0), "a"), ((1.0, 3.0), "b"), ((0.0, 1.0), "b")])
+def test_the_heavier_ranking_decides(weights: tuple[float, float], best: str) -> None:
+    fused = fuse_by_rank([ranked(q="a b"), ranked(q="b a")], weights, 60.0, 1)
+    assert fused["items"].to_list() == [[best]] and fused["scores"][0].len() == 1
+
+
+def test_rankings_that_do_not_fit_each_other_are_not_fused() -> None:
+    pair = [ranked(p="a", q="b"), ranked(q="b", p="a")]
+    with pytest.raises(ValueError, match="rankings of different ids"):
+        fuse_by_rank(pair, [1.0, 1.0], 60.0, 5)
+    with pytest.raises(ValueError, match="2 rankings with 1 weights"):
+        fuse_by_rank(pair, [1.0], 60.0, 5)
+
+
+def many(count: int = 200) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Rows with 0 to 8 candidates, the right items among them or not; one to three items are right."""
+    rng = random.Random(0)
+    rows = {f"r{i}": " ".join(rng.sample("abcdefghij", rng.randint(0, 8))) for i in range(count)}
+    right = [rng.sample("abcdefghij", rng.randint(1, 3)) for _ in rows]
+    return ranked(**rows), pl.DataFrame({"id": list(rows), "items": right})
+
+
+@pytest.mark.parametrize("size", [2, 4, 20])
+def test_a_group_is_one_right_item_with_wrong_candidates_of_its_own_row(size: int) -> None:
+    candidates, truth = many()
+    items, right = dict(candidates.select("id", "items").rows()), dict(truth.rows())
+    groups = draw_groups(candidates, truth, size, seed=0)
+    for group in groups:
+        wrong = [item for place, item in enumerate(group.items) if place != group.right]
+        possible = set(items[group.id]) - set(right[group.id])
+        assert group.items[group.right] in right[group.id]
+        assert set(wrong) <= possible and len(set(group.items)) == len(group.items)
+        assert len(wrong) == min(size - 1, len(possible))
+    kept = {row for row, found in items.items() if set(found) - set(right[row])}
+    assert sorted(group.id for group in groups) == sorted(kept) and len(kept) < len(items)
+
+
+def test_a_right_item_that_the_retrieval_missed_is_put_in() -> None:
+    truth = pl.DataFrame({"id": ["q"], "items": [["z"]]})
+    (group,) = draw_groups(ranked(q="a b"), truth, 3, seed=0)
+    assert sorted(group.items) == ["a", "b", "z"] and group.items[group.right] == "z"
+
+
+@pytest.mark.parametrize("found", ["", "z", "z y"])
+def test_a_row_without_a_wrong_candidate_is_left_out(found: str) -> None:
+    truth = pl.DataFrame({"id": ["q"], "items": [["y", "z"]]})
+    assert draw_groups(ranked(q=found), truth, 3, seed=0) == []
+
+
+def test_draws_repeat_for_a_seed_and_are_shuffled() -> None:
+    candidates, truth = many()
+    groups = draw_groups(candidates, truth, 3, seed=1)
+    assert groups == draw_groups(candidates, truth, 3, seed=1)
+    assert groups != draw_groups(candidates, truth, 3, seed=2)
+    assert {group.right for group in groups} == {0, 1, 2}
+    assert [group.id for group in groups] != sorted((group.id for group in groups), key=lambda i: int(i[1:]))

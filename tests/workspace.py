@@ -1,0 +1,54 @@
+"""A repository of its own for tests that run experiments as processes: pico models under the demo's names."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TIMEOUT = 240  # seconds; a test that can hang has a limit
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """exp/, submission/, input/ as in the repository; the package is the installed one."""
+
+    root: Path
+
+    @property
+    def output(self) -> Path:
+        return self.root / "output"
+
+    def train(self, experiment: str, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return self.call(sys.executable, str(self.root / "exp" / experiment / "train.py"), *words, **more)
+
+    def cli(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return self.call(sys.executable, "-m", "kaggle_llm.cli", *words)
+
+    def call(self, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "KAGGLE_LLM_ROOT": str(self.root), "PYTHONDONTWRITEBYTECODE": "1", **more}
+        return subprocess.run(
+            command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
+        )
+
+
+def make_workspace(root: Path, llm: Path, encoder: Path, train_rows: int = 60, hidden_rows: int = 6) -> Workspace:
+    """The demo competition, small, and two models under the names that the experiments ask for."""
+    from kaggle_llm.demo.competition import NAME, build_competition
+
+    for folder in ("exp", "submission"):
+        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    build_competition(root / "input" / NAME, root / "output" / "hidden" / NAME, 0, train_rows, hidden_rows)
+    shutil.copytree(llm, root / "input" / "models" / "SmolLM2-135M-Instruct")
+    shutil.copytree(encoder, root / "input" / "models" / "all-MiniLM-L6-v2")
+    return Workspace(root)
+
+
+def succeed(done: subprocess.CompletedProcess[str]) -> str:
+    """Standard output of a process that must have succeeded."""
+    assert done.returncode == 0, f"{done.args}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
