@@ -1,4 +1,4 @@
-"""The rules of the house: imports run one way, heavy imports are lazy, paths stand in one place, copies are new runs."""
+"""The rules of the house: imports run one way, heavy imports are lazy, no absolute paths, runnable experiments."""
 
 from __future__ import annotations
 
