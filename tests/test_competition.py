@@ -38,10 +38,6 @@ def two_rows(first: str, second: str) -> pl.DataFrame:
     return make_ranking(["te1", "te2"], rows, [[-float(i) for i in range(len(row))] for row in rows])
 
 
-def submitted(*rows: tuple[str, str | None]) -> pl.DataFrame:
-    return pl.DataFrame(list(rows), schema=["id", "misconception_id"], orient="row")
-
-
 def test_tables_are_read_as_text_with_their_id_column_named_id(build: Build) -> None:
     competition = build()
     competition.check()
@@ -63,6 +59,7 @@ def test_columns_that_are_not_asked_for_are_left_out(build: Build) -> None:
         ("train", FILES["train"] + "tr2,a,b,c,M1\n", r"train\.csv: 1 id\(s\) occur more than once, first \['tr2'\]"),
         ("train", FILES["train"] + ",a,b,c,M1\n", r"train\.csv: 1 row\(s\) without an id"),
         ("train", FILES["train"] + "tr9,a,,c,M1\n", r"correct_answer is null in 1 row\(s\), first \['tr9'\]"),
+        ("train", FILES["train"] + 'tr9,"",b,c,M1\n', r"question is null in 1 row\(s\), first \['tr9'\]"),
         ("train", FILES["train"] + "tr9,a,b,c,\n", r"misconception_id is null in 1 row\(s\), first \['tr9'\]"),
         ("train", FILES["train"] + "tr9,a,b,c,M7\n", r"not among the 3 of misconceptions\.csv, first 'tr9' with 'M7'"),
         ("train", FILES["train"] + "tr9,a,b,c,M1,d\n", r"train\.csv is no CSV table"),
@@ -90,9 +87,10 @@ def test_a_broken_table_is_refused_with_its_problem(
 def test_an_empty_text_in_the_test_set_is_read_as_nothing_with_a_message(
     build: Build, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = build(test=f'{TEXTS}\nte1,,10,11\nte2,"",12,13\n').table("test")
+    rows = build(test=f"{TEXTS}\nte1,,10,11\nte2,,12,13\n").table("test")
     assert rows["question"].to_list() == ["", ""]
-    assert "test.csv" in (message := capsys.readouterr().err) and "{'question': 2}" in message
+    message = capsys.readouterr().err
+    assert message.startswith("test.csv") and "{'question': 2}" in message
 
 
 @pytest.mark.parametrize("name", ["train", "test"])
@@ -158,32 +156,25 @@ def test_the_ranking_of_a_submission_is_what_was_submitted(build: Build) -> None
 
 
 @pytest.mark.parametrize(
-    ("submission", "problems"),
+    ("cells", "problems"),
     [
-        (submitted(("te1", "M1 M2"), ("te2", "M3")), []),
-        (submitted(("te2", "M1"), ("te1", "M1")), ["the ids are in another order than the sample's"]),
-        (
-            submitted(("te1", "M1")),
-            ["1 rows, the sample has 2", "1 id(s) of the sample are missing, first ['te2']"],
-        ),
-        (
-            submitted(("te1", "M1"), ("te2", "M1"), ("te3", "M1")),
-            ["3 rows, the sample has 2", "1 id(s) are not in the sample, first ['te3']"],
-        ),
-        (
-            submitted(("te1", "M1"), ("te1", "M1")),
-            ["1 duplicate id(s)", "1 id(s) of the sample are missing, first ['te2']"],
-        ),
-        (submitted(("te1", None), ("te2", " ")), ["row te1: empty label", "row te2: empty label"]),
-        (
-            submitted(("te1", "M1 M7"), ("te2", "M1 M2 M1")),
-            ["row te1: unknown label 'M7'", "row te2: a label occurs twice"],
-        ),
-        (
-            submitted(("te1", "M1"), ("te2", "M1")).select("misconception_id", "id"),
-            ["columns ['misconception_id', 'id'], the sample has ['id', 'misconception_id']"],
-        ),
+        ("te1:M1 M2,te2:M3", []),
+        ("te2:M1,te1:M1", ["the ids are in another order than the sample's"]),
+        ("te1:M1", ["1 rows, the sample has 2", "1 id(s) of the sample are missing, first ['te2']"]),
+        ("te1:M1,te2:M1,te3:M1", ["3 rows, the sample has 2", "1 id(s) are not in the sample, first ['te3']"]),
+        ("te1:M1,te1:M1", ["1 duplicate id(s)", "1 id(s) of the sample are missing, first ['te2']"]),
+        ("te1:,te2: ", ["row te1: empty label", "row te2: empty label"]),
+        ("te1:M1 M7,te2:M1 M2 M1", ["row te1: unknown label 'M7'", "row te2: a label occurs twice"]),
     ],
 )
-def test_every_problem_of_a_submission_is_listed(build: Build, submission: pl.DataFrame, problems: list[str]) -> None:
+def test_every_problem_of_a_submission_is_listed(build: Build, cells: str, problems: list[str]) -> None:
+    rows = [[word or None for word in row.split(":")] for row in cells.split(",")]  # as a CSV is read: empty is null
+    submission = pl.DataFrame(rows, schema=["id", "misconception_id"], orient="row")
     assert build().check_submission(submission) == problems
+
+
+@pytest.mark.parametrize("columns", [["misconception_id", "id"], ["id"], ["id", "misconception_id", "more"]])
+def test_a_submission_with_other_columns_is_refused(build: Build, columns: list[str]) -> None:
+    wrong = pl.DataFrame({column: ["te1", "te2"] for column in columns})
+    problem = f"columns {columns}, the sample has ['id', 'misconception_id']"
+    assert build().check_submission(wrong) == [problem]

@@ -46,13 +46,10 @@ def problems(folder: Path, text: str, *overrides: str, smoke: bool = False) -> l
     return [line.removeprefix("  - ") for line in lines]
 
 
-def test_every_kind_of_value_is_read(tmp_path: Path) -> None:
+def test_every_kind_of_value_is_read_and_the_others_keep_their_defaults(tmp_path: Path) -> None:
     text = "name: x\ninner: {rate: 0.5, steps: 2, labels: [p, q]}\nlimit: 3\nquick: true\nmode: slow\n"
     read = load(tmp_path, text + "budgets: {a: 1, b: 2}\npair: [u, v]\n")
     assert read == Config("x", Inner(0.5, 2, ["p", "q"]), 3, True, "slow", {"a": 1, "b": 2}, ("u", "v"))
-
-
-def test_what_is_not_given_keeps_its_default(tmp_path: Path) -> None:
     assert load(tmp_path, "name: x\ninner: {steps: 5}") == Config("x", Inner(steps=5))
 
 
@@ -70,13 +67,8 @@ def test_unknown_keys_are_reported_with_the_nearest_name(tmp_path: Path, text: s
 
 def test_several_errors_are_reported_at_once(tmp_path: Path) -> None:
     found = problems(tmp_path, "inner: {stepz: 1, rate: fast}\nquick: 1\nbudgets: {a: 1, b: many}")
-    assert [line.split(":")[0].split(" ")[0] for line in found] == [
-        "name",
-        "inner.stepz",
-        "inner.rate",
-        "quick",
-        "budgets.b",
-    ]
+    names = [line.split(" ")[0].strip(":") for line in found]
+    assert names == ["name", "inner.stepz", "inner.rate", "quick", "budgets.b"]
 
 
 def test_yes_and_no_without_quotes_are_refused_with_the_reason(tmp_path: Path) -> None:
@@ -93,18 +85,15 @@ def test_yes_and_no_without_quotes_are_refused_with_the_reason(tmp_path: Path) -
         ("limit: true", "limit = True: must be int, is bool"),
         ("limit: 3.0", "limit = 3.0: must be int, is float"),
         ("quick: 1", "quick = 1: must be bool, is int"),
-        ("quick: 'true'", "quick = 'true': must be bool, is str"),
         ("inner: {rate: '1e-4'}", "inner.rate = '1e-4': must be float, is str"),
         ("inner: {rate: true}", "inner.rate = True: must be float, is bool"),
         ("inner: {labels: a}", "inner.labels = 'a': must be a list"),
         ("inner: {labels: [a, 2]}", "inner.labels[1] = 2: must be str, is int"),
         ("inner: 3", "inner = 3: must be a section with keys"),
-        ("inner: null", "inner = None: must be a section with keys"),
         ("budgets: [1]", "budgets = [1]: must be a mapping"),
         ("budgets: {a: null}", "budgets.a = None: must be int, is NoneType"),
         ("pair: u", "pair = 'u': must be a list"),
         ("mode: slo", "mode = 'slo': must be one of 'fast', 'slow'; did you mean 'slow'?"),
-        ("quick: null", "quick = None: must be bool, is NoneType"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused(tmp_path: Path, text: str, start: str) -> None:
@@ -123,9 +112,8 @@ def test_null_is_a_value_only_where_it_is_allowed(tmp_path: Path) -> None:
     assert problems(tmp_path, "name: null") == ["name = None: must be str, is NoneType"]
 
 
-@pytest.mark.parametrize("text", ["", "inner: {steps: 2}"])
-def test_a_missing_required_key_is_named(tmp_path: Path, text: str) -> None:
-    assert problems(tmp_path, text) == ["name: missing, it has no default"]
+def test_a_missing_required_key_is_named(tmp_path: Path) -> None:
+    assert problems(tmp_path, "inner: {steps: 2}") == ["name: missing, it has no default"]
 
 
 def test_overrides_replace_single_values_and_the_last_one_wins(tmp_path: Path) -> None:
@@ -156,7 +144,16 @@ def test_what_post_init_refuses_becomes_a_config_error_under_its_section(tmp_pat
     assert found == ["inner: steps = 0: must be 1 or more", "quick = 1: must be bool, is int"]
 
 
-@pytest.mark.parametrize("content", [b"name: [", b"name: x\nname: y", b"- x", b"name: ${nowhere}", b"name: \xff"])
+NO_SECTIONS = [b"3", b"name: x\nsmoke: 3", b"name: x\nsmoke: [1]", b"name: ???", b"name: x\nsmoke: {name: '${no}'}"]
+
+
+def test_the_smoke_check_knows_the_overrides_and_an_empty_section(tmp_path: Path) -> None:
+    assert load(tmp_path, "inner: {steps: 1}", "name=x") == load(tmp_path, "name: x\ninner: {steps: 1}\nsmoke:\n")
+
+
+@pytest.mark.parametrize(
+    "content", [b"name: [", b"name: x\nname: y", b"- x", b"name: ${nowhere}", b"name: \xff", *NO_SECTIONS]
+)
 def test_a_file_that_is_no_mapping_is_a_config_error_with_the_file_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.yaml").write_bytes(content)
     with pytest.raises(ConfigError, match=r"^config\.yaml"):

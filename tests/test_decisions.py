@@ -3,6 +3,7 @@
 import math
 import random
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import polars as pl
@@ -73,7 +74,7 @@ def test_the_blend_is_a_ranking_of_the_same_candidates(weight: float) -> None:
     retrieved, reranked = drawn()
     blended = check_ranking(Blend(weight).apply(retrieved, reranked[5:]), retrieved["id"].to_list())
     assert [sorted(row) for row in blended["items"]] == [sorted(row) for row in retrieved["items"]]
-    assert all(score < above for row in blended["scores"] for above, score in zip(row, row[1:], strict=False))
+    assert all(score < above for row in blended["scores"] for above, score in pairwise(row))
 
 
 # The reranker is right about r by 1, wrong about s by 0.2; b stands in place 2, so r turns above log 2 = 0.69…

@@ -82,7 +82,7 @@ def test_rows_that_are_always_trained_on_are_never_validated_and_move_no_other_r
     assert fold[3:].to_list() == assign_folds(groups, FoldSettings()).to_list()
 
 
-@pytest.mark.parametrize("validate", [[0], [1, 3], []])
+@pytest.mark.parametrize("validate", [[0], [1, 3]])
 def test_folds_that_are_not_validated_become_training_and_the_others_keep_their_rows(validate: list[int]) -> None:
     groups = uneven()
     all_folds = assign_folds(groups, FoldSettings()).to_list()
@@ -109,10 +109,19 @@ def test_no_rows_give_no_folds() -> None:
         ({"unseen": -0.1}, "unseen = -0.1"),
         ({"unseen": 1.1}, "unseen = 1.1"),
         ({"unseen": float("nan")}, "unseen = nan"),
-        ({"validate": [0, 5]}, "folds are numbered 0 to 4"),
-        ({"validate": [-1]}, "folds are numbered 0 to 4"),
+        ({"validate": [0, 5]}, "one or more of the folds 0 to 4"),
+        ({"validate": [-1]}, "one or more of the folds 0 to 4"),
+        ({"validate": []}, "one or more of the folds 0 to 4"),
+        ({"rows": 0}, "rows = 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         FoldSettings(**settings)
+
+
+def test_rows_without_a_group_and_a_mask_of_another_length_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"1 row\(s\) have no target"):
+        assign_folds(pl.Series("target", ["a", None]), FoldSettings())
+    with pytest.raises(ValueError, match="always_train has 1 rows, groups 2"):
+        assign_folds(pl.Series("target", ["a", "b"]), FoldSettings(), [True])

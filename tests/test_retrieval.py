@@ -6,7 +6,7 @@ import random
 import polars as pl
 import pytest
 
-from kaggle_llm.rankings import check_ranking, make_ranking
+from kaggle_llm.rankings import check_ranking, make_ranking, top
 from kaggle_llm.retrieval.fusion import fuse_by_rank
 from kaggle_llm.retrieval.lexical import LexicalIndex
 from kaggle_llm.retrieval.negatives import draw_groups
@@ -107,11 +107,11 @@ def many(count: int = 200) -> tuple[pl.DataFrame, pl.DataFrame]:
     return ranked(**rows), pl.DataFrame({"id": list(rows), "items": right})
 
 
-@pytest.mark.parametrize("size", [2, 4, 20])
-def test_a_group_is_one_right_item_with_wrong_candidates_of_its_own_row(size: int) -> None:
+@pytest.mark.parametrize(("size", "depth"), [(2, 8), (4, 8), (20, 8), (4, 3), (20, 1)])
+def test_a_group_is_one_right_item_with_wrong_ones_of_the_first_candidates_of_its_row(size: int, depth: int) -> None:
     candidates, truth = many()
-    items, right = dict(candidates.select("id", "items").rows()), dict(truth.rows())
-    groups = draw_groups(candidates, truth, size, seed=0)
+    items, right = dict(top(candidates, depth).select("id", "items").rows()), dict(truth.rows())
+    groups = draw_groups(candidates, truth, size, depth, seed=0)
     for group in groups:
         wrong = [item for place, item in enumerate(group.items) if place != group.right]
         possible = set(items[group.id]) - set(right[group.id])
@@ -122,22 +122,23 @@ def test_a_group_is_one_right_item_with_wrong_candidates_of_its_own_row(size: in
     assert sorted(group.id for group in groups) == sorted(kept) and len(kept) < len(items)
 
 
-def test_a_right_item_that_the_retrieval_missed_is_put_in() -> None:
+@pytest.mark.parametrize("found", ["a b", "a b z"], ids=["missed", "behind the first"])
+def test_a_right_item_that_the_first_candidates_miss_is_put_in(found: str) -> None:
     truth = pl.DataFrame({"id": ["q"], "items": [["z"]]})
-    (group,) = draw_groups(ranked(q="a b"), truth, 3, seed=0)
+    (group,) = draw_groups(ranked(q=found), truth, 3, depth=2, seed=0)
     assert sorted(group.items) == ["a", "b", "z"] and group.items[group.right] == "z"
 
 
-@pytest.mark.parametrize("found", ["", "z", "z y"])
-def test_a_row_without_a_wrong_candidate_is_left_out(found: str) -> None:
+@pytest.mark.parametrize("found", ["", "z", "z y", "y z a"])
+def test_a_row_without_a_wrong_one_among_the_first_candidates_is_left_out(found: str) -> None:
     truth = pl.DataFrame({"id": ["q"], "items": [["y", "z"]]})
-    assert draw_groups(ranked(q=found), truth, 3, seed=0) == []
+    assert draw_groups(ranked(q=found), truth, 3, depth=2, seed=0) == []
 
 
 def test_draws_repeat_for_a_seed_and_are_shuffled() -> None:
     candidates, truth = many()
-    groups = draw_groups(candidates, truth, 3, seed=1)
-    assert groups == draw_groups(candidates, truth, 3, seed=1)
-    assert groups != draw_groups(candidates, truth, 3, seed=2)
+    groups = draw_groups(candidates, truth, 3, depth=8, seed=1)
+    assert groups == draw_groups(candidates, truth, 3, depth=8, seed=1)
+    assert groups != draw_groups(candidates, truth, 3, depth=8, seed=2)
     assert {group.right for group in groups} == {0, 1, 2}
     assert [group.id for group in groups] != sorted((group.id for group in groups), key=lambda i: int(i[1:]))

@@ -36,15 +36,18 @@ class Workspace:
         )
 
 
-def make_workspace(root: Path, llm: Path, encoder: Path, train_rows: int = 60, hidden_rows: int = 6) -> Workspace:
+def make_workspace(
+    root: Path, llm: Path, encoder: Path, train_rows: int = 60, hidden_rows: int = 6, seed: int = 0
+) -> Workspace:
     """The demo competition, small, and two models under the names that the experiments ask for."""
     from kaggle_llm.demo.competition import NAME, build_competition
 
     for folder in ("exp", "submission"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    build_competition(root / "input" / NAME, root / "output" / "hidden" / NAME, 0, train_rows, hidden_rows)
-    shutil.copytree(llm, root / "input" / "models" / "SmolLM2-135M-Instruct")
-    shutil.copytree(encoder, root / "input" / "models" / "all-MiniLM-L6-v2")
+    build_competition(root / "input" / NAME, root / "output" / "hidden" / NAME, seed, train_rows, hidden_rows)
+    (root / "input" / "models").mkdir()
+    (root / "input" / "models" / "SmolLM2-135M-Instruct").symlink_to(llm)
+    (root / "input" / "models" / "all-MiniLM-L6-v2").symlink_to(encoder)
     return Workspace(root)
 
 

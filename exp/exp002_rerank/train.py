@@ -43,9 +43,8 @@ def main() -> None:
 def split_rows(rows: pl.DataFrame, experiment: Experiment) -> tuple[pl.DataFrame, pl.DataFrame]:
     """What the reranker learns from, and what the blend is fitted on: it has unseen targets too."""
     config = experiment.config
-    inner = replace(config.folds, validate=[0], rows=config.reranker.blend_rows)
-    fold = assign_folds(rows[experiment.competition.target], inner)
-    return rows.filter(fold != 0), rows.filter(fold == 0)
+    fold = assign_folds(rows[experiment.competition.target], replace(config.folds, validate=[0], rows=None))
+    return rows.filter(fold != 0), rows.filter(fold == 0).head(config.reranker.blend_rows)
 
 
 def fine_tune(fold: str, rows: pl.DataFrame, base: Mapping[str, Path], experiment: Experiment) -> Path:

@@ -94,3 +94,7 @@ def main() -> None:
             raise
         message: Any = error.args[0] if isinstance(error, KeyError) and error.args else error
         sys.exit(f"error: {message}")
+
+
+if __name__ == "__main__":
+    main()

@@ -111,10 +111,13 @@ class Competition:
         self.sample()
 
     def sample(self) -> pl.DataFrame:
-        """sample_submission.csv: the submission's columns, the id first."""
+        """sample_submission.csv: an id and a cell."""
         sample = read_csv(self.folder / f"{SAMPLE}.csv")
-        if sample.width < 2:
-            raise ValueError(f"{SAMPLE}.csv has the columns {sample.columns}: an id and one or more cells are needed")
+        if sample.width != 2:
+            raise ValueError(
+                f"{SAMPLE}.csv has the columns {sample.columns}: for other than an id and one cell, override "
+                f"submission(), ranking_of() and check_submission()"
+            )
         return sample
 
     @property
@@ -217,7 +220,7 @@ def load_competition(settings: CompetitionSettings, folder: Path | None = None) 
 
 
 def read_csv(path: Path) -> pl.DataFrame:
-    """All columns as String; an empty field is null.
+    """All columns as String; an empty field is null, quoted or not.
 
     Raises FileNotFoundError, and ValueError for bytes that are not UTF-8 (with the line) or a broken CSV.
     """
@@ -234,7 +237,7 @@ def read_csv(path: Path) -> pl.DataFrame:
             f"{path}: line {line} has a byte 0x{content[error.start]:02x} that is not UTF-8: convert the file first"
         ) from error
     try:
-        return pl.read_csv(content, infer_schema=False)
+        return pl.read_csv(content, infer_schema=False, null_values=[""])
     except (pl.exceptions.ComputeError, pl.exceptions.NoDataError) as error:
         raise ValueError(f"{path} is no CSV table: {error}") from error
 

@@ -40,25 +40,21 @@ def load_config(path: Path, schema: type[C], overrides: Sequence[str] = (), smok
         loaded = OmegaConf.load(path)
         if not isinstance(loaded, DictConfig):
             raise ConfigError(f"{path.name} holds a {type(loaded).__name__}, not a mapping of settings")
-        lighter = loaded.pop(SMOKE, {})
-        merged = OmegaConf.merge(loaded, lighter if smoke else {}, OmegaConf.from_dotlist(list(overrides)))
-        values = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        lighter = loaded.pop(SMOKE, None) or {}
+        given = OmegaConf.from_dotlist(list(overrides))
+        full = OmegaConf.to_container(OmegaConf.merge(loaded, given), resolve=True, throw_on_missing=True)
+        light = OmegaConf.to_container(OmegaConf.merge(loaded, lighter, given), resolve=True, throw_on_missing=True)
+    except ConfigError:
+        raise
+    except (OmegaConfBaseException, YAMLError, ValueError, TypeError, OSError) as error:
         raise ConfigError(f"{path.name} cannot be read: {error}") from error
     errors: list[str] = []
-    config = _build(schema, values, "", errors)
+    config = _build(schema, light if smoke else full, "", errors)
     if not errors:
-        # A smoke section that only fails under --smoke would be found too late.
-        _check_smoke(schema, loaded, lighter, errors)
+        _build(schema, light, f"{SMOKE}: ", errors)  # a fault that only --smoke shows would be found too late
     if errors:
         raise ConfigError(f"{path.name}: {len(errors)} problem(s)\n  - " + "\n  - ".join(errors))
     return config
-
-
-def _check_smoke(schema: type, loaded: Any, lighter: Any, errors: list[str]) -> None:
-    from omegaconf import OmegaConf
-
-    _build(schema, OmegaConf.to_container(OmegaConf.merge(loaded, lighter), resolve=True), f"{SMOKE}: ", errors)
 
 
 def save_config(config: Any, path: Path) -> None:
@@ -78,7 +74,7 @@ def _build(hint: Any, value: Any, name: str, errors: list[str]) -> Any:
     if origin in (types.UnionType, typing.Union):
         return _build_optional(arguments, value, name, errors)
     if origin is typing.Literal:
-        if value not in arguments:
+        if not any(type(value) is type(one) and value == one for one in arguments):  # True == 1
             errors.append(
                 f"{name} = {value!r}: must be one of {', '.join(map(repr, arguments))}{_nearest(value, arguments)}"
             )
@@ -137,7 +133,7 @@ def _build_scalar(hint: type, value: Any, name: str, errors: list[str]) -> Any:
         if hint is str and isinstance(value, bool):
             note = " (YAML reads Yes, No, On, Off and True without quotes as booleans: put it in quotes)"
         elif hint is float and isinstance(value, str):
-            note = " (YAML reads 1e-4 as text: write 1.0e-4)"
+            note = " (a number stands without quotes)"
         errors.append(f"{name} = {value!r}: must be {hint.__name__}, is {type(value).__name__}{note}")
     return value
 

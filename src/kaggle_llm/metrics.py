@@ -109,6 +109,8 @@ def paired_difference(
 def _resampled_scores(metric: Metric, ranking: pl.DataFrame, truth: pl.DataFrame, draws: int, seed: int) -> np.ndarray:
     import numpy as np
 
+    if ranking.height == 0:
+        raise ValueError(f"the interval of {metric.name} over no rows is not defined: the ranking is empty")
     drawn = np.random.default_rng(seed).integers(0, ranking.height, size=(draws, ranking.height))
     if metric.rows is not None:
         return metric.rows(ranking, truth)[drawn].mean(axis=1)

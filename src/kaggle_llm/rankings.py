@@ -52,7 +52,7 @@ def check_ranking(ranking: pl.DataFrame, ids: Sequence[str]) -> pl.DataFrame:
     differ in number, an item occurs twice, or scores are not finite or not descending.
     """
     expected = ranking_schema()
-    if dict(ranking.schema) != expected:
+    if list(ranking.schema.items()) != list(expected.items()):
         raise ValueError(f"a ranking has the columns {expected}, got {dict(ranking.schema)}")
     _check_ids(ranking["id"].to_list(), list(ids))
     _check_rows(ranking)

@@ -18,7 +18,8 @@ class FoldSettings:
     validate: list[int] | None = None
     """The folds that are validated; null: all. The others' rows become fold −1."""
     rows: int | None = None
-    """At most so many rows of a fold are validated; null: all. The others become fold −1."""
+    """At most so many rows of a fold are validated; null: all. The others become fold −1: they are trained on, so
+    groups that should stay whole no longer do. For smoke runs."""
     unseen: float = 0.3
     """Share of the groups that stay whole, so that their fold's training never sees them."""
     seed: int = 0
@@ -28,8 +29,10 @@ class FoldSettings:
             raise ValueError(f"count = {self.count}: two folds or more are needed")
         if not 0 <= self.unseen <= 1:
             raise ValueError(f"unseen = {self.unseen}: must lie between 0 and 1")
-        if self.validate is not None and not set(self.validate) <= set(range(self.count)):
-            raise ValueError(f"validate = {self.validate}: folds are numbered 0 to {self.count - 1}")
+        if self.validate is not None and not set() < set(self.validate) <= set(range(self.count)):
+            raise ValueError(f"validate = {self.validate}: name one or more of the folds 0 to {self.count - 1}")
+        if self.rows is not None and self.rows < 1:
+            raise ValueError(f"rows = {self.rows}: must be 1 or more, or null for all")
 
 
 def assign_folds(groups: pl.Series, settings: FoldSettings, always_train: Sequence[bool] | None = None) -> pl.Series:
@@ -37,11 +40,17 @@ def assign_folds(groups: pl.Series, settings: FoldSettings, always_train: Sequen
 
     groups: what must partly stay on one side (a target, a prompt, a document). A share `unseen` of the groups
     goes to one fold each as a whole; the other groups' rows are dealt out one fold after the other.
-    always_train: rows (extra, synthetic) that are put into every training set.
+    always_train: rows (extra, synthetic) that are put into every training set; their groups are seen by it.
+    Raises ValueError where it is not as long as groups, and where a group is null.
     """
     import polars as pl
 
-    fold = _deal(groups.to_list(), settings, list(always_train or [False] * groups.len()))
+    extra = [False] * groups.len() if always_train is None else [bool(row) for row in always_train]
+    if len(extra) != groups.len():
+        raise ValueError(f"always_train has {len(extra)} rows, groups {groups.len()}: give one for each")
+    if groups.null_count():
+        raise ValueError(f"{groups.null_count()} row(s) have no {groups.name or 'group'}: every row needs one")
+    fold = _deal(groups.to_list(), settings, extra)
     kept: dict[int, int] = {}
     validated = set(range(settings.count) if settings.validate is None else settings.validate)
     for row, k in enumerate(fold):

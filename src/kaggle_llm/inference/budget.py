@@ -20,7 +20,7 @@ class Budget:
     def __init__(
         self, limit: float = math.inf, reserve: float = 0.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        if limit < 0 or reserve < 0:
+        if not (limit >= 0 and reserve >= 0):  # also not a number
             raise ValueError(f"limit = {limit} s, reserve = {reserve} s: both must be 0 or more")
         self.clock = clock
         self.end = clock() + limit - reserve

@@ -18,8 +18,11 @@ class LexicalIndex:
         import bm25s
 
         self.ids = list(ids)
+        tokens = self._tokens(texts)
+        if not any(tokens):
+            raise ValueError(f"none of {len(self.ids)} documents holds a word that could be searched for")
         self._index = bm25s.BM25(method="lucene")
-        self._index.index(self._tokens(texts), show_progress=False)
+        self._index.index(tokens, show_progress=False)
 
     def search(self, ids: Sequence[str], queries: Sequence[str], k: int) -> pl.DataFrame:
         """RANKING of the k best documents for each query; among equal scores, and where no word of the query

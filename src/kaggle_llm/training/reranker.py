@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kaggle_llm import paths
 from kaggle_llm.prompts import Prompt, TokenGroup
 from kaggle_llm.training.packing import Pack, pack, within_budget
 
@@ -76,6 +77,7 @@ def train_reranker(
     trainer = _make_trainer(model, packs, labels, training, seed, folder)
     trainer.train()
     _write_log(trainer.state.log_history, folder / "log.jsonl")
+    model.peft_config["default"].base_model_name_or_path = paths.relative(base)  # no path of this machine travels
     model.save_pretrained(folder)
 
 

@@ -1,0 +1,70 @@
+"""Whole chains on the real small models, as processes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from workspace import ROOT, Workspace, make_workspace, succeed
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+MODELS = ROOT / "input" / "models"
+
+
+def real_workspace(root: Path, seed: int = 0) -> Workspace:
+    return make_workspace(root, MODELS / "SmolLM2-135M-Instruct", MODELS / "all-MiniLM-L6-v2", 600, 40, seed)
+
+
+def test_a_copy_trains_bundles_and_rehearses_with_zero_edits(tmp_path: Path) -> None:
+    workspace = real_workspace(tmp_path)
+    source, copy = (workspace.root / "exp" / name for name in ("exp002_rerank", "exp900_copy"))
+    shutil.copytree(source, copy)
+    succeed(workspace.train("exp900_copy", "--smoke", PYTHONDONTWRITEBYTECODE=""))
+    succeed(workspace.cli("bundle", "exp900_copy--smoke"))
+    succeed(workspace.cli("rehearse", "exp900_copy--smoke", "--rows", "5", "--replay", "0"))
+    report = json.loads((workspace.output / "rehearsals/exp900_copy--smoke/latest/report.json").read_text())
+    assert report["ok"] and report["network"] == "blocked" and report["rows"] == 5
+    difference = subprocess.run(["diff", "-r", "-x", "__pycache__", source, copy], capture_output=True, check=False)
+    assert difference.returncode == 0
+    made = {path.name for path in workspace.output.iterdir()}
+    assert made == {"exp900_copy--smoke", "bundles", "rehearsals", "hidden"}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_demo_is_as_hard_as_it_should_be(tmp_path: Path, seed: int) -> None:
+    """Set on exp001 alone, frozen before exp002 was tuned, checked on a second seed."""
+    workspace = real_workspace(tmp_path, seed)
+    succeed(workspace.train("exp001_retrieve"))
+    metrics = json.loads((workspace.output / "exp001_retrieve" / "metrics.json").read_text())
+    assert 0.35 <= metrics["cv"] <= 0.6
+    assert metrics["also"]["recall@8"] >= 0.85
+
+
+def test_the_packaged_model_answers_and_scores_shared_prefixes_exactly() -> None:
+    code = """
+import numpy as np, torch
+from pathlib import Path
+from kaggle_llm.demo.models import check_answer
+from kaggle_llm.inference.engine import EngineSettings, make_engine
+from kaggle_llm.prompts import load_tokenizer
+folder = Path("input/models/SmolLM2-135M-Instruct")
+check_answer(folder)
+tokenizer, engine = load_tokenizer(folder), make_engine(folder, EngineSettings())
+question = "Question: Dividing fractions. How many scoops of 4/11 of a cup are in 3/5 of a cup?\\nStudent: 20/33\\n"
+endings = ["Mistake: adds.\\nTrue?", "Mistake: Turns the wrong fraction upside down.\\nTrue?", "True?"]
+prompts = [tokenizer(question)["input_ids"] + tokenizer(ending)["input_ids"] for ending in endings]
+labels = [tokenizer(label)["input_ids"] for label in (" Yes", " No")]
+found = engine.choices(prompts, labels)
+with torch.inference_mode():
+    alone = [engine._causal(torch.tensor([p])).logits[0, -1].log_softmax(-1) for p in prompts]
+expected = np.array([[row[label[0]].item() for label in labels] for row in alone])
+print("difference", np.abs(found - expected).max())
+assert np.abs(found - expected).max() < 1e-4
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
