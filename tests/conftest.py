@@ -7,9 +7,10 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_P
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from workspace import Workspace, make_workspace, succeed
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedTokenizerFast
@@ -31,6 +32,13 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
+HEADS = {  # class, settings of its config
+    "bert-sequence": ("BertForSequenceClassification", {"num_labels": 3}),
+    "bert-token": ("BertForTokenClassification", {"num_labels": 4}),
+    "llama-sequence": ("LlamaForSequenceClassification", {"num_labels": 3}),
+    "llama-without-padding": ("LlamaForSequenceClassification", {"num_labels": 3, "pad_token_id": None}),
+    "llama-with-other-padding": ("LlamaForSequenceClassification", {"num_labels": 3, "pad_token_id": 5}),
+}
 
 
 def train_bpe() -> "PreTrainedTokenizerFast":
@@ -159,3 +167,50 @@ def broken_llm(pico_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], float("nan"))
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+@pytest.fixture(scope="session", params=HEADS)
+def pico_head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model with a head of `HEADS`; read only."""
+    import torch
+    import transformers
+
+    name, changes = HEADS[request.param]
+    base = request.getfixturevalue("pico_llm" if name.startswith("Llama") else "pico_encoder")
+    folder = tmp_path_factory.mktemp("models") / request.param
+    torch.manual_seed(0)
+    getattr(transformers, name)(transformers.AutoConfig.from_pretrained(base, **changes)).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def with_lora() -> Callable[[Path], Any]:
+    """with_lora(base) → the base with an adapter that changes every linear matrix: B is not zero.
+
+    Matrices are named without their layer, as PEFT writes all-linear down for models of three layers and more.
+    """
+
+    def attach(base: Path) -> Any:
+        import torch
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModelForCausalLM
+
+        torch.manual_seed(1)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        names = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
+        model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=names, task_type="CAUSAL_LM"))
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.05)
+        return model
+
+    return attach
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, pico_llm: Path, pico_encoder: Path) -> Workspace:
+    """A repository of its own in which exp002_rerank--smoke is complete."""
+    workspace = make_workspace(tmp_path_factory.mktemp("workspace"), pico_llm, pico_encoder)
+    succeed(workspace.train("exp002_rerank", "--smoke"))
+    return workspace

@@ -4,7 +4,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,27 +14,7 @@ from kaggle_llm.weights.merge import merge_adapter
 if TYPE_CHECKING:
     import torch
 
-LINEAR = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
 MESSAGES = [{"role": "system", "content": "Answer Yes or No."}, {"role": "user", "content": "Is 2/4 = 1/2?"}]
-
-
-def save_adapter(base: Path, folder: Path) -> Path:
-    """A LoRA adapter of `base` that changes every linear matrix: B is not zero.
-
-    Matrices are named without their layer, as PEFT writes all-linear down for models of three layers and more.
-    """
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    model = get_peft_model(model, LoraConfig(r=4, lora_alpha=12, target_modules=LINEAR, task_type="CAUSAL_LM"))
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.02)
-    model.save_pretrained(folder)
-    return folder
 
 
 def logits(folder: Path, adapter: Path | None = None) -> "torch.Tensor":
@@ -51,8 +31,10 @@ def logits(folder: Path, adapter: Path | None = None) -> "torch.Tensor":
 
 
 @pytest.fixture(scope="module")
-def adapter(pico_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_adapter(pico_llm, tmp_path_factory.mktemp("merge") / "adapter")
+def adapter(pico_llm: Path, with_lora: Callable[[Path], Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("merge") / "adapter"
+    with_lora(pico_llm).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +84,14 @@ def test_merging_leaves_the_base_as_it_was(pico_llm: Path, adapter: Path, tmp_pa
 @pytest.mark.filterwarnings("ignore:Found missing adapter keys")
 @pytest.mark.parametrize("changes", [{"hidden_size": 32}, {"num_hidden_layers": 1}, {"num_hidden_layers": 3}], ids=str)
 def test_an_adapter_of_another_base_is_refused_with_both_named(
-    pico_llm: Path, make_llm: Callable[..., Path], tmp_path: Path, changes: dict[str, int]
+    pico_llm: Path,
+    make_llm: Callable[..., Path],
+    with_lora: Callable[[Path], Any],
+    tmp_path: Path,
+    changes: dict[str, int],
 ) -> None:
-    foreign = save_adapter(make_llm(tmp_path / "other-base", **changes), tmp_path / "foreign")
+    foreign = tmp_path / "foreign"
+    with_lora(make_llm(tmp_path / "other-base", **changes)).save_pretrained(foreign)
     with pytest.raises(ValueError, match=re.escape(str(foreign))) as refused:
         merge_adapter(pico_llm, foreign, tmp_path / "merged")
     assert str(pico_llm) in str(refused.value)

@@ -141,6 +141,12 @@ def test_a_long_text_takes_its_budget_and_the_gap_mark_at_most(tokenizer: Any, n
     assert count(tokenizer, found) <= budget + count(tokenizer, GAP)
 
 
+def test_a_text_of_fewer_characters_than_its_budget_may_be_too_long(tokenizer: Any) -> None:
+    found = shortened(tokenizer, "😀" * 20, 28)
+    assert count(tokenizer, "😀" * 20) > 28
+    assert count(tokenizer, found) <= 28 + count(tokenizer, GAP)
+
+
 def test_a_long_text_keeps_two_thirds_of_the_budget_from_its_head_and_a_third_from_its_tail(tokenizer: Any) -> None:
     text = HARD_TEXTS["latin"]
     head, tail = shortened(tokenizer, text, 31).split(GAP)

@@ -3,7 +3,7 @@
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,21 +44,6 @@ def random_groups(seed: int, count: int, candidates: int = 4) -> list[TokenGroup
         TokenGroup(tokens(30), [tokens(9) for _ in range(rng.randint(2, candidates))], rng.randint(0, 1))
         for _ in range(count)
     ]
-
-
-def lora_model(base: Path) -> Any:
-    """The base with an adapter that changes it: B is not zero."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    torch.manual_seed(0)
-    model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.05)
-    return model
 
 
 def literal_loss(model: Any, groups: Sequence[TokenGroup]) -> "torch.Tensor":
@@ -108,22 +93,22 @@ def test_groups_are_kept_up_to_the_first_that_breaks_the_budget() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
-def test_the_packed_loss_is_that_of_prompts_alone(pico_llm: Path, count: int) -> None:
+def test_the_packed_loss_is_that_of_prompts_alone(pico_llm: Path, with_lora: Callable[[Path], Any], count: int) -> None:
     import torch
 
-    model, groups = lora_model(pico_llm), random_groups(count, count)
+    model, groups = with_lora(pico_llm), random_groups(count, count)
     with torch.no_grad():
         packed, literal = group_loss(model, pack(groups), LABELS), literal_loss(model, groups)
     assert packed.item() == pytest.approx(literal.item(), abs=1e-5)
     assert abs(literal.item() - math.log(3)) > 1e-3  # not what a model without opinion has
 
 
-def test_gradients_of_the_adapter_are_those_of_prompts_alone(pico_llm: Path) -> None:
+def test_gradients_of_the_adapter_are_those_of_prompts_alone(pico_llm: Path, with_lora: Callable[[Path], Any]) -> None:
     import torch
 
     groups, found = random_groups(3, 4), []
     for loss_of in (lambda model: group_loss(model, pack(groups), LABELS), lambda model: literal_loss(model, groups)):
-        model = lora_model(pico_llm)
+        model = with_lora(pico_llm)
         loss_of(model).backward()
         found.append({name: weight.grad for name, weight in model.named_parameters() if "lora_" in name})
     packed, literal = found

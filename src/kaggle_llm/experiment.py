@@ -57,7 +57,6 @@ class Arguments:
     overrides: list[str]
     run: str
     smoke: bool
-    debug: bool
 
 
 def start(file: str, config: type[C]) -> Experiment:
@@ -65,12 +64,12 @@ def start(file: str, config: type[C]) -> Experiment:
 
     Reads the command line: key=value, run=name, --smoke, --debug, --help.
     """
+    sys.excepthook = partial(_print_error, debug="--debug" in sys.argv)
     folder = Path(file).resolve().parent
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(USAGE.format(file=file, name=folder.name, idea=read_idea(folder)))
         raise SystemExit(0)
     arguments = parse_arguments(sys.argv[1:])
-    sys.excepthook = partial(_print_error, debug=arguments.debug)
     loaded = load_config(folder / "config.yaml", config, arguments.overrides, arguments.smoke)
     return Experiment(folder, run_name(folder.name, arguments), loaded, arguments.smoke)
 
@@ -88,7 +87,7 @@ def parse_arguments(words: Sequence[str]) -> Arguments:
     if names and not re.fullmatch(r"[A-Za-z0-9_.]+(-[A-Za-z0-9_.]+)*", name):
         raise ConfigError(f"run = {name!r}: letters, digits, dots, underscores and single hyphens make a name")
     overrides = [pair for pair in pairs if not pair.startswith("run=")]
-    return Arguments(overrides, name, "--smoke" in flags, "--debug" in flags)
+    return Arguments(overrides, name, "--smoke" in flags)
 
 
 def run_name(experiment: str, arguments: Arguments) -> str:

@@ -56,23 +56,25 @@ class Prompter:
 
     def shared(self, row: Mapping[str, Any]) -> list[int]:
         """Token ids of what the row's prompts share."""
-        return self._encode(self.head + self._fill(self.settings.shared, row))
+        return self._encode(self.head) + self._encode_text(self._fill(self.settings.shared, row))
 
     def candidate(self, document: Mapping[str, Any]) -> list[int]:
         """Token ids of what follows for one candidate, up to where the label is asked for."""
-        return self._encode(self._fill(self.settings.candidate, document) + self.tail)
+        return self._encode_text(self._fill(self.settings.candidate, document)) + self._encode(self.tail)
 
     def _wrapping(self) -> tuple[str, str]:
         if not self.settings.chat:
             return "", ""
         if not self.tokenizer.chat_template:
             raise ValueError("prompt.chat = true, but the tokenizer has no chat template: set prompt.chat=false")
-        marker = "\x1f"
+        marker = "\ue000"  # not white space: some templates trim what a user says
         system = [{"role": "system", "content": self.settings.system}] if self.settings.system else []
         rendered = self.tokenizer.apply_chat_template(
             [*system, {"role": "user", "content": marker}], tokenize=False, add_generation_prompt=True
         )
-        head, _, tail = str(rendered).partition(marker)
+        head, found, tail = str(rendered).partition(marker)
+        if not found:
+            raise ValueError("the tokenizer's chat template leaves out what the user says: set prompt.chat=false")
         return head, tail
 
     def _label(self, label: str) -> list[int]:
@@ -90,22 +92,28 @@ class Prompter:
         missing = sorted(names - set(values))
         if missing:
             raise ValueError(f"the prompt asks for {missing}, the row has {sorted(values)}")
-        return template.format(**{name: self._shorten(str(values[name] or ""), name) for name in names})
+        texts = {name: "" if values[name] is None else str(values[name]) for name in names}
+        return template.format(**{name: self._shorten(text, name) for name, text in texts.items()})
 
     def _shorten(self, text: str, name: str) -> str:
         """Keep two thirds of the budget from the head and one third from the tail."""
         budget = self.settings.budgets.get(name, self.settings.default_budget)
         if len(text.encode()) <= budget:  # a token is at least one byte
             return text
-        ids = self._encode(text)
+        ids = self._encode_text(text)
         if len(ids) <= budget:
             return text
         tail = budget // 3
-        head = self.tokenizer.decode(ids[: budget - tail])
-        return head + GAP + self.tokenizer.decode(ids[len(ids) - tail :])
+        # A cut within a character leaves its broken bytes, which would take more tokens than they were.
+        head = self.tokenizer.decode(ids[: budget - tail]).rstrip("\ufffd")
+        return head + GAP + self.tokenizer.decode(ids[len(ids) - tail :]).lstrip("\ufffd")
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _encode_text(self, text: str) -> list[int]:
+        """A row may hold "<|im_end|>": it stays text and cannot end the user's message."""
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
 @dataclass(frozen=True)

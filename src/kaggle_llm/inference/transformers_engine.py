@@ -46,7 +46,7 @@ class TransformersEngine:
         self._check_lengths(prompts)
         scores = np.empty((len(prompts), len(ids)), dtype=np.float64)
         with torch.inference_mode():
-            for length, members in group_by_prefix(prompts):
+            for length, members in self._groups(prompts):
                 cache = self._prefill(prompts[members[0]][:length]) if length else None
                 for part in self._parts(prompts, members, length):
                     logits = self._last_logits([prompts[i][length:] for i in part], length, cache)
@@ -61,9 +61,10 @@ class TransformersEngine:
 
         self._check_lengths(prompts)
         torch.manual_seed(sampling.seed)
-        how: dict[str, Any] = {"do_sample": sampling.temperature > 0, "num_return_sequences": sampling.n}
+        how: dict[str, Any] = {"do_sample": sampling.temperature > 0, "num_return_sequences": 1}
         if sampling.temperature > 0:
             how |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+            how["num_return_sequences"] = sampling.n
         answers = []
         for prompt in prompts:
             batch = torch.tensor([list(prompt)], device=self.device)
@@ -75,8 +76,9 @@ class TransformersEngine:
                     pad_token_id=self._pad,
                     **how,
                 )
-            new = [ids[len(prompt) :].tolist() for ids in out]
-            answers.append([Completion(self._tokenizer.decode(ids, skip_special_tokens=True), ids) for ids in new])
+            new = [self._up_to_end(ids[len(prompt) :].tolist()) for ids in out]
+            found = [Completion(self._tokenizer.decode(ids, skip_special_tokens=True), ids) for ids in new]
+            answers.append(found if sampling.temperature > 0 else found * sampling.n)
         return answers
 
     def embed(self, prompts: Sequence[Prompt]) -> np.ndarray:
@@ -161,7 +163,9 @@ class TransformersEngine:
         if architecture.endswith("ForTokenClassification"):
             return self._load(AutoModelForTokenClassification)
         if architecture.endswith("ForSequenceClassification"):
-            return self._load(AutoModelForSequenceClassification)
+            model = self._load(AutoModelForSequenceClassification)
+            model.config.get_text_config().pad_token_id = self._pad  # decoders read the last token before it
+            return model
         raise ValueError(f"model {self.folder} is a {architecture or 'model of no known kind'}: logits() needs a head")
 
     def _load(self, maker: Any) -> Any:
@@ -182,6 +186,13 @@ class TransformersEngine:
                 raise ValueError(
                     f"prompt {index} has {len(prompt)} tokens, {self.folder} takes 1 to {limit}: set prompt.budgets"
                 )
+
+    def _groups(self, prompts: Sequence[Prompt]) -> list[tuple[int, list[int]]]:
+        """Prompts by shared prefix; each alone where the model's attention window is shorter than the longest."""
+        window = getattr(self._causal.config.get_text_config(), "sliding_window", None)
+        if window and max(map(len, prompts), default=0) > window:
+            return [(0, [index]) for index in range(len(prompts))]
+        return group_by_prefix(prompts)
 
     def _parts(self, prompts: Sequence[Prompt], members: list[int], length: int) -> Iterator[list[int]]:
         """Members of one prefix group in batches of at most `batch_tokens` after padding."""
@@ -208,6 +219,13 @@ class TransformersEngine:
             ids[i, : len(row)] = torch.tensor(list(row), device=self.device)
             mask[i, : len(row)] = 1
         return {"input_ids": ids, "attention_mask": mask}
+
+    def _up_to_end(self, ids: list[int]) -> list[int]:
+        """Without the padding behind a sample that ended before the others."""
+        ends = self._causal.generation_config.eos_token_id
+        ends = {ends} if isinstance(ends, int) else set(ends or ())
+        length = next((at + 1 for at, token in enumerate(ids) if token in ends), len(ids))
+        return ids[:length]
 
     # exact scoring ------------------------------------------------------------------------------------------
 

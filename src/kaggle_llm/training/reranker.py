@@ -134,7 +134,9 @@ def _make_trainer(
 
     class GroupTrainer(Trainer):
         def compute_loss(self, model: Any, inputs: dict[str, Pack], **_: Any) -> torch.Tensor:
-            loss = group_loss(model, inputs["pack"], labels)
+            pack = inputs["pack"]
+            # Every group counts alike, also those of a last pack that is not full.
+            loss = group_loss(model, pack, labels) * len(set(pack.group.tolist())) / training.groups_per_pack
             if not loss.isfinite():
                 raise ValueError(f"loss = {loss.item()} at step {self.state.global_step}: lower training.learning_rate")
             return loss
@@ -157,6 +159,9 @@ def _make_trainer(
         dataloader_pin_memory=False,
         seed=seed,
     )
+    # Two visible GPUs in one process would make the Trainer replicate the model: that is what torchrun is for.
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
     return GroupTrainer(model=model, args=arguments, train_dataset=packs, data_collator=_only)
 
 

@@ -13,7 +13,7 @@ def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
     Raises ValueError where the adapter names a module or a shape that the base has not.
     """
     import torch
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
     from transformers import AutoModelForCausalLM
 
@@ -23,9 +23,12 @@ def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
     except RuntimeError as error:  # torch's message for shapes that differ
         raise ValueError(f"adapter {adapter} does not fit the base model {base}: {error}") from error
     with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
-        stored = len(list(file.keys()))
-    placed = sum("lora_" in name for name, _ in attached.named_parameters())
-    if stored != placed:
-        raise ValueError(f"adapter {adapter} has {stored} tensors, {placed} found a place in {base}: another base?")
+        stored = set(file.keys())
+    places = set(get_peft_model_state_dict(attached))
+    if stored != places:
+        raise ValueError(
+            f"adapter {adapter} has {len(stored)} tensors, base {base} has {len(places)} places for them, "
+            f"{len(stored & places)} of the same name: another base?"
+        )
     attached.merge_and_unload(safe_merge=True).save_pretrained(folder)
     load_tokenizer(base).save_pretrained(folder)
