@@ -37,7 +37,7 @@ demo: models data  ## the whole cycle: train, bundle, rehearse (EXP=exp002_reran
 	$(BIN)/kaggle-llm board
 
 test: models  ## fast tests
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --durations 10
 
 test-slow: models data  ## whole chains on the real small models
 	$(BIN)/python -m pytest -m slow --durations 10
