@@ -49,7 +49,8 @@ def test_the_packaged_model_answers_and_scores_shared_prefixes_exactly() -> None
 import numpy as np, torch
 from pathlib import Path
 from kaggle_llm.demo.models import check_answer
-from kaggle_llm.inference.engine import EngineSettings, make_engine
+from kaggle_llm.inference.engine import EngineSettings
+from kaggle_llm.inference.maker import make_engine
 from kaggle_llm.prompts import load_tokenizer
 folder = Path("input/models/SmolLM2-135M-Instruct")
 check_answer(folder)

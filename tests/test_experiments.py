@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -118,7 +119,7 @@ from kaggle_llm.run import import_predict
 import_predict(Path("exp/exp001_retrieve"))
 import_predict(Path("exp/exp002_rerank"))
 """
-    done = trained.call("python", "-c", code)
+    done = trained.call(sys.executable, "-c", code)
     assert done.returncode != 0 and "needs a process of its own" in done.stderr
 
 

@@ -35,7 +35,7 @@ def test_a_bundle_is_rehearsed_offline_and_replayed(trained: Workspace) -> None:
     report = report_of(trained, SMOKE)
     assert report["ok"] is True and report["network"] == "blocked"
     assert report["network_method"] in ("namespace", "guard")
-    names = {"bundle", "network", "notebook", "origin", "submission", "row independence", "replay"}
+    names = {"bundle", "network", "notebook", "origin", "mount", "submission", "row independence", "replay"}
     assert checks_of(report) == dict.fromkeys(names, True)
     assert report["rows"] == 6 and report["submission"]["rows"] == 6 and 0 <= report["score"] <= 1
     assert report["seconds"] > 0 and report["peak_rss_mb"] > 0
@@ -111,7 +111,8 @@ def test_the_namespace_has_loopback_only_and_a_read_only_mount(tmp_path: Path) -
     code = """
 import os, pathlib, socket
 root = pathlib.Path(os.environ["KAGGLE_LLM_KAGGLE"])
-socket.create_connection(socket.create_server(("127.0.0.1", 0)).getsockname()).close()
+server = socket.create_server(("127.0.0.1", 0))
+socket.create_connection(server.getsockname()).close()
 (root / "working" / "a").write_text("x")
 try:
     (root / "input" / "a").write_text("x")

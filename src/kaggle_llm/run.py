@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from kaggle_llm.competition import Competition
 from kaggle_llm.inference.budget import Budget
-from kaggle_llm.inference.engine import Engine, EngineSettings, make_engine
+from kaggle_llm.inference.engine import Engine, EngineSettings
+from kaggle_llm.inference.maker import make_engine
 from kaggle_llm.rankings import check_ranking
 
 if TYPE_CHECKING:

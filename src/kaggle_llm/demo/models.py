@@ -61,7 +61,8 @@ def convert_gguf(member: Path, folder: Path) -> None:
 
 
 def check_answer(folder: Path) -> None:
-    from kaggle_llm.inference.engine import EngineSettings, Sampling, make_engine
+    from kaggle_llm.inference.engine import EngineSettings, Sampling
+    from kaggle_llm.inference.maker import make_engine
     from kaggle_llm.prompts import load_tokenizer
 
     question = [{"role": "user", "content": "What is the capital of Japan?"}]

@@ -1,10 +1,9 @@
-"""The contract that every engine keeps, its settings, and the one place where engines are made."""
+"""The contract that every engine keeps, and its settings."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from kaggle_llm.prompts import Prompt
@@ -55,13 +54,3 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give the memory back."""
-
-
-def make_engine(folder: Path, settings: EngineSettings) -> Engine:
-    """An engine for the model in `folder`."""
-    from transformers.utils import logging
-
-    from kaggle_llm.inference.transformers_engine import TransformersEngine
-
-    logging.disable_progress_bar()  # "Loading weights" of a second or two, in every log
-    return TransformersEngine(folder, settings)

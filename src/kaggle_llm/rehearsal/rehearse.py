@@ -45,6 +45,8 @@ class Rerun:
     limit: float
     seconds: float
     error: str
+    written: list[str]
+    """Files below input/ that the notebook wrote, changed or removed."""
 
     @property
     def working(self) -> Path:
@@ -68,7 +70,7 @@ def rehearse(run: str, rows: int | None = None, limit: str = "9h", replay: int |
     test, truth, origin = hidden_test(settings, rows)
     checks = [check_bundle(bundle)]
     with execute_notebook(folder, bundle, settings, test, {}, seconds) as hidden:
-        checks += [check_network(hidden), check_notebook(hidden), check_origin(hidden)]
+        checks += [check_network(hidden), check_notebook(hidden), check_origin(hidden), check_mount(hidden)]
         submission, submission_check = check_submission(hidden)
         checks.append(submission_check)
         if submission is not None:
@@ -138,6 +140,7 @@ def run_notebook(folder: Path, bundle: Path, sandbox: Sandbox, competition: Comp
         "KAGGLE_LLM_LIMIT": str(limit),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
+    before = list_mount(sandbox.kaggle / "input")
     start, error = time.monotonic(), ""
     try:
         done = sandbox.run(command, folder / "log.txt", environment, limit + GRACE)
@@ -149,7 +152,15 @@ def run_notebook(folder: Path, bundle: Path, sandbox: Sandbox, competition: Comp
     for name in ("executed.ipynb", "submission.csv", "ranking.parquet"):
         if (working / name).is_file():
             shutil.copyfile(working / name, folder / name)
-    return Rerun(folder, sandbox, competition, code, limit, seconds, error)
+    after = list_mount(sandbox.kaggle / "input")
+    written = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+    return Rerun(folder, sandbox, competition, code, limit, seconds, error, written)
+
+
+def list_mount(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of change of every file: what a read-only mount keeps."""
+    found = {path.relative_to(folder).as_posix(): path.stat() for path in folder.rglob("*") if path.is_file()}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
 
 
 def check_bundle(bundle: Path) -> Check:
@@ -185,6 +196,11 @@ def check_origin(rerun: Rerun) -> Check:
         not outside,
         f"outside the mount: {outside}" if outside else f"{', '.join(origin)} under the mount",
     )
+
+
+def check_mount(rerun: Rerun) -> Check:
+    """Kaggle's mounts are read-only: nothing may have been written there."""
+    return Check("mount", not rerun.written, f"written: {rerun.written[:3]}" if rerun.written else "unchanged")
 
 
 def check_submission(rerun: Rerun) -> tuple[pl.DataFrame | None, Check]:
