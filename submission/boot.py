@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 MANIFEST = "MANIFEST.json"
-LIMIT = 9 * 3600.0  # seconds; Kaggle's usual limit of a code competition
+LIMIT = 9 * 3600 - 600.0  # seconds; Kaggle's usual limit counts from before the notebook starts
 
 
 def find_datasets(mount: Path) -> dict[str, Path]:
@@ -21,8 +23,9 @@ def find_datasets(mount: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for pattern in ("datasets/*/*", "*"):
         for path in sorted(mount.glob(f"{pattern}/{MANIFEST}")):
-            slug = json.loads(path.read_text(encoding="utf-8"))["slug"]
-            found.setdefault(slug, path.parent)
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(manifest, dict) and "slug" in manifest:  # somebody else's dataset may have a MANIFEST too
+                found.setdefault(manifest["slug"], path.parent)
     return found
 
 
@@ -33,8 +36,8 @@ def find_competition(mount: Path, name: str) -> Path:
     raise FileNotFoundError(f"competition {name} is not attached: there is no {mount / 'competitions' / name}")
 
 
-def predict_command(code: Path, root: Path, limit: float) -> list[str]:
-    """The process that writes working/submission.csv, every folder spelled out."""
+def predict_command(code: Path, root: Path, deadline: float) -> list[str]:
+    """The process that writes working/submission.csv, every folder spelled out. deadline: seconds since the epoch."""
     manifest = json.loads((code / MANIFEST).read_text(encoding="utf-8"))
     datasets = find_datasets(root / "input")
     missing = sorted(set(manifest["models"].values()) - set(datasets))
@@ -44,7 +47,7 @@ def predict_command(code: Path, root: Path, limit: float) -> list[str]:
     command += ["--competition", str(find_competition(root / "input", manifest["competition"]))]
     for name, slug in sorted(manifest["models"].items()):
         command += ["--model", f"{name}={datasets[slug] / 'model'}"]
-    return [*command, "--working", str(root / "working"), "--limit", str(limit)]
+    return [*command, "--working", str(root / "working"), "--deadline", str(deadline)]
 
 
 def environment(code: Path) -> dict[str, str]:
@@ -64,22 +67,32 @@ def main(code: Path, root: Path) -> None:
     """Run the prediction of the bundle `code`, its log shown as it comes; kill it at the time limit.
 
     root: the folder of Kaggle's input/ and working/. What was offered before a kill stays a valid submission.
-    Raises RuntimeError where the process fails.
+    Raises RuntimeError where the process fails, or is killed before it offered anything.
     """
     limit = float(os.environ.get("KAGGLE_LLM_LIMIT", LIMIT))
-    command = predict_command(code, root, limit)
+    command, working = predict_command(code, root, time.time() + limit), root / "working"
     how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
-    process = subprocess.Popen(command, cwd=root / "working", env=environment(code), **how)
-    deadline = threading.Timer(limit, process.kill)
-    deadline.start()
+    process = subprocess.Popen(command, cwd=working, env=environment(code), start_new_session=True, **how)
+    late = threading.Event()
+
+    def kill() -> None:
+        late.set()
+        os.killpg(process.pid, signal.SIGKILL)
+
+    timer = threading.Timer(limit, kill)
+    timer.start()
     try:
         for line in process.stdout or ():
             print(line, end="", flush=True)
-        code_returned = process.wait()
+        returned = process.wait()
+    except BaseException:  # an interrupt: nothing of ours goes on alone
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     finally:
-        late = not deadline.is_alive()
-        deadline.cancel()
-    if late:
+        timer.cancel()
+    if late.is_set() and (working / "submission.csv").is_file():
         print(f"killed at the limit of {limit:.0f} s: submission.csv is what was offered before")
-    elif code_returned:
-        raise RuntimeError(f"prediction ended with exit code {code_returned}: its log stands above")
+    elif late.is_set():
+        raise RuntimeError(f"killed at the limit of {limit:.0f} s, before any submission was offered")
+    elif returned:
+        raise RuntimeError(f"prediction ended with exit code {returned}: its log stands above")

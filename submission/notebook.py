@@ -8,15 +8,18 @@ import sys
 from pathlib import Path
 
 KAGGLE = Path(os.environ.get("KAGGLE_LLM_KAGGLE", "/kaggle"))  # moved by rehearsals
-found = [path for layout in ("datasets/*/*", "*") for path in (KAGGLE / "input").glob(f"{layout}/submission/boot.py")]
+found = {
+    path.resolve() for layout in ("datasets/*/*", "*") for path in KAGGLE.glob(f"input/{layout}/submission/boot.py")
+}
 assert len(found) == 1, f"attach exactly one code dataset made by `kaggle-llm bundle`; attached are {found}"
+(boot_script,) = found
 sys.dont_write_bytecode = True  # the mount is read-only
-sys.path.insert(0, str(found[0].parent))
+sys.path.insert(0, str(boot_script.parent))
 
 # %%
 import boot
 
-boot.main(code=found[0].parents[1], root=KAGGLE)
+boot.main(code=boot_script.parents[1], root=KAGGLE)
 
 # %%
 import polars as pl

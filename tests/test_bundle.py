@@ -8,9 +8,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from workspace import Workspace, succeed
+from workspace import ROOT, Workspace, succeed
 
 from kaggle_llm.kaggle.bundle import make_slug
+from kaggle_llm.kaggle.notebook import write_notebook
 from kaggle_llm.kaggle.predict import check_dataset
 from kaggle_llm.records import hash_file
 
@@ -29,7 +30,7 @@ def test_shortened_slugs_stay_different() -> None:
     assert len(slugs) == 100
 
 
-def test_the_manifest_lists_what_lies_there(trained: Workspace) -> None:
+def test_the_manifest_lists_what_lies_there(trained: Workspace, tmp_path: Path) -> None:
     succeed(trained.cli("bundle", SMOKE))
     bundle = trained.output / "bundles" / SMOKE
     manifest = json.loads((bundle / "MANIFEST.json").read_text())
@@ -49,6 +50,8 @@ def test_the_manifest_lists_what_lies_there(trained: Workspace) -> None:
         assert json.loads((folder / "dataset-metadata.json").read_text())["title"] == dataset["slug"]
         assert len(list(folder.iterdir())) <= 50
     assert not [path for path in on_disk if "__pycache__" in path or "=" in path or "+" in path]
+    write_notebook(ROOT / "submission" / "notebook.py", tmp_path / "notebook.ipynb")
+    assert (bundle / "notebook.ipynb").read_bytes() == (tmp_path / "notebook.ipynb").read_bytes()
     texts = [p for p in bundle.rglob("*") if p.suffix in (".json", ".yaml", ".ipynb", ".py")]
     assert not [p for p in texts if str(trained.root) in p.read_text()], "no path of this machine travels"
 

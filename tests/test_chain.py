@@ -25,9 +25,9 @@ def test_a_copy_trains_bundles_and_rehearses_with_zero_edits(tmp_path: Path) -> 
     shutil.copytree(source, copy)
     succeed(workspace.train("exp900_copy", "--smoke", PYTHONDONTWRITEBYTECODE=""))
     succeed(workspace.cli("bundle", "exp900_copy--smoke"))
-    succeed(workspace.cli("rehearse", "exp900_copy--smoke", "--rows", "5", "--replay", "0"))
+    succeed(workspace.cli("rehearse", "exp900_copy--smoke"))
     report = json.loads((workspace.output / "rehearsals/exp900_copy--smoke/latest/report.json").read_text())
-    assert report["ok"] and report["network"] == "blocked" and report["rows"] == 5
+    assert report["ok"] and report["network"] == "blocked" and report["rows"] == 40
     difference = subprocess.run(["diff", "-r", "-x", "__pycache__", source, copy], capture_output=True, check=False)
     assert difference.returncode == 0
     made = {path.name for path in workspace.output.iterdir()}

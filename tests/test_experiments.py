@@ -21,7 +21,13 @@ def read(path: Path) -> dict:
 
 def test_a_run_leaves_its_contract(trained: Workspace) -> None:
     folder = trained.output / SMOKE
-    assert {p.name for p in folder.iterdir()} == {"config.yaml", "fold0", "metrics.json", "oof.parquet", "record.json"}
+    assert {p.name for p in folder.iterdir()} - {".lock"} == {
+        "config.yaml",
+        "fold0",
+        "metrics.json",
+        "oof.parquet",
+        "record.json",
+    }
     steps = {"adapter", "merged", "blend", "oof", "blend_before", "before"}
     assert {p.name for p in (folder / "fold0").iterdir()} == steps
     assert all((folder / "fold0" / step / "record.json").is_file() for step in steps)
@@ -103,6 +109,9 @@ def test_new_copies_and_remembers_the_parent(trained: Workspace) -> None:
         (["competition.dir=input/none"], "does not exist: run `kaggle-llm fetch"),
         (["--fast"], "--fast: arguments are key=value"),
         (["run=a b"], "run = 'a b'"),
+        (["run=my-smoke"], "a run of --smoke is named so"),
+        (["prompt.budgets.quetsion=5"], "budgets of ['quetsion']"),
+        (["retrieval.query='{quesion}'"], "asks for ['quesion']"),
     ],
 )
 def test_bad_input_is_one_clear_error(trained: Workspace, words: list[str], said: str) -> None:
@@ -121,6 +130,49 @@ import_predict(Path("exp/exp002_rerank"))
 """
     done = trained.call(sys.executable, "-c", code)
     assert done.returncode != 0 and "needs a process of its own" in done.stderr
+
+
+def test_more_folds_keep_what_is_there(trained: Workspace) -> None:
+    """Fold 0 first, all folds later: what fold 0 needed is not made again."""
+    words = ("--smoke", "run=folds", "folds.count=2", "folds.rows=null", "training.tokens=300", "reranker.depth=2")
+    succeed(trained.train("exp002_rerank", *words, "folds.validate=[0]"))
+    said = succeed(trained.train("exp002_rerank", *words, "folds.validate=[0,1]"))
+    assert all(f"fold0/{step} is complete, reused" in said for step in ("adapter", "merged", "blend", "oof"))
+    assert "fold1/adapter …" in said
+    metrics = read(trained.output / "exp002_rerank--folds-smoke" / "metrics.json")
+    assert [fold["fold"] for fold in metrics["folds"]] == [0, 1] and sum(f["rows"] for f in metrics["folds"]) == 60
+
+
+def test_two_starts_of_one_run_do_not_meet(trained: Workspace) -> None:
+    import fcntl
+
+    folder = trained.output / "exp001_retrieve--locked-smoke"
+    folder.mkdir()
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = trained.train("exp001_retrieve", "--smoke", "run=locked")
+    assert done.returncode != 0 and "is being made by another process" in done.stderr
+
+
+def test_a_prediction_of_no_rows_is_an_empty_ranking(trained: Workspace) -> None:
+    code = """
+import sys
+from pathlib import Path
+sys.path.insert(0, "exp/exp002_rerank")
+from predict import Config
+from kaggle_llm import paths, records
+from kaggle_llm.competition import load_competition
+from kaggle_llm.config import load_config
+from kaggle_llm.run import Run, answer
+run = Path("output/exp002_rerank--smoke")
+models = {name: paths.absolute(path) for name, path in records.read_record(run).settings["ship"].items()}
+config = load_config(run / "config.yaml", Config)
+competition = load_competition(config.competition)
+rows = competition.table("test").head(0)
+ranking = answer(Path("exp/exp002_rerank"), Run(config, competition, models), rows)
+print(ranking.height, competition.submission(ranking).write_csv().strip())
+"""
+    assert succeed(trained.call(sys.executable, "-c", code)).strip() == "0 id,misconception_id"
 
 
 def test_compare_prints_the_paired_interval(trained: Workspace) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -35,7 +36,7 @@ def test_a_bundle_is_rehearsed_offline_and_replayed(trained: Workspace) -> None:
     report = report_of(trained, SMOKE)
     assert report["ok"] is True and report["network"] == "blocked"
     assert report["network_method"] in ("namespace", "guard")
-    names = {"bundle", "network", "notebook", "origin", "mount", "submission", "row independence", "replay"}
+    names = {"bundle", "network", "notebook", "time", "origin", "mount", "submission", "row independence", "replay"}
     assert checks_of(report) == dict.fromkeys(names, True)
     assert report["rows"] == 6 and report["submission"]["rows"] == 6 and 0 <= report["score"] <= 1
     assert report["seconds"] > 0 and report["peak_rss_mb"] > 0
@@ -80,16 +81,57 @@ def test_a_failing_prediction_ends_in_a_report_that_says_why(trained: Workspace)
     assert "6 rows asked, 2 rows ranked" in log
 
 
+@pytest.mark.parametrize("method", ["namespace", "guard"])
+def test_outside_a_sandbox_nothing_is_proven(method: str) -> None:
+    """Also on a machine that is offline anyway."""
+    probe = [sys.executable, str(REHEARSAL / "probe.py"), method]
+    assert subprocess.run(probe, capture_output=True, timeout=60, check=False).returncode == 1
+
+
+@pytest.mark.timeout(400)
+def test_without_namespaces_the_guard_rehearses_the_same(trained: Workspace, tmp_path: Path) -> None:
+    succeed(trained.train("exp001_retrieve", "--smoke"))
+    succeed(trained.cli("bundle", "exp001_retrieve--smoke"))
+    (tmp_path / "bin").mkdir()
+    path = {"PATH": str(tmp_path / "bin")}  # where there is no unshare
+    succeed(trained.call(sys.executable, "-m", "kaggle_llm.cli", "rehearse", "exp001_retrieve--smoke", **path))
+    report = report_of(trained, "exp001_retrieve--smoke")
+    assert report["ok"] and report["network"] == "blocked" and report["network_method"] == "guard"
+
+
+def test_a_changed_bundle_and_a_run_made_again_are_caught(trained: Workspace) -> None:
+    from kaggle_llm.records import read_record
+    from kaggle_llm.rehearsal.rehearse import check_bundle
+
+    succeed(trained.cli("bundle", SMOKE))
+    bundle, record = trained.output / "bundles" / SMOKE, read_record(trained.output / SMOKE)
+    assert record is not None and check_bundle(bundle, record).ok
+    other = replace(record, key="0" * 64)
+    assert "was made again since" in check_bundle(bundle, other).detail
+    (config,) = bundle.glob("*-code/config.yaml")
+    config.write_text(config.read_text() + "# changed\n")
+    assert not check_bundle(bundle, record).ok and "config.yaml" in check_bundle(bundle, record).detail
+
+
+def test_a_replay_of_a_fold_that_is_not_there_is_refused_at_once(trained: Workspace) -> None:
+    succeed(trained.cli("bundle", SMOKE))
+    done = trained.cli("rehearse", SMOKE, "--replay", "7")
+    assert done.returncode != 0 and "has the folds 0" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_nothing_to_rehearse_is_said(trained: Workspace) -> None:
     done = trained.cli("rehearse", "exp001_retrieve--none")
+    assert done.returncode != 0 and "is no complete run" in done.stderr
+    succeed(trained.train("exp001_retrieve", "--smoke", "run=bare"))
+    done = trained.cli("rehearse", "exp001_retrieve--bare-smoke")
     assert done.returncode != 0 and "has no bundle: run `kaggle-llm bundle" in done.stderr
 
 
 def test_the_guard_lets_python_reach_this_machine_only() -> None:
     environment = {**os.environ, "PYTHONPATH": str(REHEARSAL / "guard")}
-    probe = [sys.executable, str(REHEARSAL / "probe.py")]
+    probe = [sys.executable, str(REHEARSAL / "probe.py"), "guard"]
     done = subprocess.run(probe, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 3 and "the rehearsal has no network" in done.stdout
+    assert done.returncode == 0 and "the rehearsal has no network" in done.stdout
     code = """
 import socket, subprocess, sys
 server = socket.create_server(("127.0.0.1", 0))

@@ -60,8 +60,7 @@ def fine_tune(fold: str, rows: pl.DataFrame, base: Mapping[str, Path], experimen
         groups, labels = loaded.prompts.groups(rows, drawn), loaded.prompts.prompter.labels
         train_reranker(base["reranker"], groups, labels, config.lora, config.training, config.seed, folder)
 
-    settings = {name: getattr(config, name) for name in ("retrieval", "prompt", "lora", "training", "reranker")}
-    adapter = experiment.step(f"{fold}/adapter", train, settings, {"rows": rows, **base})
+    adapter = experiment.step(f"{fold}/adapter", train, experiment.settings, experiment.prediction_inputs(rows, base))
     merge = partial(merge_adapter, base["reranker"], adapter)
     return experiment.step(f"{fold}/merged", merge, inputs={"base": base["reranker"], "adapter": adapter})
 
@@ -75,8 +74,7 @@ def blend(name: str, rows: pl.DataFrame, models: Mapping[str, Path], experiment:
             retrieved, reranked = score(competition.unlabelled(rows), load(run), run)
         fit_blend(retrieved, reranked, competition.truth(rows), competition.metric).save(folder)
 
-    settings = {name: getattr(experiment.config, name) for name in ("retrieval", "prompt", "reranker")}
-    return experiment.step(name, fit, settings, {"rows": rows, **models})
+    return experiment.step(name, fit, experiment.settings, experiment.prediction_inputs(rows, models))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ def read_entry(folder: Path) -> dict[str, Any]:
     variant_of = experiment if experiment != folder.name else ""
     return {
         **metrics,
+        "complete": (folder / "record.json").is_file(),
         "lb": scores[-1].get("public_score") if scores else None,
         "parent": json.loads(parent.read_text(encoding="utf-8"))["parent"] if parent.is_file() else variant_of,
         "date": date.fromtimestamp((folder / "metrics.json").stat().st_mtime).isoformat(),
@@ -42,7 +43,7 @@ def print_board(entries: list[dict[str, Any]]) -> None:
 def _describe(entry: Mapping[str, Any]) -> list[str]:
     low, high = entry["interval"]
     return [
-        entry["run"],
+        entry["run"] if entry["complete"] else f"{entry['run']} (being made again)",
         entry["metric"],
         f"{entry['cv']:.4f}",
         f"{low:.4f}–{high:.4f}",

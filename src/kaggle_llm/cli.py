@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+
+from kaggle_llm.errors import report_errors
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,8 +20,8 @@ Run = Annotated[str, typer.Argument(help="a run: <experiment> or <experiment>--<
 
 
 @app.callback()
-def options(debug: Annotated[bool, typer.Option(help="show the traceback of an error")] = False) -> None:
-    """Copy an experiment, train it, bundle it, rehearse it; then upload."""
+def commands() -> None:
+    """Copy an experiment, train it, bundle it, rehearse it; then upload. With --debug errors show their traceback."""
 
 
 @app.command()
@@ -86,14 +88,9 @@ def rehearse(
 
 
 def main() -> None:
-    """Errors on stderr without a traceback, unless --debug."""
-    try:
-        app(standalone_mode=True)
-    except (ValueError, OSError, KeyError, ImportError) as error:
-        if "--debug" in sys.argv:
-            raise
-        message: Any = error.args[0] if isinstance(error, KeyError) and error.args else error
-        sys.exit(f"error: {message}")
+    report_errors("--debug" in sys.argv)
+    # Not app(): Typer would put its own hook in the place of ours.
+    typer.main.get_command(app)([word for word in sys.argv[1:] if word != "--debug"])
 
 
 if __name__ == "__main__":

@@ -6,21 +6,23 @@ record.json of the run, written last.
 
 from __future__ import annotations
 
+import ast
+import fcntl
 import hashlib
 import json
+import os
 import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
-from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kaggle_llm import paths, records
 from kaggle_llm.competition import TRAIN, Competition, load_competition
 from kaggle_llm.config import ConfigError, load_config, save_config
+from kaggle_llm.errors import report_errors
 from kaggle_llm.folders import read_idea
 from kaggle_llm.metrics import bootstrap_interval, paired_difference
 from kaggle_llm.run import Run, answer
@@ -64,8 +66,9 @@ def start(file: str, config: type[C]) -> Experiment:
 
     Reads the command line: key=value, run=name, --smoke, --debug, --help.
     """
-    sys.excepthook = partial(_print_error, debug="--debug" in sys.argv)
+    report_errors("--debug" in sys.argv)
     folder = Path(file).resolve().parent
+    os.environ.setdefault("KAGGLE_LLM_ROOT", str(folder.parents[1]))
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(USAGE.format(file=file, name=folder.name, idea=read_idea(folder)))
         raise SystemExit(0)
@@ -84,6 +87,8 @@ def parse_arguments(words: Sequence[str]) -> Arguments:
         raise ConfigError(f"{', '.join(unknown)}: arguments are key=value, run=name, --smoke and --debug")
     names = [pair.partition("=")[2] for pair in pairs if pair.startswith("run=")]
     name = names[-1] if names else ""
+    if name.endswith("smoke"):
+        raise ConfigError(f"run = {name!r}: a run of --smoke is named so, choose another name")
     if names and not re.fullmatch(r"[A-Za-z0-9_.]+(-[A-Za-z0-9_.]+)*", name):
         raise ConfigError(f"run = {name!r}: letters, digits, dots, underscores and single hyphens make a name")
     overrides = [pair for pair in pairs if not pair.startswith("run=")]
@@ -106,6 +111,7 @@ class Experiment:
         self.exp, self.name, self.config, self.smoke = exp, name, config, smoke
         self.folder = paths.run_folder(name)
         self.started = time.monotonic()
+        self._lock = lock_run(self.folder)
         self.competition: Competition = load_competition(config.competition)
         self.competition.check()
         self._fold_models: dict[str, dict[str, str]] = {}
@@ -148,6 +154,17 @@ class Experiment:
         records.make_folder(folder, make, finish)
         return folder
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The config for a step's key, without what says only which rows: they are inputs."""
+        return {name: value for name, value in asdict(self.config).items() if name not in ("competition", "folds")}
+
+    def prediction_inputs(self, rows: pl.DataFrame, models: Mapping[str, Path]) -> dict[str, Any]:
+        """All that a prediction of `rows` comes from, as a step's inputs: rows, documents, models and code."""
+        documents = self.competition.table(self.competition.documents)
+        code = {"predict.py": hash_source(self.exp / "predict.py"), "prediction code": hash_code()}
+        return {"rows": rows, "documents": documents, **code, **models}
+
     def run(self, models: Mapping[str, Path]) -> Run:
         """A Run with these models, as CV uses it: for what is fitted on predictions."""
         return Run(self.config, self.competition, models)
@@ -174,7 +191,7 @@ class Experiment:
         groups = [self.competition.groups(train.filter(fold != k), train.filter(fold == k)) for k in folds]
         truth = self.competition.truth(train)
         metrics = self._metrics(after, base, truth, pl.concat(groups))
-        _write_parquet(self._with_cells(after), self.folder / "oof.parquet")
+        records.write_file(self.folder / "oof.parquet", self._with_cells(after).write_parquet)
         records.write_json(self.folder / "metrics.json", metrics)
         self._report(metrics, after, base, truth)
 
@@ -219,13 +236,7 @@ class Experiment:
             with self.run(models) as run:
                 answer(self.exp, run, rows).write_parquet(folder / "ranking.parquet")
 
-        inputs = {
-            "rows": rows,
-            "predict.py": self.exp / "predict.py",
-            "prediction code": hash_code(),
-            **models,
-        }
-        return self.step(name, make, self.config, inputs) / "ranking.parquet"
+        return self.step(name, make, self.settings, self.prediction_inputs(rows, models)) / "ranking.parquet"
 
     def _metrics(
         self, after: pl.DataFrame, base: pl.DataFrame | None, truth: pl.DataFrame, group: pl.Series
@@ -280,6 +291,19 @@ class Experiment:
             print("what depends on them is made again in its place; run=name keeps both", file=sys.stderr)
 
 
+def lock_run(folder: Path) -> int:
+    """An open lock on the run's folder, held until the process ends; raises BlockingIOError where another holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise BlockingIOError(
+            f"{paths.relative(folder)} is being made by another process: wait, or use run=name"
+        ) from error
+    return descriptor
+
+
 def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
     """`a.b: 1 → 2; c: new` for two nested mappings; "" where they are equal. Hashes are shortened."""
     found = []
@@ -310,13 +334,18 @@ def hash_input(value: Any) -> str:
     return records.hash_json(asdict(value) if is_dataclass(value) and not isinstance(value, type) else value)
 
 
+def hash_source(path: Path) -> str:
+    """Hash of what a Python file does: comments and layout do not count."""
+    return records.hash_json(ast.dump(ast.parse(path.read_text(encoding="utf-8"))))
+
+
 def hash_code() -> str:
     """Hash of the source that a prediction runs through."""
     package = Path(__file__).parent
     files: list[Path] = []
     for room in PREDICTION_ROOMS:
         files += sorted((package / room).glob("*.py")) if (package / room).is_dir() else [package / room]
-    return records.hash_json({path.relative_to(package).as_posix(): records.hash_file(path) for path in files})
+    return records.hash_json({path.relative_to(package).as_posix(): hash_source(path) for path in files})
 
 
 def _as_mapping(settings: Any) -> dict[str, Any]:
@@ -326,19 +355,3 @@ def _as_mapping(settings: Any) -> dict[str, Any]:
     if is_dataclass(settings) and not isinstance(settings, type):
         settings = asdict(settings)
     return json.loads(json.dumps(dict(settings), default=asdict))
-
-
-def _write_parquet(frame: pl.DataFrame, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.making")
-    frame.write_parquet(temporary)
-    temporary.replace(path)
-
-
-def _print_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None, debug: bool) -> None:
-    """Errors on stderr without a traceback, unless --debug."""
-    if debug:
-        sys.__excepthook__(kind, error, trace)
-    elif not issubclass(kind, KeyboardInterrupt):
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"error: {message or kind.__name__} ({kind.__name__}; --debug shows where)", file=sys.stderr)

@@ -11,9 +11,18 @@ from pathlib import Path
 
 
 def root() -> Path:
-    """The repository: $KAGGLE_LLM_ROOT, else the checkout that this package lies in."""
+    """The repository: $KAGGLE_LLM_ROOT, else the nearest folder from here upwards that has exp/ and submission/.
+
+    Raises FileNotFoundError outside a repository.
+    """
     moved = os.environ.get("KAGGLE_LLM_ROOT")
-    return Path(moved).resolve() if moved else Path(__file__).resolve().parents[2]
+    if moved:
+        return Path(moved).resolve()
+    here = Path.cwd()
+    for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
+        if (folder / "exp").is_dir() and (folder / "submission").is_dir():
+            return folder
+    raise FileNotFoundError(f"{here} lies in no repository with exp/ and submission/: change into yours")
 
 
 def relative(path: Path) -> str:

@@ -41,6 +41,25 @@ class PromptSettings:
     def __post_init__(self) -> None:
         if len(set(self.labels)) < 2:
             raise ValueError(f"labels = {self.labels}: two or more different ones are needed")
+        known = template_fields(self.shared) | template_fields(self.candidate)
+        unknown = sorted(set(self.budgets) - known)
+        if unknown:
+            raise ValueError(f"budgets of {unknown}: the templates have {sorted(known)}")
+        if self.system and not self.chat:
+            raise ValueError(f"system = {self.system!r} needs chat = true")
+
+
+def template_fields(template: str) -> set[str]:
+    """The names in braces."""
+    return {name for _, name, _, _ in string.Formatter().parse(template) if name}
+
+
+def fill_template(template: str, values: Mapping[str, Any]) -> str:
+    """Every {column} replaced by the row's text; raises ValueError naming the columns that the row has not."""
+    missing = sorted(template_fields(template) - set(values))
+    if missing:
+        raise ValueError(f"{template!r} asks for {missing}, the row has {sorted(values)}")
+    return template.format_map(values)
 
 
 class Prompter:
@@ -56,11 +75,16 @@ class Prompter:
 
     def shared(self, row: Mapping[str, Any]) -> list[int]:
         """Token ids of what the row's prompts share."""
-        return self._encode(self.head) + self._encode_text(self._fill(self.settings.shared, row))
+        return self._start() + self._encode(self.head) + self._encode_text(self._fill(self.settings.shared, row))
 
     def candidate(self, document: Mapping[str, Any]) -> list[int]:
         """Token ids of what follows for one candidate, up to where the label is asked for."""
         return self._encode_text(self._fill(self.settings.candidate, document)) + self._encode(self.tail)
+
+    def _start(self) -> list[int]:
+        """The tokenizer's begin-of-text, where it adds one; a chat template has its own."""
+        ids, bos = self.tokenizer("")["input_ids"], self.tokenizer.bos_token_id
+        return [bos] if not self.settings.chat and bos is not None and ids[:1] == [bos] else []
 
     def _wrapping(self) -> tuple[str, str]:
         if not self.settings.chat:
@@ -88,12 +112,10 @@ class Prompter:
         return ids
 
     def _fill(self, template: str, values: Mapping[str, Any]) -> str:
-        names = {name for _, name, _, _ in string.Formatter().parse(template) if name}
-        missing = sorted(names - set(values))
-        if missing:
-            raise ValueError(f"the prompt asks for {missing}, the row has {sorted(values)}")
-        texts = {name: "" if values[name] is None else str(values[name]) for name in names}
-        return template.format(**{name: self._shorten(text, name) for name, text in texts.items()})
+        texts = {
+            name: "" if values[name] is None else str(values[name]) for name in template_fields(template) & set(values)
+        }
+        return fill_template(template, {name: self._shorten(text, name) for name, text in texts.items()})
 
     def _shorten(self, text: str, name: str) -> str:
         """Keep two thirds of the budget from the head and one third from the tail."""
@@ -167,6 +189,13 @@ class CandidatePrompts:
         if item not in self._tokens:
             self._tokens[item] = self.prompter.candidate(self._documents[item])
         return self._tokens[item]
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[Prompt]:
+    """Token ids of whole texts for an embedder, special tokens included, cut behind `max_tokens`."""
+    if not texts:
+        return []
+    return list(tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"])
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -5,6 +5,7 @@ A record is written last: its presence means that the step completed.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -80,18 +81,30 @@ def hash_content(path: Path) -> str:
     if not path.is_dir():
         raise FileNotFoundError(f"input {path} does not exist")
     record = read_record(path)
-    return hash_json(record.files if record else hash_files(path))
+    if record:
+        return hash_json(record.files)
+    stats = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in list_files(path))
+    return _hash_unrecorded(path, stats)
+
+
+@functools.cache
+def _hash_unrecorded(folder: Path, _: tuple[tuple[str, int, int], ...]) -> str:
+    """A model of many GB without a record is read once a process, and again when a size or a time changed."""
+    return hash_json(hash_files(folder))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write whole or not at all: temporary name, fsync, rename."""
+    """Whole or not at all."""
+    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """`write` fills a temporary file, which then takes the place of `path`: whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        write(temporary)
+        _sync_file(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -173,6 +186,8 @@ def make_folder(folder: Path, make: Callable[[Path], None], finish: Callable[[Pa
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.making")
     old = folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():  # killed between the two renames
+        old.rename(folder)
     for left in (temporary, old):
         shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir()
@@ -192,6 +207,10 @@ def make_folder(folder: Path, make: Callable[[Path], None], finish: Callable[[Pa
 def _sync(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
+            _sync_file(path)
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

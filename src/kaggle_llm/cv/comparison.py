@@ -39,11 +39,15 @@ def compare_runs(run: str, other: str) -> list[Comparison]:
 
     Raises ValueError where the two validated no row in common or were trained on different data.
     """
-    settings, frame = _read(run)
-    other_settings, other_frame = _read(other)
-    if settings != other_settings:
-        raise ValueError(f"{run} and {other} were trained on different data: {settings} and {other_settings}")
-    competition = load_competition(CompetitionSettings(**settings))
+    record, frame = _read(run)
+    other_record, other_frame = _read(other)
+    data, other_data = (
+        {name: value for name, value in one.inputs.items() if name.endswith(".csv")} for one in (record, other_record)
+    )
+    if data != other_data:
+        changed = sorted(name for name in {*data, *other_data} if data.get(name) != other_data.get(name))
+        raise ValueError(f"{run} and {other} were trained on different data: {', '.join(changed)}")
+    competition = load_competition(CompetitionSettings(**record.settings["config"]["competition"]))
     groups = _groups(competition, frame)
     common = groups.join(other_frame.select("id"), on="id", how="semi")
     if common.height == 0:
@@ -76,15 +80,15 @@ def _groups(competition: Competition, frame: pl.DataFrame) -> pl.DataFrame:
     return pl.concat(parts)
 
 
-def _read(run: str) -> tuple[dict[str, str], pl.DataFrame]:
-    """The competition settings and the out-of-fold rows of a complete run."""
+def _read(run: str) -> tuple[records.Record, pl.DataFrame]:
+    """The record and the out-of-fold rows of a complete run."""
     import polars as pl
 
     folder = paths.run_folder(run)
     record = records.read_record(folder)
     if record is None:
         raise FileNotFoundError(f"{run} is no complete run: train it with python exp/{run.split('--')[0]}/train.py")
-    return record.settings["config"]["competition"], pl.read_parquet(folder / "oof.parquet")
+    return record, pl.read_parquet(folder / "oof.parquet")
 
 
 def print_comparison(run: str, other: str, found: list[Comparison]) -> None:

@@ -5,13 +5,13 @@ model has to find them by their text.
 """
 
 import math
-import os
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kaggle_llm import records
 from kaggle_llm.demo import (
     algebra_skills,
     data_skills,
@@ -152,11 +152,7 @@ def to_frame(rows: list[Row], ids: dict[str, str], prefix: str, first: int) -> "
 
 
 def write_frame(frame: "pl.DataFrame", path: Path) -> None:
-    """Writes under a temporary name first, so that nobody ever reads half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    frame.write_csv(temporary)
-    os.replace(temporary, path)
+    records.write_file(path, frame.write_csv)
 
 
 if __name__ == "__main__":

@@ -180,7 +180,7 @@ class TransformersEngine:
         return [label[0] for label in labels]
 
     def _check_lengths(self, prompts: Sequence[Prompt]) -> None:
-        limit = self._causal.config.max_position_embeddings
+        limit = self._causal.config.get_text_config().max_position_embeddings
         for index, prompt in enumerate(prompts):
             if not 0 < len(prompt) <= limit:
                 raise ValueError(

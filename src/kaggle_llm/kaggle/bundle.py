@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from kaggle_llm import paths, records
+from kaggle_llm.experiment import hash_code, hash_input, hash_source
 from kaggle_llm.kaggle.notebook import write_notebook
 from kaggle_llm.kaggle.predict import MANIFEST
 
@@ -33,16 +35,18 @@ def bundle_run(run: str) -> Path:
 
 def fill_bundle(run: str, target: Path) -> None:
     record = read_run(run)
+    warn_of_changed_code(run)
     models = {name: paths.absolute(path) for name, path in record.settings["ship"].items()}
     competition = record.settings["config"]["competition"]["name"]
     slugs = {name: add_model(target, competition, path) for name, path in models.items()}
     code = make_slug(f"{competition}-{run}", "code")
-    about = {"run": run, "experiment": run.split("--")[0], "competition": competition, "models": slugs}
+    about: dict[str, Any] = {"run": run, "experiment": run.split("--")[0], "competition": competition, "models": slugs}
     add_code(target / code, run, about)
     write_notebook(paths.root() / "submission" / "notebook.py", target / "notebook.ipynb")
     datasets = [describe_dataset(target / slug) for slug in sorted({code, *slugs.values()})]
-    files = list_entries(target)
-    manifest = {**about, "git": records.git_state(), "runtime": None, "datasets": datasets, "files": files}
+    files = list_entries(target, sealed_hashes(target))
+    about |= {"record": record.key, "git": records.git_state(), "runtime": None}
+    manifest = {**about, "datasets": datasets, "files": files}
     records.write_json(target / MANIFEST, manifest)
 
 
@@ -55,6 +59,16 @@ def read_run(run: str) -> records.Record:
     return record
 
 
+def warn_of_changed_code(run: str) -> None:
+    """Say it where the code that ships is not the code that computed CV; a replay shows whether it matters."""
+    now = {"predict.py": hash_source(paths.experiment_folder(run) / "predict.py"), "prediction code": hash_code()}
+    for path in sorted(paths.run_folder(run).glob("fold*/oof")):
+        record = records.read_record(path)
+        changed = [name for name, value in now.items() if record and record.inputs.get(name) != hash_input(value)]
+        if changed:
+            print(f"{paths.relative(path)}: {', '.join(changed)} changed since: train again", file=sys.stderr)
+
+
 def add_code(folder: Path, run: str, about: Mapping[str, Any]) -> None:
     """src/, the experiment, the boot script and the resolved config: small, uploaded every time."""
     experiment = paths.experiment_folder(run)
@@ -64,17 +78,17 @@ def add_code(folder: Path, run: str, about: Mapping[str, Any]) -> None:
         (experiment, folder / "exp" / experiment.name),
         (paths.root() / "submission", folder / "submission"),
     ):
-        for path in list_code(source):
+        for path in list_code(source, everything=source == experiment):
             (target / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / path, target / path)
     shutil.copyfile(paths.run_folder(run) / "config.yaml", folder / "config.yaml")
     seal_dataset(folder, about)
 
 
-def list_code(folder: Path) -> Iterator[Path]:
-    """Relative paths of the .py and .yaml files below `folder`."""
+def list_code(folder: Path, everything: bool) -> Iterator[Path]:
+    """Relative paths of the .py files below `folder`, or of everything: an experiment may bring a template."""
     for path in records.list_files(folder):
-        if path.suffix in (".py", ".yaml"):
+        if everything or path.suffix == ".py":
             yield path.relative_to(folder)
 
 
@@ -117,14 +131,8 @@ def describe_dataset(folder: Path) -> dict[str, Any]:
 
 
 def list_entries(folder: Path, known: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """{path, bytes, sha256} of every file below `folder`; known: hashes that need not be computed again.
-
-    A sealed dataset below `folder` knows its own.
-    """
-    known = dict(known or {})
-    for manifest in folder.glob(f"*/{MANIFEST}"):
-        for entry in records.read_json(manifest)["files"]:
-            known[f"{manifest.parent.name}/{entry['path']}"] = entry["sha256"]
+    """{path, bytes, sha256} of every file below `folder`; known: hashes that need not be computed again."""
+    known = known or {}
     return [
         {"path": name, "bytes": path.stat().st_size, "sha256": known.get(name) or records.hash_file(path)}
         for path in records.list_files(folder)
@@ -132,11 +140,20 @@ def list_entries(folder: Path, known: Mapping[str, str] | None = None) -> list[d
     ]
 
 
+def sealed_hashes(folder: Path) -> dict[str, str]:
+    """The hashes that the datasets below `folder` were sealed with, a moment ago."""
+    return {
+        f"{manifest.parent.name}/{entry['path']}": entry["sha256"]
+        for manifest in folder.glob(f"*/{MANIFEST}")
+        for entry in records.read_json(manifest)["files"]
+    }
+
+
 def make_slug(text: str, ending: str) -> str:
     """`<text>-<ending>` by Kaggle's rules: lower case, hyphens, 6 to 50 characters; shortened with a hash."""
     body = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     slug = f"{body}-{ending}"
-    if len(slug) > LONGEST_SLUG:
+    if len(slug) > LONGEST_SLUG or re.search(r"[^a-z0-9_-]", text):  # what is lost would make two names one
         short = records.hash_json(text)[:8]
         slug = f"{body[: LONGEST_SLUG - len(ending) - 10].rstrip('-')}-{short}-{ending}"
     return slug

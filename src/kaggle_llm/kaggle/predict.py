@@ -1,8 +1,9 @@
 """What the notebook runs: the bundle's models on the mounted test set → submission.csv and ranking.parquet.
 
-python -m kaggle_llm.kaggle.predict --bundle DIR --competition DIR --model NAME=DIR --working DIR --limit SECONDS
+python -m kaggle_llm.kaggle.predict --bundle DIR --competition DIR --model NAME=DIR --working DIR --deadline EPOCH
 
-Also leaves origin.json: the folders that code and models really came from.
+Also leaves origin.json (the folders that code and models really came from) and prediction.json (rows, rows that the
+time cut, seconds).
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class Mounts:
     competition: Path
     models: dict[str, Path]
     working: Path
-    limit: float
+    deadline: float
+    """Seconds since the epoch."""
 
     @property
     def exp(self) -> Path:
@@ -49,10 +51,10 @@ def parse_mounts(words: Sequence[str] | None = None) -> Mounts:
     parser.add_argument("--competition", type=Path, required=True)
     parser.add_argument("--working", type=Path, required=True)
     parser.add_argument("--model", action="append", default=[], metavar="NAME=DIR")
-    parser.add_argument("--limit", type=float, required=True, help="seconds")
+    parser.add_argument("--deadline", type=float, required=True, help="seconds since the epoch")
     given = parser.parse_args(words)
     models = {name: Path(folder) for name, _, folder in (text.partition("=") for text in given.model)}
-    return Mounts(given.bundle, given.competition, models, given.working, given.limit)
+    return Mounts(given.bundle, given.competition, models, given.working, given.deadline)
 
 
 def open_run(mounts: Mounts) -> Run:
@@ -62,7 +64,8 @@ def open_run(mounts: Mounts) -> Run:
         raise ImportError(f"kaggle_llm comes from {package.parent}, not from the bundle {mounts.bundle}")
     config = load_config(mounts.bundle / "config.yaml", import_predict(mounts.exp).Config)
     competition = load_competition(config.competition, mounts.competition)
-    budget = Budget(mounts.limit, reserve=min(300.0, 0.05 * mounts.limit))
+    limit = max(mounts.deadline - time.time(), 0.0)
+    budget = Budget(limit, reserve=min(300.0, 0.05 * limit))
 
     def write(ranking: pl.DataFrame) -> None:
         write_submission(competition, ranking, mounts.working)
@@ -95,12 +98,16 @@ def main() -> None:
     origin = {"package": Path(kaggle_llm.__file__).resolve(), **mounts.models}
     records.write_json(mounts.working / "origin.json", {name: str(path.resolve()) for name, path in origin.items()})
     rows = run.competition.table(TEST)
-    print(f"{rows.height} rows, models {', '.join(mounts.models)}, limit {mounts.limit:.0f} s", flush=True)
+    left = mounts.deadline - time.time()
+    print(f"{rows.height} rows, models {', '.join(mounts.models)}, {left:.0f} s left", flush=True)
     ranking = answer(mounts.exp, run, rows)
     write_submission(run.competition, ranking, mounts.working)
     ranking.write_parquet(mounts.working / "ranking.parquet")
+    seconds = round(time.monotonic() - start, 1)
+    done = {"rows": ranking.height, "cut": run.budget.cut, "seconds": seconds}
+    records.write_json(mounts.working / "prediction.json", done)
     cut = f", {run.budget.cut} rows were cut by the time limit" if run.budget.cut else ""
-    print(f"submission.csv: {ranking.height} rows in {time.monotonic() - start:.0f} s{cut}", flush=True)
+    print(f"submission.csv: {ranking.height} rows in {seconds:.0f} s{cut}", flush=True)
 
 
 if __name__ == "__main__":

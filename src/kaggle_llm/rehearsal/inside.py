@@ -26,14 +26,21 @@ def mount(*words: str) -> None:
     subprocess.run(["mount", *words], check=True)
 
 
+def locked_flags(path: str) -> list[str]:
+    """Flags of the file system that a user namespace may not drop when it mounts again."""
+    flags = os.statvfs(path).f_flag
+    named = {"nosuid": os.ST_NOSUID, "nodev": os.ST_NODEV, "noexec": os.ST_NOEXEC, "noatime": os.ST_NOATIME}
+    return [name for name, flag in named.items() if flags & flag]
+
+
 def mount_stand_in(kaggle: str, target: str) -> None:
     """`kaggle` at `target`, its input read-only; the process can write to its working folder."""
     if kaggle != target:
         mount("--bind", kaggle, target)
     source = os.path.join(target, "input")
     if os.path.isdir(source):
-        mount("--rbind", source, source)
-        mount("-o", "remount,bind,ro", source)
+        mount("--bind", source, source)
+        mount("-o", ",".join(["remount", "bind", "ro", *locked_flags(source)]), source)
 
 
 def main() -> None:

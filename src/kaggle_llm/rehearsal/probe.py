@@ -1,21 +1,28 @@
-"""Try to reach the outside: python probe.py. Exit code 0 where it is reached, 3 where it is not. Standard library."""
+"""Is the network blocked? python probe.py namespace|guard. Exit code 0 only where it is proven. Standard library.
 
+A failed connection alone proves nothing: a machine may be offline. In a namespace there must be no interface but
+loopback and no route; under the guard, the refusal must be the guard's.
+"""
+
+import errno
 import socket
 import sys
 
-OUTSIDE = ("www.kaggle.com", 443)
+OUTSIDE = ("192.0.2.1", 443)  # RFC 5737: an address that nobody has, so nobody is asked
 
 
-def main() -> int:
-    interfaces = ", ".join(name for _, name in socket.if_nameindex())
+def main(method: str) -> int:
+    interfaces = {name for _, name in socket.if_nameindex()}
     try:
         socket.create_connection(OUTSIDE, timeout=5).close()
+        number, words = 0, "connected"
     except OSError as error:
-        print(f"interfaces: {interfaces}; {OUTSIDE[0]}: {error}")
-        return 3
-    print(f"interfaces: {interfaces}; {OUTSIDE[0]} was reached")
-    return 0
+        number, words = error.errno or 0, str(error)
+    print(f"interfaces {', '.join(sorted(interfaces))}; a connection to {OUTSIDE[0]}: {words}")
+    if method == "namespace":
+        return 0 if interfaces == {"lo"} and number == errno.ENETUNREACH else 1
+    return 0 if "the rehearsal has no network" in words else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1]))

@@ -1,11 +1,13 @@
 """Run a command without network and without the repository in sight.
 
 Where the system allows it: Linux namespaces of its own (network with loopback only, mounts with the bundle read-only
-and the repository's folders covered). Elsewhere: a guard in every Python process that refuses connections.
+and the repository's folders covered). Elsewhere: a guard in every Python process that refuses connections. Both hold
+back what reaches out by mistake; neither is a defence against code that means harm.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -20,18 +22,22 @@ from pathlib import Path
 from kaggle_llm import paths
 
 HERE = Path(__file__).parent
-COVERED = ("src", "exp", "input", "output", "submission", "tests")
+KEPT = ("PATH", "LANG", "OMP_NUM_THREADS", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
 NAMESPACE, GUARD = "namespace", "guard"
 
 
 @functools.cache
 def find_method() -> str:
-    """NAMESPACE where `unshare` works and mounting inside is allowed, else GUARD."""
+    """NAMESPACE where a trial of all that a rehearsal mounts succeeds, else GUARD."""
     if not shutil.which("unshare"):
         return GUARD
-    with tempfile.TemporaryDirectory() as scratch:
-        trial = _inside(Sandbox(Path(scratch), Path(scratch)), [sys.executable, "-c", "pass"], NAMESPACE)
-        done = subprocess.run(trial, capture_output=True, check=False)
+    place = paths.root() / "output"
+    place.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place, prefix=".trial-") as kaggle, tempfile.TemporaryDirectory() as mount:
+        for name in ("input", "working"):
+            (Path(kaggle) / name).mkdir()
+        trial = _inside(Sandbox(Path(kaggle), Path(mount)), [sys.executable, "-c", "pass"], NAMESPACE)
+        done = subprocess.run(trial, capture_output=True, check=False, timeout=60)
     return NAMESPACE if done.returncode == 0 else GUARD
 
 
@@ -48,23 +54,24 @@ class Sandbox:
         """Run to the end with output appended to `log`; raises subprocess.TimeoutExpired after killing all of it."""
         method = find_method()
         with tempfile.TemporaryDirectory() as home, log.open("ab") as out:
-            variables = self._environment(home, method) | dict(environment)
-            process = subprocess.Popen(
-                _inside(self, command, method), stdout=out, stderr=out, env=variables, start_new_session=True
-            )
+            variables = self._environment(home, method, environment)
+            line, working = _inside(self, command, method), self.kaggle / "working"
+            process = subprocess.Popen(line, cwd=working, stdout=out, stderr=out, env=variables)
             try:
                 code = process.wait(timeout)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, 9)
+            except BaseException:  # too late, or interrupted: nothing of it goes on alone
+                kill_tree(process.pid)
                 process.wait()
                 raise
         return subprocess.CompletedProcess(list(command), code)
 
-    def _environment(self, home: str, method: str) -> dict[str, str]:
+    def _environment(self, home: str, method: str, more: Mapping[str, str]) -> dict[str, str]:
         """A clean one: no settings of ours, a home that is thrown away, no token of the user's."""
-        kept = {name: os.environ[name] for name in ("PATH", "LANG", "OMP_NUM_THREADS") if name in os.environ}
-        guard = {"PYTHONPATH": str(HERE / "guard")} if method == GUARD else {}
-        return {**kept, **guard, "HOME": home, "TMPDIR": home, "KAGGLE_LLM_KAGGLE": str(self.mount)}
+        kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+        found = {**kept, "HOME": home, "TMPDIR": home, "KAGGLE_LLM_KAGGLE": str(self.mount), **more}
+        if method == GUARD:
+            found["PYTHONPATH"] = os.pathsep.join([str(HERE / "guard"), *found.get("PYTHONPATH", "").split(os.pathsep)])
+        return found
 
 
 def _inside(sandbox: Sandbox, command: Sequence[str], method: str) -> list[str]:
@@ -74,8 +81,26 @@ def _inside(sandbox: Sandbox, command: Sequence[str], method: str) -> list[str]:
     plan = {
         "kaggle": str(sandbox.kaggle),
         "mount": str(sandbox.mount),
-        "covered": [str(paths.root() / name) for name in COVERED if (paths.root() / name).is_dir()],
+        "covered": [str(folder) for folder in covered_folders()],
         "command": list(command),
     }
     spaces = ["unshare", "--user", "--map-root-user", "--net", "--mount", "--pid", "--fork", "--kill-child"]
     return [*spaces, sys.executable, "-I", str(HERE / "inside.py"), json.dumps(plan)]
+
+
+def covered_folders() -> list[Path]:
+    """Every folder of the repository, and of the checkout that the package comes from, but the environment's."""
+    checkout = HERE.parents[2]
+    repositories = {paths.root(), *([checkout] if (checkout / "pyproject.toml").is_file() else [])}
+    folders = [folder for repository in repositories for folder in repository.iterdir() if folder.is_dir()]
+    return [folder for folder in sorted(folders) if not Path(sys.prefix).is_relative_to(folder)]
+
+
+def kill_tree(pid: int) -> None:
+    """Kill a process and all below it: a notebook's kernel has a session of its own."""
+    import psutil
+
+    parent = psutil.Process(pid)
+    for process in [*parent.children(recursive=True), parent]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()

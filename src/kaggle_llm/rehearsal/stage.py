@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from kaggle_llm.competition import (
 )
 from kaggle_llm.kaggle.bundle import add_model, link_or_copy
 from kaggle_llm.kaggle.predict import MANIFEST
+from kaggle_llm.rehearsal.sandbox import NAMESPACE, find_method
 
 if TYPE_CHECKING:
     import polars as pl
@@ -29,8 +31,17 @@ def stage_datasets(bundle: Path, kaggle: Path) -> None:
     """The bundle's datasets at input/datasets/<owner>/<slug>/."""
     for dataset in records.read_json(bundle / MANIFEST)["datasets"]:
         for path in records.list_files(bundle / dataset["folder"]):
-            link_or_copy(path, kaggle / "input" / "datasets" / OWNER / path.relative_to(bundle))
+            place_file(path, kaggle / "input" / "datasets" / OWNER / path.relative_to(bundle))
     (kaggle / "working").mkdir()
+
+
+def place_file(source: Path, target: Path) -> None:
+    """A link where the sandbox mounts it read-only; else a copy, for nobody may write into the original."""
+    if find_method() == NAMESPACE:
+        link_or_copy(source, target)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
 
 
 def exchange_models(kaggle: Path, models: Mapping[str, Path]) -> None:
@@ -44,23 +55,20 @@ def exchange_models(kaggle: Path, models: Mapping[str, Path]) -> None:
 
 def stage_competition(settings: CompetitionSettings, test: pl.DataFrame, kaggle: Path) -> Competition:
     """The competition's folder with `test` as its test.csv and a sample submission of the same ids."""
+    import polars as pl
+
     source = load_competition(settings)
     folder = kaggle / "input" / "competitions" / settings.name
     for path in records.list_files(source.folder):
         if path.name not in (f"{TEST}.csv", f"{SAMPLE}.csv"):
-            link_or_copy(path, folder / path.relative_to(source.folder))
+            place_file(path, folder / path.relative_to(source.folder))
     test.write_csv(folder / f"{TEST}.csv")
     sample = source.sample()
     ids = load_competition(settings, folder).table(TEST)["id"]
-    cells = {column: [sample[column][0]] * ids.len() for column in sample.columns[1:]}
-    sample.clear().with_columns().vstack(_frame(sample, ids, cells)).write_csv(folder / f"{SAMPLE}.csv")
+    id_column, cell_column = sample.columns
+    cell = sample[cell_column].first() or ""
+    pl.DataFrame({id_column: ids, cell_column: [cell] * ids.len()}).write_csv(folder / f"{SAMPLE}.csv")
     return load_competition(settings, folder)
-
-
-def _frame(sample: pl.DataFrame, ids: pl.Series, cells: Mapping[str, list[str]]) -> pl.DataFrame:
-    import polars as pl
-
-    return pl.DataFrame({sample.columns[0]: ids, **cells}, schema=sample.schema)
 
 
 def hidden_test(settings: CompetitionSettings, rows: int | None) -> tuple[pl.DataFrame, pl.DataFrame, str]:
@@ -89,6 +97,8 @@ def _resample(test: pl.DataFrame, truth: pl.DataFrame, id_column: str, rows: int
     import numpy as np
     import polars as pl
 
+    if set(test[id_column]) != set(truth["id"]):
+        raise ValueError("--rows: read() reshapes test.csv, so its rows cannot be drawn; rehearse without it")
     rng = np.random.default_rng(0)
     order = np.concatenate([rng.permutation(test.height) for _ in range(-(-rows // test.height))])[:rows]
     drawn = test[order.tolist()]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kaggle_llm.inference.engine import Engine
-from kaggle_llm.prompts import Prompt, load_tokenizer
+from kaggle_llm.prompts import encode_texts, load_tokenizer
 from kaggle_llm.rankings import make_ranking
 
 if TYPE_CHECKING:
@@ -39,9 +39,4 @@ class DenseIndex:
         return make_ranking(ids, found, scores)
 
     def _embed(self, texts: Sequence[str]) -> np.ndarray:
-        return self.engine.embed(self._prompts(texts))
-
-    def _prompts(self, texts: Sequence[str]) -> list[Prompt]:
-        if not texts:
-            return []
-        return self._tokenizer(list(texts), truncation=True, max_length=self.max_tokens)["input_ids"]
+        return self.engine.embed(encode_texts(self._tokenizer, texts, self.max_tokens))

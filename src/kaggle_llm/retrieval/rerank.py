@@ -31,6 +31,8 @@ def rerank(
     import polars as pl
     from tqdm import tqdm
 
+    if len(prompts.prompter.labels) != 2:
+        raise ValueError(f"prompt.labels = {prompts.prompter.settings.labels}: log-odds need exactly two")
     asked = rows.with_columns(candidates=top(candidates, depth)["items"])
     chunks = list(asked.iter_slices(CHUNK))
     bar = tqdm(budget.take(chunks), "reranking", len(chunks), unit=f" x {CHUNK} rows", mininterval=PATIENCE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kaggle_llm.prompts import fill_template
 from kaggle_llm.retrieval.dense import DenseIndex
 from kaggle_llm.retrieval.fusion import fuse_by_rank
 from kaggle_llm.retrieval.lexical import LexicalIndex
@@ -34,6 +35,10 @@ class RetrievalSettings:
     max_tokens: int = 256
     """Tokens of a query or document that the encoder reads."""
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.k <= self.depth:
+            raise ValueError(f"k = {self.k}, depth = {self.depth}: 1 ≤ k ≤ depth is needed")
+
 
 class Retriever:
     """Both indices over the competition's documents. Uses the run's model `encoder`."""
@@ -42,14 +47,14 @@ class Retriever:
         self.settings: RetrievalSettings = run.config.retrieval
         documents = run.competition.table(run.competition.documents)
         ids = documents["id"].to_list()
-        texts = [self.settings.document.format(**row) for row in documents.iter_rows(named=True)]
+        texts = [fill_template(self.settings.document, row) for row in documents.iter_rows(named=True)]
         self.lexical = LexicalIndex(ids, texts)
         self.dense = DenseIndex(run.engine("encoder"), run.model("encoder"), ids, texts, self.settings.max_tokens)
 
     def search(self, rows: pl.DataFrame) -> pl.DataFrame:
         """RANKING of the first k candidates of each row."""
         ids = rows["id"].to_list()
-        queries = [self.settings.query.format(**row) for row in rows.iter_rows(named=True)]
+        queries = [fill_template(self.settings.query, row) for row in rows.iter_rows(named=True)]
         found = [index.search(ids, queries, self.settings.depth) for index in (self.lexical, self.dense)]
         weights = (self.settings.lexical_weight, self.settings.dense_weight)
         return fuse_by_rank(found, weights, self.settings.smoothing, self.settings.k)

@@ -28,6 +28,10 @@ class LoraSettings:
     dropout: float = 0.0
     targets: str = "all-linear"
 
+    def __post_init__(self) -> None:
+        if self.r < 1 or self.alpha < 1:
+            raise ValueError(f"r = {self.r}, alpha = {self.alpha}: both must be 1 or more")
+
 
 @dataclass
 class TrainingSettings:
@@ -46,6 +50,8 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         if self.group_size < 2:
             raise ValueError(f"group_size = {self.group_size}: a group has a right candidate and a wrong one at least")
+        if min(self.groups_per_step, self.groups_per_pack, self.tokens) < 1:
+            raise ValueError("groups_per_step, groups_per_pack and tokens must be 1 or more")
         if self.groups_per_step % self.groups_per_pack:
             raise ValueError(
                 f"groups_per_step = {self.groups_per_step} is no multiple of groups_per_pack = {self.groups_per_pack}"

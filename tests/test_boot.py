@@ -1,0 +1,85 @@
+"""The boot script on hand-made mounts, with a prediction that only waits: layouts, what is missing, the time limit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from workspace import ROOT
+
+PREDICT = """
+import sys, time
+from pathlib import Path
+working = Path(sys.argv[sys.argv.index("--working") + 1])
+if {offer}:
+    (working / "submission.csv").write_text("id,cell\\n")
+print("started", flush=True)
+time.sleep({seconds})
+sys.exit({code})
+"""
+
+
+def mount(root: Path, layout: str, offer: bool = True, seconds: float = 0, code: int = 0) -> Path:
+    """input/ with a code dataset `a-code`, a model dataset `a-weights` and the competition `comp`."""
+    folder = root / "input" / layout / "a-code"
+    package = folder / "src" / "kaggle_llm" / "kaggle"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").write_text("")
+    (package / "__init__.py").write_text("")
+    (package / "predict.py").write_text(PREDICT.format(offer=offer, seconds=seconds, code=code))
+    about = {"slug": "a-code", "competition": "comp", "models": {"reranker": "a-weights"}}
+    (folder / "MANIFEST.json").write_text(json.dumps(about))
+    weights = root / "input" / layout / "a-weights"
+    weights.mkdir()
+    (weights / "MANIFEST.json").write_text('{"slug": "a-weights"}')
+    other = root / "input" / layout / "somebody-elses"
+    other.mkdir()
+    (other / "MANIFEST.json").write_text("[1, 2]")
+    (root / "input" / ("competitions/comp" if layout else "comp")).mkdir(parents=True)
+    (root / "working").mkdir()
+    return folder
+
+
+def boot(root: Path, code: Path, limit: float = 60) -> subprocess.CompletedProcess[str]:
+    program = f"import boot; from pathlib import Path; boot.main(Path({str(code)!r}), Path({str(root)!r}))"
+    environment = {"PYTHONPATH": str(ROOT / "submission"), "KAGGLE_LLM_LIMIT": str(limit)}
+    command = [sys.executable, "-B", "-c", program]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("layout", ["datasets/alice", ""])
+def test_both_mount_layouts_are_found(tmp_path: Path, layout: str) -> None:
+    done = boot(tmp_path, mount(tmp_path, layout))
+    assert done.returncode == 0, done.stderr
+    assert "started" in done.stdout
+
+
+def test_what_is_not_attached_is_named(tmp_path: Path) -> None:
+    code = mount(tmp_path, "datasets/alice")
+    (tmp_path / "input" / "datasets" / "alice" / "a-weights" / "MANIFEST.json").unlink()
+    assert "['a-weights'] are not attached; attached are ['a-code']" in boot(tmp_path, code).stderr
+    (tmp_path / "input" / "datasets" / "alice" / "a-weights" / "MANIFEST.json").write_text('{"slug": "a-weights"}')
+    (tmp_path / "input" / "competitions" / "comp").rmdir()
+    assert "competition comp is not attached" in boot(tmp_path, code).stderr
+
+
+def test_a_failed_prediction_fails_the_notebook(tmp_path: Path) -> None:
+    done = boot(tmp_path, mount(tmp_path, "datasets/alice", code=3))
+    assert done.returncode != 0 and "prediction ended with exit code 3" in done.stderr
+
+
+def test_a_prediction_is_killed_at_the_limit_and_what_it_offered_stays(tmp_path: Path) -> None:
+    start = time.monotonic()
+    done = boot(tmp_path, mount(tmp_path, "datasets/alice", seconds=50), limit=2)
+    assert time.monotonic() - start < 20
+    assert done.returncode == 0 and "killed at the limit of 2 s" in done.stdout
+    assert (tmp_path / "working" / "submission.csv").is_file()
+
+
+def test_a_kill_before_any_offer_is_an_error(tmp_path: Path) -> None:
+    done = boot(tmp_path, mount(tmp_path, "datasets/alice", offer=False, seconds=50), limit=2)
+    assert done.returncode != 0 and "before any submission was offered" in done.stderr
