@@ -16,10 +16,11 @@ PACKAGE = ROOT / "src" / "kaggle_llm"
 EXPERIMENTS = sorted(path.parent for path in (ROOT / "exp").glob("*/train.py"))
 
 # A module may import from its own room and from rooms before it.
-ORDER = (
+ROOMS = (
     "errors paths records folders tables config metrics rankings competition competitions prompts inference run "
     "experiment cv retrieval training weights runtime kaggle rehearsal demo board cli"
-).split()
+)
+ORDER = ROOMS.split()
 HEAVY = {"torch", "transformers", "vllm", "sentence_transformers", "peft", "polars", "omegaconf", "sklearn", "bm25s"}
 
 

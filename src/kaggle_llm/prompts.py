@@ -112,10 +112,9 @@ class Prompter:
         return ids
 
     def _fill(self, template: str, values: Mapping[str, Any]) -> str:
-        texts = {
-            name: "" if values[name] is None else str(values[name]) for name in template_fields(template) & set(values)
-        }
-        return fill_template(template, {name: self._shorten(text, name) for name, text in texts.items()})
+        texts = {name: "" if value is None else str(value) for name, value in values.items()}
+        used = template_fields(template) & set(texts)
+        return fill_template(template, texts | {name: self._shorten(texts[name], name) for name in used})
 
     def _shorten(self, text: str, name: str) -> str:
         """Keep two thirds of the budget from the head and one third from the tail."""

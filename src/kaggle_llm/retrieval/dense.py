@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     import numpy as np
     import polars as pl
 
-CHUNK = 1024  # queries whose scores against all documents are held at once
-
 
 class DenseIndex:
     """Documents as vectors of unit length, exact search."""
@@ -26,17 +24,21 @@ class DenseIndex:
         self._documents = self._embed(texts)
 
     def search(self, ids: Sequence[str], queries: Sequence[str], k: int) -> pl.DataFrame:
-        """RANKING of the k most similar documents for each query; scores are cosines."""
+        """RANKING of the k most similar documents for each query; scores are cosines.
+
+        Queries are embedded and scored one by one: in a batch, what stands beside a query moves its last bits, and
+        with them the order of near ties. So a row's candidates are the same alone and among others.
+        """
         import numpy as np
 
-        k = min(k, len(self.ids))
         found, scores = [], []
-        for start in range(0, len(queries), CHUNK):
-            similarity = self._embed(queries[start : start + CHUNK]) @ self._documents.T
-            best = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
-            found += [[self.ids[i] for i in row] for row in best]
-            scores += np.take_along_axis(similarity, best, axis=1).tolist()
+        for query in queries:
+            similarity = self._documents @ self._embed([query])[0]
+            best = np.argsort(-similarity, kind="stable")[:k]
+            found.append([self.ids[i] for i in best])
+            scores.append(similarity[best].tolist())
         return make_ranking(ids, found, scores)
 
     def _embed(self, texts: Sequence[str]) -> np.ndarray:
+        """[texts, d] vectors of unit length."""
         return self.engine.embed(encode_texts(self._tokenizer, texts, self.max_tokens))
