@@ -55,5 +55,5 @@ lock:  ## requirements/*.txt from core.in (needs uv)
 	uv pip compile requirements/core.in --universal --python-version 3.11 --no-header --no-annotate --output-file requirements/gpu.txt
 	grep -vE '^(cuda|nvidia|triton)' requirements/gpu.txt | sed -E "s/^torch==([^ ]+)$$/torch==\1+cpu ; sys_platform == 'linux'\ntorch==\1 ; sys_platform != 'linux'/" > requirements/cpu.txt
 
-clean:  ## everything that make and the experiments made, but for input/
+clean:  ## the environment, caches, bundles and rehearsals; runs and input/ stay
 	rm -rf .venv .mypy_cache .ruff_cache output/bundles output/rehearsals

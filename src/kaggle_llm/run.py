@@ -1,4 +1,4 @@
-"""All that predict.py touches, and `answer()`: the only caller of predict.py.
+"""All that predict.py touches, and `answer()`: the only caller of its `predict`.
 
 CV, rehearsal, notebook and replay all go through `answer()`, so what computed CV is what ships.
 """
