@@ -56,7 +56,11 @@ def test_it_takes_less_than_half_a_second_of_cpu_and_no_heavy_import(root: Path)
     assert "kaggle_llm.board" in modules
     assert not modules & {"torch", "polars", "numpy", "transformers", "omegaconf"}
     board(root)  # bytecode is there now, as on any second call
+    assert min(cpu_seconds(root) for _ in range(3)) < 0.5  # a busy machine inflates single measurements
+
+
+def cpu_seconds(root: Path) -> float:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     board(root)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) < 0.5
+    return (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
