@@ -126,3 +126,8 @@ def test_cut_rows_add_up_over_several_calls_and_each_call_learns_its_pace_anew()
 def test_negative_seconds_are_refused(limit: float, reserve: float) -> None:
     with pytest.raises(ValueError, match="both must be 0 or more"):
         Budget(limit, reserve)
+
+
+def test_a_limit_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="limit = nan"):
+        Budget(float("nan"))

@@ -112,3 +112,23 @@ def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         records.write_json(path, {"a": object()})
     assert records.read_json(path) == {"a": 1} and os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
+    """The old artefact is aside, the new one not yet in its place: the next start puts the old one back."""
+    records.make_folder(tmp_path / "a", fill("old"), seal)
+    (tmp_path / "a").rename(tmp_path / ".a.old")
+
+    def fail(folder: Path) -> None:
+        raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"):
+        records.make_folder(tmp_path / "a", fail, seal)
+    assert (tmp_path / "a" / "a.txt").read_text() == "old" and os.listdir(tmp_path) == ["a"]
+
+
+def test_a_model_without_a_record_is_hashed_again_when_it_changes(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(b"one")
+    first = records.hash_content(tmp_path)
+    (tmp_path / "model.bin").write_bytes(b"other")
+    assert records.hash_content(tmp_path) != first

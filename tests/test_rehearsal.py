@@ -76,7 +76,8 @@ def test_a_failing_prediction_ends_in_a_report_that_says_why(trained: Workspace)
     done = trained.cli("rehearse", "exp903_broken--smoke")
     report = report_of(trained, "exp903_broken--smoke")
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert not checks_of(report)["notebook"] and not checks_of(report)["submission"] and report["score"] is None
+    failed = {name for name, ok in checks_of(report).items() if not ok}
+    assert failed == {"notebook", "time", "submission", "row independence"} and report["score"] is None
     log = (trained.output / "rehearsals" / "exp903_broken--smoke" / "latest" / "log.txt").read_text()
     assert "6 rows asked, 2 rows ranked" in log
 
@@ -170,6 +171,22 @@ print([name for _, name in socket.if_nameindex()], sorted(os.listdir(os.environ[
     assert (tmp_path / "kaggle" / "working" / "a").read_text() == "x"
     with pytest.raises(subprocess.TimeoutExpired):
         box.run([sys.executable, "-c", "import time; time.sleep(60)"], log, {}, 1)
+
+
+def test_cut_rows_foreign_code_and_a_written_mount_fail_their_checks(tmp_path: Path) -> None:
+    from kaggle_llm.rehearsal.rehearse import check_mount, check_origin, check_time
+    from kaggle_llm.rehearsal.rerun import Rerun
+
+    (tmp_path / "kaggle" / "working").mkdir(parents=True)
+    box = sandbox.Sandbox(tmp_path / "kaggle", tmp_path / "kaggle")
+    rerun = Rerun(tmp_path, box, None, tmp_path, 60.0, 1.0, 1, "", [])  # type: ignore[arg-type]
+    assert check_mount(rerun).ok and not check_mount(replace(rerun, written=["datasets/a/b"])).ok
+    for cut, ok in ((0, True), (3, False)):
+        (tmp_path / "prediction.json").write_text(json.dumps({"rows": 9, "cut": cut, "seconds": 5}))
+        assert check_time(rerun).ok is ok
+    for package, ok in ((tmp_path / "kaggle" / "input" / "a", True), (tmp_path / "src", False)):
+        (tmp_path / "kaggle" / "working" / "origin.json").write_text(json.dumps({"package": str(package)}))
+        assert check_origin(rerun).ok is ok
 
 
 def test_rankings_are_compared_by_list_and_score() -> None:

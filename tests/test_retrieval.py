@@ -142,3 +142,8 @@ def test_draws_repeat_for_a_seed_and_are_shuffled() -> None:
     assert groups != draw_groups(candidates, truth, 3, depth=8, seed=2)
     assert {group.right for group in groups} == {0, 1, 2}
     assert [group.id for group in groups] != sorted((group.id for group in groups), key=lambda i: int(i[1:]))
+
+
+def test_documents_without_a_word_are_refused() -> None:
+    with pytest.raises(ValueError, match="none of 2 documents holds a word"):
+        LexicalIndex(["a", "b"], ["the of", "?"])

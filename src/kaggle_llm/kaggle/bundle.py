@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +92,17 @@ def list_code(folder: Path, everything: bool) -> Iterator[Path]:
             yield path.relative_to(folder)
 
 
-def add_model(target: Path, competition: str, source: Path) -> str:
-    """One dataset with the folder model/; returns its slug, made of the content."""
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link; a copy on a file system without them."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def add_model(target: Path, competition: str, source: Path, place: Callable[[Path, Path], None] = link_or_copy) -> str:
+    """One dataset with the folder model/, its files put there by `place`; returns its slug, made of the content."""
     hashes = records.hash_files(source)
     record = records.read_record(source)
     if record and record.files != hashes:
@@ -103,18 +112,9 @@ def add_model(target: Path, competition: str, source: Path) -> str:
     folder = target / slug
     if not folder.exists():
         for name in hashes:
-            link_or_copy(source / name, folder / "model" / name)
+            place(source / name, folder / "model" / name)
         seal_dataset(folder, {}, {f"model/{name}": sha256 for name, sha256 in hashes.items()})
     return slug
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """A hard link; a copy on a file system without them."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def seal_dataset(folder: Path, about: Mapping[str, Any], known: Mapping[str, str] | None = None) -> None:

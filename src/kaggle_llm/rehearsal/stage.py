@@ -49,7 +49,9 @@ def exchange_models(kaggle: Path, models: Mapping[str, Path]) -> None:
     datasets = kaggle / "input" / "datasets" / OWNER
     (code,) = (path.parent.parent for path in datasets.glob("*/submission/boot.py"))
     manifest = records.read_json(code / MANIFEST)
-    manifest["models"] = {name: add_model(datasets, manifest["competition"], path) for name, path in models.items()}
+    manifest["models"] = {
+        name: add_model(datasets, manifest["competition"], path, place_file) for name, path in models.items()
+    }
     records.write_json(code / MANIFEST, manifest)
 
 
