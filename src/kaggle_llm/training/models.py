@@ -1,0 +1,98 @@
+"""A base model made trainable (adapter, quantised base, or all weights), and what training leaves of it.
+
+Leaves adapter_config.json and adapter_model.safetensors, or with method full a whole model folder; both with the
+config.json of the trained model, which knows the size of a head.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from kaggle_llm import paths
+from kaggle_llm.prompts import load_tokenizer
+from kaggle_llm.training.settings import LoraSettings, TrainingSettings
+
+if TYPE_CHECKING:
+    import torch
+
+Kind = Literal["causal", "sequence", "token", "masked"]
+CLASSES: dict[Kind, tuple[str, str]] = {  # transformers' class, PEFT's task type
+    "causal": ("AutoModelForCausalLM", "CAUSAL_LM"),
+    "sequence": ("AutoModelForSequenceClassification", "SEQ_CLS"),
+    "token": ("AutoModelForTokenClassification", "TOKEN_CLS"),
+    "masked": ("AutoModelForMaskedLM", "FEATURE_EXTRACTION"),
+}
+ADAPTER = "adapter_config.json"
+
+
+def load_trainable(
+    base: Path, kind: Kind, lora: LoraSettings, training: TrainingSettings, seed: int, **config: Any
+) -> Any:
+    """The model of `base` with what `lora` says trainable, on the CPU or this process's GPU.
+
+    config: changes of its config, such as num_labels or attn_implementation. A new head is drawn with `seed`.
+    Raises ValueError where the device cannot compute in `training.dtype`.
+    """
+    import torch
+    import transformers
+
+    transformers.set_seed(seed)
+    check_precision(training.dtype)
+    # All weights are trained in fp32, by autocast in half precision; frozen ones may lie in half precision.
+    dtype = torch.float32 if lora.method == "full" else getattr(torch, training.dtype)
+    if lora.method == "qlora":
+        config["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    maker = getattr(transformers, CLASSES[kind][0])
+    model = maker.from_pretrained(base, dtype=dtype, local_files_only=True, **config)
+    if kind == "sequence" and model.config.get_text_config().pad_token_id is None:  # decoders pool before the padding
+        model.config.get_text_config().pad_token_id = load_tokenizer(base).pad_token_id or 0
+    return model if lora.method == "full" else attach_adapter(model, kind, lora)
+
+
+def attach_adapter(model: Any, kind: Kind, lora: LoraSettings) -> Any:
+    """A PeftModel; a head is trained whole beside it."""
+    from peft import LoraConfig, get_peft_model
+
+    adapter = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        use_dora=lora.method == "dora",
+        use_rslora=lora.method == "rslora",
+        task_type=CLASSES[kind][1],
+    )
+    return get_peft_model(model, adapter)
+
+
+def save_trained(model: Any, base: Path, folder: Path) -> None:
+    """The adapter, or all weights with the tokenizer of `base`: a folder without a path of this machine."""
+    if hasattr(model, "peft_config"):
+        model.peft_config["default"].base_model_name_or_path = paths.relative(base)
+        model.get_base_model().config.save_pretrained(folder)
+    else:
+        load_tokenizer(base).save_pretrained(folder)
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+
+
+def check_precision(dtype: str) -> None:
+    """Raises ValueError with the way out where this machine cannot train in `dtype`."""
+    import torch
+
+    if torch.cuda.is_available():
+        if dtype == "bfloat16" and not torch.cuda.is_bf16_supported(False):
+            name = torch.cuda.get_device_name()
+            raise ValueError(f"training.dtype = bfloat16, but {name} has none: set training.dtype=float16")
+    elif dtype == "float16":
+        raise ValueError("training.dtype = float16 needs a GPU: set training.dtype=float32 on a CPU")
+
+
+def trainable_parameters(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]

@@ -1,0 +1,69 @@
+"""What an experiment says about its training: the adapter, and how the trainer goes through the examples.
+
+The defaults are those that Kagglers converged on: r = 16 on all linear layers, learning rate 2e-4, 8 rows a step,
+one epoch with warm-up and linear decay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass
+class LoraSettings:
+    method: Literal["lora", "rslora", "dora", "qlora", "full"] = "lora"
+    """qlora: LoRA on a base in bitsandbytes NF4. full: all weights are trained, there is no adapter."""
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    targets: str = "all-linear"
+    """PEFT's target_modules: all-linear, or a regular expression over module names."""
+
+    def __post_init__(self) -> None:
+        if self.r < 1 or self.alpha < 1:
+            raise ValueError(f"r = {self.r}, alpha = {self.alpha}: both must be 1 or more")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout = {self.dropout}: must be 0 or more and less than 1")
+
+
+@dataclass
+class TrainingSettings:
+    epochs: int = 1
+    tokens: int | None = None
+    """At most so many tokens of examples are trained on in an epoch (those of the first examples); null: all."""
+    batch: int = 8
+    """Examples whose gradients make one step, over all processes."""
+    batch_tokens: int = 2048
+    """Tokens that one process computes at a time: the memory that training takes is proportional to it."""
+    learning_rate: float = 2e-4
+    """Of LoRA's A, and of whatever has no rate of its own below."""
+    lora_b_learning_rate: float | None = None
+    """LoRA+ (Hayou, Ghosh, Yu, 2024) trains B faster than A."""
+    head_learning_rate: float | None = None
+    embedding_learning_rate: float | None = None
+    """Of the token embeddings where they are trained (method full)."""
+    schedule: Literal["linear", "cosine"] = "linear"
+    warmup: float = 0.1
+    """Share of the steps in which the learning rate rises; then it falls to 0."""
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """Largest norm of a step's gradient."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the frozen weights and of the computation; what is trained stays float32. float16 uses a loss scaler."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice and keep few of them: less memory, a third more time."""
+    checkpoint_steps: int = 100
+    """Steps between two checkpoints that a killed run goes on from."""
+    track: Literal["off", "tensorboard", "wandb", "wandb-offline"] = "off"
+    """Where the log goes beside log.jsonl, which is always written."""
+
+    def __post_init__(self) -> None:
+        if self.tokens is not None and self.tokens < 1:
+            raise ValueError(f"tokens = {self.tokens}: must be 1 or more, or null for all")
+        if min(self.epochs, self.batch, self.batch_tokens, self.checkpoint_steps) < 1:
+            raise ValueError("epochs, batch, batch_tokens and checkpoint_steps must be 1 or more")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"warmup = {self.warmup}: is a share of the steps, between 0 and 1")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate = {self.learning_rate}: must be more than 0")
