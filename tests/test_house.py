@@ -17,7 +17,7 @@ EXPERIMENTS = sorted(path.parent for path in (ROOT / "exp").glob("*/train.py"))
 
 # A module may import from its own room and from rooms before it.
 ROOMS = (
-    "errors paths records folders tables config metrics rankings competition competitions prompts inference run "
+    "errors paths processes records folders tables config metrics rankings competition competitions prompts spans inference run "
     "experiment cv retrieval training weights runtime kaggle rehearsal demo board cli"
 )
 ORDER = ROOMS.split()

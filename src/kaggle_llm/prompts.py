@@ -139,20 +139,25 @@ class Prompter:
 
 @dataclass(frozen=True)
 class Group:
-    """One row's candidates for a listwise loss; `right` is the place of the right one."""
+    """One row's candidates for a listwise loss, and how much of the right answer each is: sums to 1."""
 
     id: str
     items: tuple[str, ...]
-    right: int
+    target: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class TokenGroup:
-    """A group as token ids."""
+    """A group as token ids: a prompt is the shared tokens and one candidate's.
+
+    target and teacher have a value for each option: each candidate, or each label behind the only candidate.
+    """
 
     shared: Prompt
     candidates: Sequence[Prompt]
-    right: int
+    target: tuple[float, ...]
+    teacher: tuple[float, ...] | None = None
+    """A teacher's scores (log-probabilities up to a constant) of the options."""
 
     def __len__(self) -> int:
         """Tokens that training on the group takes: the shared ones count once."""
@@ -179,7 +184,7 @@ class CandidatePrompts:
             TokenGroup(
                 self.prompter.shared(by_id[group.id]),
                 [self._candidate(item) for item in group.items],
-                group.right,
+                group.target,
             )
             for group in groups
         ]

@@ -28,6 +28,6 @@ def draw_groups(candidates: pl.DataFrame, truth: pl.DataFrame, size: int, depth:
         if len(chosen) < 2:
             continue
         rng.shuffle(chosen)
-        groups.append(Group(row, tuple(chosen), chosen.index(answer)))
+        groups.append(Group(row, tuple(chosen), tuple(float(item == answer) for item in chosen)))
     rng.shuffle(groups)
     return groups

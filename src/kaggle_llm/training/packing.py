@@ -1,4 +1,4 @@
-"""Groups of candidates as packed sequences: the question once, its candidates behind it, nothing padded.
+"""Examples as one row of tokens, nothing padded: sequences one behind the other, or groups with a shared beginning.
 
 A group is [shared tokens][candidate 1]…[candidate n]. A candidate sees the shared tokens and itself, not the other
 candidates, and its positions go on where the shared tokens end: exactly what each prompt alone would compute.
@@ -6,66 +6,76 @@ candidates, and its positions go on where the shared tokens end: exactly what ea
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kaggle_llm.prompts import TokenGroup
+from kaggle_llm.prompts import Prompt
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Several groups as one sequence of L tokens."""
+    """Several examples as one sequence of L tokens."""
 
     ids: np.ndarray
     """[L] token ids."""
     positions: np.ndarray
     """[L] positions as each prompt alone would have them."""
-    visible: np.ndarray
-    """[L, L] bool: may the row's token see the column's?"""
-    last: np.ndarray
-    """[candidates] index of every candidate's last token."""
-    group: np.ndarray
-    """[candidates] number of the group that the candidate belongs to."""
-    right: np.ndarray
-    """[candidates] bool: is it its group's right one?"""
+    segments: list[tuple[int, int, np.ndarray | None]]
+    """Begin and end of every example, and which of its tokens see which: None is causal, else bool [l, l]."""
+    ends: np.ndarray
+    """[prompts] index of every prompt's last token: one of a sequence, one of each candidate of a group."""
 
 
-def within_budget(groups: Iterable[TokenGroup], tokens: int) -> list[TokenGroup]:
-    """The first groups whose tokens sum up to at most `tokens`."""
-    kept: list[TokenGroup] = []
-    total = 0
-    for group in groups:
-        total += len(group)
-        if total > tokens:
-            break
-        kept.append(group)
-    return kept
+def pack(examples: Sequence[tuple[Prompt, Sequence[Prompt]]]) -> Pack:
+    """One row out of (shared tokens, candidates); a plain sequence is shared tokens with one empty candidate."""
+    ids: list[int] = []
+    positions: list[int] = []
+    segments: list[tuple[int, int, np.ndarray | None]] = []
+    ends: list[int] = []
+    for shared, candidates in examples:
+        begin = len(ids)
+        pieces = [shared, *candidates]
+        for place, piece in enumerate(pieces):
+            first = len(shared) if place else 0
+            ids += piece
+            positions += range(first, first + len(piece))
+            if place:
+                ends.append(len(ids) - 1)
+        visible = None if len(candidates) == 1 else see_shared_and_own([len(piece) for piece in pieces])
+        segments.append((begin, len(ids), visible))
+    return Pack(np.array(ids), np.array(positions), segments, np.array(ends))
 
 
-def pack(groups: Sequence[TokenGroup]) -> Pack:
-    """One sequence out of groups; see the module's docstring for who sees whom."""
-    pieces = [
-        (number, place, list(tokens))
-        for number, group in enumerate(groups)
-        for place, tokens in enumerate([group.shared, *group.candidates])
+def see_shared_and_own(lengths: Sequence[int]) -> np.ndarray:
+    """bool [l, l]: a token sees, up to itself, the first piece and its own."""
+    piece = np.repeat(np.arange(len(lengths)), lengths)
+    causal = np.tril(np.ones((piece.size, piece.size), dtype=bool))
+    return causal & ((piece[:, None] == piece[None, :]) | (piece[None, :] == 0))
+
+
+def compute_logits(model: Any, packed: Pack, keep: np.ndarray) -> torch.Tensor:
+    """[keep, vocabulary] logits behind the tokens `keep`: no other position meets the vocabulary matrix.
+
+    The model was loaded with attention.register_segments().
+    """
+    import torch
+
+    device = next(model.parameters()).device  # a wrapper of DDP has no device of its own
+    segments = [
+        (begin, end, None if visible is None else torch.from_numpy(visible).to(device))
+        for begin, end, visible in packed.segments
     ]
-    number, place = np.array([piece[0] for piece in pieces]), np.array([piece[1] for piece in pieces])
-    lengths = np.array([len(piece[2]) for piece in pieces])
-    ends = lengths.cumsum()
-    total = int(ends[-1])
-    begins = np.array([0 if at == 0 else len(groups[of].shared) for of, at, _ in pieces])
-    owner, part = np.repeat(number, lengths), np.repeat(place, lengths)
-    causal = np.tril(np.ones((total, total), dtype=bool))
-    same_group = owner[:, None] == owner[None, :]
-    same_piece = part[:, None] == part[None, :]
-    candidate = place > 0
-    return Pack(
-        ids=np.array([token for *_, tokens in pieces for token in tokens]),
-        positions=np.arange(total) - np.repeat(ends - lengths - begins, lengths),
-        visible=causal & same_group & (same_piece | (part[None, :] == 0)),
-        last=(ends - 1)[candidate],
-        group=number[candidate],
-        right=np.array([at - 1 == groups[of].right for of, at, _ in pieces])[candidate],
-    )
+    logits: torch.Tensor = model(
+        input_ids=torch.from_numpy(packed.ids)[None].to(device),
+        position_ids=torch.from_numpy(packed.positions)[None].to(device),
+        logits_to_keep=torch.from_numpy(keep).to(device),
+        segments=segments,
+        use_cache=False,
+    ).logits[0]
+    return logits.float()

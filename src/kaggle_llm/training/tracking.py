@@ -1,0 +1,62 @@
+"""TensorBoard and Weights & Biases by a config word. What is logged: settings, git state, parents, the curve."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+REPORTERS = {"off": [], "tensorboard": ["tensorboard"], "wandb": ["wandb"], "wandb-offline": ["wandb"]}
+
+
+@contextmanager
+def tracking(word: str, folder: Path, about: Mapping[str, Any]) -> Iterator[None]:
+    """`folder` takes the tracker's files while a trainer with report_to=REPORTERS[word] runs.
+
+    about: run, config, git state and parents, attached to the run. No environment, no key, no machine is sent along.
+    """
+    if word == "off":
+        yield
+    elif word == "tensorboard":
+        yield from _tensorboard(folder, about)
+    else:
+        yield from _wandb(word.removeprefix("wandb-").replace("wandb", "online"), folder, about)
+
+
+def _tensorboard(folder: Path, about: Mapping[str, Any]) -> Iterator[None]:
+    import json
+
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder)) as writer:
+        writer.add_text("about", "```\n" + json.dumps(dict(about), indent=2, ensure_ascii=False) + "\n```")
+    before = os.environ.get("TENSORBOARD_LOGGING_DIR")
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder)  # the only way that transformers 5 takes it
+    try:
+        yield
+    finally:
+        os.environ.pop("TENSORBOARD_LOGGING_DIR")
+        if before is not None:
+            os.environ["TENSORBOARD_LOGGING_DIR"] = before
+
+
+def _wandb(mode: str, folder: Path, about: Mapping[str, Any]) -> Iterator[None]:
+    import wandb
+
+    folder.mkdir(parents=True, exist_ok=True)
+    # Not wandb's own look at the machine: command line, host, git remote with whatever token stands in it.
+    settings = wandb.Settings(disable_git=True, disable_code=True, x_disable_meta=True, x_disable_machine_info=True)
+    run = wandb.init(
+        project=about.get("competition", "kaggle-llm"),
+        name=about.get("run"),
+        config=dict(about),
+        dir=str(folder),
+        mode=mode,
+        settings=settings,
+    )
+    try:
+        yield  # transformers' callback finds the open run and logs into it
+    finally:
+        run.finish()

@@ -1,0 +1,204 @@
+"""Fine-tuning of a task's examples, by transformers' Trainer with steps that are planned by tokens.
+
+Leaves what models.save_trained leaves, and log.jsonl. Killed at any step, the next start goes on from the last
+checkpoint (checkpoints.py); on a CPU with the same number of threads it ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from kaggle_llm import processes, records
+from kaggle_llm.training.callbacks import make_callbacks
+from kaggle_llm.training.checkpoints import Checkpoints
+from kaggle_llm.training.models import Kind, load_trainable, save_trained
+from kaggle_llm.training.optimizer import group_parameters
+from kaggle_llm.training.plan import Share, plan_training, within_budget
+from kaggle_llm.training.settings import LoraSettings, TrainingSettings
+from kaggle_llm.training.tracking import REPORTERS, tracking
+
+if TYPE_CHECKING:
+    import torch
+
+E = TypeVar("E", contravariant=True)
+
+
+class Task(Protocol[E]):
+    """What a kind of training says about its examples; everything else is the same for all of them."""
+
+    kind: Kind
+    padded: bool
+    """Are examples that are computed together padded to the longest?"""
+
+    def config(self) -> dict[str, Any]:
+        """Changes of the model's config, such as num_labels or attn_implementation."""
+
+    def length(self, example: E) -> int:
+        """Tokens."""
+
+    def weight(self, example: E) -> float:
+        """Loss units: what the loss is a mean over (1 a row or group, or its loss tokens)."""
+
+    def loss(self, model: Any, examples: Sequence[E]) -> torch.Tensor:
+        """Sum over the examples' loss units; a scalar."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Where a training starts from and what it leaves where."""
+
+    base: Path
+    folder: Path
+    lora: LoraSettings
+    training: TrainingSettings
+    seed: int
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """For trackers: run, config, git state, parents."""
+
+
+def fine_tune(task: Task[E], examples: Sequence[E], job: Job) -> None:
+    """Train on the first examples within `training.tokens` and save the adapter (or all weights) into job.folder.
+
+    Raises ValueError where no example fits into the budget and where the loss is not finite, MemoryError with peak
+    figures and the settings to change where a GPU's memory is not enough.
+    """
+    lengths = [task.length(example) for example in examples]
+    kept = examples[: within_budget(lengths, job.training.tokens)]
+    if not kept:
+        raise ValueError(
+            f"training.tokens = {job.training.tokens}: not even the first of {len(examples)} examples fits"
+        )
+    weights = [task.weight(example) for example in kept]
+    shares = plan_training(lengths[: len(kept)], weights, task.padded, job.training, job.seed, processes.world())
+    if processes.is_first():
+        print(f"training on {len(kept)} of {len(examples)} examples, {sum(lengths[: len(kept)])} tokens", flush=True)
+        if len(kept) < job.training.batch:
+            print(f"fewer examples than training.batch = {job.training.batch}: one step an epoch", flush=True)
+    about = {"task": type(task).__name__, "kind": task.kind, "examples": [asdict(example) for example in kept]}
+    checkpoints = Checkpoints(job.folder, describe_job(job, about))
+    model = load_trainable(job.base, task.kind, job.lora, job.training, job.seed, **task.config())
+    arguments = make_arguments(job, checkpoints, len(shares) // processes.world())
+    trainer = make_step_trainer(model, arguments, task, kept, shares)
+    run_trainer(trainer, job, checkpoints)
+
+
+def describe_job(job: Job, about: Mapping[str, Any]) -> dict[str, Any]:
+    """All that the trained weights depend on, for Checkpoints."""
+    training = asdict(job.training)
+    for name in ("checkpoint_steps", "track"):
+        training.pop(name)
+    base = records.hash_content(job.base)
+    return {
+        **{"base": base, "lora": asdict(job.lora), "training": training, "seed": job.seed},
+        **{"world": processes.world(), **about},
+    }
+
+
+def make_arguments(job: Job, checkpoints: Checkpoints, steps: int) -> dict[str, Any]:
+    """Arguments for transformers' TrainingArguments or a library's subclass of it."""
+    training = job.training
+    return {
+        "output_dir": str(checkpoints.folder),
+        "max_steps": steps,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": training.learning_rate,
+        "lr_scheduler_type": training.schedule,
+        "warmup_steps": math.ceil(training.warmup * steps),
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.clip,
+        "bf16": training.dtype == "bfloat16",
+        "fp16": training.dtype == "float16",
+        "gradient_checkpointing": training.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps",
+        "save_steps": training.checkpoint_steps,
+        "save_total_limit": 2,
+        "report_to": REPORTERS[training.track],
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": False,
+        "seed": job.seed,
+    }
+
+
+def make_step_trainer(
+    model: Any, values: dict[str, Any], task: Task[E], examples: Sequence[E], shares: Sequence[Share]
+) -> Any:
+    """A Trainer whose dataset is the plan: an item is what one process computes in one step."""
+    from torch.utils.data import SequentialSampler
+    from transformers import Trainer, TrainingArguments
+
+    class StepTrainer(Trainer):
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            return SequentialSampler(self.train_dataset)
+
+        def training_step(self, model: Any, inputs: dict[str, Share], num_items_in_batch: Any = None) -> torch.Tensor:
+            """Σ over this process's parts of loss · world / weight, so that DDP's mean is the mean over units."""
+            model.train()
+            share = inputs["share"]
+            losses = []
+            for number, part in enumerate(share.parts, start=1):
+                wait = nullcontext() if number == len(share.parts) else self.accelerator.no_sync(model)
+                with wait, self.compute_loss_context_manager():
+                    chosen = [examples[i] for i in part] or examples[:1]
+                    scale = processes.world() / share.weight if part else 0.0
+                    loss = task.loss(model, chosen) * scale
+                    self.accelerator.backward(loss)
+                losses.append(loss.detach())
+            return sum(losses)
+
+    arguments = TrainingArguments(**values)
+    # Two visible GPUs in one process would make the Trainer replicate the model: that is what torchrun is for.
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return StepTrainer(model=model, args=arguments, train_dataset=list(shares), data_collator=_only)
+
+
+def _only(batch: list[Share]) -> dict[str, Share]:
+    """A share is a batch already."""
+    (share,) = batch
+    return {"share": share}
+
+
+def run_trainer(trainer: Any, job: Job, checkpoints: Checkpoints) -> None:
+    """Train with any of transformers' trainers, from the latest checkpoint on; save into job.folder."""
+    from torch.optim import AdamW
+    from transformers import PrinterCallback, ProgressCallback
+
+    trainer.optimizer_cls_and_kwargs = (AdamW, {"params": group_parameters(trainer.model, job.training)})
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    latest = processes.share(checkpoints.open() if processes.is_first() else None)
+    log = checkpoints.folder / "log.jsonl"
+    for callback in make_callbacks(checkpoints, log):
+        trainer.add_callback(callback)
+    if latest and processes.is_first():
+        print(f"going on from {latest.name.replace('-', ' of step ')} of {trainer.args.max_steps} steps", flush=True)
+    with tracking(job.training.track, job.folder.parent / "tracking", job.about):
+        train_within_memory(trainer, latest)
+    save_trained(trainer, job.base, job.folder)
+    if processes.is_first():
+        (job.folder / "log.jsonl").write_bytes(log.read_bytes())
+        checkpoints.remove()
+
+
+def train_within_memory(trainer: Any, latest: Path | None) -> None:
+    """trainer.train(); a GPU that is too small is reported with its figures and the way out."""
+    import torch
+
+    try:
+        trainer.train(resume_from_checkpoint=str(latest) if latest else None)
+    except torch.OutOfMemoryError as error:
+        peak = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else math.nan
+        total = torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else math.nan
+        raise MemoryError(
+            f"out of GPU memory at step {trainer.state.global_step}: {peak:.1f} of {total:.1f} GB were in use. Lower "
+            f"training.batch_tokens first, then set training.gradient_checkpointing=true"
+        ) from error
