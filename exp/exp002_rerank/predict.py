@@ -14,7 +14,8 @@ from kaggle_llm.prompts import CandidatePrompts, Prompter, PromptSettings, load_
 from kaggle_llm.retrieval.rerank import rerank
 from kaggle_llm.retrieval.retriever import RetrievalSettings, Retriever
 from kaggle_llm.run import Run
-from kaggle_llm.training.reranker import LoraSettings, TrainingSettings
+from kaggle_llm.training.choice import ChoiceSettings
+from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Config:
     retrieval: RetrievalSettings
     reranker: RerankerSettings
     prompt: PromptSettings
+    choice: ChoiceSettings
     lora: LoraSettings
     training: TrainingSettings
     engine: EngineSettings = field(default_factory=EngineSettings)

@@ -15,7 +15,8 @@ from kaggle_llm.cv.folds import assign_folds
 from kaggle_llm.experiment import Experiment, start
 from kaggle_llm.paths import model_folder
 from kaggle_llm.retrieval.negatives import draw_groups
-from kaggle_llm.training.reranker import train_reranker
+from kaggle_llm.training.choice import ChoiceTask
+from kaggle_llm.training.trainer import Job, fine_tune
 from kaggle_llm.weights.merge import merge_adapter
 
 
@@ -29,7 +30,7 @@ def main() -> None:
 
     def models(k: int) -> Mapping[str, Path]:
         learned, held_out = split_rows(train.filter(fold != k), experiment)
-        merged = base | {"reranker": fine_tune(f"fold{k}", learned, base, experiment)}
+        merged = base | {"reranker": adapt(f"fold{k}", learned, base, experiment)}
         return merged | {"blend": blend(f"fold{k}/blend", held_out, merged, experiment)}
 
     def before(k: int) -> Mapping[str, Path]:
@@ -47,7 +48,7 @@ def split_rows(rows: pl.DataFrame, experiment: Experiment) -> tuple[pl.DataFrame
     return rows.filter(fold != 0), rows.filter(fold == 0).head(config.reranker.blend_rows)
 
 
-def fine_tune(fold: str, rows: pl.DataFrame, base: Mapping[str, Path], experiment: Experiment) -> Path:
+def adapt(fold: str, rows: pl.DataFrame, base: Mapping[str, Path], experiment: Experiment) -> Path:
     """LoRA on groups of hard negatives, merged into the base model."""
     config, competition = experiment.config, experiment.competition
 
@@ -55,12 +56,15 @@ def fine_tune(fold: str, rows: pl.DataFrame, base: Mapping[str, Path], experimen
         with experiment.run(base) as run:
             loaded = load(run)
             candidates = loaded.retriever.search(rows)
-        size, depth = config.training.group_size, config.reranker.depth
+        size, depth = config.choice.group_size, config.reranker.depth
         drawn = draw_groups(candidates, competition.truth(rows), size, depth, config.seed)
-        groups, labels = loaded.prompts.groups(rows, drawn), loaded.prompts.prompter.labels
-        train_reranker(base["reranker"], groups, labels, config.lora, config.training, config.seed, folder)
+        groups, task = loaded.prompts.groups(rows, drawn), ChoiceTask(config.choice, loaded.prompts.prompter.labels)
+        fine_tune(
+            task, groups, Job(base["reranker"], folder, config.lora, config.training, config.seed, experiment.about)
+        )
 
-    adapter = experiment.step(f"{fold}/adapter", train, experiment.settings, experiment.prediction_inputs(rows, base))
+    inputs = experiment.prediction_inputs(rows, base)
+    adapter = experiment.step(f"{fold}/adapter", train, experiment.settings, inputs, together=True)
     merge = partial(merge_adapter, base["reranker"], adapter)
     return experiment.step(f"{fold}/merged", merge, inputs={"base": base["reranker"], "adapter": adapter})
 

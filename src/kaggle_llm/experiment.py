@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from kaggle_llm import paths, records
+from kaggle_llm import paths, processes, records
 from kaggle_llm.competition import TRAIN, Competition, load_competition
 from kaggle_llm.config import ConfigError, load_config, save_config
 from kaggle_llm.errors import report_errors
@@ -67,6 +67,8 @@ def start(file: str, config: type[C]) -> Experiment:
     Reads the command line: key=value, run=name, --smoke, --debug, --help.
     """
     report_errors("--debug" in sys.argv)
+    if not processes.is_first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (as long as the process: one of them talks)
     folder = Path(file).resolve().parent
     os.environ.setdefault("KAGGLE_LLM_ROOT", str(folder.parents[1]))
     if {"-h", "--help"} & set(sys.argv[1:]):
@@ -111,11 +113,12 @@ class Experiment:
         self.exp, self.name, self.config, self.smoke = exp, name, config, smoke
         self.folder = paths.run_folder(name)
         self.started = time.monotonic()
-        self._lock = lock_run(self.folder)
+        self._lock = lock_run(self.folder) if processes.is_first() else None
         self.competition: Competition = load_competition(config.competition)
         self.competition.check()
         self._fold_models: dict[str, dict[str, str]] = {}
-        self._say_what_changed()
+        if processes.is_first():
+            self._say_what_changed()
 
     def step(
         self,
@@ -123,10 +126,12 @@ class Experiment:
         make: Callable[[Path], Any],
         settings: Any = None,
         inputs: Mapping[str, Any] | None = None,
+        together: bool = False,
     ) -> Path:
         """output/<run>/<name>/, made by make(folder); skipped where a complete one has the same key.
 
         settings: a dataclass or mapping; inputs: paths (hashed by content), frames, or values of JSON.
+        together: under torchrun all processes make it (a training); else the first one does and the others wait.
         Killed or failed at any moment, a half-written folder is never read: the step starts again.
         """
         folder = self.folder / name
@@ -134,7 +139,7 @@ class Experiment:
         hashed = {key: hash_input(value) for key, value in (inputs or {}).items()}
         seed = getattr(self.config, "seed", 0)
         kind = re.sub(r"^fold-?\d+/", "", name)
-        known = records.read_record(folder)
+        known = processes.share(records.read_record(folder) if processes.is_first() else None)
         if known and known.key == records.step_key(kind, described, hashed, seed):
             print(f"{self.name}: {name} is complete, reused", flush=True)
             return folder
@@ -143,7 +148,8 @@ class Experiment:
             print(f"{self.name}: {name} is made again: {changes}", flush=True)
         else:
             print(f"{self.name}: {name} …", flush=True)
-        (self.folder / records.RECORD).unlink(missing_ok=True)  # the run is complete again when it ships
+        if processes.is_first():
+            (self.folder / records.RECORD).unlink(missing_ok=True)  # the run is complete again when it ships
         start = time.monotonic()
 
         def finish(made: Path) -> None:
@@ -151,8 +157,24 @@ class Experiment:
             files = records.hash_files(made)
             records.write_record(made, records.make_record(kind, described, hashed, seed, files, seconds))
 
-        records.make_folder(folder, make, finish)
+        if processes.is_first():
+            records.make_folder(folder, make, finish)
+        elif together:
+            make(records.temporary_folder(folder))
+        processes.share(None)
         return folder
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a tracker is told of the run: its name, competition, config, git state and parent."""
+        parent = self.folder / "parent.json"
+        return {
+            "run": self.name,
+            "competition": self.config.competition.name,
+            "config": asdict(self.config),
+            "git": records.git_state(),
+            "parent": records.read_json(parent)["parent"] if parent.is_file() else "",
+        }
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -188,6 +210,8 @@ class Experiment:
             raise ValueError("no row has a fold of 0 or more: there is nothing to validate")
         after = self._predict_folds("oof", folds, fold, train, models)
         base = self._predict_folds("before", folds, fold, train, before) if before else None
+        if not processes.is_first():
+            return
         groups = [self.competition.groups(train.filter(fold != k), train.filter(fold == k)) for k in folds]
         truth = self.competition.truth(train)
         metrics = self._metrics(after, base, truth, pl.concat(groups))
@@ -197,6 +221,8 @@ class Experiment:
 
     def ship(self, **models: Path) -> None:
         """What bundle takes, and nothing else. Completes the run: writes config.yaml and record.json."""
+        if not processes.is_first():
+            return
         save_config(self.config, self.folder / "config.yaml")
         settings = {
             "config": asdict(self.config),

@@ -8,6 +8,8 @@ one exact token prefix, which engines compute once.
 from __future__ import annotations
 
 import string
+import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,10 +28,14 @@ GAP = " … "  # stands where the middle of a text was cut out
 class PromptSettings:
     shared: str
     """What all prompts of a row begin with; {column} stands for a text of the row."""
-    candidate: str
-    """What follows for one candidate; {column} stands for a text of the document."""
-    labels: list[str]
-    """The answers whose log-probabilities are asked for, the right one first; one token each."""
+    candidate: str = ""
+    """What follows for one candidate; {column} stands for a text of the document, {letter} for its place in a list."""
+    ending: str = ""
+    """What follows behind the candidate, or behind the last one of a list."""
+    labels: list[str] = field(default_factory=list)
+    """The answers whose log-probabilities are asked for, one token each: the right one first, or a list's letters."""
+    others: list[str] = field(default_factory=list)
+    """Answers beside a list's letters that stand for no candidate, such as " tie"."""
     system: str = ""
     """System message of the chat template."""
     chat: bool = True
@@ -39,8 +45,9 @@ class PromptSettings:
     default_budget: int = 256
 
     def __post_init__(self) -> None:
-        if len(set(self.labels)) < 2:
-            raise ValueError(f"labels = {self.labels}: two or more different ones are needed")
+        answers = [*self.labels, *self.others]
+        if len(answers) == 1 or len(set(answers)) < len(answers):
+            raise ValueError(f"labels = {answers}: two or more different ones are needed, or none to generate text")
         known = template_fields(self.shared) | template_fields(self.candidate)
         unknown = sorted(set(self.budgets) - known)
         if unknown:
@@ -71,7 +78,9 @@ class Prompter:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: PromptSettings) -> None:
         self.tokenizer, self.settings = tokenizer, settings
         self.head, self.tail = self._wrapping()
-        self.labels: list[Prompt] = [self._label(label) for label in settings.labels]
+        self.labels: list[Prompt] = [self._label(label) for label in [*settings.labels, *settings.others]]
+        self.cut: Counter[str] = Counter()
+        """Texts that were longer than their budget, by column."""
 
     def shared(self, row: Mapping[str, Any]) -> list[int]:
         """Token ids of what the row's prompts share."""
@@ -79,7 +88,34 @@ class Prompter:
 
     def candidate(self, document: Mapping[str, Any]) -> list[int]:
         """Token ids of what follows for one candidate, up to where the label is asked for."""
-        return self._encode_text(self._fill(self.settings.candidate, document)) + self._encode(self.tail)
+        return self._candidate(document) + self._end()
+
+    def row(self, row: Mapping[str, Any]) -> list[int]:
+        """Token ids of the whole prompt of a row without candidates."""
+        return self.shared(row) + self._end()
+
+    def listing(self, row: Mapping[str, Any], options: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Token ids of the whole prompt of a row whose options stand below each other, each with its letter."""
+        if len(options) > len(self.settings.labels):
+            raise ValueError(f"{len(options)} options, but prompt.labels has {len(self.settings.labels)} letters")
+        letters = [label.strip() for label in self.settings.labels]
+        pieces = [self._candidate({**one, "letter": letter}) for one, letter in zip(options, letters, strict=False)]
+        return self.shared(row) + [token for piece in pieces for token in piece] + self._end()
+
+    def completion(self, text: str) -> list[int]:
+        """Token ids of what the model should answer, its end included."""
+        return [*self._encode_text(text), self.tokenizer.eos_token_id]
+
+    def report_cuts(self) -> None:
+        """Say how many texts lost their middle."""
+        if self.cut:
+            print(f"texts longer than prompt.budgets, cut in the middle: {dict(self.cut)}", file=sys.stderr)
+
+    def _candidate(self, document: Mapping[str, Any]) -> list[int]:
+        return self._encode_text(self._fill(self.settings.candidate, document))
+
+    def _end(self) -> list[int]:
+        return self._encode(self.settings.ending + self.tail)
 
     def _start(self) -> list[int]:
         """The tokenizer's begin-of-text, where it adds one; a chat template has its own."""
@@ -124,6 +160,7 @@ class Prompter:
         ids = self._encode_text(text)
         if len(ids) <= budget:
             return text
+        self.cut[name] += 1
         tail = budget // 3
         # A cut within a character leaves its broken bytes, which would take more tokens than they were.
         head = self.tokenizer.decode(ids[: budget - tail]).rstrip("\ufffd")
@@ -144,6 +181,8 @@ class Group:
     id: str
     items: tuple[str, ...]
     target: tuple[float, ...]
+    teacher: tuple[float, ...] | None = None
+    """A teacher's scores (log-probabilities up to a constant) of the items."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +224,7 @@ class CandidatePrompts:
                 self.prompter.shared(by_id[group.id]),
                 [self._candidate(item) for item in group.items],
                 group.target,
+                group.teacher,
             )
             for group in groups
         ]
@@ -200,6 +240,20 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_t
     if not texts:
         return []
     return list(tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"])
+
+
+def encode_pairs(
+    tokenizer: PreTrainedTokenizerBase, firsts: Sequence[str], seconds: Sequence[str], max_tokens: int
+) -> list[Prompt]:
+    """Token ids of pairs of texts for a cross-encoder, joined as the tokenizer joins two texts.
+
+    Above `max_tokens` the longer text of a pair loses its end first.
+    """
+    if len(firsts) != len(seconds):
+        raise ValueError(f"{len(firsts)} first and {len(seconds)} second texts: a pair needs one of each")
+    if not firsts:
+        return []
+    return list(tokenizer(list(firsts), list(seconds), truncation=True, max_length=max_tokens)["input_ids"])
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -184,7 +184,7 @@ def make_folder(folder: Path, make: Callable[[Path], None], finish: Callable[[Pa
     Killed or failed at any moment, `folder` is what it was; what a kill left behind is removed first.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.making")
+    temporary = temporary_folder(folder)
     old = folder.with_name(f".{folder.name}.old")
     if old.exists() and not folder.exists():  # killed between the two renames
         old.rename(folder)
@@ -202,6 +202,11 @@ def make_folder(folder: Path, make: Callable[[Path], None], finish: Callable[[Pa
         folder.rename(old)
     temporary.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def temporary_folder(folder: Path) -> Path:
+    """Where `make_folder` lets `folder` be made."""
+    return folder.with_name(f".{folder.name}.making")
 
 
 def _sync(folder: Path) -> None:

@@ -3,12 +3,43 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kaggle_llm.prompts import Group
 
 if TYPE_CHECKING:
     import polars as pl
+
+
+@dataclass
+class NegativeSettings:
+    first: int = 1
+    last: int = 50
+    """Negatives are drawn from these places of a ranking, both included; the best place is 1."""
+    per_query: int = 4
+    """Negatives of a query and one right document; 0: none are mined."""
+    margin: float | None = 0.95
+    """The filter for false negatives: nothing above this share of the right document's score is drawn; null: no
+    filter, for scores that are no similarities."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.first <= self.last:
+            raise ValueError(f"first = {self.first}, last = {self.last}: 1 ≤ first ≤ last is needed")
+        if self.per_query < 0:
+            raise ValueError(f"per_query = {self.per_query}: must be 0 or more")
+        if self.margin is not None and not 0 < self.margin <= 1:
+            raise ValueError(f"margin = {self.margin}: is a share of a score, more than 0 and at most 1, or null")
+
+
+@dataclass(frozen=True)
+class MinedPair:
+    """A query, one of its right items, and wrong ones that the retrieval took for right; all ids."""
+
+    id: str
+    right: str
+    negatives: tuple[str, ...]
 
 
 def draw_groups(candidates: pl.DataFrame, truth: pl.DataFrame, size: int, depth: int, seed: int) -> list[Group]:
@@ -31,3 +62,39 @@ def draw_groups(candidates: pl.DataFrame, truth: pl.DataFrame, size: int, depth:
         groups.append(Group(row, tuple(chosen), tuple(float(item == answer) for item in chosen)))
     rng.shuffle(groups)
     return groups
+
+
+def mine_negatives(
+    ranking: pl.DataFrame, truth: pl.DataFrame, settings: NegativeSettings, seed: int | str
+) -> list[MinedPair]:
+    """Each row of the ranking with each of its right items: `per_query` wrong items drawn from the rank band.
+
+    ranking: RANKING of the rows that are trained on, best place first; truth: id, items. A pair whose band holds
+    fewer trusted items gets fewer, perhaps none. Raises ValueError for rows without truth.
+    """
+    rng = random.Random(seed)
+    right = dict(truth.select("id", "items").iter_rows())
+    missing = [row for row in ranking["id"] if row not in right]
+    if missing:
+        raise ValueError(f"{len(missing)} ranked row(s) without truth, first {missing[:3]}")
+    pairs = []
+    for row, items, scores in ranking.select("id", "items", "scores").iter_rows():
+        for answer in right[row]:
+            highest = highest_trusted(answer, items, scores, settings.margin)
+            band = list(zip(items, scores, strict=True))[settings.first - 1 : settings.last]
+            kept = [item for item, score in band if item not in right[row] and score <= highest]
+            drawn = rng.sample(kept, min(settings.per_query, len(kept)))
+            pairs.append(MinedPair(row, answer, tuple(drawn)))
+    return pairs
+
+
+def highest_trusted(answer: str, items: Sequence[str], scores: Sequence[float], margin: float | None) -> float:
+    """The score above which a candidate is probably right too, though nobody marked it.
+
+    NV-Retriever's positive-aware filter (TopK-PercPos; Moreira et al., 2024): margin × the right item's score, and
+    as far below a negative one. A right item that is not ranked has at most the last score.
+    """
+    if margin is None or not items:
+        return float("inf")
+    score = scores[items.index(answer)] if answer in items else scores[-1]
+    return score - (1 - margin) * abs(score)

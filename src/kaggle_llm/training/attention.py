@@ -54,7 +54,9 @@ def attend_within_segments(
     key, value = (part.repeat_interleave(repeats, dim=1) if repeats > 1 else part for part in (key, value))
     found = [
         scaled_dot_product_attention(
-            *(part[:, :, begin:end] for part in (query, key, value)),
+            query[:, :, begin:end],
+            key[:, :, begin:end],
+            value[:, :, begin:end],
             attn_mask=visible,
             dropout_p=dropout,
             is_causal=visible is None,

@@ -37,6 +37,7 @@ def load_trainable(
     import torch
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()  # "Loading weights" of a second or two, in every log
     transformers.set_seed(seed)
     check_precision(training.dtype)
     # All weights are trained in fp32, by autocast in half precision; frozen ones may lie in half precision.

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 REPORTERS = {"off": [], "tensorboard": ["tensorboard"], "wandb": ["wandb"], "wandb-offline": ["wandb"]}
 
@@ -22,7 +22,7 @@ def tracking(word: str, folder: Path, about: Mapping[str, Any]) -> Iterator[None
     elif word == "tensorboard":
         yield from _tensorboard(folder, about)
     else:
-        yield from _wandb(word.removeprefix("wandb-").replace("wandb", "online"), folder, about)
+        yield from _wandb("offline" if word == "wandb-offline" else "online", folder, about)
 
 
 def _tensorboard(folder: Path, about: Mapping[str, Any]) -> Iterator[None]:
@@ -42,7 +42,7 @@ def _tensorboard(folder: Path, about: Mapping[str, Any]) -> Iterator[None]:
             os.environ["TENSORBOARD_LOGGING_DIR"] = before
 
 
-def _wandb(mode: str, folder: Path, about: Mapping[str, Any]) -> Iterator[None]:
+def _wandb(mode: Literal["online", "offline"], folder: Path, about: Mapping[str, Any]) -> Iterator[None]:
     import wandb
 
     folder.mkdir(parents=True, exist_ok=True)

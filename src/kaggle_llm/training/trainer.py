@@ -7,11 +7,11 @@ checkpoint (checkpoints.py); on a CPU with the same number of threads it ends wi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from kaggle_llm import processes, records
 from kaggle_llm.training.callbacks import make_callbacks
@@ -79,7 +79,11 @@ def fine_tune(task: Task[E], examples: Sequence[E], job: Job) -> None:
         print(f"training on {len(kept)} of {len(examples)} examples, {sum(lengths[: len(kept)])} tokens", flush=True)
         if len(kept) < job.training.batch:
             print(f"fewer examples than training.batch = {job.training.batch}: one step an epoch", flush=True)
-    about = {"task": type(task).__name__, "kind": task.kind, "examples": [asdict(example) for example in kept]}
+    about = {
+        "task": type(task).__name__,
+        "kind": task.kind,
+        "examples": [asdict(cast(Any, example)) for example in kept],
+    }
     checkpoints = Checkpoints(job.folder, describe_job(job, about))
     model = load_trainable(job.base, task.kind, job.lora, job.training, job.seed, **task.config())
     arguments = make_arguments(job, checkpoints, len(shares) // processes.world())
@@ -167,8 +171,10 @@ def _only(batch: list[Share]) -> dict[str, Share]:
     return {"share": share}
 
 
-def run_trainer(trainer: Any, job: Job, checkpoints: Checkpoints) -> None:
-    """Train with any of transformers' trainers, from the latest checkpoint on; save into job.folder."""
+def run_trainer(
+    trainer: Any, job: Job, checkpoints: Checkpoints, save: Callable[[Any, Path, Path], None] = save_trained
+) -> None:
+    """Train with any of transformers' trainers, from the latest checkpoint on; save(model, base, folder) at the end."""
     from torch.optim import AdamW
     from transformers import PrinterCallback, ProgressCallback
 
@@ -183,7 +189,7 @@ def run_trainer(trainer: Any, job: Job, checkpoints: Checkpoints) -> None:
         print(f"going on from {latest.name.replace('-', ' of step ')} of {trainer.args.max_steps} steps", flush=True)
     with tracking(job.training.track, job.folder.parent / "tracking", job.about):
         train_within_memory(trainer, latest)
-    save_trained(trainer, job.base, job.folder)
+    save(trainer.model, job.base, job.folder)
     if processes.is_first():
         (job.folder / "log.jsonl").write_bytes(log.read_bytes())
         checkpoints.remove()

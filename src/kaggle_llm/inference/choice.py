@@ -1,0 +1,140 @@
+"""One of several options by letter: each prompt in several orders, so that a place has no advantage.
+
+The same prompts in training (`list_examples`) and in prediction (`rank_options`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from kaggle_llm.inference.engine import Engine
+from kaggle_llm.prompts import Prompter, TokenGroup
+from kaggle_llm.rankings import make_ranking
+
+if TYPE_CHECKING:
+    import numpy as np
+    import polars as pl
+
+Order = tuple[int, ...]
+
+
+@dataclass
+class OrderSettings:
+    orders: Literal["given", "both", "rotations"] = "both"
+    """The order given; that and its reverse; or each option once at each place."""
+    mean: Literal["log", "probability"] = "log"
+    """Over orders: of log-probabilities (a geometric mean) or of probabilities."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A row and what it is asked to choose from."""
+
+    row: Mapping[str, Any]
+    names: tuple[str, ...]
+    """The items of the ranking: one for each option, then one for each of prompt.others."""
+    options: tuple[Mapping[str, Any], ...]
+    """The texts of each option, for prompt.candidate."""
+    target: tuple[float, ...] | None = None
+    """How much of the right answer each name is; sums to 1. None in prediction."""
+
+
+def list_orders(count: int, how: str) -> list[Order]:
+    """Orders of `count` options: order[place] = option."""
+    given = tuple(range(count))
+    if how == "given" or count < 2:
+        return [given]
+    if how == "both":
+        return [given, given[::-1]]
+    return [given[n:] + given[:n] for n in range(count)]
+
+
+def shuffle_orders(count: int, how: str, rng: random.Random) -> list[Order]:
+    """The same orders of options that were shuffled first: for training on lists, where no order is the given one."""
+    start = rng.sample(range(count), count)
+    return [tuple(start[i] for i in order) for order in list_orders(count, how)]
+
+
+def to_places(values: Sequence[float], order: Order) -> list[float]:
+    """Values of the names → of the places at which an order shows them; others stay behind."""
+    return [values[i] for i in order] + list(values[len(order) :])
+
+
+def to_names(values: np.ndarray, order: Order) -> np.ndarray:
+    """The inverse of `to_places`, for an array [places]."""
+    import numpy as np
+
+    found = np.array(values, dtype=float)
+    found[list(order)] = values[: len(order)]
+    return found
+
+
+def list_examples(
+    questions: Sequence[Question], prompter: Prompter, how: str, shuffle: bool, seed: int
+) -> list[TokenGroup]:
+    """Training examples for ChoiceTask (form labels): every question in every order of `how`.
+
+    shuffle: the options are shuffled first (lists of candidates); else the given order and its like (pairs).
+    Raises ValueError where the questions have different numbers of options or no target.
+    """
+    check_questions(questions, prompter)
+    rng = random.Random(seed)
+    examples = []
+    for question in questions:
+        if question.target is None:
+            raise ValueError(f"row {question.row.get('id')!r} has no target: there is nothing to learn from it")
+        count = len(question.options)
+        for order in shuffle_orders(count, how, rng) if shuffle else list_orders(count, how):
+            prompt = prompter.listing(question.row, [question.options[i] for i in order])
+            examples.append(TokenGroup(prompt, [()], tuple(to_places(question.target, order))))
+    return examples
+
+
+def rank_options(
+    questions: Sequence[Question], prompter: Prompter, engine: Engine, settings: OrderSettings
+) -> pl.DataFrame:
+    """RANKING of the questions' names; scores are log-probabilities over them, averaged over orders."""
+    check_questions(questions, prompter)
+    prompts, orders = [], []
+    for question in questions:
+        for order in list_orders(len(question.options), settings.orders):
+            prompts.append(prompter.listing(question.row, [question.options[i] for i in order]))
+            orders.append(order)
+    found = iter(zip(engine.choices(prompts, answer_labels(questions, prompter)), orders, strict=True))
+    scores = [_average(question, found, settings) for question in questions]
+    names = [question.names for question in questions]
+    return make_ranking([question.row["id"] for question in questions], names, scores)
+
+
+def _average(question: Question, found: Iterator[tuple[np.ndarray, Order]], settings: OrderSettings) -> list[float]:
+    import numpy as np
+
+    several = [next(found) for _ in list_orders(len(question.options), settings.orders)]
+    logs = np.stack([to_names(row - np.logaddexp.reduce(row), order) for row, order in several])
+    mean = logs.mean(0) if settings.mean == "log" else np.logaddexp.reduce(logs, axis=0) - np.log(len(logs))
+    normalised: list[float] = (mean - np.logaddexp.reduce(mean)).tolist()
+    return normalised
+
+
+def answer_labels(questions: Sequence[Question], prompter: Prompter) -> list[Any]:
+    """Token ids of the letters that the questions use, and of the others."""
+    letters = len(prompter.settings.labels)
+    used = len(questions[0].options) if questions else letters
+    return [*prompter.labels[:used], *prompter.labels[letters:]]
+
+
+def check_questions(questions: Sequence[Question], prompter: Prompter) -> None:
+    """Raises ValueError where numbers of options, names and labels do not go together."""
+    sizes = sorted({len(question.options) for question in questions})
+    if len(sizes) > 1:
+        raise ValueError(f"questions of {sizes} options: ask those of one size at a time")
+    others = len(prompter.settings.others)
+    for question in questions:
+        if len(question.names) != len(question.options) + others:
+            raise ValueError(
+                f"row {question.row.get('id')!r} has {len(question.names)} names for {len(question.options)} options "
+                f"and {others} of prompt.others"
+            )
