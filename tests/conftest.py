@@ -185,19 +185,19 @@ def pico_head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="session")
-def with_lora() -> Callable[[Path], Any]:
-    """with_lora(base) → the base with an adapter that changes every linear matrix: B is not zero.
+def with_lora() -> Callable[..., Any]:
+    """with_lora(base, **config changes) → the base with an adapter that changes every linear matrix: B is not zero.
 
     Matrices are named without their layer, as PEFT writes all-linear down for models of three layers and more.
     """
 
-    def attach(base: Path) -> Any:
+    def attach(base: Path, **config: Any) -> Any:
         import torch
         from peft import LoraConfig, get_peft_model
         from transformers import AutoModelForCausalLM
 
         torch.manual_seed(1)
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **config)
         names = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
         model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=names, task_type="CAUSAL_LM"))
         for name, weight in model.named_parameters():

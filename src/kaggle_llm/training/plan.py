@@ -7,6 +7,7 @@ tokens, the same number of parts on every process and as equal in length as they
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -75,15 +76,20 @@ def split_packed(longest_first: Sequence[int], lengths: Sequence[int], count: in
 
 
 def split_padded(longest_first: Sequence[int], lengths: Sequence[int], count: int) -> list[list[int]]:
-    """Neighbours in length together, each part closed where it holds its fair share of the tokens that are left."""
-    parts: list[list[int]] = [[] for _ in range(count)]
-    left = sum(lengths[i] for i in longest_first)
-    waiting = list(longest_first)
-    for number, part in enumerate(parts):
-        fair = left / (count - number)
-        while waiting and (not part or measure([*part, waiting[0]], lengths, True) <= fair or number == count - 1):
-            left -= lengths[waiting[0]]
-            part.append(waiting.pop(0))
+    """Neighbours in length together, cut so that the largest part, padding included, is as small as it can be."""
+    caps = range(lengths[longest_first[0]], len(longest_first) * lengths[longest_first[0]] + 1)
+    smallest = bisect_left(caps, True, key=lambda cap: len(fill_parts(longest_first, lengths, cap)) <= count)
+    parts = fill_parts(longest_first, lengths, caps[smallest])
+    return parts + [[] for _ in range(count - len(parts))]
+
+
+def fill_parts(longest_first: Sequence[int], lengths: Sequence[int], cap: int) -> list[list[int]]:
+    """One part after the other, each filled up to `cap` padded tokens."""
+    parts: list[list[int]] = [[]]
+    for i in longest_first:
+        if parts[-1] and measure([*parts[-1], i], lengths, True) > cap:
+            parts.append([])
+        parts[-1].append(i)
     return parts
 
 

@@ -86,9 +86,21 @@ def fine_tune(task: Task[E], examples: Sequence[E], job: Job) -> None:
     }
     checkpoints = Checkpoints(job.folder, describe_job(job, about))
     model = load_trainable(job.base, task.kind, job.lora, job.training, job.seed, **task.config())
+    check_lengths(lengths[: len(kept)], model)
     arguments = make_arguments(job, checkpoints, len(shares) // processes.world())
     trainer = make_step_trainer(model, arguments, task, kept, shares)
     run_trainer(trainer, job, checkpoints)
+
+
+def check_lengths(lengths: Sequence[int], model: Any) -> None:
+    """Raises ValueError where an example is longer than the model's context."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    long = [length for length in lengths if limit and length > limit]
+    if long:
+        raise ValueError(
+            f"{len(long)} of {len(lengths)} examples are longer than the model's context of {limit} tokens, the "
+            f"longest has {max(long)}: lower prompt.budgets"
+        )
 
 
 def describe_job(job: Job, about: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,357 @@
+"""The trainer of all tasks: it learns, logs, repeats itself bit by bit, goes on where it was killed, and stops."""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_choice_training import POINTWISE, literal_pointwise, random_groups
+
+from kaggle_llm.prompts import TokenGroup
+from kaggle_llm.training import trainer as trainers
+from kaggle_llm.training.checkpoints import COMPLETE, Checkpoints
+from kaggle_llm.training.optimizer import choose_rate, group_parameters
+from kaggle_llm.training.settings import LoraSettings, TrainingSettings
+from kaggle_llm.training.trainer import Job, fine_tune
+
+METHODS = ("lora", "rslora", "dora", "qlora", "full")
+
+
+def make_job(base: Path, folder: Path, seed: int = 0, method: Any = "lora", **changes: Any) -> Job:
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = TrainingSettings(**({"learning_rate": 1e-2, "batch": 2, "batch_tokens": 100} | changes))
+    return Job(base, folder, LoraSettings(method, r=4, alpha=8), settings, seed)
+
+
+def train(base: Path, folder: Path, groups: list[TokenGroup], **changes: Any) -> list[dict[str, Any]]:
+    """Train into `folder` and return the steps of its log."""
+    fine_tune(POINTWISE, groups, make_job(base, folder, **changes))
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [row for row in rows if "loss" in row]
+
+
+def weights(folder: Path, name: str = "adapter_model.safetensors") -> dict[str, Any]:
+    from safetensors.numpy import load_file
+
+    return load_file(folder / name)
+
+
+def assert_same(first: Path, second: Path) -> None:
+    one, two = weights(first), weights(second)
+    assert one.keys() == two.keys() and len(one) == 28
+    for name, weight in one.items():
+        np.testing.assert_array_equal(weight, two[name])
+
+
+def load_trained(base: Path, folder: Path) -> Any:
+    """As a user would: the adapter on its base, or the whole model."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    if not (folder / "adapter_config.json").is_file():
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), folder)
+
+
+def loss_of(model: Any, groups: list[TokenGroup]) -> float:
+    import torch
+
+    with torch.no_grad():
+        return float(literal_pointwise(model.eval(), groups)) / len(groups)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_lowers_the_loss_and_survives_save_and_load(pico_llm: Path, tmp_path: Path, method: str) -> None:
+    groups, rate = random_groups(5, 6), 1e-3 if method == "full" else 1e-2
+    steps = train(pico_llm, tmp_path / "run", groups, method=method, epochs=12, warmup=0.0, learning_rate=rate)
+    base = trainers.load_trainable(pico_llm, "causal", LoraSettings("full"), TrainingSettings(), 0)
+    after = loss_of(load_trained(pico_llm, tmp_path / "run"), groups)
+    assert after < 0.5 * loss_of(base, groups)
+    assert after < np.mean([row["loss"] for row in steps[:3]]), "what was loaded is what was trained"
+
+
+@pytest.mark.parametrize("method", ["lora", "rslora", "dora"])
+def test_an_adapter_predicts_alike_before_and_after_saving(pico_llm: Path, tmp_path: Path, method: str) -> None:
+    groups = random_groups(5, 4)
+    kept: list[Any] = []
+    run = trainers.run_trainer
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainers, "run_trainer", lambda made, *rest: (kept.append(made.model), run(made, *rest)))
+        train(pico_llm, tmp_path / "run", groups, method=method, epochs=2)
+    import torch
+
+    with torch.no_grad():
+        trained = POINTWISE.loss(kept[0].eval(), groups).item() / len(groups)
+    assert loss_of(load_trained(pico_llm, tmp_path / "run"), groups) == pytest.approx(trained, abs=1e-5)
+    config = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
+    assert (config["use_dora"], config["use_rslora"]) == (method == "dora", method == "rslora")
+
+
+def test_a_training_leaves_its_folder_and_nothing_beside_it(pico_llm: Path, tmp_path: Path) -> None:
+    steps = train(pico_llm, tmp_path / "run", random_groups(6, 7), checkpoint_steps=2)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        *("adapter_config.json", "adapter_model.safetensors", "config.json", "log.jsonl")
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4]  # the last one of one group
+    assert all(math.isfinite(row["loss"]) and row["learning_rate"] >= 0 for row in steps)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 60, 10_000])
+def test_a_step_takes_the_mean_over_its_groups_however_they_are_split(
+    pico_llm: Path, tmp_path: Path, batch_tokens: int
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    groups = random_groups(7, 6)
+    (row,) = train(pico_llm, tmp_path / "run", groups, batch=6, batch_tokens=batch_tokens)
+    base = AutoModelForCausalLM.from_pretrained(pico_llm, dtype=torch.float32)
+    assert row["loss"] == pytest.approx(loss_of(base, groups), abs=1e-5)
+
+
+def test_training_is_the_same_for_a_seed_only(pico_llm: Path, tmp_path: Path) -> None:
+    groups = random_groups(8, 6)
+    for name, seed in {"first": 1, "again": 1, "other": 2}.items():
+        train(pico_llm, tmp_path / name, groups, seed=seed)
+    assert_same(tmp_path / "first", tmp_path / "again")
+    with pytest.raises(AssertionError):
+        assert_same(tmp_path / "first", tmp_path / "other")
+
+
+def test_only_examples_within_the_budget_are_trained_on(pico_llm: Path, tmp_path: Path) -> None:
+    groups = random_groups(9, 6)
+    train(pico_llm, tmp_path / "cut", groups, tokens=sum(len(group) for group in groups[:3]))
+    train(pico_llm, tmp_path / "three", groups[:3])
+    assert_same(tmp_path / "cut", tmp_path / "three")
+    with pytest.raises(ValueError, match=r"training.tokens = 4: not even the first of 6 examples"):
+        train(pico_llm, tmp_path / "none", groups, tokens=4)
+
+
+# killed ------------------------------------------------------------------------------------------------------------
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture
+def kill(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """kill(step): the training dies when it begins that step's loss; later trainings live."""
+    begun = [0]
+
+    def arm(step: int) -> None:
+        loss = type(POINTWISE).loss
+
+        def dying(self: Any, model: Any, examples: Any) -> Any:
+            begun[0] += 1
+            if begun[0] == step:
+                monkeypatch.setattr(type(POINTWISE), "loss", loss)
+                raise Killed
+            return loss(self, model, examples)
+
+        monkeypatch.setattr(type(POINTWISE), "loss", dying)
+
+    yield arm
+
+
+@pytest.mark.parametrize("step", [1, 4, 5, 6])
+def test_killed_between_checkpoints_it_ends_with_the_same_bits(
+    pico_llm: Path, tmp_path: Path, kill: Callable[[int], None], capsys: pytest.CaptureFixture[str], step: int
+) -> None:
+    groups, words = random_groups(3, 12), {"checkpoint_steps": 2, "batch_tokens": 10_000}
+    expected = train(pico_llm, tmp_path / "whole", groups, **words)
+    kill(step)
+    with pytest.raises(Killed):
+        train(pico_llm, tmp_path / "killed", groups, **words)
+    capsys.readouterr()
+    found = train(pico_llm, tmp_path / "killed", groups, **words)
+    done = 2 * ((step - 1) // 2)
+    assert (f"going on from checkpoint of step {done} of 6 steps" in capsys.readouterr().out) == (done > 0)
+    assert_same(tmp_path / "whole", tmp_path / "killed")
+    assert found == expected
+
+
+def test_dropout_and_adam_go_on_where_they_were(pico_llm: Path, tmp_path: Path, kill: Callable[[int], None]) -> None:
+    groups = random_groups(3, 12)
+
+    def job(name: str) -> Job:
+        made = make_job(pico_llm, tmp_path / name, checkpoint_steps=2, batch_tokens=10_000, weight_decay=0.1)
+        made.lora.dropout = 0.3
+        return made
+
+    fine_tune(POINTWISE, groups, job("whole"))
+    kill(4)
+    with pytest.raises(Killed):
+        fine_tune(POINTWISE, groups, job("killed"))
+    fine_tune(POINTWISE, groups, job("killed"))
+    assert_same(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_checkpoint_that_was_being_written_is_not_gone_on_from(
+    pico_llm: Path, tmp_path: Path, kill: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    groups, words = random_groups(3, 12), {"checkpoint_steps": 2, "batch_tokens": 10_000}
+    train(pico_llm, tmp_path / "whole", groups, **words)
+    kill(6)
+    with pytest.raises(Killed):
+        train(pico_llm, tmp_path / "killed", groups, **words)
+    (half,) = tmp_path.glob("killed.checkpoints/*/checkpoint-4")
+    (half / COMPLETE).unlink()
+    (half / "adapter_model.safetensors").write_bytes(b"half")
+    train(pico_llm, tmp_path / "killed", groups, **words)
+    assert "going on from checkpoint of step 2 of 6 steps" in capsys.readouterr().out
+    assert_same(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_checkpoints_of_other_settings_are_never_gone_on_from(
+    pico_llm: Path, tmp_path: Path, kill: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    groups, words = random_groups(3, 12), {"checkpoint_steps": 2, "batch_tokens": 10_000}
+    kill(6)
+    with pytest.raises(Killed):
+        train(pico_llm, tmp_path / "run", groups, **words)
+    train(pico_llm, tmp_path / "run", groups, **words, clip=0.5)
+    train(pico_llm, tmp_path / "whole", groups, **words, clip=0.5)
+    assert "going on" not in capsys.readouterr().out
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_process_killed_while_it_writes_leaves_what_can_be_gone_on_from(pico_llm: Path, tmp_path: Path) -> None:
+    """SIGKILL in the middle of a checkpoint's files: the next start goes on from the one before."""
+    code = """
+import os, signal, sys
+from pathlib import Path
+from test_choice_training import POINTWISE, random_groups
+from test_trainer import make_job
+from transformers import Trainer
+from kaggle_llm.training.trainer import fine_tune
+
+save = Trainer._save_optimizer_and_scheduler
+def dying(self, folder):
+    if self.state.global_step == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(self, folder)
+if sys.argv[3] == "die":
+    Trainer._save_optimizer_and_scheduler = dying
+fine_tune(POINTWISE, random_groups(3, 12), make_job(Path(sys.argv[1]), Path(sys.argv[2]), checkpoint_steps=2))
+"""
+
+    def start(folder: str, how: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-c", code, str(pico_llm), str(tmp_path / folder), how]
+        here = Path(__file__).parent
+        return subprocess.run(words, cwd=here, capture_output=True, text=True, timeout=120, check=False)
+
+    assert start("killed", "die").returncode == -9
+    half = list(tmp_path.glob("killed.checkpoints/*/checkpoint-4"))
+    assert len(half) == 1 and not (half[0] / COMPLETE).exists()
+    again, whole = start("killed", "live"), start("whole", "live")
+    assert again.returncode == whole.returncode == 0, again.stderr + whole.stderr
+    assert "going on from checkpoint of step 2 of 6 steps" in again.stdout
+    assert_same(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_checkpoints_open_the_latest_whole_one(tmp_path: Path) -> None:
+    made, other = (Checkpoints(tmp_path / "run", {"seed": seed}) for seed in (0, 1))
+    assert made.folder != other.folder and made.open() is None
+    for step in (2, 10, 12):
+        (made.folder / f"checkpoint-{step}").mkdir()
+        if step < 12:
+            made.complete(step)
+    assert made.open() == made.folder / "checkpoint-10"
+    assert not (made.folder / "checkpoint-12").exists()
+    assert other.open() is None and not made.folder.exists()
+
+
+# broken ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_at_its_step(broken_llm: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"loss = nan at step 1: lower training.learning_rate"):
+        train(broken_llm, tmp_path / "run", random_groups(1, 2))
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_broken_step_never_becomes_a_checkpoint(pico_llm: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"(loss|grad_norm) = (nan|inf) at step [2-6]"):
+        train(pico_llm, tmp_path / "run", random_groups(6, 12), learning_rate=1e30, warmup=0.0, checkpoint_steps=1)
+    for path in tmp_path.glob("run.checkpoints/*/checkpoint-*"):
+        assert all(np.isfinite(weight).all() for weight in weights(path).values())
+    assert list(tmp_path.glob("run.checkpoints/*/checkpoint-*")), "the last good one stays"
+
+
+def test_a_gpu_that_is_too_small_is_reported_with_the_way_out(
+    pico_llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    def too_much(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(type(POINTWISE), "loss", too_much)
+    with pytest.raises(MemoryError, match=r"at step 0: .* Lower training.batch_tokens first, then set training.grad"):
+        train(pico_llm, tmp_path / "run", random_groups(1, 2))
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_precision_that_the_machine_has_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from kaggle_llm.training.models import check_precision
+
+    with pytest.raises(ValueError, match=r"float16 needs a GPU: set training.dtype=float32"):
+        check_precision("float16")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    check_precision("float16")
+    with pytest.raises(ValueError, match=r"bfloat16, but Tesla T4 has none: set training.dtype=float16"):
+        check_precision("bfloat16")
+
+
+def test_an_example_longer_than_the_context_is_refused_and_counted(pico_llm: Path, tmp_path: Path) -> None:
+    long = TokenGroup([7] * 1025, [(8,), (9,)], (1.0, 0.0))
+    with pytest.raises(
+        ValueError, match=r"1 of 3 examples are longer than the model's context of 1024 tokens, .* 1027"
+    ):
+        train(pico_llm, tmp_path / "run", [*random_groups(1, 2), long])
+
+
+# learning rates ----------------------------------------------------------------------------------------------------
+
+
+def test_each_part_has_the_learning_rate_of_its_setting(pico_llm: Path) -> None:
+    settings = TrainingSettings(
+        learning_rate=1.0, lora_b_learning_rate=2.0, head_learning_rate=3.0, embedding_learning_rate=4.0
+    )
+    model = trainers.load_trainable(pico_llm, "sequence", LoraSettings(r=4), settings, 0, num_labels=2)
+    rates = {group["lr"]: len(group["params"]) for group in group_parameters(model, settings)}
+    assert rates == {1.0: 14, 2.0: 14, 3.0: 1}
+    whole = trainers.load_trainable(pico_llm, "causal", LoraSettings("full"), settings, 0)
+    by_rate = {group["lr"]: group["params"] for group in group_parameters(whole, settings)}
+    assert by_rate[4.0][0] is whole.get_input_embeddings().weight and len(by_rate[4.0]) == 1
+    assert choose_rate("base_model.model.score.modules_to_save.default.weight", False, settings) == 3.0
+    assert choose_rate("classifier.dense.weight", False, settings) == 3.0
+    assert choose_rate("model.layers.0.mlp.up_proj.weight", False, settings) == 1.0
+
+
+def test_vectors_are_not_decayed(pico_llm: Path) -> None:
+    settings = TrainingSettings(weight_decay=0.1)
+    model = trainers.load_trainable(pico_llm, "causal", LoraSettings("full"), settings, 0)
+    decay = {group["weight_decay"]: {p.ndim for p in group["params"]} for group in group_parameters(model, settings)}
+    assert decay == {0.1: {2}, 0.0: {1}}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("linear", [0.0, 0.5, 1.0, 2 / 3, 1 / 3]), ("cosine", [0.0, 0.5, 1.0, 0.75, 0.25])],
+)
+def test_the_rate_warms_up_and_falls(pico_llm: Path, tmp_path: Path, schedule: str, expected: list[float]) -> None:
+    steps = train(pico_llm, tmp_path / "run", random_groups(2, 10), warmup=0.4, learning_rate=1e-3, schedule=schedule)
+    assert [row["learning_rate"] * 1e3 for row in steps] == pytest.approx(expected)
