@@ -96,8 +96,8 @@ def test_a_label_of_several_tokens_is_refused_with_its_pieces(tokenizer: Any) ->
         Prompter(tokenizer, settings(labels=[" Yes No", " No"]))
 
 
-@pytest.mark.parametrize("labels", [[], [" Yes"], [" Yes", " Yes"]])
-def test_fewer_than_two_different_labels_are_refused(labels: list[str]) -> None:
+@pytest.mark.parametrize("labels", [[" Yes"], [" Yes", " Yes"]])
+def test_one_label_or_the_same_twice_is_refused(labels: list[str]) -> None:
     with pytest.raises(ValueError, match="two or more different"):
         settings(labels=labels)
 
@@ -166,10 +166,10 @@ def test_prompts_of_a_row_are_the_row_then_each_candidate(tokenizer: Any) -> Non
     documents = pl.DataFrame({"id": ["m1", "m2", "m3"], "name": ["Swaps", "Ignores the sign", None]})
     rows = pl.DataFrame({"id": ["a", "b"], "question": ["2 + 2?", "1/2?"], "answer": ["5", "0.2"]})
     prompter = Prompter(tokenizer, settings(chat=True))
-    asked = [Group("b", ("m3", "m1"), 1), Group("a", ("m2", "m1", "m3"), 0)]
+    asked = [Group("b", ("m3", "m1"), (0.0, 1.0)), Group("a", ("m2", "m1", "m3"), (0.5, 0.0, 0.5), (3.0, 1.0, 2.0))]
     made = CandidatePrompts(prompter, documents)
     found = made.groups(rows, asked)
-    assert [group.right for group in found] == [1, 0]
+    assert [(group.target, group.teacher) for group in found] == [(one.target, one.teacher) for one in asked]
     for group, known in zip(asked, found, strict=True):
         row = rows.row(by_predicate=pl.col("id") == group.id, named=True)
         assert known.shared == prompter.shared(row)

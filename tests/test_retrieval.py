@@ -113,9 +113,9 @@ def test_a_group_is_one_right_item_with_wrong_ones_of_the_first_candidates_of_it
     items, right = dict(top(candidates, depth).select("id", "items").rows()), dict(truth.rows())
     groups = draw_groups(candidates, truth, size, depth, seed=0)
     for group in groups:
-        wrong = [item for place, item in enumerate(group.items) if place != group.right]
+        wrong = [item for place, item in enumerate(group.items) if not group.target[place]]
         possible = set(items[group.id]) - set(right[group.id])
-        assert group.items[group.right] in right[group.id]
+        assert group.items[group.target.index(1.0)] in right[group.id] and sum(group.target) == 1.0
         assert set(wrong) <= possible and len(set(group.items)) == len(group.items)
         assert len(wrong) == min(size - 1, len(possible))
     kept = {row for row, found in items.items() if set(found) - set(right[row])}
@@ -126,7 +126,7 @@ def test_a_group_is_one_right_item_with_wrong_ones_of_the_first_candidates_of_it
 def test_a_right_item_that_the_first_candidates_miss_is_put_in(found: str) -> None:
     truth = pl.DataFrame({"id": ["q"], "items": [["z"]]})
     (group,) = draw_groups(ranked(q=found), truth, 3, depth=2, seed=0)
-    assert sorted(group.items) == ["a", "b", "z"] and group.items[group.right] == "z"
+    assert sorted(group.items) == ["a", "b", "z"] and group.items[group.target.index(1.0)] == "z"
 
 
 @pytest.mark.parametrize("found", ["", "z", "z y", "y z a"])
@@ -140,7 +140,7 @@ def test_draws_repeat_for_a_seed_and_are_shuffled() -> None:
     groups = draw_groups(candidates, truth, 3, depth=8, seed=1)
     assert groups == draw_groups(candidates, truth, 3, depth=8, seed=1)
     assert groups != draw_groups(candidates, truth, 3, depth=8, seed=2)
-    assert {group.right for group in groups} == {0, 1, 2}
+    assert {group.target.index(1.0) for group in groups} == {0, 1, 2}
     assert [group.id for group in groups] != sorted((group.id for group in groups), key=lambda i: int(i[1:]))
 
 
