@@ -1,14 +1,18 @@
 """Scores of a ranking, their uncertainty, and the paired difference of two.
 
-A truth is a frame with the columns `id` and `items` (list of the right items). All scores lie in [0, 1].
+A truth is a frame with the columns `id` and `items` (list of the right items); it may hold more rows than are ranked.
+What is asked of a row with one answer (a label, a level, a value, a text) is its first item.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
+import math
+import re
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,31 +39,234 @@ def mean_average_precision(k: int) -> Metric:
 
     Source of the formula: Manning, Raghavan, Schütze, Introduction to Information Retrieval, section 8.4, cut at k.
     """
-    return _mean_metric(f"map@{k}", partial(_average_precision, k=k))
+    return _mean_metric(f"map@{k}", _by_row(partial(_average_precision, k=k)))
 
 
 def recall(k: int) -> Metric:
     """recall@k: mean over rows of the share of right items among the first k."""
-    return _mean_metric(f"recall@{k}", partial(_recall, k=k))
+    return _mean_metric(f"recall@{k}", _by_row(partial(_recall, k=k)))
 
 
-def _mean_metric(name: str, one: Callable[[list[str], set[str]], float]) -> Metric:
-    import numpy as np
+def accuracy() -> Metric:
+    """Share of rows whose first item is right; a row without items is wrong."""
+    return _mean_metric("accuracy", _by_row(lambda items, right: float(not right.isdisjoint(items[:1]))))
+
+
+def log_loss(labels: Sequence[str]) -> Metric:
+    """Mean of −log p(right label); lower is better.
+
+    Items are all of `labels`, scores their log-probabilities up to a constant: rows are renormalised, and p is kept
+    between 1e-15 and 1 − 1e-15, as Kaggle does. Raises ValueError for a row that scores other labels or has not
+    exactly one right one.
+    """
 
     def rows(ranking: pl.DataFrame, truth: pl.DataFrame) -> np.ndarray:
-        right = dict(truth.select("id", "items").iter_rows())
-        missing = [i for i in ranking["id"] if i not in right]
-        if missing:
-            raise ValueError(f"{len(missing)} ranked row(s) without truth, first {missing[:3]}")
-        pairs = ranking.select("id", "items").iter_rows()
-        return np.array([one(items, set(right[i])) for i, items in pairs], dtype=float)
+        import numpy as np
 
-    def score(ranking: pl.DataFrame, truth: pl.DataFrame) -> float:
+        joined = _join(ranking, truth).select("id", "items", "scores", "right")
+        return np.array([_log_loss(labels, *row) for row in joined.iter_rows()], dtype=float)
+
+    return _mean_metric("log_loss", rows, greater_is_better=False)
+
+
+def exact_match(normalise: Callable[[str], str] | None = None) -> Metric:
+    """Share of rows whose first item equals one of the right ones, both normalised; without items: wrong.
+
+    normalise: default normalise_answer, as SQuAD does. It takes −5 for 5 and 0.5 for 05: give str.strip for numbers.
+    """
+    same = normalise or normalise_answer
+    return _mean_metric(
+        "exact_match",
+        _by_row(lambda items, right: float(any(same(item) == same(text) for item in items[:1] for text in right))),
+    )
+
+
+def normalise_answer(text: str) -> str:
+    """Lower case without ASCII punctuation, the articles a, an, the, and white space beyond one blank.
+
+    Source: normalize_answer of SQuAD's evaluate-v1.1.py.
+    """
+    bare = text.lower().translate(str.maketrans("", "", string.punctuation))
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+
+
+def rouge(kind: str) -> Metric:
+    """Mean F-measure of a row's first item, the best over the right texts; without items or right texts: 0.
+
+    kind: rouge1 to rouge9, rougeL or rougeLsum (lines as sentences) of the rouge-score package, without its stemmer.
+    The package knows the letters a to z and digits only: a text in another script scores 0.
+    """
+    if not re.fullmatch(r"rouge([1-9]|L|Lsum)", kind):
+        raise ValueError(f"rouge({kind!r}): there are rouge1 to rouge9, rougeL and rougeLsum")
+    return _mean_metric(kind, _by_row(partial(_rouge, kind=kind)))
+
+
+def quadratic_weighted_kappa(levels: Sequence[str]) -> Metric:
+    """Agreement beyond chance on ordered levels, a miss weighted by its squared distance; `quadratic_kappa`.
+
+    levels: the labels from lowest to highest. Raises ValueError for a row whose answer is none of them.
+    """
+    return _whole_metric("qwk", lambda ranking, truth: quadratic_kappa(*_level_pairs(ranking, truth, levels)))
+
+
+def quadratic_kappa(first: np.ndarray, second: np.ndarray) -> float:
+    """1 − Σ(a−b)² / E Σ(a−b)², the expectation over all pairs of an a and a b; 0 where both are one same level.
+
+    first, second: [n] levels as numbers. Source: Cohen, Weighted kappa, Psychological Bulletin 70 (1968), with
+    weights (i−j)²; their sums over the confusion matrix are the moments used here.
+    """
+    first, second = first.astype(float), second.astype(float)
+    expected = first.var() + second.var() + (first.mean() - second.mean()) ** 2
+    return float(1 - ((first - second) ** 2).mean() / expected) if expected else 0.0
+
+
+def root_mean_squared_error() -> Metric:
+    """sqrt(mean((value − true value)²)); items are numbers as text; lower is better."""
+    return _whole_metric("rmse", lambda *frames: _rmse(*_value_pairs(*frames)), greater_is_better=False)
+
+
+def pearson() -> Metric:
+    """Linear correlation of values and true values; 0 where one of them is constant."""
+    return _whole_metric("pearson", lambda *frames: _correlation(*_value_pairs(*frames)))
+
+
+def spearman() -> Metric:
+    """Correlation of their ranks, equal values sharing the mean rank; 0 where one of them is constant."""
+    return _whole_metric("spearman", lambda *frames: _rank_correlation(*_value_pairs(*frames)))
+
+
+def span_f_beta(beta: float) -> Metric:
+    """Micro F-beta over the items of all rows, e.g. "start:end:TYPE"; (1+β²)·hits / (β²·right + found).
+
+    Items are right only as a whole. 0 where nothing is right and nothing was found, as in scikit-learn.
+    """
+    return _whole_metric(f"f{beta:g}", partial(_span_f_beta, beta=beta))
+
+
+def row_values(ranking: pl.DataFrame, column: str = "items") -> np.ndarray:
+    """[n] the first item of every row as a number; raises ValueError naming rows where it is not a finite one."""
+    import polars as pl
+
+    values = _answers(ranking, column).cast(pl.Float64, strict=False)
+    bad = ranking.filter(~values.is_finite().fill_null(False))
+    if bad.height:
+        first = f"{bad['id'][0]!r}: {bad[column][0].to_list()}"
+        raise ValueError(f"{bad.height} row(s) whose answer is no finite number, first {first}")
+    return values.to_numpy()
+
+
+def _mean_metric(name: str, rows: Rows, greater_is_better: bool = True) -> Metric:
+    metric = _whole_metric(name, lambda ranking, truth: float(rows(ranking, truth).mean()), greater_is_better)
+    return replace(metric, rows=rows)
+
+
+def _whole_metric(
+    name: str, score: Callable[[pl.DataFrame, pl.DataFrame], float], greater_is_better: bool = True
+) -> Metric:
+    def checked(ranking: pl.DataFrame, truth: pl.DataFrame) -> float:
         if ranking.height == 0:
             raise ValueError(f"{name} of no rows is not defined: the ranking is empty")
-        return float(rows(ranking, truth).mean())
+        return score(ranking, truth)
 
-    return Metric(name, True, score, rows)
+    return Metric(name, greater_is_better, checked)
+
+
+def _by_row(one: Callable[[list[str], set[str]], float]) -> Rows:
+    """The scores one(items, right) of every row."""
+
+    def rows(ranking: pl.DataFrame, truth: pl.DataFrame) -> np.ndarray:
+        import numpy as np
+
+        pairs = _join(ranking, truth).select("items", "right").iter_rows()
+        return np.array([one(items, set(right)) for items, right in pairs], dtype=float)
+
+    return rows
+
+
+def _join(ranking: pl.DataFrame, truth: pl.DataFrame) -> pl.DataFrame:
+    """The ranking with the list `right` of every row; a bootstrap's ranking may hold a row more than once."""
+    if truth["id"].is_duplicated().any():
+        raise ValueError(f"the truth has {truth['id'].is_duplicated().sum()} rows that share an id: give one for each")
+    joined = ranking.join(truth.select("id", right="items"), on="id", how="left", maintain_order="left")
+    missing = joined.filter(joined["right"].is_null())["id"].to_list()
+    if missing:
+        raise ValueError(f"{len(missing)} ranked row(s) without truth, first {missing[:3]}")
+    return joined
+
+
+def _answers(frame: pl.DataFrame, column: str) -> pl.Series:
+    """The first item of every row; of the truth's `right` there must be one."""
+    counts = frame[column].list.len()
+    bad = frame.filter(counts != 1 if column == "right" else counts == 0)["id"].to_list()
+    if bad:
+        what = "have not exactly one right answer" if column == "right" else "have no answer: every row needs one"
+        raise ValueError(f"{len(bad)} row(s) {what}, first {bad[:3]}")
+    return frame[column].list.first()
+
+
+def _level_pairs(ranking: pl.DataFrame, truth: pl.DataFrame, levels: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    import polars as pl
+
+    joined = _join(ranking, truth)
+    answers, right = _answers(joined, "items"), _answers(joined, "right")
+    unknown = sorted({*answers.unique(), *right.unique()} - set(levels))
+    if unknown:
+        raise ValueError(f"{unknown[:3]} are no levels: there are {list(levels)}")
+    places = {level: place for place, level in enumerate(levels)}
+    first, second = (one.replace_strict(places, return_dtype=pl.Int64).to_numpy() for one in (answers, right))
+    return first, second
+
+
+def _value_pairs(ranking: pl.DataFrame, truth: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    joined = _join(ranking, truth)
+    _answers(joined, "right")
+    return row_values(joined), row_values(joined, "right")
+
+
+def _rmse(values: np.ndarray, right: np.ndarray) -> float:
+    return math.sqrt(((values - right) ** 2).mean())
+
+
+def _correlation(first: np.ndarray, second: np.ndarray) -> float:
+    import numpy as np
+
+    constant = np.ptp(first) == 0 or np.ptp(second) == 0
+    return 0.0 if constant else float(np.corrcoef(first, second)[0, 1])
+
+
+def _rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    from scipy.stats import rankdata
+
+    return _correlation(rankdata(first), rankdata(second))
+
+
+def _span_f_beta(ranking: pl.DataFrame, truth: pl.DataFrame, beta: float) -> float:
+    joined = _join(ranking, truth)
+    hits = int(joined["items"].list.set_intersection(joined["right"]).list.len().sum())
+    found, right = (int(joined[column].list.n_unique().sum()) for column in ("items", "right"))
+    return (1 + beta**2) * hits / (beta**2 * right + found) if right + found else 0.0
+
+
+def _log_loss(labels: Sequence[str], row: str, items: list[str], scores: list[float], right: list[str]) -> float:
+    if sorted(items) != sorted(labels) or len(right) != 1 or right[0] not in labels:
+        raise ValueError(f"row {row!r} scores {items}, right is {right}: give a score for each of {list(labels)}")
+    peak = max(scores)
+    share = math.exp(scores[items.index(right[0])] - peak) / sum(math.exp(score - peak) for score in scores)
+    return -math.log(min(max(share, 1e-15), 1 - 1e-15))
+
+
+def _rouge(items: list[str], right: set[str], kind: str) -> float:
+    if not items or not right:
+        return 0.0
+    return float(_rouge_scorer(kind).score_multi(sorted(right), items[0])[kind].fmeasure)
+
+
+@cache
+def _rouge_scorer(kind: str) -> Any:
+    """Made once and late: a competition names its metrics when it is imported."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer([kind])
 
 
 def _average_precision(items: list[str], right: set[str], k: int) -> float:

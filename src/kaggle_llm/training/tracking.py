@@ -2,48 +2,39 @@
 
 from __future__ import annotations
 
-import os
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-REPORTERS = {"off": [], "tensorboard": ["tensorboard"], "wandb": ["wandb"], "wandb-offline": ["wandb"]}
-
 
 @contextmanager
-def tracking(word: str, folder: Path, about: Mapping[str, Any]) -> Iterator[None]:
-    """`folder` takes the tracker's files while a trainer with report_to=REPORTERS[word] runs.
+def tracking(word: str, folder: Path, about: Mapping[str, Any]) -> Iterator[list[Any]]:
+    """The trainer's callbacks for the tracker `word`, whose files go into `folder`.
 
     about: run, config, git state and parents, attached to the run. No environment, no key, no machine is sent along.
     """
     if word == "off":
-        yield
+        yield []
     elif word == "tensorboard":
         yield from _tensorboard(folder, about)
     else:
         yield from _wandb("offline" if word == "wandb-offline" else "online", folder, about)
 
 
-def _tensorboard(folder: Path, about: Mapping[str, Any]) -> Iterator[None]:
-    import json
-
+def _tensorboard(folder: Path, about: Mapping[str, Any]) -> Iterator[list[Any]]:
     from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
 
     with SummaryWriter(str(folder)) as writer:
         writer.add_text("about", "```\n" + json.dumps(dict(about), indent=2, ensure_ascii=False) + "\n```")
-    before = os.environ.get("TENSORBOARD_LOGGING_DIR")
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder)  # the only way that transformers 5 takes it
-    try:
-        yield
-    finally:
-        os.environ.pop("TENSORBOARD_LOGGING_DIR")
-        if before is not None:
-            os.environ["TENSORBOARD_LOGGING_DIR"] = before
+        yield [TensorBoardCallback(writer)]
 
 
-def _wandb(mode: Literal["online", "offline"], folder: Path, about: Mapping[str, Any]) -> Iterator[None]:
+def _wandb(mode: Literal["online", "offline"], folder: Path, about: Mapping[str, Any]) -> Iterator[list[Any]]:
     import wandb
+    from transformers.integrations import WandbCallback
 
     folder.mkdir(parents=True, exist_ok=True)
     # Not wandb's own look at the machine: command line, host, git remote with whatever token stands in it.
@@ -57,6 +48,6 @@ def _wandb(mode: Literal["online", "offline"], folder: Path, about: Mapping[str,
         settings=settings,
     )
     try:
-        yield  # transformers' callback finds the open run and logs into it
+        yield [WandbCallback()]  # it finds the open run and logs into it
     finally:
         run.finish()

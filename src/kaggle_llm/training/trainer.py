@@ -20,7 +20,7 @@ from kaggle_llm.training.models import Kind, load_trainable, save_trained
 from kaggle_llm.training.optimizer import group_parameters
 from kaggle_llm.training.plan import Share, plan_training, within_budget
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
-from kaggle_llm.training.tracking import REPORTERS, tracking
+from kaggle_llm.training.tracking import tracking
 
 if TYPE_CHECKING:
     import torch
@@ -117,8 +117,13 @@ def describe_job(job: Job, about: Mapping[str, Any]) -> dict[str, Any]:
 
 def make_arguments(job: Job, checkpoints: Checkpoints, steps: int) -> dict[str, Any]:
     """Arguments for transformers' TrainingArguments or a library's subclass of it."""
-    training = job.training
+    import torch
+
+    training, on_cpu = job.training, not torch.cuda.is_available()
     return {
+        "use_cpu": on_cpu,
+        "ddp_backend": "gloo" if on_cpu and processes.world() > 1 else None,
+        "ddp_find_unused_parameters": False,
         "output_dir": str(checkpoints.folder),
         "max_steps": steps,
         "per_device_train_batch_size": 1,
@@ -137,7 +142,7 @@ def make_arguments(job: Job, checkpoints: Checkpoints, steps: int) -> dict[str, 
         "save_strategy": "steps",
         "save_steps": training.checkpoint_steps,
         "save_total_limit": 2,
-        "report_to": REPORTERS[training.track],
+        "report_to": [],
         "remove_unused_columns": False,
         "dataloader_pin_memory": False,
         "seed": job.seed,
@@ -199,7 +204,10 @@ def run_trainer(
         trainer.add_callback(callback)
     if latest and processes.is_first():
         print(f"going on from {latest.name.replace('-', ' of step ')} of {trainer.args.max_steps} steps", flush=True)
-    with tracking(job.training.track, job.folder.parent / "tracking", job.about):
+    word = job.training.track if processes.is_first() else "off"
+    with tracking(word, job.folder.parent / "tracking", job.about) as trackers:
+        for callback in trackers:
+            trainer.add_callback(callback)
         train_within_memory(trainer, latest)
     save(trainer.model, job.base, job.folder)
     if processes.is_first():

@@ -1,0 +1,266 @@
+"""Words or character spans ↔ BIO tags on tokens: the text side of token classification, for training and prediction.
+
+A long text is cut into windows of tokens that overlap; in prediction a token's logits are those of the window where
+it is farthest from an edge. Spans come back exactly where they began and ended at a token, and without white space
+at their ends; one that cut a token is widened to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedTokenizerBase
+
+Offset = tuple[int, int]
+
+OUTSIDE = "O"
+NO_LABEL = -100  # what the loss of transformers leaves out
+
+
+@dataclass(frozen=True)
+class Span:
+    """Characters start … end−1 of a text."""
+
+    start: int
+    end: int
+    type: str
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.start < self.end and self.type):
+            raise ValueError(f"{self}: a span has one character or more and a type")
+
+    def to_item(self) -> str:
+        """The item of a ranking: "start:end:TYPE"."""
+        return f"{self.start}:{self.end}:{self.type}"
+
+
+def parse_item(item: str) -> Span:
+    """The span of "start:end:TYPE"."""
+    start, end, kind = [*item.split(":", 2), "", ""][:3]
+    if not (start.isdecimal() and end.isdecimal()):
+        raise ValueError(f"{item!r} is no span: it is written start:end:TYPE")
+    return Span(int(start), int(end), kind)
+
+
+def spans_of_words(words: Sequence[str], tags: Sequence[str]) -> tuple[str, list[Span]]:
+    """Words with BIO tags → the text, words joined by one blank, and its spans.
+
+    An I-x that follows neither B-x nor I-x starts a span. Raises ValueError for tags other than O, B-x and I-x.
+    """
+    if len(words) != len(tags):
+        raise ValueError(f"{len(words)} words with {len(tags)} tags: give one tag for each word")
+    offsets, start = [], 0
+    for word in words:
+        offsets.append((start, start + len(word)))
+        start += len(word) + 1
+    return " ".join(words), [Span(offsets[i][0], offsets[j][1], kind) for i, j, kind in _runs(tags)]
+
+
+def _runs(tags: Sequence[str]) -> list[tuple[int, int, str]]:
+    """(first, last, type) of every run of BIO tags."""
+    runs: list[tuple[int, int, str]] = []
+    for place, tag in enumerate(tags):
+        if tag == OUTSIDE:
+            continue
+        prefix, dash, kind = tag.partition("-")
+        if prefix not in ("B", "I") or not dash or not kind:
+            raise ValueError(f"tag {tag!r}: there are O, B-TYPE and I-TYPE")
+        if prefix == "I" and runs and runs[-1][1:] == (place - 1, kind):
+            runs[-1] = (runs[-1][0], place, kind)
+        else:
+            runs.append((place, place, kind))
+    return runs
+
+
+def bio_tags(types: Sequence[str]) -> list[str]:
+    """["O", "B-x", "I-x", …]: a token head's labels, in its order."""
+    if not types or len(set(types)) < len(types) or not all(types):
+        raise ValueError(f"types = {list(types)}: name one or more, each once")
+    return [OUTSIDE, *(f"{prefix}-{kind}" for kind in types for prefix in "BI")]
+
+
+@dataclass
+class WindowSettings:
+    max_tokens: int = 256
+    """Tokens of a window, special ones included."""
+    overlap: int = 64
+    """Tokens that a window shares with the next; the last window shares more."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap < self.max_tokens:
+            raise ValueError(f"overlap = {self.overlap}, max_tokens = {self.max_tokens}: 0 ≤ overlap < max_tokens")
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of a text's tokens as the model sees it."""
+
+    ids: list[int]
+    """With the tokenizer's special tokens."""
+    offsets: list[Offset | None]
+    """The characters of every token, without white space at its ends; None for special tokens."""
+    before: Offset | None
+    """The token in front of the window's first one; None at the start of the text."""
+    owned: slice
+    """The tokens whose logits count in prediction: every token of the text is owned by one window."""
+
+
+def windows(tokenizer: PreTrainedTokenizerBase, text: str, settings: WindowSettings) -> list[Window]:
+    """The windows of a text from left to right; [] for a text without tokens.
+
+    Special tokens written in the text stay text. The last window is moved back, so that it is as long as the others.
+    Raises ValueError for a tokenizer without offsets, and where the special tokens leave no room for the overlap.
+    """
+    if not tokenizer.is_fast:
+        raise ValueError(f"{type(tokenizer).__name__} has no character offsets: use its fast version (tokenizer.json)")
+    encoded = tokenizer(
+        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+    )
+    ids, offsets = list(encoded["input_ids"]), _cover(text, encoded["offset_mapping"])
+    head, tail = _special_ids(tokenizer)
+    room = settings.max_tokens - len(head) - len(tail)
+    if room <= settings.overlap:
+        raise ValueError(
+            f"max_tokens = {settings.max_tokens} leaves {room} beside {len(head) + len(tail)} special tokens: "
+            f"more than overlap = {settings.overlap} are needed"
+        )
+    found = []
+    for start, own, end in _stretches(len(ids), room, settings.overlap):
+        part = slice(start, start + room)
+        found.append(
+            Window(
+                [*head, *ids[part], *tail],
+                [*[None] * len(head), *offsets[part], *[None] * len(tail)],
+                offsets[start - 1] if start else None,
+                slice(own - start + len(head), end - start + len(head)),
+            )
+        )
+    return found
+
+
+def _stretches(count: int, room: int, overlap: int) -> list[tuple[int, int, int]]:
+    """(first token, first owned token, behind the last owned token) of every window on `count` tokens."""
+    if count <= room:
+        return [(0, 0, count)] if count else []
+    last = count - room
+    starts = [*range(0, last, room - overlap), last]
+    # The middle of an overlap is equally far from both edges.
+    middles = [(first + room + second) // 2 for first, second in pairwise(starts)]
+    return list(zip(starts, [0, *middles], [*middles, count], strict=True))
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts in front of a text and behind it."""
+    probe = tokenizer("a", return_special_tokens_mask=True)
+    ids, places = list(probe["input_ids"]), [i for i, mask in enumerate(probe["special_tokens_mask"]) if not mask]
+    return ids[: places[0]], ids[places[-1] + 1 :]
+
+
+def _cover(text: str, raw: Sequence[Offset]) -> list[Offset]:
+    """Offsets without white space at their ends, of one unit alike, and with the characters that no token has.
+
+    A unit is what tokens have in common: the bytes of an emoji. A character that the tokenizer drops (an accent, a
+    zero-width joiner) belongs to the unit that it touches, the one in front first.
+    """
+    units: list[list[int]] = []  # start, end, number of tokens
+    for start, end in (_trim(text, *offset) for offset in raw):
+        if units and (start < units[-1][1] or [start, end] == units[-1][:2]):
+            units[-1] = [min(start, units[-1][0]), max(end, units[-1][1]), units[-1][2] + 1]
+        else:
+            units.append([start, end, 1])
+    for place, unit in enumerate(units):
+        limit = units[place + 1][0] if place + 1 < len(units) else len(text)
+        while unit[1] < limit and not text[unit[1]].isspace():
+            unit[1] += 1
+        stop = units[place - 1][1] if place else 0
+        while unit[0] > stop and not text[unit[0] - 1].isspace():
+            unit[0] -= 1
+    return [(start, end) for start, end, count in units for _ in range(count)]
+
+
+def _trim(text: str, start: int, end: int) -> Offset:
+    """Without white space at the ends, unless there is nothing else."""
+    inner = text[start:end].strip()
+    if not inner:
+        return start, end
+    start += len(text[start:end]) - len(text[start:end].lstrip())
+    return start, start + len(inner)
+
+
+def labels_of(window: Window, spans: Sequence[Span], tags: Sequence[str]) -> list[int]:
+    """[tokens] the place of every token's BIO tag in `tags`, NO_LABEL for special tokens.
+
+    spans: of the whole text, not nested. A token that two spans share belongs to the first; a span without a token of
+    its own gets no label. A span that began in front of the window goes on with I.
+    """
+    ordered = sorted(spans, key=lambda span: span.start)
+    for first, second in pairwise(ordered):
+        if first.end > second.start:
+            raise ValueError(f"{first} and {second} overlap: a token has one tag, drop one of them")
+    places = {tag: place for place, tag in enumerate(tags)}
+    unknown = sorted({span.type for span in spans if f"B-{span.type}" not in places})
+    if unknown:
+        raise ValueError(f"spans of the types {unknown}, the tags are {list(tags)}")
+    labels = []
+    previous = _owner(window.before, ordered)
+    for offset in window.offsets:
+        if offset is None:
+            labels.append(NO_LABEL)
+            continue
+        owner = _owner(offset, ordered)
+        prefix = "I" if owner == previous else "B"
+        labels.append(places[f"{prefix}-{owner.type}" if owner else OUTSIDE])
+        previous = owner
+    return labels
+
+
+def _owner(offset: Offset | None, spans: Sequence[Span]) -> Span | None:
+    """The first span that has a character of the token, or a token without width inside it."""
+    if offset is None:
+        return None
+    start, end = offset
+    return next((span for span in spans if span.start < end and start < span.end), None)
+
+
+def decode(
+    windows: Sequence[Window], logits: Sequence[np.ndarray], tags: Sequence[str], text: str
+) -> list[tuple[Span, float]]:
+    """Spans of a text with their mean log-probability per token, best first.
+
+    windows: all of the text, in order; logits: for each [tokens, tags]. Every token takes its likeliest tag; an I-x
+    that follows neither B-x nor I-x starts a span. Of tokens that share a character the first one decides. Spans
+    without text between white space are left out.
+    """
+    units = list(_units(windows, logits, tags))
+    best = [int(scores.argmax()) for _, scores in units]
+    found = []
+    for first, last, kind in _runs([tags[place] for place in best]):
+        start, end = _trim(text, units[first][0][0], units[last][0][1])
+        if text[start:end].strip():
+            score = sum(float(units[i][1][best[i]]) for i in range(first, last + 1)) / (last + 1 - first)
+            found.append((Span(start, end, kind), score))
+    return sorted(found, key=lambda pair: -pair[1])
+
+
+def _units(
+    windows: Sequence[Window], logits: Sequence[np.ndarray], tags: Sequence[str]
+) -> Iterator[tuple[Offset, np.ndarray]]:
+    """Offset and log-probabilities [tags] of every unit's first token, from the window that owns it."""
+    import numpy as np
+
+    previous = None
+    for window, scores in zip(windows, logits, strict=True):
+        if scores.shape != (len(window.ids), len(tags)):
+            raise ValueError(f"logits {scores.shape} of a window with {len(window.ids)} tokens and {len(tags)} tags")
+        values = scores[window.owned].astype(np.float64)
+        values -= np.logaddexp.reduce(values, axis=1, keepdims=True)
+        for offset, row in zip(window.offsets[window.owned], values, strict=True):
+            assert offset is not None, "a special token is owned by no window"
+            if offset != previous:
+                yield offset, row
+            previous = offset

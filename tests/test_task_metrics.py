@@ -1,0 +1,250 @@
+"""Metrics of the tasks against scikit-learn, scipy and cases worked out by hand; the bootstrap takes them all."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import polars as pl
+import pytest
+
+from kaggle_llm.metrics import (
+    Metric,
+    accuracy,
+    bootstrap_interval,
+    exact_match,
+    log_loss,
+    normalise_answer,
+    paired_difference,
+    pearson,
+    quadratic_weighted_kappa,
+    root_mean_squared_error,
+    rouge,
+    span_f_beta,
+    spearman,
+)
+from kaggle_llm.rankings import make_ranking, top
+
+LEVELS = ["low", "mid", "high", "top"]
+
+
+def answers(*rows: list[str]) -> pl.DataFrame:
+    """A ranking; a row's items best first."""
+    return make_ranking([f"r{i}" for i in range(len(rows))], rows, [[-float(i) for i in range(len(r))] for r in rows])
+
+
+def true(*rows: list[str]) -> pl.DataFrame:
+    schema = {"id": pl.String(), "items": pl.List(pl.String())}
+    return pl.DataFrame({"id": [f"r{i}" for i in range(len(rows))], "items": rows}, schema)
+
+
+def ones(values: list) -> list[list[str]]:
+    return [[str(value)] for value in values]
+
+
+def drawn_labels(count: int, seed: int, labels: list[str]) -> tuple[list[str], np.ndarray, pl.DataFrame]:
+    """True labels, log-probabilities [count, labels] up to a constant a row, and their ranking."""
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(size=(count, len(labels))) * 3 - 5
+    ranking = make_ranking([f"r{i}" for i in range(count)], [labels] * count, scores.tolist())
+    return rng.choice(labels, count).tolist(), scores, ranking
+
+
+def test_accuracy_asks_whether_the_first_item_is_right() -> None:
+    ranking = answers(["a", "b"], ["b", "a"], [], ["c"])
+    assert accuracy().rows(ranking, true(["a"], ["a"], ["a"], ["b", "c"])).tolist() == [1.0, 0.0, 0.0, 1.0]
+    assert accuracy().score(ranking, true(["a"], ["a"], ["a"], ["b", "c"])) == 0.5
+
+
+def test_log_loss_is_that_of_scikit_learn_on_renormalised_rows() -> None:
+    from scipy.special import softmax
+    from sklearn.metrics import log_loss as reference
+
+    labels = ["a", "b", "tie"]
+    right, scores, ranking = drawn_labels(50, 0, labels)
+    expected = reference(right, softmax(scores, axis=1), labels=labels)
+    assert log_loss(labels).score(ranking, true(*ones(right))) == pytest.approx(expected, abs=1e-12)
+    assert not log_loss(labels).greater_is_better
+
+
+@pytest.mark.parametrize("scores", [[0.0, -2000.0], [900.0, -900.0]])
+def test_log_loss_of_an_impossible_answer_is_cut_as_kaggle_does(scores: list[float]) -> None:
+    ranking = make_ranking(["r0", "r1"], [["a", "b"]] * 2, [scores] * 2)
+    rows = log_loss(["a", "b"]).rows(ranking, true(["b"], ["a"]))
+    assert rows.tolist() == pytest.approx([-math.log(1e-15), 1e-15], rel=0.12)
+    assert rows[0] == pytest.approx(34.538776, abs=1e-6)
+    assert rows[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("items", "right"), [(["a"], ["a"]), (["a", "c"], ["a"]), (["a", "b"], ["c"]), (["a", "b"], ["a", "b"])]
+)
+def test_log_loss_refuses_a_row_without_a_score_for_each_label(items: list[str], right: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"row 'r0' scores .* give a score for each of \['a', 'b'\]"):
+        log_loss(["a", "b"]).score(answers(items), true(right))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_kappa_is_that_of_scikit_learn(seed: int) -> None:
+    from sklearn.metrics import cohen_kappa_score
+
+    rng = np.random.default_rng(seed)
+    right = rng.integers(0, 4, 60)
+    guess = np.clip(right + rng.integers(-seed, seed + 1, 60), 0, 3)
+    names = [[LEVELS[level] for level in part] for part in (guess, right)]
+    score = quadratic_weighted_kappa(LEVELS).score(answers(*ones(names[0])), true(*ones(names[1])))
+    assert score == pytest.approx(cohen_kappa_score(guess, right, weights="quadratic", labels=range(4)), abs=1e-12)
+
+
+def test_kappa_worked_out_by_hand() -> None:
+    """Distances 0, 1, 2: observed (0+1+4)/3; expected over all 9 pairs of guess {0,1,2} and truth {0,0,0}: 15/9."""
+    metric = quadratic_weighted_kappa(LEVELS)
+    assert metric.score(answers(*ones(LEVELS[:3])), true(*ones(["low"] * 3))) == pytest.approx(0, abs=1e-15)
+    # guess 0,0,2 and truth 0,2,2: observed 4/3, expected (3·0 + 4·(2·2 + 1·1))/9 = 20/9, κ = 1 − 12/20
+    guess, right = ["low", "low", "high"], ["low", "high", "high"]
+    assert metric.score(answers(*ones(guess)), true(*ones(right))) == pytest.approx(0.4, abs=1e-15)
+
+
+def test_kappa_of_one_level_in_both_is_nothing_beyond_chance() -> None:
+    assert quadratic_weighted_kappa(LEVELS).score(answers(["mid"], ["mid"]), true(["mid"], ["mid"])) == 0.0
+
+
+def test_kappa_refuses_what_is_no_level() -> None:
+    metric = quadratic_weighted_kappa(LEVELS)
+    with pytest.raises(ValueError, match=r"\['2.5'\] are no levels"):
+        metric.score(answers(["2.5"]), true(["mid"]))
+    with pytest.raises(ValueError, match=r"1 row\(s\) have no answer: every row needs one, first \['r1'\]"):
+        metric.score(answers(["mid"], []), true(["mid"], ["mid"]))
+    with pytest.raises(ValueError, match=r"1 row\(s\) have not exactly one right answer, first \['r0'\]"):
+        metric.score(answers(["mid"], ["low"]), true(["mid", "low"], ["mid"]))
+
+
+def test_root_mean_squared_error_by_hand() -> None:
+    metric = root_mean_squared_error()
+    assert metric.score(answers(["1.5"], ["-2"]), true(["4.5"], ["2e0"])) == pytest.approx(math.sqrt((9 + 16) / 2))
+    assert not metric.greater_is_better
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "three", ""])
+def test_a_value_that_is_no_finite_number_is_refused(value: str) -> None:
+    with pytest.raises(ValueError, match=r"1 row\(s\) whose answer is no finite number, first 'r1'"):
+        root_mean_squared_error().score(answers(["1"], [value]), true(["1"], ["2"]))
+    with pytest.raises(ValueError, match=r"1 row\(s\) whose answer is no finite number, first 'r1'"):
+        root_mean_squared_error().score(answers(["1"], ["2"]), true(["1"], [value]))
+
+
+def test_correlations_are_those_of_scipy_and_nothing_for_a_constant() -> None:
+    from scipy import stats
+
+    rng = np.random.default_rng(0)
+    first = rng.integers(0, 9, 40).astype(float)  # with equal values
+    second = first**2 + rng.normal(size=40) * 9
+    frames = answers(*ones(first.tolist())), true(*ones(second.tolist()))
+    assert pearson().score(*frames) == pytest.approx(stats.pearsonr(first, second).statistic, abs=1e-12)
+    assert spearman().score(*frames) == pytest.approx(stats.spearmanr(first, second).statistic, abs=1e-12)
+    constant = answers(*ones([3.0] * 40))
+    assert pearson().score(constant, frames[1]) == spearman().score(constant, frames[1]) == 0.0
+
+
+def test_span_f5_worked_out_by_hand() -> None:
+    """As in PII detection: 2 hits, 1 span too many, 3 missed: 26·2 / (25·5 + 3)."""
+    found = answers(["0:3:NAME", "9:12:MAIL"], [], ["4:8:NAME"])
+    right = true(["0:3:NAME", "5:7:NAME"], ["1:2:ID"], ["4:8:NAME", "9:12:MAIL"])
+    assert span_f_beta(5).score(found, right) == pytest.approx(52 / 128, abs=1e-15)
+    assert span_f_beta(5).name == "f5"
+
+
+def test_a_span_that_the_truth_names_twice_counts_once() -> None:
+    assert span_f_beta(1).score(answers(["0:3:NAME"]), true(["0:3:NAME", "0:3:NAME"])) == 1.0
+
+
+@pytest.mark.parametrize("beta", [0.5, 1, 5])
+def test_span_f_beta_is_that_of_scikit_learn_on_all_possible_spans(beta: float) -> None:
+    from sklearn.metrics import fbeta_score
+
+    rng = np.random.default_rng(0)
+    guess, right = rng.random((20, 8)) < 0.4, rng.random((20, 8)) < 0.3
+    items = np.array([f"{i}:{i + 1}:X" for i in range(8)])
+    frames = [[items[row].tolist() for row in part] for part in (guess, right)]
+    score = span_f_beta(beta).score(answers(*frames[0]), true(*frames[1]))
+    assert score == pytest.approx(fbeta_score(right.ravel(), guess.ravel(), beta=beta), abs=1e-12)
+
+
+@pytest.mark.parametrize(("found", "right"), [([], []), ([], ["0:1:X"]), (["0:1:X"], []), (["0:1:X"], ["0:1:Y"])])
+def test_span_f_beta_without_a_hit_is_zero(found: list[str], right: list[str]) -> None:
+    assert span_f_beta(1).score(answers(found), true(right)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("The  Cat, sat.", "cat sat"), ("an apple a day", "apple day"), ("theatre", "theatre"), ("−5 é", "−5 é")],
+)
+def test_answers_are_normalised_as_squad_does(text: str, expected: str) -> None:
+    assert normalise_answer(text) == expected
+
+
+def test_exact_match_takes_any_right_text_and_its_own_normalisation() -> None:
+    ranking, truth = answers(["The cat!"], ["-5"], []), true(["dog", "cat"], ["5"], ["x"])
+    assert exact_match().rows(ranking, truth).tolist() == [1.0, 1.0, 0.0]
+    assert exact_match(str.strip).rows(ranking, truth).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_rouge_worked_out_by_hand() -> None:
+    """The common subsequence of "a b c d" and "a c d e f" is 3 long: P = 3/5, R = 3/4, F = 2/3."""
+    ranking = answers(["a c d e f"], ["d c b a"], [], ["x"])
+    truth = true(["a b c d"], ["zz", "a b c d"], ["a"], [])
+    assert rouge("rougeL").rows(ranking, truth).tolist() == pytest.approx([2 / 3, 1 / 4, 0, 0], abs=1e-12)
+    assert rouge("rouge1").rows(ranking, truth).tolist() == pytest.approx([2 / 3, 1, 0, 0], abs=1e-12)
+
+
+def test_an_unknown_rouge_is_refused_when_it_is_made() -> None:
+    with pytest.raises(ValueError, match="'rouge-l'"):
+        rouge("rouge-l")
+
+
+ALL: list[Callable[[], Metric]] = [
+    accuracy,
+    lambda: log_loss(LEVELS),
+    lambda: quadratic_weighted_kappa(LEVELS),
+    lambda: span_f_beta(5),
+    exact_match,
+    lambda: rouge("rougeL"),
+    root_mean_squared_error,
+    pearson,
+    spearman,
+]
+
+
+@pytest.mark.parametrize("make", ALL, ids=lambda make: make().name)
+def test_the_bootstrap_takes_every_metric_and_finds_the_better_answers(make: Callable[[], Metric]) -> None:
+    metric, rng = make(), np.random.default_rng(1)
+    numbers = metric.name in ("rmse", "pearson", "spearman")
+    right, _, worse = drawn_labels(60, 2, LEVELS)
+    scores = [[1.0 + 4 * (label == one) for label in LEVELS] for one in right]
+    better = make_ranking(worse["id"].to_list(), [LEVELS] * 60, scores)
+    if numbers:
+        values = rng.normal(size=60)
+        right = values.tolist()
+        better = answers(*ones((values + 0.1 * rng.normal(size=60)).tolist()))
+        worse = answers(*ones((values + 3 * rng.normal(size=60)).tolist()))
+    if metric.name == "f5":
+        better, worse = top(better, 1), top(worse, 1)
+    truth = true(*ones(right))
+    low, high = bootstrap_interval(metric, worse, truth, draws=100)
+    assert low < metric.score(worse, truth) < high
+    difference, first, last = paired_difference(metric, better, worse, truth, draws=100)
+    assert first <= difference <= last
+    assert first > 0 if metric.greater_is_better else last < 0
+    if metric.rows is not None:
+        assert metric.rows(worse, truth).mean() == pytest.approx(metric.score(worse, truth), abs=1e-12)
+
+
+@pytest.mark.parametrize("make", ALL, ids=lambda make: make().name)
+def test_no_rows_rows_without_truth_and_an_ambiguous_truth_are_refused(make: Callable[[], Metric]) -> None:
+    metric = make()
+    with pytest.raises(ValueError, match="of no rows is not defined"):
+        metric.score(answers(), true(["mid"]))
+    with pytest.raises(ValueError, match=r"1 ranked row\(s\) without truth, first \['r1'\]"):
+        metric.score(answers(["mid"], ["mid"]), true(["mid"]))
+    truth = true(["mid"])
+    with pytest.raises(ValueError, match="the truth has 2 rows that share an id"):
+        metric.score(answers(["mid"]), pl.concat([truth, truth]))

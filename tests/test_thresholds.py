@@ -1,0 +1,160 @@
+"""Thresholds: planted ones are found, none are better, and what nesting says about their optimism."""
+
+from itertools import combinations_with_replacement
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from sklearn.metrics import cohen_kappa_score
+
+from kaggle_llm.cv.thresholds import Thresholds, apply_thresholds, fit_thresholds, nested_score
+from kaggle_llm.metrics import quadratic_kappa
+from kaggle_llm.rankings import check_ranking, make_ranking
+
+
+def noisy(count: int, k: int, seed: int, noise: float = 0.8) -> tuple[np.ndarray, np.ndarray]:
+    """Levels and values around them that are skewed: squeezed to the middle and shifted up."""
+    rng = np.random.default_rng(seed)
+    levels = rng.integers(0, k, count)
+    return 0.4 * (levels + noise * rng.normal(size=count)) + 1.7, levels
+
+
+def kappa(values: np.ndarray, levels: np.ndarray, cuts: np.ndarray) -> float:
+    return quadratic_kappa(apply_thresholds(values, cuts), levels)
+
+
+def test_planted_thresholds_are_found() -> None:
+    planted = np.array([-1.3, 0.2, 0.4, 2.5])
+    values = np.random.default_rng(0).uniform(-3, 4, 5000)
+    levels = np.digitize(values, planted)
+    cuts = fit_thresholds(values, levels, 5)
+    assert cuts == pytest.approx(planted, abs=0.01)
+    assert apply_thresholds(values, cuts).tolist() == levels.tolist()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_thresholds_at_all_are_better(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.integers(0, 12, 14) / 4  # with equal values
+    levels = np.clip(np.round(values + rng.normal(size=14)), 0, 3).astype(int)
+    places = [-np.inf, *np.unique(values), np.inf]
+    every = (kappa(values, levels, np.array(cuts)) for cuts in combinations_with_replacement(places, 3))
+    assert kappa(values, levels, fit_thresholds(values, levels, 4)) == pytest.approx(max(every), abs=1e-12)
+
+
+@pytest.mark.parametrize("k", [2, 3, 6])
+@pytest.mark.parametrize("seed", range(5))
+def test_they_beat_rounding_on_skewed_values_and_are_sorted(seed: int, k: int) -> None:
+    values, levels = noisy(300, k, seed)
+    cuts = fit_thresholds(values, levels, k)
+    rounded = np.clip(np.round(values), 0, k - 1).astype(int)
+    assert cuts.shape == (k - 1,) and cuts.tolist() == sorted(cuts)
+    assert kappa(values, levels, cuts) > cohen_kappa_score(rounded, levels, weights="quadratic") + 0.01
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_they_are_never_worse_than_rounding_on_their_own_rows(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    levels = np.array([0, 4, *rng.integers(0, 5, 20)])
+    values = np.round(levels * rng.uniform(-0.5, 1) + rng.normal(size=22), 1)
+    rounded = np.clip(np.round(values), 0, 4)
+    assert kappa(values, levels, fit_thresholds(values, levels, 5)) >= quadratic_kappa(rounded, levels) - 1e-12
+
+
+def test_the_order_of_the_rows_does_not_matter() -> None:
+    values, levels = noisy(200, 4, 0)
+    order = np.random.default_rng(1).permutation(200)
+    assert fit_thresholds(values, levels, 4).tolist() == fit_thresholds(values[order], levels[order], 4).tolist()
+
+
+def test_float32_neighbours_are_still_told_apart() -> None:
+    low = np.float32(1.0)
+    values = np.array([low, np.nextafter(low, np.float32(2))])
+    assert apply_thresholds(values, fit_thresholds(values, np.array([0, 1]), 2)).tolist() == [0, 1]
+    values = np.array([1.0, np.nextafter(1.0, 2)])
+    assert apply_thresholds(values, fit_thresholds(values, np.array([0, 1]), 2)).tolist() == [0, 1]
+
+
+def test_a_level_that_no_row_has_may_lie_anywhere() -> None:
+    values = np.linspace(0, 1, 90)
+    for absent in range(4):
+        levels = np.repeat([level for level in range(4) if level != absent], 30)
+        cuts = fit_thresholds(values, levels, 4)
+        assert apply_thresholds(values, cuts).tolist() == levels.tolist()
+        assert apply_thresholds(np.array([-9.0, 9.0]), cuts).tolist() == [levels[0], levels[-1]]
+
+
+@pytest.mark.parametrize(
+    ("values", "levels", "message"),
+    [
+        ([0.1, 0.2], [1, 1], r"all 2 rows have the level \[1\]"),
+        ([], [], r"all 0 rows have the level \[\]"),
+        ([0.1, np.nan], [0, 1], "1 of 2 values are NaN or infinite"),
+        ([0.1, np.inf], [0, 1], "1 of 2 values are NaN or infinite"),
+        ([0.1, 0.2], [0, 3], "whole numbers from 0 to 2"),
+        ([0.1, 0.2], [0.0, 0.5], "whole numbers from 0 to 2"),
+        ([0.1, 0.2], [0, 1, 2], "one level for each value"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused(values: list[float], levels: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit_thresholds(np.array(values), np.array(levels), 3)
+
+
+def test_a_value_that_is_nan_gets_no_level() -> None:
+    with pytest.raises(ValueError, match="1 of 2 values are NaN"):
+        apply_thresholds(np.array([np.nan, 1.0]), np.array([0.5]))
+
+
+def test_nesting_is_the_literal_loop_over_folds() -> None:
+    values, levels = noisy(120, 4, 3)
+    fold = np.arange(120) % 3
+    predicted = np.empty(120)
+    for k in range(3):
+        cuts = fit_thresholds(values[fold != k], levels[fold != k], 4)
+        predicted[fold == k] = [sum(value >= cut for cut in cuts) for value in values[fold == k]]
+    found = nested_score(values, levels, fold, 4)
+    assert found.nested == pytest.approx(cohen_kappa_score(predicted, levels, weights="quadratic"), abs=1e-12)
+    assert found.fitted == pytest.approx(kappa(values, levels, fit_thresholds(values, levels, 4)), abs=1e-12)
+    assert found.optimism == found.fitted - found.nested
+
+
+def test_on_noise_the_fitted_kappa_is_a_promise_that_nesting_takes_back() -> None:
+    found = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        found.append(nested_score(rng.normal(size=100), rng.integers(0, 4, 100), rng.integers(0, 5, 100), 4))
+    assert np.mean([score.fitted for score in found]) > 0.1
+    assert abs(np.mean([score.nested for score in found])) < 0.08
+    assert np.mean([score.optimism for score in found]) > 0.1
+
+
+def test_nesting_needs_two_folds_and_two_levels_in_the_others() -> None:
+    values, levels = np.arange(4.0), np.array([0, 1, 1, 1])
+    with pytest.raises(ValueError, match=r"in the folds \[0\]: two are needed"):
+        nested_score(values, levels, np.zeros(4, int), 2)
+    with pytest.raises(ValueError, match=r"all 3 rows have the level \[1\]"):
+        nested_score(values, levels, np.arange(4), 2)
+
+
+def test_thresholds_turn_a_ranking_of_values_into_one_of_labels_and_survive_a_file(tmp_path: Path) -> None:
+    thresholds = Thresholds(("1", "2", "3"), (0.1 + 0.2, float("inf")))
+    thresholds.save(tmp_path)
+    assert Thresholds.load(tmp_path) == thresholds
+    ranking = make_ranking(["a", "b", "c"], [["0.3"], ["0.4"], ["-7"]], [[1.0]] * 3)
+    decided = check_ranking(thresholds.apply(ranking), ["a", "b", "c"])
+    assert decided["items"].to_list() == [["1"], ["2"], ["1"]]
+    assert check_ranking(thresholds.apply(ranking[:0]), []).height == 0
+
+
+def test_a_row_without_a_value_gets_no_label() -> None:
+    ranking = pl.concat([make_ranking(["a"], [["1"]], [[0.0]]), make_ranking(["b"], [[]], [[]])])
+    with pytest.raises(ValueError, match=r"1 row\(s\) have no answer"):
+        Thresholds(("x", "y"), (0.5,)).apply(ranking)
+
+
+@pytest.mark.parametrize("cuts", [(1.0,), (2.0, 1.0), (1.0, 2.0, 3.0)])
+def test_cuts_that_do_not_fit_the_labels_are_refused(cuts: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="one fewer than labels, ascending"):
+        Thresholds(("1", "2", "3"), cuts)
