@@ -24,6 +24,7 @@ def test_a_run_leaves_its_contract(trained: Workspace) -> None:
     assert {p.name for p in folder.iterdir()} - {".lock"} == {
         "config.yaml",
         "fold0",
+        "leaks.json",
         "metrics.json",
         "oof.parquet",
         "record.json",

@@ -8,6 +8,7 @@ import polars as pl
 
 from kaggle_llm.competition import CompetitionSettings
 from kaggle_llm.cv.folds import FoldSettings
+from kaggle_llm.cv.leaks import LeakSettings
 from kaggle_llm.inference.engine import EngineSettings
 from kaggle_llm.retrieval.retriever import RetrievalSettings, Retriever
 from kaggle_llm.run import Run
@@ -19,6 +20,7 @@ class Config:
     folds: FoldSettings
     retrieval: RetrievalSettings
     engine: EngineSettings = field(default_factory=EngineSettings)
+    leaks: LeakSettings = field(default_factory=LeakSettings)
     seed: int = 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from predict import Config
 
+from kaggle_llm.cv.audit import audit_folds
 from kaggle_llm.cv.folds import assign_folds
 from kaggle_llm.experiment import start
 from kaggle_llm.paths import model_folder
@@ -15,6 +16,7 @@ def main() -> None:
 
     train = competition.table("train")
     fold = assign_folds(train[competition.target], config.folds)
+    audit_folds(experiment, fold)
     models = {"encoder": model_folder(config.retrieval.encoder)}
 
     experiment.score(fold, models=lambda k: models)

@@ -9,6 +9,7 @@ import polars as pl
 from kaggle_llm.competition import CompetitionSettings
 from kaggle_llm.cv.decisions import Blend
 from kaggle_llm.cv.folds import FoldSettings
+from kaggle_llm.cv.leaks import LeakSettings
 from kaggle_llm.inference.engine import EngineSettings
 from kaggle_llm.prompts import CandidatePrompts, Prompter, PromptSettings, load_tokenizer
 from kaggle_llm.retrieval.rerank import rerank
@@ -36,6 +37,7 @@ class Config:
     lora: LoraSettings
     training: TrainingSettings
     engine: EngineSettings = field(default_factory=EngineSettings)
+    leaks: LeakSettings = field(default_factory=LeakSettings)
     seed: int = 0
 
 

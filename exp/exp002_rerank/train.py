@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 from predict import Config, load, score
 
+from kaggle_llm.cv.audit import audit_folds
 from kaggle_llm.cv.decisions import fit_blend
 from kaggle_llm.cv.folds import assign_folds
 from kaggle_llm.experiment import Experiment, start
@@ -26,6 +27,7 @@ def main() -> None:
 
     train = competition.table("train")
     fold = assign_folds(train[competition.target], config.folds)
+    audit_folds(experiment, fold)
     base = {"encoder": model_folder(config.retrieval.encoder), "reranker": model_folder(config.reranker.base)}
 
     def models(k: int) -> Mapping[str, Path]:

@@ -63,6 +63,30 @@ def compare(run: Run, other: Run) -> None:
 
 
 @app.command()
+def audit(run: Run) -> None:
+    """What RUN's validation rows share with what it was trained on: output/RUN/leaks.json."""
+    from kaggle_llm.cv.audit import report_run
+
+    report_run(run)
+
+
+@app.command()
+def sweep(
+    experiment: str,
+    grid: Annotated[list[str], typer.Argument(help="key=v1,v2,… varied; key=value for all", metavar="KEY=V1,V2…")],
+    smoke: Annotated[bool, typer.Option("--smoke", help="the smallest run of each")] = False,
+) -> None:
+    """Train EXPERIMENT at every point of a grid, as named runs; go on where it stopped; a table sorted by CV."""
+    from kaggle_llm.training.sweep import print_sweep
+    from kaggle_llm.training.sweep import sweep as run_sweep
+
+    points = run_sweep(experiment, grid, smoke)
+    print_sweep(points)
+    if any(point.error for point in points):
+        raise typer.Exit(1)
+
+
+@app.command()
 def bundle(run: Run) -> None:
     """Pack a run into Kaggle datasets: output/bundles/RUN/."""
     from kaggle_llm.kaggle.bundle import bundle_run, print_bundle

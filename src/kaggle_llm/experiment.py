@@ -42,7 +42,8 @@ PREDICTION_ROOMS = (
     "run.py",
     "inference",
     "retrieval",
-    "cv",
+    "cv/decisions.py",
+    "cv/thresholds.py",
 )
 USAGE = """usage: python {file} [key=value ...] [run=name] [--smoke] [--debug]
 
@@ -178,8 +179,9 @@ class Experiment:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The config for a step's key, without what says only which rows: they are inputs."""
-        return {name: value for name, value in asdict(self.config).items() if name not in ("competition", "folds")}
+        """The config for a step's key, without what says only which rows (they are inputs) or is only checked."""
+        elsewhere = ("competition", "folds", "leaks")
+        return {name: value for name, value in asdict(self.config).items() if name not in elsewhere}
 
     def prediction_inputs(self, rows: pl.DataFrame, models: Mapping[str, Path]) -> dict[str, Any]:
         """All that a prediction of `rows` comes from, as a step's inputs: rows, documents, models and code."""

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from kaggle_llm import processes
 from kaggle_llm.training.checkpoints import Checkpoints
 
 
@@ -37,6 +38,7 @@ def make_callbacks(checkpoints: Checkpoints, log: Path) -> list[Any]:
 
     class Mark(TrainerCallback):
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            processes.share(None)  # others may still be writing their random state
             if state.is_world_process_zero:
                 checkpoints.complete(state.global_step)
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kaggle_llm import paths, records
+from kaggle_llm import records
+from kaggle_llm.cv.audit import read_teacher_rows
 from kaggle_llm.cv.folds import ALWAYS_TRAIN
 from kaggle_llm.prompts import Group
 
@@ -51,12 +52,7 @@ def load_teacher(settings: DistillationSettings) -> Teacher:
     """Raises FileNotFoundError where there is no such run or file, ValueError for rows that are refused."""
     import polars as pl
 
-    path = paths.absolute(settings.teacher)
-    if path.suffix != ".parquet":
-        path = paths.run_folder(settings.teacher) / "oof.parquet"
-    if not path.is_file():
-        raise FileNotFoundError(f"distillation.teacher = {settings.teacher!r}: {paths.relative(path)} does not exist")
-    frame = pl.read_parquet(path)
+    frame = read_teacher_rows(settings.teacher)
     known = frame["fold"] if "fold" in frame.columns else pl.Series([None] * frame.height, dtype=pl.Int64())
     in_sample = frame.filter(known.fill_null(ALWAYS_TRAIN) == ALWAYS_TRAIN)["id"].to_list()
     if in_sample and not settings.allow_in_sample:

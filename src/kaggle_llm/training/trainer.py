@@ -7,9 +7,11 @@ checkpoint (checkpoints.py); on a CPU with the same number of threads it ends wi
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
@@ -26,6 +28,15 @@ if TYPE_CHECKING:
     import torch
 
 E = TypeVar("E", contravariant=True)
+
+# Set by accelerate launch; checkpoints of one kind do not load into another.
+LAUNCHER = (
+    "ACCELERATE_USE_FSDP",
+    "FSDP_VERSION",
+    "FSDP_STATE_DICT_TYPE",
+    "ACCELERATE_USE_DEEPSPEED",
+    "ACCELERATE_DEEPSPEED_ZERO_STAGE",
+)
 
 
 class Task(Protocol[E]):
@@ -109,9 +120,10 @@ def describe_job(job: Job, about: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("checkpoint_steps", "track"):
         training.pop(name)
     base = records.hash_content(job.base)
+    launcher = {name: os.environ.get(name) for name in LAUNCHER}
     return {
         **{"base": base, "lora": asdict(job.lora), "training": training, "seed": job.seed},
-        **{"world": processes.world(), **about},
+        **{"world": processes.world(), "launcher": launcher, **about},
     }
 
 
@@ -166,14 +178,23 @@ def make_step_trainer(
             share = inputs["share"]
             losses = []
             for number, part in enumerate(share.parts, start=1):
-                wait = nullcontext() if number == len(share.parts) else self.accelerator.no_sync(model)
+                # FSDP that waits would keep whole gradients on every card: what it is there to avoid.
+                now = number == len(share.parts) or self.is_fsdp_enabled
+                wait = nullcontext() if now else self.accelerator.no_sync(model)
                 with wait, self.compute_loss_context_manager():
                     chosen = [examples[i] for i in part] or examples[:1]
                     scale = processes.world() / share.weight if part else 0.0
                     loss = task.loss(model, chosen) * scale
-                    self.accelerator.backward(loss)
+                    self.add_gradient(loss, number == len(share.parts))
                 losses.append(loss.detach())
             return sum(losses)
+
+        def add_gradient(self, loss: torch.Tensor, last: bool) -> None:
+            if self.is_deepspeed_enabled:  # its engine reduces and steps where accelerate says so, not under no_sync
+                self.accelerator.gradient_state._set_sync_gradients(last)
+                self.accelerator.backward(loss, scale_wrt_gas=False)
+            else:
+                self.accelerator.backward(loss)
 
     arguments = TrainingArguments(**values)
     # Two visible GPUs in one process would make the Trainer replicate the model: that is what torchrun is for.
@@ -195,6 +216,8 @@ def run_trainer(
     from torch.optim import AdamW
     from transformers import PrinterCallback, ProgressCallback
 
+    if trainer.args.world_size != processes.world():
+        raise RuntimeError(f"{processes.world()} processes train {trainer.args.world_size} apart: each would go alone")
     trainer.optimizer_cls_and_kwargs = (AdamW, {"params": group_parameters(trainer.model, job.training)})
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
@@ -209,10 +232,29 @@ def run_trainer(
         for callback in trackers:
             trainer.add_callback(callback)
         train_within_memory(trainer, latest)
-    save(trainer.model, job.base, job.folder)
+    whole = gather_weights(trainer)
     if processes.is_first():
+        save(whole, job.base, job.folder)
         (job.folder / "log.jsonl").write_bytes(log.read_bytes())
         checkpoints.remove()
+
+
+def gather_weights(trainer: Any) -> Any:
+    """The model with all its trained weights: under FSDP and ZeRO-3 each process holds a part, all must call this."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    model = trainer.model
+    if trainer.is_fsdp_enabled:
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+        state = get_model_state_dict(model, options=options)
+        for name in getattr(model, "_tied_weights_keys", None) or ():  # gathered apart, they would be written twice
+            state.pop(name, None)
+    elif trainer.is_deepspeed_enabled:
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    else:
+        return model
+    model.save_pretrained = partial(model.save_pretrained, state_dict=state)
+    return model
 
 
 def train_within_memory(trainer: Any, latest: Path | None) -> None:
