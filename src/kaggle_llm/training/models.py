@@ -6,6 +6,7 @@ config.json of the trained model, which knows the size of a head.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +25,7 @@ CLASSES: dict[Kind, tuple[str, str]] = {  # transformers' class, PEFT's task typ
     "masked": ("AutoModelForMaskedLM", "FEATURE_EXTRACTION"),
 }
 ADAPTER = "adapter_config.json"
+HEADS = ["classifier", "score"]  # transformers' names of what PEFT trains whole for SEQ_CLS and TOKEN_CLS
 
 
 def load_trainable(
@@ -48,17 +50,35 @@ def load_trainable(
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=HEADS if kind in ("sequence", "token") else None,
         )
     maker = getattr(transformers, CLASSES[kind][0])
-    model = maker.from_pretrained(base, dtype=dtype, local_files_only=True, **config)
+    model, info = maker.from_pretrained(base, dtype=dtype, local_files_only=True, output_loading_info=True, **config)
     if kind == "sequence" and model.config.get_text_config().pad_token_id is None:  # decoders pool before the padding
         model.config.get_text_config().pad_token_id = load_tokenizer(base).pad_token_id or 0
-    return model if lora.method == "full" else attach_adapter(model, kind, lora)
+    if lora.method == "full":
+        return model
+    return attach_adapter(model, kind, lora, find_drawn(model, info["missing_keys"], base, lora))
 
 
-def attach_adapter(model: Any, kind: Kind, lora: LoraSettings) -> Any:
-    """A PeftModel; a head is trained whole beside it."""
+def find_drawn(model: Any, missing: Iterable[str], base: Path, lora: LoraSettings) -> list[str]:
+    """Modules beside the head whose matrices `base` lacks (DeBERTa's pooler, an encoder's MLM head): drawn at random.
+
+    Raises ValueError for qlora: they would be trained in 4 bits.
+    """
+    matrices = {key.rpartition(".")[0] for key in missing if model.get_parameter(key).ndim > 1}
+    drawn = sorted(name for name in matrices if not set(HEADS) & set(name.split(".")))
+    if drawn and lora.method == "qlora":
+        raise ValueError(f"model {base} has no weights for {drawn}, and qlora cannot train them: set lora.method=lora")
+    return drawn
+
+
+def attach_adapter(model: Any, kind: Kind, lora: LoraSettings, drawn: Sequence[str] = ()) -> Any:
+    """A PeftModel; a head, and what was drawn at random, is trained whole and saved beside it."""
     from peft import LoraConfig, get_peft_model
+
+    # Named here, PEFT keeps LoRA out of them; by itself it puts LoRA into a token head and then cannot save the head.
+    whole = [*drawn, *(HEADS if kind in ("sequence", "token") else [])]
 
     adapter = LoraConfig(
         r=lora.r,
@@ -68,6 +88,7 @@ def attach_adapter(model: Any, kind: Kind, lora: LoraSettings) -> Any:
         use_dora=lora.method == "dora",
         use_rslora=lora.method == "rslora",
         task_type=CLASSES[kind][1],
+        modules_to_save=whole or None,
     )
     return get_peft_model(model, adapter)
 

@@ -35,6 +35,6 @@ def choose_rate(name: str, is_embedding: bool, training: TrainingSettings) -> fl
         own = training.embedding_learning_rate
     elif "lora_B" in name or "lora_embedding_B" in name:
         own = training.lora_b_learning_rate
-    elif HEAD.search(name):
+    elif HEAD.search(name) and "lora_" not in name:
         own = training.head_learning_rate
     return training.learning_rate if own is None else own

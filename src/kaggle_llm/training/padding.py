@@ -1,0 +1,32 @@
+"""Rows of tokens as one padded batch, as encoders and heads are trained on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from kaggle_llm.prompts import Prompt
+
+if TYPE_CHECKING:
+    import torch
+
+
+def pad_right(model: Any, rows: Sequence[Prompt]) -> dict[str, torch.Tensor]:
+    """input_ids and attention_mask, [rows, longest], on the model's device.
+
+    Padded with the id in the model's config: causal models with a head read the last token before it, and RoBERTa
+    counts positions without it.
+    """
+    import torch
+
+    device = next(model.parameters()).device  # a wrapper of DDP has no device of its own
+    width = max(len(row) for row in rows)
+    pad = unwrap(model).config.get_text_config().pad_token_id or 0
+    ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return {"input_ids": ids, "attention_mask": (torch.arange(width, device=device) < lengths[:, None]).long()}
+
+
+def unwrap(model: Any) -> Any:
+    """The model inside DDP's wrapper."""
+    return getattr(model, "module", model)
