@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kaggle_llm.prompts import Group
+from kaggle_llm.rankings import make_ranking
 
 if TYPE_CHECKING:
+    import numpy as np
     import polars as pl
 
 
@@ -98,3 +100,28 @@ def highest_trusted(answer: str, items: Sequence[str], scores: Sequence[float], 
         return float("inf")
     score = scores[items.index(answer)] if answer in items else scores[-1]
     return score - (1 - margin) * abs(score)
+
+
+def rank_with_right(
+    queries: Sequence[str],
+    query_vectors: np.ndarray,
+    documents: Sequence[str],
+    document_vectors: np.ndarray,
+    right: Mapping[str, Sequence[str]],
+    depth: int,
+) -> pl.DataFrame:
+    """RANKING of the `depth` documents nearest to each query, and behind them its right ones that are farther.
+
+    Vectors are [n, d] of unit length; queries and documents are their ids, right: ids of a query's right documents.
+    """
+    import numpy as np
+
+    places = {item: place for place, item in enumerate(documents)}
+    items, scores = [], []
+    for query, vector in zip(queries, query_vectors, strict=True):
+        cosines = document_vectors @ vector
+        best = np.argsort(-cosines, kind="stable")[:depth].tolist()
+        chosen = list(dict.fromkeys([*best, *(places[item] for item in right[query])]))
+        items.append([documents[place] for place in chosen])
+        scores.append(cosines[chosen].tolist())
+    return make_ranking(queries, items, scores)
