@@ -125,3 +125,10 @@ def test_rows_without_a_group_and_a_mask_of_another_length_are_refused() -> None
         assign_folds(pl.Series("target", ["a", None]), FoldSettings())
     with pytest.raises(ValueError, match="always_train has 1 rows, groups 2"):
         assign_folds(pl.Series("target", ["a", "b"]), FoldSettings(), [True])
+
+
+def test_a_fold_that_stays_empty_is_refused() -> None:
+    groups = pl.Series("target", ["a", "b", "c"])
+    with pytest.raises(ValueError, match=r"fold\(s\) \[3, 4\] of 5 hold none of 3 rows: lower folds.count"):
+        assign_folds(groups, FoldSettings())
+    assert sorted(assign_folds(groups, FoldSettings(validate=[0]))) == [-1, -1, 0]

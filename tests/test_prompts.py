@@ -188,3 +188,16 @@ def test_a_model_folder_without_tokenizer_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path} has no tokenizer")):
         load_tokenizer(tmp_path)
+
+
+def test_texts_that_lost_their_middle_are_counted_and_said_once(
+    tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompter = Prompter(tokenizer, settings(budgets={"question": 5}))
+    made = CandidatePrompts(prompter, pl.DataFrame({"id": ["m1"], "name": ["Swaps"]}))
+    rows = pl.DataFrame({"id": ["a", "b"], "question": ["7 " * 40, "2?"], "answer": ["1", "2"]})
+    for _ in range(2):
+        made.groups(rows.filter(pl.col("id") == "a"), [Group("a", ("m1",), (1.0,))])
+        assert "cut in the middle: {'question': 1}" in capsys.readouterr().err
+    made.groups(rows.filter(pl.col("id") == "b"), [Group("b", ("m1",), (1.0,))])
+    assert capsys.readouterr().err == ""

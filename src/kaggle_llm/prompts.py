@@ -107,9 +107,10 @@ class Prompter:
         return [*self._encode_text(text), self.tokenizer.eos_token_id]
 
     def report_cuts(self) -> None:
-        """Say how many texts lost their middle."""
+        """Say how many texts lost their middle since it was last said."""
         if self.cut:
             print(f"texts longer than prompt.budgets, cut in the middle: {dict(self.cut)}", file=sys.stderr)
+            self.cut.clear()
 
     def _candidate(self, document: Mapping[str, Any]) -> list[int]:
         return self._encode_text(self._fill(self.settings.candidate, document))
@@ -219,7 +220,7 @@ class CandidatePrompts:
     def groups(self, rows: pl.DataFrame, groups: Iterable[Group]) -> list[TokenGroup]:
         """The same prompts with the shared tokens apart, for a listwise loss; in the order of `groups`."""
         by_id = {row["id"]: row for row in rows.iter_rows(named=True)}
-        return [
+        made = [
             TokenGroup(
                 self.prompter.shared(by_id[group.id]),
                 [self._candidate(item) for item in group.items],
@@ -228,6 +229,8 @@ class CandidatePrompts:
             )
             for group in groups
         ]
+        self.prompter.report_cuts()
+        return made
 
     def _candidate(self, item: str) -> list[int]:
         if item not in self._tokens:

@@ -88,8 +88,6 @@ def test_a_cross_encoder_learns_from_a_new_head_which_summary_belongs_to_a_title
     prompts = encode_pairs(tokenizer, [pair.query for pair in asked], [pair.document for pair in asked], 96)
     logits = [float(row[0]) for row in make_engine(tmp_path / "run", EngineSettings()).logits(prompts)]
     after = rank_groups(groups, [logits[start : start + 8] for start in range(0, len(logits), 8)])
-    print(
-        f"MAP of {truth.height} titles among 8: {MAP.score(before, truth):.4f} before, {MAP.score(after, truth):.4f} after"
-    )
+    print(f"MAP of 8 summaries a title: {MAP.score(before, truth):.4f} before, {MAP.score(after, truth):.4f} after")
     assert MAP.score(before, truth) < 0.5
     assert MAP.score(after, truth) > 0.75

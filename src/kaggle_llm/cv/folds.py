@@ -41,7 +41,7 @@ def assign_folds(groups: pl.Series, settings: FoldSettings, always_train: Sequen
     groups: what must partly stay on one side (a target, a prompt, a document). A share `unseen` of the groups
     goes to one fold each as a whole; the other groups' rows are dealt out one fold after the other.
     always_train: rows (extra, synthetic) that are put into every training set; their groups are seen by it.
-    Raises ValueError where it is not as long as groups, and where a group is null.
+    Raises ValueError where it is not as long as groups, where a group is null, and where a fold stays empty.
     """
     import polars as pl
 
@@ -57,6 +57,9 @@ def assign_folds(groups: pl.Series, settings: FoldSettings, always_train: Sequen
         kept[k] = kept.get(k, 0) + 1
         if k not in validated or (settings.rows is not None and kept[k] > settings.rows):
             fold[row] = ALWAYS_TRAIN
+    empty = sorted(validated - set(fold))
+    if empty and groups.len():
+        raise ValueError(f"fold(s) {empty} of {settings.count} hold none of {groups.len()} rows: lower folds.count")
     return pl.Series("fold", fold, dtype=pl.Int64)
 
 

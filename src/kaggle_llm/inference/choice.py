@@ -90,6 +90,7 @@ def list_examples(
         for order in shuffle_orders(count, how, rng) if shuffle else list_orders(count, how):
             prompt = prompter.listing(question.row, [question.options[i] for i in order])
             examples.append(TokenGroup(prompt, [()], tuple(to_places(question.target, order))))
+    prompter.report_cuts()
     return examples
 
 
@@ -103,6 +104,7 @@ def rank_options(
         for order in list_orders(len(question.options), settings.orders):
             prompts.append(prompter.listing(question.row, [question.options[i] for i in order]))
             orders.append(order)
+    prompter.report_cuts()
     found = iter(zip(engine.choices(prompts, answer_labels(questions, prompter)), orders, strict=True))
     scores = [_average(question, found, settings) for question in questions]
     names = [question.names for question in questions]

@@ -37,6 +37,7 @@ def rerank(
     chunks = list(asked.iter_slices(CHUNK))
     bar = tqdm(budget.take(chunks), "reranking", len(chunks), unit=f" x {CHUNK} rows", mininterval=PATIENCE)
     parts = [_rerank_chunk(chunk, prompts, engine) for chunk in bar]
+    prompts.prompter.report_cuts()
     return pl.concat([pl.DataFrame(schema=ranking_schema()), *parts])
 
 
