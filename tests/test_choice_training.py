@@ -154,3 +154,11 @@ def test_labels_that_cannot_be_told_apart_are_refused(labels: list[list[int]], f
 def test_a_group_of_one_is_refused() -> None:
     with pytest.raises(ValueError, match="group_size = 1"):
         ChoiceSettings(group_size=1)
+
+
+def test_examples_of_another_form_are_refused() -> None:
+    (group,) = random_groups(5, 1)
+    with pytest.raises(ValueError, match=r"choice.form = labels: an example has \d candidates"):
+        ChoiceTask(ChoiceSettings(form="labels"), LABELS).weight(group)
+    with pytest.raises(ValueError, match=r"choice.form = pointwise: .* a target of 3 values for 1 options"):
+        POINTWISE.weight(TokenGroup([1], [()], (1.0, 0.0, 0.0)))

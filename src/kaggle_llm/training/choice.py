@@ -62,6 +62,14 @@ class ChoiceTask:
         return len(example)
 
     def weight(self, example: TokenGroup) -> float:
+        """Raises ValueError where the target is not one value for each option."""
+        pointwise = self.settings.form == "pointwise"
+        options = len(example.candidates) if pointwise else len(self.labels)
+        if len(example.target) != options or not (pointwise or len(example.candidates) == 1):
+            raise ValueError(
+                f"choice.form = {self.settings.form}: an example has {len(example.candidates)} candidates and a target "
+                f"of {len(example.target)} values for {options} options"
+            )
         return 1.0
 
     def loss(self, model: Any, examples: Sequence[TokenGroup]) -> torch.Tensor:
@@ -74,7 +82,7 @@ class ChoiceTask:
             odds = logits[:, 0] - logits[:, 1]
             scores = list(odds.split([len(example.candidates) for example in examples]))
         else:
-            scores = [row[: len(example.target)] for row, example in zip(logits, examples, strict=True)]
+            scores = list(logits)
         losses = [
             soft_choice_loss(one, example.target, example.teacher, self.distillation)
             for one, example in zip(scores, examples, strict=True)
