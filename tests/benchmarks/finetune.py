@@ -39,7 +39,7 @@ ROWS, HELD_OUT = 64, 16
 MAX_LENGTH = 512  # tokens of a row; longer ones are not drawn, so that nobody truncates
 BATCH = 8  # rows a step
 AT_A_TIME = 4  # rows that are computed together, where a contender does not choose
-TOKENS = 512  # tokens that are computed together, for the one that counts them
+TOKENS = 256  # tokens that are computed together, for the one that counts them
 LEARNING_RATE, WARMUP = 2e-4, 0.1
 RSS_UNITS_PER_MB = 2**20 if sys.platform == "darwin" else 2**10  # getrusage(2): bytes on macOS, else KiB
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from kaggle_llm import processes
 from kaggle_llm.prompts import Group, encode_pairs
 from kaggle_llm.training.checkpoints import Checkpoints
-from kaggle_llm.training.embedding import finish_loading, load_options, make_planned_trainer, save_whole
+from kaggle_llm.training.embedding import finish_loading, make_planned_trainer, save_whole
+from kaggle_llm.training.models import loading_options
 from kaggle_llm.training.padding import pad_right
 from kaggle_llm.training.plan import Share, plan_training, within_budget
 from kaggle_llm.training.trainer import Job, describe_job, make_arguments, run_trainer
@@ -114,7 +115,7 @@ def load_cross_encoder(settings: CrossEncoderSettings, job: Job, device: str | N
     from sentence_transformers import CrossEncoder
     from sentence_transformers.sentence_transformer.modules import Transformer
 
-    options, task = load_options(job), "sequence-classification"
+    options, task = loading_options(job.lora, job.training, job.seed), "sequence-classification"
     transformer = Transformer(
         str(job.base), transformer_task=task, model_kwargs=options, config_kwargs={"num_labels": 1}
     )

@@ -19,7 +19,7 @@ from kaggle_llm import processes, records
 from kaggle_llm.prompts import encode_texts
 from kaggle_llm.retrieval.negatives import MinedPair, NegativeSettings, mine_negatives, rank_with_right
 from kaggle_llm.training.checkpoints import Checkpoints
-from kaggle_llm.training.models import Kind, attach_adapter, check_precision, trainable_parameters
+from kaggle_llm.training.models import Kind, attach_adapter, loading_options, trainable_parameters
 from kaggle_llm.training.padding import pad_right
 from kaggle_llm.training.plan import within_budget
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
@@ -129,7 +129,7 @@ def load_embedder(settings: EmbeddingSettings, job: Job, device: str | None = No
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
-    options = load_options(job)
+    options = loading_options(job.lora, job.training, job.seed)
     if settings.pooling == "model":
         if not (job.base / "modules.json").is_file():
             raise ValueError(f"{job.base} has no modules.json: set embedding.pooling to mean, or last if it is causal")
@@ -143,26 +143,6 @@ def load_embedder(settings: EmbeddingSettings, job: Job, device: str | None = No
     return model
 
 
-def load_options(job: Job) -> dict[str, Any]:
-    """from_pretrained's arguments for the frozen or trained weights; draws the seed that new weights come from."""
-    import torch
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    transformers.set_seed(job.seed)
-    check_precision(job.training.dtype)
-    dtype = torch.float32 if job.lora.method == "full" else getattr(torch, job.training.dtype)
-    if job.lora.method != "qlora":
-        return {"dtype": dtype}
-    quantised = transformers.BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
-    return {"dtype": dtype, "quantization_config": quantised}
-
-
 def finish_loading(model: Any, kind: Kind, max_tokens: int, job: Job) -> None:
     """Limit the length of texts and attach the adapter to a SentenceTransformer or CrossEncoder."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -171,11 +151,6 @@ def finish_loading(model: Any, kind: Kind, max_tokens: int, job: Job) -> None:
     model.max_seq_length = max_tokens
     if job.lora.method != "full":
         model[0].model = attach_adapter(model[0].model, kind, job.lora)
-    # bitsandbytes packs 4-bit weights for the CPU at their first use in eval mode, which mining is; packed ones let
-    # no gradient through, and it does not say so.
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
 
 
 def write_untrained(settings: EmbeddingSettings, base: Path, folder: Path) -> None:

@@ -36,6 +36,24 @@ def load_trainable(
     config: changes of its config, such as num_labels or attn_implementation. A new head is drawn with `seed`.
     Raises ValueError where the device cannot compute in `training.dtype`.
     """
+    import transformers
+
+    config |= loading_options(lora, training, seed, HEADS if kind in ("sequence", "token") else None)
+    maker = getattr(transformers, CLASSES[kind][0])
+    model, info = maker.from_pretrained(base, local_files_only=True, output_loading_info=True, **config)
+    if kind == "sequence" and model.config.get_text_config().pad_token_id is None:  # decoders pool before the padding
+        model.config.get_text_config().pad_token_id = load_tokenizer(base).pad_token_id or 0
+    if lora.method == "full":
+        return model
+    return attach_adapter(model, kind, lora, find_drawn(model, info["missing_keys"], base, lora))
+
+
+def loading_options(
+    lora: LoraSettings, training: TrainingSettings, seed: int, unquantised: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Precision for from_pretrained, and the seed that a new head is drawn with. unquantised: modules that qlora
+    leaves as they are.
+    """
     import torch
     import transformers
 
@@ -44,21 +62,16 @@ def load_trainable(
     check_precision(training.dtype)
     # All weights are trained in fp32, by autocast in half precision; frozen ones may lie in half precision.
     dtype = torch.float32 if lora.method == "full" else getattr(torch, training.dtype)
-    if lora.method == "qlora":
-        config["quantization_config"] = transformers.BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=HEADS if kind in ("sequence", "token") else None,
-        )
-    maker = getattr(transformers, CLASSES[kind][0])
-    model, info = maker.from_pretrained(base, dtype=dtype, local_files_only=True, output_loading_info=True, **config)
-    if kind == "sequence" and model.config.get_text_config().pad_token_id is None:  # decoders pool before the padding
-        model.config.get_text_config().pad_token_id = load_tokenizer(base).pad_token_id or 0
-    if lora.method == "full":
-        return model
-    return attach_adapter(model, kind, lora, find_drawn(model, info["missing_keys"], base, lora))
+    if lora.method != "qlora":
+        return {"dtype": dtype}
+    quantised = transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=unquantised,
+    )
+    return {"dtype": dtype, "quantization_config": quantised}
 
 
 def find_drawn(model: Any, missing: Iterable[str], base: Path, lora: LoraSettings) -> list[str]:
@@ -90,6 +103,11 @@ def attach_adapter(model: Any, kind: Kind, lora: LoraSettings, drawn: Sequence[s
         task_type=CLASSES[kind][1],
         modules_to_save=whole or None,
     )
+    # bitsandbytes packs 4-bit weights for the CPU at their first use in eval mode (mining, an evaluation); packed ones
+    # let no gradient through, and it does not say so.
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return get_peft_model(model, adapter)
 
 
