@@ -34,7 +34,7 @@ runpy.run_path(train, run_name="__main__")
 """
 PLACES = {
     "between two checkpoints": (
-        ("kaggle_llm.training.choice", "ChoiceTask", "loss", "8"),
+        ("kaggle_llm.training.choice", "ChoiceTask", "loss", "3"),
         "going on from checkpoint of",
     ),
     "inside a checkpoint": (
