@@ -1,58 +1,142 @@
-"""What a training left, merged into its base model, as an ordinary model folder."""
+"""A trained adapter merged into its base, from safetensors to safetensors: an ordinary model folder.
+
+Leaves the base's shards with the merged weights in place, a trained head among them, config, tokenizer, chat template,
+generation config, and weights.json, which names the parents.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from kaggle_llm import records
-from kaggle_llm.prompts import load_tokenizer
-from kaggle_llm.training.models import ADAPTER, CLASSES
+from kaggle_llm import paths, records
+from kaggle_llm.training.models import ADAPTER, CLASSES, HEADS
+from kaggle_llm.weights.adapter import PREFIX, Adapter, check_base, read_adapter
+from kaggle_llm.weights.checkpoint import (
+    WEIGHTS,
+    Checkpoint,
+    Output,
+    copy_tensor,
+    copy_texts,
+    fill_folder,
+    is_float,
+    row_blocks,
+    write_shards,
+)
 
-NOT_A_MODEL = {"log.jsonl", records.RECORD}  # what lies beside the weights of a training
+if TYPE_CHECKING:
+    import torch
+
+NOT_A_MODEL = {"log.jsonl", WEIGHTS, records.RECORD}  # what lies beside the weights of a training
 
 
-def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
-    """W + (alpha/r)·B·A for every adapted matrix, and a trained head, by PEFT in fp32; with tokenizer and configs.
+@dataclass
+class MergeSettings:
+    into: Literal["original", "dequantised", "nothing"] = "original"
+    """The base that the factors are added to: as it is; as qlora's 4 bits round it; none: the adapter ships unmerged."""
+    dtype: Literal["base", "float32", "float16", "bfloat16"] = "base"
+    """Of the merged weights; base: as the base stores them."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """The model that the adapter was trained on: names and shapes, no weights."""
+
+    architecture: str
+    shapes: dict[str, tuple[int, ...]]
+    tied: dict[str, str]
+    """Parameter → the one whose weights it shares."""
+    prefix: str
+    renamings: list[Any]
+    """transformers' rules from names in a checkpoint to names in the model."""
+    converters: list[Any]
+    places: set[str]
+    """Tensors that an adapter with this config has on this model."""
+    quantised: set[str]
+    """Weights that qlora trains beside in 4 bits."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """What its config says otherwise than the base's."""
+
+
+def merge_adapter(base: Path, adapter: Path, folder: Path, settings: MergeSettings | None = None) -> None:
+    """W + s·B·A for every adapted matrix, computed in fp32 and rounded once; tensors trained whole take their place.
 
     A causal model, a sequence or token head, or a masked LM, as the adapter's task_type says. What training with
-    method full left is a whole model: it is linked. QLoRA's adapter is merged into the base's own weights, not
-    into their 4-bit copies.
-    Raises ValueError where the adapter names a module or a shape that the base has not, and where neither of them
-    has weights that the model needs.
+    method full left is a whole model: it is linked. `folder` is complete or absent afterwards.
+    Raises ValueError where the adapter does not belong to the base (names, shapes, hash), where the base is quantised,
+    where a member has non-finite values, and where nobody has weights that the model needs.
     """
+    fill_folder(folder, partial(fill_merged, base, adapter, settings or MergeSettings()))
+
+
+def fill_merged(base: Path, adapter: Path, settings: MergeSettings, folder: Path) -> None:
+    about = {"stage": "merged", "parents": {"base": paths.relative(base), "adapter": paths.relative(adapter)}}
     if not (adapter / ADAPTER).is_file():
-        return link_model(adapter, folder)
-    from peft import PeftModel
+        link_model(adapter, folder)
+        records.write_json(folder / WEIGHTS, about)
+        return
+    refuse_quantised(base)
+    checkpoint, loaded = Checkpoint(base), read_adapter(adapter)
+    check_base(loaded, base)
+    target = describe_target(base, loaded)
+    plan = Plan(checkpoint, loaded, target, settings)
+    plan.check()
+    write_shards(folder, plan.shards())
+    copy_texts(base, folder)
+    write_config(base, folder, plan)
+    records.write_json(folder / WEIGHTS, {**about, "into": settings.into, "dtype": settings.dtype})
 
-    model, drawn = load_base(base, adapter)
-    try:
-        attached = PeftModel.from_pretrained(model, adapter)
-    except RuntimeError as error:  # torch's message for shapes that differ
-        raise ValueError(f"adapter {adapter} does not fit the base model {base}: {error}") from error
-    check_places(attached, base, adapter)
-    check_drawn(attached, drawn, base, adapter)
-    attached.merge_and_unload(safe_merge=True).save_pretrained(folder)
-    load_tokenizer(base).save_pretrained(folder)
+
+def refuse_quantised(base: Path) -> None:
+    if "quantization_config" in records.read_json(base / "config.json"):
+        raise ValueError(f"base {base} is quantised: an adapter on it ships unmerged, set merge.into=nothing")
 
 
-def load_base(base: Path, adapter: Path) -> tuple[Any, set[str]]:
-    """The base in fp32 as the class that the adapter was trained on, and the matrices that were drawn for it."""
+def describe_target(base: Path, adapter: Adapter) -> Target:
+    """The class of the adapter's task_type on the config of `base`, made without memory for weights."""
     import torch
     import transformers
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
 
-    task_type = records.read_json(adapter / ADAPTER)["task_type"]
+    task_type = adapter.config.get("task_type")
     classes = {name: (kind, maker) for kind, (maker, name) in CLASSES.items()}
     if task_type not in classes:
-        raise ValueError(f"adapter {adapter} has the task_type {task_type!r}: {sorted(classes)} can be merged")
+        raise ValueError(f"adapter {adapter.folder} has the task_type {task_type!r}: {sorted(classes)} can be merged")
     kind, maker = classes[task_type]
-    changes = head_config(adapter) if kind in ("sequence", "token") else {}
-    model, info = getattr(transformers, maker).from_pretrained(
-        base, dtype=torch.float32, local_files_only=True, output_loading_info=True, **changes
+    changes = head_config(adapter.folder) if kind in ("sequence", "token") else {}
+    config = transformers.AutoConfig.from_pretrained(base, local_files_only=True, **changes)
+    with torch.device("meta"):
+        model = getattr(transformers, maker).from_config(config)
+    conversions = get_model_conversion_mapping(model)
+    if kind != "causal":
+        changes["architectures"] = [type(model).__name__]
+    return Target(
+        architecture=type(model).__name__,
+        shapes={name: tuple(tensor.shape) for name, tensor in model.state_dict().items()},
+        tied=dict(model.all_tied_weights_keys),
+        prefix=model.base_model_prefix,
+        renamings=[one for one in conversions if not isinstance(one, WeightConverter)],
+        converters=[one for one in conversions if isinstance(one, WeightConverter)],
+        quantised=list_quantised(model, HEADS if changes.get("id2label") else None),
+        places=list_places(model, adapter.folder),
+        config=changes,
     )
-    return model, {key for key in info["missing_keys"] if model.get_parameter(key).ndim > 1}  # others begin as 0 or 1
+
+
+def list_places(model: Any, adapter: Path) -> set[str]:
+    """Names of the tensors that PEFT would save of an adapter with this config on `model`, which it changes."""
+    import torch
+    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+
+    with torch.device("meta"):
+        attached = get_peft_model(model, PeftConfig.from_pretrained(adapter))
+    return {name.removeprefix(PREFIX) for name in get_peft_model_state_dict(attached)}
 
 
 def head_config(adapter: Path) -> dict[str, Any]:
@@ -66,30 +150,166 @@ def head_config(adapter: Path) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names} | {"pad_token_id": config.get_text_config().pad_token_id}
 
 
-def check_places(attached: Any, base: Path, adapter: Path) -> None:
-    """Raises ValueError where the adapter's tensors and the places for them are not the same."""
-    from peft import get_peft_model_state_dict
-    from safetensors import safe_open
+def list_quantised(model: Any, unquantised: list[str] | None) -> set[str]:
+    """The weights that transformers puts into 4 bits when it loads the model for qlora."""
+    import torch
+    from transformers.quantizers.base import get_keys_to_not_convert
+    from transformers.quantizers.quantizers_utils import should_convert_module
 
-    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
-        stored = set(file.keys())
-    places = set(get_peft_model_state_dict(attached))
-    if stored != places:
-        raise ValueError(
-            f"adapter {adapter} has {len(stored)} tensors, base {base} has {len(places)} places for them, "
-            f"{len(stored & places)} of the same name: another base?"
-        )
+    skipped = get_keys_to_not_convert(model) if unquantised is None else unquantised
+    return {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and should_convert_module(name, skipped)
+    }
 
 
-def check_drawn(attached: Any, drawn: set[str], base: Path, adapter: Path) -> None:
-    """Raises ValueError for matrices that were drawn at random here, and therefore otherwise than in training."""
-    from peft.utils import ModulesToSaveWrapper
+class Plan:
+    """Which tensor of the merged model is made of what."""
 
-    model = attached.get_base_model()
-    trained = [name for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)]
-    lost = sorted(key for key in drawn if not any(key.startswith(f"{name}.") for name in trained))
-    if lost:
-        raise ValueError(f"neither the base {base} nor the adapter {adapter} has the weights {lost}")
+    def __init__(self, checkpoint: Checkpoint, adapter: Adapter, target: Target, settings: MergeSettings) -> None:
+        self.checkpoint, self.adapter, self.target, self.settings = checkpoint, adapter, target, settings
+        self.names = self._match_names()
+        """Name in the model → (name in the checkpoint, name to write)."""
+        changed = {*adapter.factors, *adapter.whole}
+        follows = adapter.config.get("ensure_weight_tying")
+        self.untied = {
+            name: source for name, source in target.tied.items() if {name, source} & changed and not follows
+        }
+        """Weights that the base shares and the merged model does not, for training changed one of the two."""
+
+    def _match_names(self) -> dict[str, tuple[str, str]]:
+        from transformers.core_model_loading import rename_source_key
+
+        target, names = self.target, {}
+        meta = dict.fromkeys(target.shapes, True)
+        for stored in self.checkpoint.tensors:
+            plain, converted = rename_source_key(stored, target.renamings, target.converters)
+            known, _ = rename_source_key(stored, target.renamings, target.converters, target.prefix, meta)
+            if not converted and known in target.shapes:
+                names[known] = (stored, known if plain == stored else stored)
+        return names
+
+    def check(self) -> None:
+        """Raises ValueError where the adapter finds no place in the base, or the model lacks weights."""
+        base, adapter, target = self.checkpoint.folder, self.adapter, self.target
+        who = f"adapter {adapter.folder} does not fit the base model {base}"
+        for name, factors in adapter.factors.items():
+            self._check_shape(who, name, factors.shape)
+        for name, tensor in adapter.whole.items():
+            self._check_shape(who, name, tuple(tensor.shape))
+        stored = adapter.names
+        if stored != target.places:
+            raise ValueError(
+                f"{who}: the adapter has {len(stored)} tensors, the base {len(target.places)} places for them, "
+                f"{len(stored & target.places)} of the same name: another base?"
+            )
+        without = sorted(set(adapter.factors) - set(self.names) - set(target.tied) - set(adapter.whole))
+        if without:
+            raise ValueError(f"{who}: the checkpoint has no {without[0]} as one tensor; merge with merge_and_unload")
+        lost = set(target.shapes) - set(self.names) - set(adapter.whole) - set(target.tied)
+        lost = {name for name in lost if len(target.shapes[name]) > 1}  # others begin as 0 or 1, as in training
+        if lost:
+            raise ValueError(f"neither the base {base} nor the adapter {adapter.folder} has the weights {sorted(lost)}")
+        if self.settings.into == "dequantised" and adapter.about.get("method") != "qlora":
+            raise ValueError(
+                f"merge.into = dequantised, but adapter {adapter.folder} was not trained with qlora "
+                f"({WEIGHTS}: {adapter.about.get('method')!r}): set merge.into=original"
+            )
+
+    def _check_shape(self, who: str, name: str, shape: tuple[int, ...]) -> None:
+        known = self.target.shapes.get(name)
+        if known != shape:
+            there = f"has the shape {list(known)} there" if known else f"is no weight of its {self.target.architecture}"
+            raise ValueError(f"{who}: {name}, {list(shape)} in the adapter, {there}: another base?")
+        stored = self.names.get(name)
+        if stored and self.checkpoint.tensors[stored[0]].shape != shape:
+            found = list(self.checkpoint.tensors[stored[0]].shape)
+            raise ValueError(f"{who}: {name} has the shape {list(shape)} by the config and {found} in the checkpoint")
+
+    def shards(self) -> dict[str, list[Output]]:
+        """The base's shards; new tensors in the last one."""
+        known = {stored: (name, written) for name, (stored, written) in self.names.items()}
+        shards = {
+            file: [output for name in names if (output := self._output(name, known)) is not None]
+            for file, names in self.checkpoint.shards.items()
+        }
+        last = shards[list(shards)[-1]]
+        new = sorted(set(self.adapter.whole) - set(self.names) - set(self.target.tied))
+        last += [self._changed(name, name, partial(self.adapter.whole.__getitem__, name)) for name in new]
+        last += [self._changed(name, name, self._source(source)) for name, source in self.untied.items()]
+        return {file: outputs for file, outputs in shards.items() if outputs}
+
+    def _output(self, stored: str, known: dict[str, tuple[str, str]]) -> Output | None:
+        """The base's tensor, merged or as it is; None where the merged model has no place for it."""
+        name, written = known.get(stored, ("", stored))
+        if not name:
+            kept = self.adapter.config.get("task_type") == "CAUSAL_LM"
+            return copy_tensor(self.checkpoint, stored, self._dtype) if kept else None
+        if name in self.target.tied:
+            return None  # written apart, or read from the one that it shares
+        return self._changed(name, written, self._source(name))
+
+    def _source(self, name: str) -> Callable[[], torch.Tensor]:
+        """Reads the weights that factors are added to."""
+        stored = self.names[name][0]
+        if self.settings.into == "dequantised" and name in self.target.quantised:
+            dtype = self.adapter.about["dtype"]
+            return lambda: round_to_nf4(self.checkpoint.read(stored), dtype)
+        return lambda: self.checkpoint.read(stored)
+
+    @property
+    def _dtype(self) -> str | None:
+        return None if self.settings.dtype == "base" else self.settings.dtype
+
+    def _changed(self, name: str, written: str, source: Callable[[], torch.Tensor]) -> Output:
+        import torch
+
+        whole, factors = self.adapter.whole.get(name), self.adapter.factors.get(name)
+        shape = self.target.shapes[name]
+        stored = self._stored_dtype(name)
+        dtype = self._dtype if self._dtype and is_float(stored) else stored
+
+        def blocks() -> Iterator[torch.Tensor]:
+            weight = source() if whole is None else whole
+            for rows in row_blocks(shape):
+                block = weight[rows] if shape else weight
+                yield (block if factors is None else factors.merge_rows(block, rows)).to(getattr(torch, dtype))
+
+        return Output(written, dtype, shape, blocks)
+
+    def _stored_dtype(self, name: str) -> str:
+        """As the base stores it; a new tensor is stored as most of the base is."""
+        known = self.names.get(name) or self.names.get(self.target.tied.get(name, ""))
+        if known:
+            return self.checkpoint.tensors[known[0]].dtype
+        dtypes = [place.dtype for place in self.checkpoint.tensors.values()]
+        return max(sorted(set(dtypes)), key=dtypes.count)
+
+
+def round_to_nf4(weight: torch.Tensor, dtype: str) -> torch.Tensor:
+    """The weight as qlora trained beside it: in 4 bits and back, with the options of training.models."""
+    import torch
+    from bitsandbytes import functional
+
+    packed, state = functional.quantize_4bit(
+        weight.to(getattr(torch, dtype)).contiguous(), blocksize=64, compress_statistics=True, quant_type="nf4"
+    )
+    return functional.dequantize_4bit(packed, state)
+
+
+def write_config(base: Path, folder: Path, plan: Plan) -> None:
+    """config.json of the base with what the merged model has otherwise: its head, its dtype, weights no longer tied."""
+    config = records.read_json(base / "config.json")
+    changes = dict(plan.target.config)
+    if "id2label" in changes:
+        changes["id2label"] = {str(key): label for key, label in changes["id2label"].items()}
+    if plan.settings.dtype != "base":
+        config.pop("torch_dtype", None)
+        changes["dtype"] = plan.settings.dtype
+    if plan.untied:
+        changes["tie_word_embeddings"] = False
+    records.write_json(folder / "config.json", config | changes)
 
 
 def link_model(source: Path, folder: Path) -> None:

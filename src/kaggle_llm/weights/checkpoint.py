@@ -1,0 +1,371 @@
+"""Checkpoints of safetensors, read and written tensor by tensor: a model is never whole in memory.
+
+Leaves in a folder: the shards, and model.safetensors.index.json where there is more than one.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import queue
+import shutil
+import struct
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kaggle_llm import records
+
+if TYPE_CHECKING:
+    import torch
+
+WEIGHTS = "weights.json"  # what a folder of weights was made from, and how
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+TEXTS = {".json", ".txt", ".model", ".jinja", ".tiktoken"}  # what lies beside the weights of a model
+DTYPES = {  # safetensors' name → torch's
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
+NAMES = {torch_name: name for name, torch_name in DTYPES.items()}
+BLOCK = 2**22  # elements that are computed and written at a time
+SYNC = 2**28  # bytes after which what was written is sent to the disk, while the next ones are computed
+HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies: `size` bytes from `start` on in `file`."""
+
+    file: Path
+    dtype: str
+    """torch's name."""
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+
+class Checkpoint:
+    """The tensors of a model folder by name. Headers are checked at once, data are mapped when they are read.
+
+    Raises FileNotFoundError for a missing shard, ValueError for a pickle checkpoint, a truncated or corrupt file, and
+    an index that does not say what the shards hold.
+    """
+
+    def __init__(self, folder: Path, files: Sequence[Path] | None = None) -> None:
+        self.folder = folder
+        self.tensors: dict[str, Place] = {}
+        for file in list_shards(folder) if files is None else files:
+            for name, place in read_header(file).items():
+                if name in self.tensors:
+                    raise ValueError(f"{folder} has {name} in {self.tensors[name].file.name} and in {file.name}")
+                self.tensors[name] = place
+        if files is None:
+            check_index(self)
+        self._mapped: tuple[Path, mmap.mmap] | None = None
+
+    @property
+    def shards(self) -> dict[str, list[str]]:
+        """File name → its tensors, in the order in which they lie there."""
+        found: dict[str, list[str]] = {}
+        for name, place in sorted(self.tensors.items(), key=lambda item: (item[1].file, item[1].start)):
+            found.setdefault(place.file.name, []).append(name)
+        return found
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor, as stored; its memory is the file's, mapped for reading: compute from it, never in place.
+
+        Raises KeyError for a name that the checkpoint has not.
+        """
+        import warnings
+
+        import torch
+
+        place = self.tensors[name]
+        dtype = getattr(torch, place.dtype)
+        if not place.size:
+            return torch.empty(place.shape, dtype=dtype)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+            flat = torch.frombuffer(self._map(place.file), dtype=torch.uint8, count=place.size, offset=place.start)
+        if place.start % dtype.itemsize:  # files by other writers need not be aligned
+            flat = flat.clone()
+        return flat.view(dtype).view(place.shape)
+
+    def _map(self, file: Path) -> mmap.mmap:
+        """One shard at a time: what was read of the last one leaves the memory."""
+        if self._mapped is None or self._mapped[0] != file:
+            with file.open("rb") as opened:
+                self._mapped = (file, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
+        return self._mapped[1]
+
+
+def list_shards(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, as its index names them or all that lie there."""
+    index = folder / INDEX
+    if index.is_file():
+        names = sorted(set(read_index(index).values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise FileNotFoundError(f"{folder} lacks {len(missing)} of {len(names)} shards, first {missing[0]}")
+        return [folder / name for name in names]
+    found = [folder / SINGLE] if (folder / SINGLE).is_file() else sorted(folder.glob("*.safetensors"))
+    if not found:
+        pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+        if pickles:
+            raise ValueError(
+                f"{folder} holds {pickles[0]}, a pickle, which can run any code when it is opened: convert it to "
+                f"safetensors with save_pretrained on a machine that may be lost"
+            )
+        raise FileNotFoundError(f"{folder} holds no safetensors: no model is there")
+    return found
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Tensor name → file name."""
+    try:
+        index: dict[str, str] = records.read_json(path)["weight_map"]
+    except (json.JSONDecodeError, KeyError) as error:
+        raise ValueError(f"{path} is no index of shards: {error!r}") from error
+    return index
+
+
+def check_index(checkpoint: Checkpoint) -> None:
+    """Raises ValueError where an index names a tensor that its shard has not."""
+    path = checkpoint.folder / INDEX
+    if not path.is_file():
+        return
+    index = read_index(path)
+    places = {name: place.file.name for name, place in checkpoint.tensors.items()}
+    wrong = sorted(name for name, file in index.items() if places.get(name) != file)
+    if wrong:
+        raise ValueError(f"{path} has {wrong[0]} in {index[wrong[0]]}, which does not hold it ({len(wrong)} such)")
+
+
+def read_header(file: Path) -> dict[str, Place]:
+    """The tensors of one safetensors file. Format: https://huggingface.co/docs/safetensors, "Format"."""
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as opened:
+            (length,) = struct.unpack("<Q", opened.read(8))
+            if length > min(size - 8, HEADER_LIMIT):
+                raise ValueError(f"a header of {length} bytes in a file of {size}")
+            header = json.loads(opened.read(length))
+            header.pop("__metadata__", None)
+            places = {name: _place(file, entry, 8 + length) for name, entry in header.items()}
+        end = max((place.start + place.size for place in places.values()), default=8 + length)
+        if end != size:
+            raise ValueError(f"its header speaks of {end} bytes, the file has {size}")
+    except (struct.error, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{file} is truncated or no safetensors file: {error}; fetch or make it again") from error
+    return places
+
+
+def _place(file: Path, entry: Mapping[str, Any], offset: int) -> Place:
+    start, end = entry["data_offsets"]
+    if entry["dtype"] not in DTYPES:
+        raise ValueError(f"dtype {entry['dtype']} is not known: {sorted(DTYPES)} are")
+    place = Place(file, DTYPES[entry["dtype"]], tuple(entry["shape"]), offset + start, end - start)
+    if place.size != prod(place.shape) * itemsize(place.dtype):
+        raise ValueError(f"{place.size} bytes for a tensor of {place.dtype} {place.shape}")
+    return place
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes of an element."""
+    import torch
+
+    return int(getattr(torch, dtype).itemsize)
+
+
+def is_float(dtype: str) -> bool:
+    """Floats of 16 bits and more: what merging computes with."""
+    return dtype in ("float64", "float32", "float16", "bfloat16")
+
+
+# writing ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Output:
+    """A tensor to be written. `blocks` gives its rows in order, in its dtype, not all at once."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    blocks: Callable[[], Iterable[torch.Tensor]]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return prod(self.shape) * itemsize(self.dtype)
+
+
+def row_blocks(shape: Sequence[int]) -> Iterator[slice]:
+    """Slices of the first dimension with about BLOCK elements each; one of everything for a scalar."""
+    if not shape:
+        yield slice(None)
+        return
+    step = max(1, BLOCK // max(prod(shape[1:]), 1))
+    yield from (slice(start, start + step) for start in range(0, shape[0], step))
+
+
+def copy_tensor(checkpoint: Checkpoint, name: str, dtype: str | None = None, to: str | None = None) -> Output:
+    """`name` of a checkpoint as it is; floats in `dtype` where one is given; under another name with `to`."""
+    import torch
+
+    place = checkpoint.tensors[name]
+    wanted = dtype if dtype and is_float(place.dtype) else place.dtype
+
+    def blocks() -> Iterator[torch.Tensor]:
+        tensor = checkpoint.read(name)
+        for rows in row_blocks(place.shape):
+            yield tensor[rows if place.shape else ...].to(getattr(torch, wanted))
+
+    return Output(to or name, wanted, place.shape, blocks)
+
+
+def write_shards(folder: Path, shards: Mapping[str, Sequence[Output]]) -> None:
+    """Write every shard (file name → tensors), and the index where there are several.
+
+    A second thread writes and syncs while the next block is computed. Raises ValueError naming a tensor with
+    non-finite values, OSError where the disk is full; the caller removes the folder.
+    """
+    from tqdm import tqdm
+
+    total = sum(output.size for outputs in shards.values() for output in outputs)
+    free = shutil.disk_usage(folder).free
+    if total > free:
+        raise OSError(f"{folder} needs {total / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left: make room")
+    with tqdm(total=total, desc="writing weights", unit="B", unit_scale=True, mininterval=1.0, delay=3.0) as bar:
+        for file, outputs in shards.items():
+            write_file(folder / file, outputs, bar.update)
+    if list(shards) != [SINGLE]:
+        places = {output.name: file for file, outputs in shards.items() for output in outputs}
+        records.write_json(
+            folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+        )
+
+
+def write_file(file: Path, outputs: Sequence[Output], report: Callable[[int], object]) -> None:
+    """One safetensors file; `report` is told the bytes of every block."""
+    with Writer(file) as writer:
+        writer.put(make_header(outputs))
+        for output in outputs:
+            written = 0
+            for block in output.blocks():
+                check_finite(block, output.name)
+                data = to_bytes(block)
+                writer.put(data)
+                written += data.nbytes
+                report(data.nbytes)
+            if written != output.size:
+                raise ValueError(f"{output.name}: {written} bytes were made of {output.size}")
+
+
+def make_header(outputs: Sequence[Output]) -> memoryview:
+    """The header of a safetensors file whose tensors follow each other, padded to 8 bytes."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for output in outputs:
+        offsets = [start, start + output.size]
+        header[output.name] = {"dtype": NAMES[output.dtype], "shape": list(output.shape), "data_offsets": offsets}
+        start += output.size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return memoryview(struct.pack("<Q", len(text)) + text)
+
+
+def check_finite(block: torch.Tensor, name: str) -> None:
+    """Raises ValueError for an infinite or NaN value. Their sum is not finite either, and takes one pass."""
+    import torch
+
+    if is_float(str(block.dtype).removeprefix("torch.")) and not torch.isfinite(block.sum(dtype=torch.float64)):
+        bad = int((~torch.isfinite(block)).sum())
+        raise ValueError(
+            f"{name} has {bad} non-finite values in {block.dtype}: a member is broken, or float16 is too narrow for it"
+        )
+
+
+def to_bytes(block: torch.Tensor) -> memoryview:
+    import torch
+
+    return memoryview(block.contiguous().view(-1).view(torch.uint8).numpy())
+
+
+class Writer:
+    """A file that another thread writes, so that computing, copying and the disk work at the same time."""
+
+    def __init__(self, file: Path) -> None:
+        self._descriptor = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
+        self._blocks: queue.Queue[memoryview | None] = queue.Queue(maxsize=2)
+        self._error: OSError | None = None
+        self._thread = threading.Thread(target=self._write, daemon=True)
+
+    def put(self, block: memoryview) -> None:
+        if self._error:
+            raise self._error
+        self._blocks.put(block)
+
+    def __enter__(self) -> Writer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._blocks.put(None)
+        self._thread.join()
+        os.close(self._descriptor)
+        if self._error and kind is None:
+            raise self._error
+
+    def _write(self) -> None:
+        """Goes on taking blocks after an error, so that nobody waits for a place in the queue."""
+        unsynced = 0
+        while (block := self._blocks.get()) is not None:
+            try:
+                while block.nbytes and not self._error:
+                    done = os.write(self._descriptor, block)
+                    block = block[done:]
+                    unsynced += done
+                if unsynced >= SYNC:
+                    os.fdatasync(self._descriptor)
+                    unsynced = 0
+            except OSError as error:
+                self._error = error
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            self._error = self._error or error
+
+
+# what lies beside the weights -------------------------------------------------------------------------------
+
+
+def copy_texts(source: Path, folder: Path) -> None:
+    """Config, tokenizer, chat template, generation config and what else lies beside the weights of a model."""
+    for path in records.list_files(source):
+        relative = path.relative_to(source)
+        ours = path.name in (INDEX, WEIGHTS, records.RECORD) or path.name.startswith("adapter_")
+        if path.suffix in TEXTS and not ours and not any(part.startswith(".") for part in relative.parts):
+            (folder / relative).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / relative)
+
+
+def fill_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """`folder` as `fill` makes it, complete or absent."""
+    records.make_folder(folder, fill, finish=lambda made: None)
