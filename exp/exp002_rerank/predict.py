@@ -17,6 +17,11 @@ from kaggle_llm.retrieval.retriever import RetrievalSettings, Retriever
 from kaggle_llm.run import Run
 from kaggle_llm.training.choice import ChoiceSettings
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
+from kaggle_llm.weights.average import AverageSettings
+from kaggle_llm.weights.merge import MergeSettings
+from kaggle_llm.weights.parity import ParitySettings
+from kaggle_llm.weights.quantize import QuantizeSettings
+from kaggle_llm.weights.ship import Ship
 
 
 @dataclass
@@ -37,6 +42,11 @@ class Config:
     lora: LoraSettings
     training: TrainingSettings
     engine: EngineSettings = field(default_factory=EngineSettings)
+    merge: MergeSettings = field(default_factory=MergeSettings)
+    quantize: QuantizeSettings = field(default_factory=QuantizeSettings)
+    average: AverageSettings = field(default_factory=AverageSettings)
+    parity: ParitySettings = field(default_factory=ParitySettings)
+    ship: Ship = "fold0"
     leaks: LeakSettings = field(default_factory=LeakSettings)
     seed: int = 0
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -18,7 +17,10 @@ from kaggle_llm.paths import model_folder
 from kaggle_llm.retrieval.negatives import draw_groups
 from kaggle_llm.training.choice import ChoiceTask
 from kaggle_llm.training.trainer import Job, fine_tune
-from kaggle_llm.weights.merge import merge_adapter
+from kaggle_llm.weights.finish import average_members, finish_adapter
+from kaggle_llm.weights.parity import report_parity
+from kaggle_llm.weights.quantize import check_group_size
+from kaggle_llm.weights.ship import choose_models
 
 
 def main() -> None:
@@ -29,18 +31,32 @@ def main() -> None:
     fold = assign_folds(train[competition.target], config.folds)
     audit_folds(experiment, fold)
     base = {"encoder": model_folder(config.retrieval.encoder), "reranker": model_folder(config.reranker.base)}
+    check_group_size(base["reranker"], config.quantize)
 
     def models(k: int) -> Mapping[str, Path]:
-        learned, held_out = split_rows(train.filter(fold != k), experiment)
-        merged = base | {"reranker": adapt(f"fold{k}", learned, base, experiment)}
-        return merged | {"blend": blend(f"fold{k}/blend", held_out, merged, experiment)}
+        return learn(f"fold{k}", train.filter(fold != k), base, experiment)
 
     def before(k: int) -> Mapping[str, Path]:
         _, held_out = split_rows(train.filter(fold != k), experiment)
         return base | {"blend": blend(f"fold{k}/blend_before", held_out, base, experiment)}
 
+    def average(folds: Sequence[int]) -> Mapping[str, Path]:
+        parts = {k: split_rows(train.filter(fold != k), experiment)[0] for k in folds}
+        adapter = average_members(experiment, [adapt(f"fold{k}", rows, base, experiment) for k, rows in parts.items()])
+        return {**models(folds[0]), **finish_adapter(experiment, "average", "reranker", adapter, base, train)}
+
     experiment.score(fold, models, before)
-    experiment.ship(**models(min(k for k in fold if k >= 0)))
+    shipped = choose_models(config.ship, fold, models, average, lambda: learn("full", train, base, experiment))
+    experiment.ship(**shipped)
+    report_parity(experiment.name, experiment.smoke)
+
+
+def learn(name: str, rows: pl.DataFrame, base: Mapping[str, Path], experiment: Experiment) -> Mapping[str, Path]:
+    """All models that predict needs, learned from `rows`."""
+    learned, held_out = split_rows(rows, experiment)
+    adapter = adapt(name, learned, base, experiment)
+    models = {**base, **finish_adapter(experiment, name, "reranker", adapter, base, learned)}
+    return models | {"blend": blend(f"{name}/blend", held_out, models, experiment)}
 
 
 def split_rows(rows: pl.DataFrame, experiment: Experiment) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -50,8 +66,8 @@ def split_rows(rows: pl.DataFrame, experiment: Experiment) -> tuple[pl.DataFrame
     return rows.filter(fold != 0), rows.filter(fold == 0).head(config.reranker.blend_rows)
 
 
-def adapt(fold: str, rows: pl.DataFrame, base: Mapping[str, Path], experiment: Experiment) -> Path:
-    """LoRA on groups of hard negatives, merged into the base model."""
+def adapt(name: str, rows: pl.DataFrame, base: Mapping[str, Path], experiment: Experiment) -> Path:
+    """LoRA on groups of hard negatives."""
     config, competition = experiment.config, experiment.competition
 
     def train(folder: Path) -> None:
@@ -61,14 +77,11 @@ def adapt(fold: str, rows: pl.DataFrame, base: Mapping[str, Path], experiment: E
         size, depth = config.choice.group_size, config.reranker.depth
         drawn = draw_groups(candidates, competition.truth(rows), size, depth, config.seed)
         groups, task = loaded.prompts.groups(rows, drawn), ChoiceTask(config.choice, loaded.prompts.prompter.labels)
-        fine_tune(
-            task, groups, Job(base["reranker"], folder, config.lora, config.training, config.seed, experiment.about)
-        )
+        job = Job(base["reranker"], folder, config.lora, config.training, config.seed, experiment.about)
+        fine_tune(task, groups, job)
 
     inputs = experiment.prediction_inputs(rows, base)
-    adapter = experiment.step(f"{fold}/adapter", train, experiment.settings, inputs, together=True)
-    merge = partial(merge_adapter, base["reranker"], adapter)
-    return experiment.step(f"{fold}/merged", merge, inputs={"base": base["reranker"], "adapter": adapter})
+    return experiment.step(f"{name}/adapter", train, experiment.settings, inputs, together=True)
 
 
 def blend(name: str, rows: pl.DataFrame, models: Mapping[str, Path], experiment: Experiment) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 from kaggle_llm import paths
 from kaggle_llm.folders import read_idea
 from kaggle_llm.tables import print_table
+from kaggle_llm.weights.ship import describe_cv
 
 
 def read_board() -> list[dict[str, Any]]:
@@ -31,12 +32,21 @@ def read_entry(folder: Path) -> dict[str, Any]:
         "lb": scores[-1].get("public_score") if scores else None,
         "parent": json.loads(parent.read_text(encoding="utf-8"))["parent"] if parent.is_file() else variant_of,
         "date": date.fromtimestamp((folder / "metrics.json").stat().st_mtime).isoformat(),
+        "ships": describe_shipped(folder),
         "idea": read_idea(paths.root() / "exp" / experiment),
     }
 
 
+def describe_shipped(folder: Path) -> str:
+    """What a complete run ships: "" for the first fold's weights; and whether CV is the score of just that."""
+    record = folder / "record.json"
+    config = json.loads(record.read_text(encoding="utf-8"))["settings"]["config"] if record.is_file() else {}
+    how, note = config.get("ship", "fold0"), describe_cv(config)
+    return "" if how == "fold0" else f"{how} ({note})" if note else how
+
+
 def print_board(entries: list[dict[str, Any]]) -> None:
-    columns = ("run", "metric", "CV", "95 %", "before", "LB", "parent", "date", "idea")
+    columns = ("run", "metric", "CV", "95 %", "before", "LB", "parent", "ships", "date", "idea")
     print_table(f"{len(entries)} runs", columns, [_describe(entry) for entry in entries])
 
 
@@ -50,6 +60,7 @@ def _describe(entry: Mapping[str, Any]) -> list[str]:
         "" if entry["before"] is None else f"{entry['before']:.4f}",
         "" if entry["lb"] is None else str(entry["lb"]),
         entry["parent"],
+        entry["ships"],
         entry["date"],
         entry["idea"],
     ]

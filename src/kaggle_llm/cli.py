@@ -95,6 +95,31 @@ def bundle(run: Run) -> None:
 
 
 @app.command()
+def parity(
+    run: Run,
+    rows: Annotated[int | None, typer.Option(min=1, help="at most so many held-out rows")] = None,
+) -> None:
+    """Compare RUN's stages, from adapter to shipped engine: output/RUN/parity.json, parity.png. Exit 0 if passed."""
+    from kaggle_llm.weights.parity import check_parity, print_parity
+
+    report = check_parity(run, rows, again=True)
+    print_parity(report)
+    if report["status"] != "passed":
+        raise typer.Exit(1)
+
+
+@app.command()
+def push(
+    run: Run,
+    accept_parity: Annotated[str, typer.Option(metavar="REASON", help="push in spite of parity; goes on record")] = "",
+) -> None:
+    """Upload RUN's bundle through the kaggle CLI; refused where parity is missing or was not passed."""
+    from kaggle_llm.kaggle.push import push_run
+
+    push_run(run, accept_parity)
+
+
+@app.command()
 def rehearse(
     run: Run,
     rows: Annotated[int | None, typer.Option(min=1, help="rows of the hidden test, resampled")] = None,

@@ -179,8 +179,8 @@ class Experiment:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The config for a step's key, without what says only which rows (they are inputs) or is only checked."""
-        elsewhere = ("competition", "folds", "leaks")
+        """The config for a step's key, without what a step takes as its inputs (rows, weights) or is only checked."""
+        elsewhere = ("competition", "folds", "leaks", "merge", "quantize", "average", "ship", "parity")
         return {name: value for name, value in asdict(self.config).items() if name not in elsewhere}
 
     def prediction_inputs(self, rows: pl.DataFrame, models: Mapping[str, Path]) -> dict[str, Any]:

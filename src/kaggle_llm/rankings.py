@@ -45,6 +45,28 @@ def top(ranking: pl.DataFrame, k: int) -> pl.DataFrame:
     return ranking.with_columns(pl.col("items").list.head(k), pl.col("scores").list.head(k))
 
 
+def average_rankings(rankings: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """One RANKING of the mean score of every item; of log-probabilities that is their geometric mean.
+
+    rankings: of the same ids in the same order. An item that one of them lacks gets the lowest score of its row there.
+    Raises ValueError for a row in which two of them have no item in common: values and texts have no mean score.
+    """
+    first, *others = rankings
+    if not others:
+        return first
+    rows = zip(*(ranking.select("items", "scores").iter_rows() for ranking in rankings), strict=True)
+    means = [_mean_scores(i, row) for i, row in zip(first["id"].to_list(), rows, strict=True)]
+    return make_ranking(first["id"].to_list(), [list(row) for row in means], [list(row.values()) for row in means])
+
+
+def _mean_scores(id: str, row: Sequence[tuple[list[str], list[float]]]) -> dict[str, float]:
+    known = [dict(zip(items, scores, strict=True)) for items, scores in row]
+    items = dict.fromkeys(item for one in known for item in one)
+    if items and not set.intersection(*(set(one) for one in known)):
+        raise ValueError(f"row {id!r}: the members have no item in common ({list(items)[:3]}): ship one of them")
+    return {item: sum(one.get(item, min(one.values())) for one in known) / len(known) for item in items}
+
+
 def check_ranking(ranking: pl.DataFrame, ids: Sequence[str]) -> pl.DataFrame:
     """`ranking` itself, if it is a RANKING of exactly `ids` in this order.
 

@@ -21,6 +21,8 @@ from typing import Any
 from kaggle_llm import paths
 
 RECORD = "record.json"
+ADAPTER = "adapter_config.json"  # PEFT's: a folder with it is an adapter
+WEIGHTS = "weights.json"  # beside a model: what its weights were made from, and how
 CODE = ("src", "exp", "submission", "requirements", "pyproject.toml")
 RECORDED_PACKAGES = (
     "torch",

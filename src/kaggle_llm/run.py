@@ -1,31 +1,35 @@
 """All that predict.py touches, and `answer()`: the only caller of its `predict`.
 
-CV, rehearsal, notebook and replay all go through `answer()`, so what computed CV is what ships.
+CV, rehearsal, notebook, replay and parity all go through `answer()`, so what computed CV is what ships.
 """
 
 from __future__ import annotations
 
 import importlib
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from kaggle_llm.competition import Competition
 from kaggle_llm.inference.budget import Budget
 from kaggle_llm.inference.engine import Engine, EngineSettings
 from kaggle_llm.inference.maker import make_engine
-from kaggle_llm.rankings import check_ranking
+from kaggle_llm.rankings import average_rankings, check_ranking
 
 if TYPE_CHECKING:
     import polars as pl
+
+MEMBER = re.compile(r"fold\d+\.")  # what the name of one fold's model begins with in an ensemble
 
 
 class Run:
     """One prediction: config, competition, budget and models. Alike in CV, rehearsal and on Kaggle.
 
-    models: name → folder: fold k's in CV, the shipped ones in a bundle.
+    models: name → folder: fold k's in CV, the shipped ones in a bundle. An adapter X needs its base X_base beside it;
+    the names fold<k>.X are an ensemble: see `members`.
     on_offer: called with every ranking that predict.py offers; None in CV.
     """
 
@@ -52,7 +56,8 @@ class Run:
     def engine(self, name: str) -> Engine:
         """The engine for model(name): made once, closed with the run."""
         if name not in self._engines:
-            self._engines[name] = make_engine(self.model(name), getattr(self.config, "engine", EngineSettings()))
+            settings = getattr(self.config, "engine", EngineSettings())
+            self._engines[name] = make_engine(self.model(name), settings, self.models.get(f"{name}_base"))
         return self._engines[name]
 
     def offer(self, ranking: pl.DataFrame) -> None:
@@ -66,7 +71,14 @@ class Run:
             self._loaded = predict.load(self)
         return self._loaded
 
-    def __enter__(self) -> Run:
+    def members(self) -> list[dict[str, Path]]:
+        """The models of each fold that ships, under their own names; those without a fold belong to all."""
+        folds = sorted({name.partition(".")[0] for name in self.models if MEMBER.match(name)})
+        shared = {name: path for name, path in self.models.items() if not MEMBER.match(name)}
+        own = [{n[len(k) + 1 :]: path for n, path in self.models.items() if n.startswith(f"{k}.")} for k in folds]
+        return [shared | models for models in own] or [shared]
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -83,8 +95,34 @@ class Run:
 def answer(exp: Path, run: Run, rows: pl.DataFrame) -> pl.DataFrame:
     """Load, predict, check: the RANKING of `rows` (columns id and the test set's texts), in their order."""
     predict = import_predict(exp)
+    members = run.members()
+    if len(members) > 1:
+        return answer_together(predict, run, rows, members)
     ranking: pl.DataFrame = predict.predict(rows, run.loaded(predict), run)
     return check_ranking(ranking, rows["id"].to_list())
+
+
+def answer_together(
+    predict: ModuleType, run: Run, rows: pl.DataFrame, members: Sequence[Mapping[str, Path]]
+) -> pl.DataFrame:
+    """The mean RANKING of an ensemble's members, one after the other, each with the memory to itself.
+
+    A member that the time would cut is left out, and so are those behind it; of the first one rows are cut.
+    """
+    answers: list[pl.DataFrame] = []
+    for models in members:
+        budget = Budget(run.budget.left(), clock=run.budget.clock)
+        with Run(run.config, run.competition, models, budget, None if answers else run.offer) as member:
+            ranking = predict.predict(rows, member.loaded(predict), member)
+        if answers and budget.cut:
+            print(f"the time is enough for {len(answers)} of {len(members)} members", flush=True)
+            break
+        answers.append(check_ranking(ranking, rows["id"].to_list()))
+        run.budget.cut += budget.cut
+        run.offer(average_rankings(answers))
+        if budget.cut:
+            break
+    return average_rankings(answers)
 
 
 def import_predict(exp: Path) -> ModuleType:

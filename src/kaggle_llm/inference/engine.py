@@ -1,11 +1,13 @@
-"""The contract that every engine keeps, and its settings."""
+"""The contract that every engine keeps, its settings, and the checks that all engines share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from kaggle_llm import records
 from kaggle_llm.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -14,10 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class EngineSettings:
+    kind: Literal["auto", "transformers", "vllm"] = "auto"
+    """auto: vLLM where a GPU and vLLM are present, else transformers; a run's config holds which it became."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Of weights and activations; T4s have no bfloat16."""
     batch_tokens: int = 4096
-    """Tokens of a batch, padding included: the memory that scoring takes is proportional to it."""
+    """Tokens of a batch, padding included: the memory that scoring takes is proportional to it (transformers)."""
+    vllm: dict = field(default_factory=dict)
+    """Settings that go to vLLM by their names there, such as {gpu_memory_utilization: 0.85, max_model_len: 2048}."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,17 @@ class Completion:
     ids: list[int] = field(default_factory=list)
 
 
+class NonFiniteError(ValueError):
+    """Scores that are no numbers: the model overflows in its dtype, or its weights are broken."""
+
+    def __init__(self, folder: Path, bad: int, size: int) -> None:
+        super().__init__(
+            f"model {folder} gave {bad} non-finite of {size} scores: it overflows in this dtype or is broken; "
+            f"try engine.dtype=float32"
+        )
+        self.bad = bad
+
+
 class Engine(Protocol):
     """Answers in the order given."""
 
@@ -54,3 +71,36 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give the memory back."""
+
+
+def one_token_ids(labels: Sequence[Prompt]) -> list[int]:
+    """The only token of each label; raises ValueError where a label has several or none."""
+    long = [list(label) for label in labels if len(label) != 1]
+    if long:
+        raise ValueError(f"label(s) with token ids {long}: this engine scores labels of exactly one token")
+    return [label[0] for label in labels]
+
+
+def check_lengths(prompts: Sequence[Prompt], limit: int, folder: Path) -> None:
+    """Raises ValueError that names the first prompt without a token or with more than `limit`."""
+    for index, prompt in enumerate(prompts):
+        if not 0 < len(prompt) <= limit:
+            raise ValueError(
+                f"prompt {index} has {len(prompt)} tokens, {folder} takes 1 to {limit}: set prompt.budgets"
+            )
+
+
+def check_finite(scores: np.ndarray, folder: Path) -> None:
+    """Raises NonFiniteError where a score is infinite or not a number."""
+    import numpy as np
+
+    bad = int((~np.isfinite(scores)).sum())
+    if bad:
+        raise NonFiniteError(folder, bad, scores.size)
+
+
+def check_base(folder: Path, base: Path | None) -> None:
+    """Raises ValueError for an adapter without the model that it is attached to, or a base for no adapter."""
+    if (folder / records.ADAPTER).is_file() != (base is not None):
+        has, lacks = ("an adapter", "without its base") if base is None else ("no adapter", f"for the base {base}")
+        raise ValueError(f"{folder} holds {has} {lacks}: ship an adapter X together with its base X_base")

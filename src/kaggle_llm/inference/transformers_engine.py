@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kaggle_llm.inference.engine import Completion, EngineSettings, Sampling
+from kaggle_llm import records
+from kaggle_llm.inference.engine import Completion, EngineSettings, NonFiniteError, Sampling
 from kaggle_llm.inference.prefixes import group_by_prefix
 from kaggle_llm.prompts import Prompt, load_tokenizer
 
@@ -19,12 +20,19 @@ if TYPE_CHECKING:
 
 
 class TransformersEngine:
-    """One model of one folder on one device; models are loaded when first asked for."""
+    """One model of one folder on one device; models are loaded when first asked for.
 
-    def __init__(self, folder: Path, settings: EngineSettings) -> None:
+    A folder with an adapter needs `base`, the model that the adapter is attached to. Raises ValueError where one of
+    the two is given without the other.
+    """
+
+    def __init__(self, folder: Path, settings: EngineSettings, base: Path | None = None) -> None:
         import torch
 
-        self.folder, self.settings = folder, settings
+        self.folder, self.settings, self.base = folder, settings, base
+        if (folder / records.ADAPTER).is_file() != (base is not None):
+            has, lacks = ("an adapter", "without its base") if base is None else ("no adapter", f"for the base {base}")
+            raise ValueError(f"{folder} holds {has} {lacks}: ship an adapter X together with its base X_base")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype: torch.dtype = getattr(torch, settings.dtype)
         if self.dtype is torch.bfloat16 and self.device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
@@ -113,6 +121,10 @@ class TransformersEngine:
             _check_finite(row, self.folder)
         return [found[i] for i in range(len(prompts))]
 
+    def module(self, kind: str) -> Any:
+        """The torch module that answers calls of this kind: choices, generate, embed or logits."""
+        return {"embed": lambda: self._sentence, "logits": lambda: self._head}.get(kind, lambda: self._causal)()
+
     def close(self) -> None:
         """Give the memory back."""
         import torch
@@ -153,23 +165,31 @@ class TransformersEngine:
 
     @cached_property
     def _head(self) -> Any:
-        from transformers import (
-            AutoConfig,
-            AutoModelForSequenceClassification,
-            AutoModelForTokenClassification,
-        )
+        from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-        (architecture, *_) = AutoConfig.from_pretrained(self.folder).architectures or [""]
-        if architecture.endswith("ForTokenClassification"):
-            return self._load(AutoModelForTokenClassification)
-        if architecture.endswith("ForSequenceClassification"):
-            model = self._load(AutoModelForSequenceClassification)
+        config = AutoConfig.from_pretrained(self.folder)
+        if self.base is None:
+            (kind, *_) = config.architectures or [""]
+            size = {}
+        else:  # the adapter's config.json knows the head that was trained
+            kind = records.read_json(self.folder / records.ADAPTER)["task_type"]
+            size = {name: getattr(config, name) for name in ("id2label", "label2id", "problem_type")}
+        if kind.endswith("ForTokenClassification") or kind == "TOKEN_CLS":
+            return self._load(AutoModelForTokenClassification, **size)
+        if kind.endswith("ForSequenceClassification") or kind == "SEQ_CLS":
+            model = self._load(AutoModelForSequenceClassification, **size)
             model.config.get_text_config().pad_token_id = self._pad  # decoders read the last token before it
             return model
-        raise ValueError(f"model {self.folder} is a {architecture or 'model of no known kind'}: logits() needs a head")
+        raise ValueError(f"model {self.folder} is a {kind or 'model of no known kind'}: logits() needs a head")
 
-    def _load(self, maker: Any) -> Any:
-        return maker.from_pretrained(self.folder, dtype=self.dtype, local_files_only=True).to(self.device).eval()
+    def _load(self, maker: Any, **options: Any) -> Any:
+        options |= {"dtype": self.dtype, "local_files_only": True}
+        model = maker.from_pretrained(self.base or self.folder, **options)
+        if self.base is not None:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, self.folder)
+        return model.to(self.device).eval()
 
     # batches ------------------------------------------------------------------------------------------------
 
@@ -273,7 +293,4 @@ def _repeat(cache: Any, rows: int) -> Any:
 def _check_finite(scores: np.ndarray, folder: Path) -> None:
     bad = int((~np.isfinite(scores)).sum())
     if bad:
-        raise ValueError(
-            f"model {folder} gave {bad} non-finite of {scores.size} scores: it overflows in this dtype or is broken; "
-            f"try engine.dtype=float32"
-        )
+        raise NonFiniteError(folder, bad, scores.size)

@@ -18,6 +18,8 @@ from kaggle_llm import paths, records
 from kaggle_llm.experiment import hash_code, hash_input, hash_source
 from kaggle_llm.kaggle.notebook import write_notebook
 from kaggle_llm.kaggle.predict import MANIFEST
+from kaggle_llm.weights.parity import find_fault
+from kaggle_llm.weights.ship import describe_cv
 
 LONGEST_SLUG = 50
 
@@ -45,7 +47,12 @@ def fill_bundle(run: str, target: Path) -> None:
     write_notebook(paths.root() / "submission" / "notebook.py", target / "notebook.ipynb")
     datasets = [describe_dataset(target / slug) for slug in sorted({code, *slugs.values()})]
     files = list_entries(target, sealed_hashes(target))
+    fault = find_fault(run)
+    if fault:
+        print(f"not to be pushed as it is: {fault}", file=sys.stderr)
     about |= {"record": record.key, "git": records.git_state(), "runtime": None}
+    config = record.settings["config"]
+    about |= {"ship": config.get("ship", "fold0"), "note": describe_cv(config), "parity": fault or "passed"}
     manifest = {**about, "datasets": datasets, "files": files}
     records.write_json(target / MANIFEST, manifest)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kaggle_llm import paths
 from kaggle_llm.prompts import load_tokenizer
+from kaggle_llm.records import ADAPTER as ADAPTER
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ CLASSES: dict[Kind, tuple[str, str]] = {  # transformers' class, PEFT's task typ
     "token": ("AutoModelForTokenClassification", "TOKEN_CLS"),
     "masked": ("AutoModelForMaskedLM", "FEATURE_EXTRACTION"),
 }
-ADAPTER = "adapter_config.json"
 HEADS = ["classifier", "score"]  # transformers' names of what PEFT trains whole for SEQ_CLS and TOKEN_CLS
 
 
@@ -112,13 +112,12 @@ def attach_adapter(model: Any, kind: Kind, lora: LoraSettings, drawn: Sequence[s
 
 
 def save_trained(model: Any, base: Path, folder: Path) -> None:
-    """The adapter, or all weights with the tokenizer of `base`: a folder without a path of this machine."""
+    """The adapter or all weights, with the tokenizer of `base`: a folder without a path of this machine."""
     if hasattr(model, "peft_config"):
         model.peft_config["default"].base_model_name_or_path = paths.relative(base)
         model.get_base_model().config.save_pretrained(folder)
-    else:
-        load_tokenizer(base).save_pretrained(folder)
     model.save_pretrained(folder)
+    load_tokenizer(base).save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
 
 

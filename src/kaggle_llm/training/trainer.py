@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
-from kaggle_llm import processes, records
+from kaggle_llm import paths, processes, records
 from kaggle_llm.training.callbacks import make_callbacks
 from kaggle_llm.training.checkpoints import Checkpoints
 from kaggle_llm.training.models import Kind, load_trainable, save_trained
@@ -246,8 +246,20 @@ def run_trainer(
     whole = gather_weights(trainer)
     if processes.is_first():
         save(whole, job.base, job.folder)
+        records.write_json(job.folder / records.WEIGHTS, describe_weights(job))
         (job.folder / "log.jsonl").write_bytes(log.read_bytes())
         checkpoints.remove()
+
+
+def describe_weights(job: Job) -> dict[str, Any]:
+    """weights.json: what was trained from what; merging needs it to know its base again."""
+    return {
+        "stage": "adapter" if (job.folder / records.ADAPTER).is_file() else "trained",
+        "parents": {"base": paths.relative(job.base)},
+        "base_sha256": records.hash_content(job.base),
+        "method": job.lora.method,
+        "dtype": job.training.dtype,
+    }
 
 
 def gather_weights(trainer: Any) -> Any:

@@ -134,8 +134,10 @@ def list_places(model: Any, adapter: Path) -> set[str]:
     import torch
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
 
+    config = PeftConfig.from_pretrained(adapter)
+    config.base_model_name_or_path = model.name_or_path  # PEFT warns where it is another one's
     with torch.device("meta"):
-        attached = get_peft_model(model, PeftConfig.from_pretrained(adapter))
+        attached = get_peft_model(model, config)
     return {name.removeprefix(PREFIX) for name in get_peft_model_state_dict(attached)}
 
 

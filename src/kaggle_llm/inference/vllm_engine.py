@@ -1,0 +1,254 @@
+"""The engine on vLLM: exact choice scoring and generation, each model in processes of its own.
+
+vLLM spawns them: the program that uses this engine needs an `if __name__ == "__main__"` guard.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import gc
+import os
+import typing
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kaggle_llm import records
+from kaggle_llm.inference.engine import (
+    Completion,
+    EngineSettings,
+    Sampling,
+    check_base,
+    check_finite,
+    check_lengths,
+    one_token_ids,
+)
+from kaggle_llm.prompts import Prompt
+
+if TYPE_CHECKING:
+    from vllm import LLM, RequestOutput, SamplingParams
+    from vllm.lora.request import LoRARequest
+
+ENVIRONMENT = {  # read when vLLM is imported, here and in its processes
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork would inherit torch's threads, or a started CUDA
+}
+SM_75 = (7, 5)  # T4
+# Before 0.24 vLLM chooses FlashInfer on a T4, which needs a compiler or crashes. On Kaggle the two cards
+# reach each other through the host only: vLLM's own all-reduce is of no use, and NCCL may hang looking for a link.
+TURING: dict[str, Any] = {"attention_backend": "TRITON_ATTN", "disable_custom_all_reduce": True}
+TURING_ENVIRONMENT = {"NCCL_P2P_DISABLE": "1"}
+CPU: dict[str, Any] = {"kv_cache_memory_bytes": 2**30}  # without a number vLLM takes most of the machine's memory
+ONLY_GENERATES = "{} is served by vLLM, which only generates here: set engine.kind=transformers"
+CLOSING = 30.0  # seconds; with vLLM's own 5 its core is killed while it still waits for its workers, which live on
+
+
+class VllmEngine:
+    """One causal LM; with `base`, the LoRA adapter in `folder` on the model there, at run time.
+
+    vLLM starts when it is first asked for. Raises ValueError for a setting of engine.vllm that it does not know, and
+    for an adapter without its base.
+    """
+
+    def __init__(self, folder: Path, settings: EngineSettings, base: Path | None = None) -> None:
+        prepare_environment()
+        check_base(folder, base)
+        check_settings(settings.vllm)
+        self.folder, self.settings, self.base = folder, settings, base
+
+    def choices(self, prompts: Sequence[Prompt], labels: Sequence[Prompt]) -> np.ndarray:
+        """[n, k] log-probabilities of k one-token labels as the next token, over the full vocabulary.
+
+        They are the model's own, before temperature, penalties and masks.
+        Raises ValueError for labels of several tokens, empty or too long prompts, and non-finite scores.
+        """
+        ids = one_token_ids(labels)
+        ask = self._token_logprobs if has_token_logprobs() else self._token_logprobs_by_two
+        scores = np.array(ask(prompts, ids), dtype=np.float64).reshape(len(prompts), len(ids))
+        check_finite(scores, self.folder)
+        return scores
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
+        """`sampling.n` completions for each prompt, special tokens left out of the text.
+
+        The penalties of the model's generation_config.json hold, as they do in transformers. Every prompt has the
+        seed to itself, so its samples do not depend on what is asked beside it.
+        """
+        from vllm import SamplingParams
+
+        usual = self._llm.get_default_sampling_params()
+        greedy = sampling.temperature == 0
+        how = SamplingParams(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            n=1 if greedy else sampling.n,
+            seed=sampling.seed,
+            repetition_penalty=usual.repetition_penalty,
+            min_p=usual.min_p,
+        )
+        found = [
+            [Completion(one.text, list(one.token_ids)) for one in output.outputs] for output in self._ask(prompts, how)
+        ]
+        return [one * sampling.n for one in found] if greedy else found
+
+    def embed(self, prompts: Sequence[Prompt]) -> np.ndarray:
+        """Refused: encoders are served by transformers."""
+        raise NotImplementedError(ONLY_GENERATES.format(self.folder))
+
+    def logits(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
+        """Refused: heads are served by transformers."""
+        raise NotImplementedError(ONLY_GENERATES.format(self.folder))
+
+    def close(self) -> None:
+        """End vLLM's processes, and with them give their memory back."""
+        llm = self.__dict__.pop("_llm", None)
+        if llm is not None:
+            llm.llm_engine.engine_core.shutdown(timeout=CLOSING)  # LLM itself has no call for it
+            del llm
+            gc.collect()
+
+    def _token_logprobs(self, prompts: Sequence[Prompt], ids: list[int]) -> list[list[float]]:
+        """The same ids go with every request: within a batch vLLM may give all requests what one of them asked for."""
+        answers = self._ask(prompts, next_token(logprob_token_ids=ids))
+        return [[logprobs[token] for token in ids] for logprobs in map(read_logprobs, answers)]
+
+    def _token_logprobs_by_two(self, prompts: Sequence[Prompt], ids: list[int]) -> list[list[float]]:
+        """The same from a vLLM that only names the best tokens (before 0.20), by asking twice.
+
+        First the best token t and its log p(t). Then log q of the labels and t, where nothing else is allowed: q is p
+        but for a factor that they share, so log p(label) = log p(t) + log q(label) − log q(t).
+        """
+        best = [
+            max(read_logprobs(one).items(), key=lambda item: item[1])
+            for one in self._ask(prompts, next_token(logprobs=1))
+        ]
+        allowed = [sorted({*ids, token}) for token, _ in best]
+        asked = [next_token(allowed_token_ids=these, logprobs=len(these)) for these in allowed]
+        found = []
+        for (token, logprob), answer in zip(best, self._ask(prompts, asked), strict=True):
+            relative = read_logprobs(answer)
+            found.append([logprob + relative[label] - relative[token] for label in ids])
+        return found
+
+    @cached_property
+    def _llm(self) -> LLM:
+        from vllm import LLM
+
+        return LLM(**self._arguments())
+
+    def _arguments(self) -> dict[str, Any]:
+        """What vLLM is started with: ours, over engine.vllm, over what the machine asks for."""
+        ours: dict[str, Any] = {"model": str(self.base or self.folder), "dtype": self.settings.dtype}
+        if has_token_logprobs():
+            ours |= {"logprobs_mode": "raw_logprobs"}
+        else:
+            ours |= {"logprobs_mode": "processed_logprobs", "max_logprobs": -1}
+        lora = {} if self.base is None else {"enable_lora": True, "max_lora_rank": lora_rank(self.folder)}
+        given = self.settings.vllm
+        taken = sorted(given.keys() & ours.keys())
+        if taken:
+            raise ValueError(f"engine.vllm has {taken}: the engine sets {', '.join(ours)} itself")
+        return {"use_tqdm_on_load": False} | machine_settings(given) | lora | given | ours
+
+    def _ask(
+        self, prompts: Sequence[Prompt], sampling: SamplingParams | Sequence[SamplingParams]
+    ) -> list[RequestOutput]:
+        """vLLM's answers in the order of `prompts`; it is given them sorted, so that its prefix cache hits.
+
+        sampling: for all prompts, or one for each.
+        """
+        check_lengths(prompts, self._llm.model_config.max_model_len - 1, self.folder)  # one place is for the answer
+        order = sorted(range(len(prompts)), key=lambda i: tuple(prompts[i]))
+        asked: list[Any] = [{"prompt_token_ids": list(prompts[i])} for i in order]
+        how = [sampling[i] for i in order] if isinstance(sampling, Sequence) else sampling
+        answers = self._llm.generate(asked, how, use_tqdm=False, lora_request=self._adapter())
+        by_index = dict(zip(order, answers, strict=True))
+        return [by_index[i] for i in range(len(prompts))]
+
+    def _adapter(self) -> LoRARequest | None:
+        if self.base is None:
+            return None
+        from vllm.lora.request import LoRARequest
+
+        return LoRARequest(self.folder.name, 1, str(self.folder))
+
+
+def prepare_environment() -> None:
+    """No network, no usage statistics, no log of hundreds of lines: before vLLM is imported, for its processes too."""
+    os.environ |= ENVIRONMENT
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    if capability() == SM_75:
+        os.environ |= TURING_ENVIRONMENT
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raises ValueError for names that the installed vLLM does not know, each with the nearest one that it knows."""
+    if not settings:
+        return
+    prepare_environment()
+    from vllm import __version__
+    from vllm.engine.arg_utils import EngineArgs
+
+    known = [field.name for field in dataclasses.fields(EngineArgs)]
+    unknown = [
+        f"engine.vllm.{name}: did you mean {difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]!r}?"
+        for name in settings
+        if name not in known
+    ]
+    if unknown:
+        raise ValueError(f"vLLM {__version__} does not know {' '.join(unknown)}")
+
+
+def machine_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the machine asks for where `given` (engine.vllm) says nothing of it."""
+    found = capability()
+    if found is None:
+        return {} if "gpu_memory_utilization" in given else CPU
+    return TURING if found == SM_75 else {}
+
+
+def capability() -> tuple[int, int] | None:
+    """The GPU's compute capability; None without a GPU."""
+    import torch
+
+    return torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+
+
+def has_token_logprobs() -> bool:
+    """Whether the installed vLLM can be asked for the log-probabilities of given tokens."""
+    from vllm import SamplingParams
+
+    return "logprob_token_ids" in SamplingParams.__struct_fields__
+
+
+def next_token(**wanted: Any) -> SamplingParams:
+    """Ask for the most probable next token alone, and what else is wanted."""
+    from vllm import SamplingParams
+
+    return SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, **wanted)
+
+
+def read_logprobs(answer: RequestOutput) -> dict[int, float]:
+    """Token → log-probability at the first place that was generated."""
+    places: Any = answer.outputs[0].logprobs
+    (place,) = places
+    return {token: found.logprob for token, found in place.items()}
+
+
+def lora_rank(adapter: Path) -> int:
+    """The smallest max_lora_rank that vLLM allows and the adapter fits into; its buffers are that large."""
+    from vllm.config.lora import MaxLoRARanks
+
+    config = records.read_json(adapter / records.ADAPTER)
+    rank = max(config["r"], *config.get("rank_pattern", {}).values(), 0)
+    fitting = [allowed for allowed in typing.get_args(MaxLoRARanks) if allowed >= rank]
+    if not fitting:
+        raise ValueError(f"{adapter} has rank {rank}, vLLM serves up to {max(typing.get_args(MaxLoRARanks))}: merge it")
+    return min(fitting)

@@ -1,0 +1,77 @@
+"""The steps from a trained adapter to the weights that answer, as the config's merge, quantize and average say."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kaggle_llm.experiment import Experiment
+from kaggle_llm.run import answer
+from kaggle_llm.weights.average import average_adapters
+from kaggle_llm.weights.merge import merge_adapter
+from kaggle_llm.weights.quantize import quantize
+from kaggle_llm.weights.recorder import RecordingRun
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+def finish_adapter(
+    experiment: Experiment, step: str, name: str, adapter: Path, base: Mapping[str, Path], rows: pl.DataFrame
+) -> dict[str, Path]:
+    """The form in which model `name` answers: {name: merged or quantised}, or {name: adapter, name_base: its base}.
+
+    base: the models before training, with the adapter's base under `name`. rows: training rows that calibration
+    prompts may be drawn from.
+    """
+    config = experiment.config
+    if config.merge.into == "nothing":
+        return {name: adapter, f"{name}_base": base[name]}
+    merge = partial(merge_adapter, base[name], adapter, settings=config.merge)
+    merged = experiment.step(f"{step}/merged", merge, config.merge, {"base": base[name], "adapter": adapter})
+    if config.quantize.scheme == "none":
+        return {name: merged}
+    return {name: quantise(experiment, step, name, {**base, name: merged}, rows)}
+
+
+def quantise(experiment: Experiment, step: str, name: str, models: Mapping[str, Path], rows: pl.DataFrame) -> Path:
+    """Model `name` of `models` quantised, calibrated on prompts that predict asks of training rows."""
+    settings, seed = experiment.config.quantize, experiment.config.seed
+    drawn = rows.sample(min(settings.rows, rows.height), seed=seed)
+
+    def make(folder: Path) -> None:
+        prompts = ask_prompts(experiment, name, models, drawn, seed)
+        quantize(models[name], drawn["id"].to_list(), prompts, settings, folder, seed)
+
+    inputs = experiment.prediction_inputs(drawn, models)
+    return experiment.step(f"{step}/{settings.scheme}", make, settings, inputs)
+
+
+def ask_prompts(
+    experiment: Experiment, name: str, models: Mapping[str, Path], rows: pl.DataFrame, seed: int
+) -> list[tuple[int, ...]]:
+    """One of the prompts that predict gives to model `name` for each row; raises ValueError where it gives none."""
+    from tqdm import tqdm
+
+    rng = random.Random(seed)
+    found = []
+    asked = experiment.competition.unlabelled(rows)
+    with RecordingRun(name, experiment.config, experiment.competition, models) as run:
+        for row in tqdm(asked.iter_slices(1), "calibration prompts", asked.height, mininterval=5.0):
+            run.calls.clear()
+            answer(experiment.exp, run, row)
+            prompts = [prompt for call in run.calls for prompt in call.prompts]
+            if not prompts:
+                raise ValueError(f"row {row['id'][0]!r}: predict asked {name} nothing, so nothing can be calibrated on")
+            found.append(rng.choice(prompts))
+    return found
+
+
+def average_members(experiment: Experiment, members: Sequence[Path]) -> Path:
+    """The adapters of several folds as one, as config.average says."""
+    settings = experiment.config.average
+    make = partial(average_adapters, list(members), settings=settings)
+    return experiment.step("average/adapter", make, settings, {f"member{n}": path for n, path in enumerate(members)})

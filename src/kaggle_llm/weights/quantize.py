@@ -1,0 +1,232 @@
+"""A model in 4 or 8 bits by llm-compressor, a process in an environment of its own (`make quantise`).
+
+Leaves weights in compressed-tensors' format, which vLLM and transformers load, with their config.json; tokenizer, chat
+template and generation config as they were; and weights.json, which names the parent, the settings and the rows that
+were calibrated on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from kaggle_llm import paths, records
+from kaggle_llm.prompts import Prompt
+from kaggle_llm.weights.checkpoint import INDEX, Checkpoint, copy_texts, fill_folder, is_float
+
+GROUP_SIZES = (128, 64, 32)  # of vLLM's Marlin kernels, which compute W4A16 on a T4
+GROUPWISE = ("gptq", "awq")
+EMBEDDINGS = ("embed", "wte", "wpe")  # parts of the names of matrices that are no linear layers
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "LLM_COMPRESSOR_LOG_LEVEL": "ERROR",  # until the worker sets up its own log
+    "PYTHONUNBUFFERED": "1",
+}
+LAST_LINES = 25  # of the process's output, in the message of its failure
+
+
+@dataclass
+class QuantizeSettings:
+    scheme: Literal["none", "gptq", "awq", "smoothquant"] = "none"
+    """gptq, awq: W4A16, weights in 4 bits by groups, symmetric for gptq. smoothquant: W8A8, int8 on both sides."""
+    group_size: int = 128
+    """Columns that share a scale (gptq, awq): 128, 64 or 32."""
+    rows: int = 128
+    """Training rows whose prompts are calibrated on."""
+    tensor_parallel_size: int = 1
+    """GPUs over which the engine that ships spreads each layer: no group may lie on two of them."""
+    ignore: list[str] = field(default_factory=lambda: ["lm_head"])
+    """Linear layers that stay as they are: names, or re:<regular expression> from the name's beginning on."""
+
+    def __post_init__(self) -> None:
+        if self.group_size not in GROUP_SIZES:
+            raise ValueError(f"group_size = {self.group_size}: vLLM's kernels on a T4 take {GROUP_SIZES}")
+        if self.rows < 1 or self.tensor_parallel_size < 1:
+            raise ValueError(
+                f"rows = {self.rows}, tensor_parallel_size = {self.tensor_parallel_size}: both must be 1 or more"
+            )
+
+
+def check_group_size(model: Path, settings: QuantizeSettings) -> None:
+    """Raises ValueError where a group would not end with a linear layer's columns on one GPU.
+
+    Reads headers only. The message names the largest group size that fits all layers.
+    """
+    if settings.scheme not in GROUPWISE:
+        return
+    columns = list_linear(model, settings.ignore)
+    cards, size = settings.tensor_parallel_size, settings.group_size
+    wrong = [name for name, count in columns.items() if count % (cards * size)]
+    if not wrong:
+        return
+    fitting = [known for known in GROUP_SIZES if not any(count % (cards * known) for count in columns.values())]
+    divided = f" / {cards} GPUs" if cards > 1 else ""
+    shown = ", ".join(f"{name} ({columns[name]}{divided} columns)" for name in wrong[:3])
+    way_out = f"set quantize.group_size={fitting[0]}" if fitting else "no size fits: add them to quantize.ignore"
+    raise ValueError(
+        f"quantize.group_size = {size} does not divide {len(wrong)} of {len(columns)} linear layers of "
+        f"{paths.relative(model)}: {shown}; {way_out}"
+    )
+
+
+def list_linear(model: Path, ignore: Sequence[str] = ()) -> dict[str, int]:
+    """Name of every linear layer that would be quantised → its columns, from the headers of the safetensors."""
+    found = {}
+    for name, place in Checkpoint(model).tensors.items():
+        layer, _, kind = name.rpartition(".")
+        embedding = any(part in layer for part in EMBEDDINGS)
+        if kind == "weight" and len(place.shape) == 2 and not embedding and not is_ignored(layer, ignore):
+            found[layer] = place.shape[1]
+    return found
+
+
+def is_ignored(layer: str, ignore: Sequence[str]) -> bool:
+    """As compressed-tensors matches names."""
+    return any(re.match(one[3:], layer) if one.startswith("re:") else one == layer for one in ignore)
+
+
+def quantize(
+    model: Path, ids: Sequence[str], prompts: Sequence[Prompt], settings: QuantizeSettings, folder: Path, seed: int
+) -> None:
+    """`model` quantised as `settings` say, calibrated on `prompts`, which were made of the training rows `ids`.
+
+    `folder` is complete or absent afterwards. Raises ValueError for a source that is no full-precision causal LM, a
+    group size that does not fit, and a result that cannot be used; FileNotFoundError without the environment;
+    RuntimeError with its last lines where llm-compressor fails.
+    """
+    if settings.scheme == "none":
+        raise ValueError("quantize.scheme = none: nothing to do, set gptq, awq or smoothquant")
+    if not prompts or len(ids) != len(prompts) or not all(prompts):
+        raise ValueError(f"{len(ids)} ids and {len(prompts)} prompts: each row needs one prompt that is not empty")
+    check_source(model)
+    check_group_size(model, settings)
+    fill_folder(folder, partial(_fill, model, list(ids), prompts, settings, seed))
+
+
+def _fill(
+    model: Path, ids: list[str], prompts: Sequence[Prompt], settings: QuantizeSettings, seed: int, folder: Path
+) -> None:
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix=".job-", dir=folder) as scratch:  # of a model's size: not in /tmp
+        made, versions = Path(scratch, "model"), Path(scratch, "versions.json")
+        job = {
+            "model": str(model.absolute()),
+            "output": str(made.absolute()),
+            "versions": str(versions.absolute()),
+            "scheme": settings.scheme,
+            "group_size": settings.group_size,
+            "ignore": settings.ignore,
+            "seed": seed,
+            "prompts": [list(prompt) for prompt in prompts],
+        }
+        run_worker(job, Path(scratch, "job.json"))
+        check_result(made, list_linear(model, settings.ignore))
+        copy_texts(model, folder)
+        for path in made.iterdir():
+            if path.suffix == ".safetensors" or path.name in (INDEX, "config.json"):
+                path.replace(folder / path.name)
+        about = {
+            "stage": "quantised",
+            "parents": {"model": paths.relative(model)},
+            "settings": asdict(settings),
+            "seed": seed,
+            "calibration": ids,
+            "versions": records.read_json(versions),
+            "seconds": round(time.monotonic() - start, 1),
+        }
+    records.write_json(folder / records.WEIGHTS, about)
+
+
+def check_source(model: Path) -> None:
+    """Raises ValueError for what cannot be quantised: an adapter, quantised weights, a model with a head."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    name = paths.relative(model)
+    if (model / records.ADAPTER).is_file():
+        raise ValueError(f"{name} is an adapter: merge it into its base, and quantise the merged model")
+    config = records.read_json(paths.model_folder(str(model.absolute())) / "config.json")
+    if "quantization_config" in config:
+        method = config["quantization_config"].get("quant_method")
+        raise ValueError(f"{name} is quantised already ({method}): quantise the model that it was made from")
+    architectures = config.get("architectures") or ["a model without architectures in its config"]
+    if architectures[0] not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        raise ValueError(f"{name} is {architectures[0]}: llm-compressor quantises causal language models here")
+
+
+# the process -------------------------------------------------------------------------------------------------
+
+
+def find_python() -> Path:
+    """The python of the environment with llm-compressor."""
+    python = paths.root() / ".venv-quantise" / "bin" / "python"
+    if not python.is_file():
+        raise FileNotFoundError(f"{paths.relative(python)} is missing: run `make quantise` for llm-compressor")
+    return python
+
+
+def run_worker(job: Mapping[str, Any], path: Path) -> None:
+    """Quantise in the other environment; raises RuntimeError with the last lines where it fails.
+
+    `path`: where the job is written for it.
+    """
+    command = [str(find_python()), str(Path(__file__).with_name("quantize_worker.py")), str(path)]
+    path.write_text(json.dumps(job), encoding="utf-8")
+    # Thousands of small operations: waiting threads that spin would take the cores from those that work.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **ENVIRONMENT}
+    last: deque[str] = deque(maxlen=LAST_LINES)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                show_line(line.rstrip(), last)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        tail = "\n".join(last)
+        raise RuntimeError(f"quantising {job['model']} failed with exit code {process.returncode}:\n{tail}")
+
+
+def show_line(line: str, last: deque[str]) -> None:
+    """Print what the process says as it comes; of its progress bars one line for each part of the model (a layer)."""
+    bar = re.search(r"(\((?P<part>\d+/\d+)\): Propagating)?: *(?P<percent>\d+)%\|", line)
+    if bar and (bar["percent"] != "100" or not bar["part"]):
+        return
+    said = f"quantising: part {bar['part']} done" if bar else line
+    if said and said not in last:
+        print(said, file=sys.stderr, flush=True)
+        last.append(said)
+
+
+def check_result(folder: Path, layers: Mapping[str, int]) -> None:
+    """Raises ValueError for another format than compressed-tensors', a layer left out, and non-finite values."""
+    import torch
+
+    method = records.read_json(folder / "config.json").get("quantization_config", {}).get("quant_method")
+    if method != "compressed-tensors":
+        raise ValueError(f"llm-compressor left a model with quant_method {method!r}, not compressed-tensors")
+    checkpoint = Checkpoint(folder)
+    left = [layer for layer in layers if f"{layer}.weight_scale" not in checkpoint.tensors]
+    if left:
+        raise ValueError(
+            f"llm-compressor did not quantise {len(left)} of {len(layers)} linear layers, first {left[0]}: "
+            f"add them to quantize.ignore if that is meant"
+        )
+    for name, place in checkpoint.tensors.items():
+        if is_float(place.dtype) and not torch.isfinite(checkpoint.read(name)).all():
+            raise ValueError(f"{name} is not finite after quantising: is the source, or is a prompt too long for it?")

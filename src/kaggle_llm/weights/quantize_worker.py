@@ -1,0 +1,80 @@
+"""Quantises one model with llm-compressor: `python quantize_worker.py job.json`, by the python of .venv-quantise.
+
+A script apart: llm-compressor's pins conflict with vLLM's, so nothing of this package is imported here.
+Leaves in job["output"] the weights in compressed-tensors' format and config.json; in job["versions"] a JSON file with
+the versions of the libraries.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from llmcompressor import oneshot
+from llmcompressor.modifiers.gptq import GPTQModifier
+from llmcompressor.modifiers.quantization import QuantizationModifier
+from llmcompressor.modifiers.transform.awq import AWQModifier
+from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
+from llmcompressor.pipelines.cache import IntermediatesCache
+from loguru import logger
+from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+
+SHOWN = ("WARNING", "ERROR", "CRITICAL")
+PACKAGES = ("llmcompressor", "compressed-tensors", "transformers", "torch")
+
+
+def main(job: dict[str, Any]) -> None:
+    logger.remove()  # without a figure for every matrix; a warning tells that one was rounded instead of optimised
+    logger.add(sys.stderr, format="{level}: {message}", filter=lambda record: record["level"].name in SHOWN)
+    if not torch.accelerator.is_available():
+        # AWQ pins what it keeps for a quick way to the GPU, and fails where there is none (llmcompressor 0.14.0.1).
+        IntermediatesCache.pin_memory = lambda *_: None
+    set_seed(job["seed"])
+    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype="auto", local_files_only=True)
+    oneshot(
+        model=model,
+        tokenizer=AutoTokenizer.from_pretrained(job["model"], local_files_only=True),
+        dataset=make_loader(job["prompts"]),
+        recipe=make_recipe(job),
+        num_calibration_samples=len(job["prompts"]),
+    )
+    model.save_pretrained(job["output"], save_compressed=True)
+    Path(job["versions"]).write_text(json.dumps({name: metadata.version(name) for name in PACKAGES}), encoding="utf-8")
+
+
+def make_recipe(job: dict[str, Any]) -> list[Any]:
+    """GPTQ with symmetric and AWQ with asymmetric 4-bit groups: vLLM's Marlin kernels take both on a T4.
+
+    SmoothQuant: int8 weights by GPTQ, one scale a row; int8 activations, one scale a token, made as they come.
+    """
+    where = {"targets": ["Linear"], "ignore": job["ignore"]}
+    if job["scheme"] == "smoothquant":
+        # 0.8 is the strength that llm-compressor's own W8A8 recipes use for Llama-like models.
+        return [SmoothQuantModifier(smoothing_strength=0.8), GPTQModifier(scheme="W8A8", **where)]
+    weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": job["group_size"]}
+    if job["scheme"] == "gptq":
+        group = {"targets": ["Linear"], "weights": {**weights, "symmetric": True}}
+        return [GPTQModifier(config_groups={"group_0": group}, ignore=job["ignore"])]
+    group = {"targets": ["Linear"], "weights": {**weights, "symmetric": False}}
+    return [
+        AWQModifier(duo_scaling="both"),
+        QuantizationModifier(config_groups={"group_0": group}, ignore=job["ignore"]),
+    ]
+
+
+def make_loader(prompts: list[list[int]]) -> DataLoader:
+    """One prompt at a time, as long as it is: no padding that would be calibrated on."""
+    examples = [
+        {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+        for ids in prompts
+    ]
+    return DataLoader(examples, batch_size=None)
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

@@ -1,0 +1,84 @@
+"""What every engine of a run answered, written down beside the ranking: what parity compares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kaggle_llm.competition import Competition
+from kaggle_llm.inference.engine import Completion, Engine, Sampling
+from kaggle_llm.prompts import Prompt
+from kaggle_llm.run import Run
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an engine: what it was asked and what it said."""
+
+    kind: str
+    """choices, logits, embed or generate."""
+    prompts: list[tuple[int, ...]]
+    answers: Sequence[np.ndarray] | np.ndarray
+    """choices: [n, k]; embed: [n, d]; logits: an array for each prompt; generate: none."""
+    texts: list[list[str]]
+    """generate: of every prompt."""
+
+
+class RecordingEngine:
+    """An engine that notes what passes through it."""
+
+    def __init__(self, engine: Engine, calls: list[Call]) -> None:
+        self.engine, self.calls = engine, calls
+
+    def choices(self, prompts: Sequence[Prompt], labels: Sequence[Prompt]) -> np.ndarray:
+        answers = self.engine.choices(prompts, labels)
+        self._note("choices", prompts, answers)
+        return answers
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
+        answers = self.engine.generate(prompts, sampling)
+        self._note("generate", prompts, [], [[one.text for one in found] for found in answers])
+        return answers
+
+    def embed(self, prompts: Sequence[Prompt]) -> np.ndarray:
+        answers = self.engine.embed(prompts)
+        self._note("embed", prompts, answers)
+        return answers
+
+    def logits(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
+        answers = self.engine.logits(prompts)
+        self._note("logits", prompts, answers)
+        return answers
+
+    def close(self) -> None:
+        self.engine.close()
+
+    def _note(
+        self,
+        kind: str,
+        prompts: Sequence[Prompt],
+        answers: Sequence[np.ndarray] | np.ndarray,
+        texts: Sequence[list[str]] = (),
+    ) -> None:
+        self.calls.append(Call(kind, [tuple(prompt) for prompt in prompts], answers, list(texts)))
+
+
+class RecordingRun(Run):
+    """A Run that notes what the engine of the model `watched` answered, in `calls`."""
+
+    def __init__(self, watched: str, config: Any, competition: Competition, models: Mapping[str, Path]) -> None:
+        super().__init__(config, competition, models)
+        self.watched = watched
+        self.calls: list[Call] = []
+
+    def engine(self, name: str) -> Engine:
+        if name != self.watched:
+            return super().engine(name)
+        if name not in self._engines:
+            self._engines[name] = RecordingEngine(super().engine(name), self.calls)  # over what Run put there
+        return self._engines[name]

@@ -1,0 +1,317 @@
+"""Merging, time, memory and exactness: python tests/benchmarks/merge.py --json PATH [--gb 2] [--repeat 5]
+
+A random bfloat16 checkpoint of Llama's shape in several shards and an adapter of r = 16 on all linear layers are drawn
+into a temporary folder (TMPDIR must be a disk, no memory). Every contender merges them in a process of its own, in
+turns, --repeat times; figures are medians. The clock runs around the work alone, imports excluded, and until what was
+written has been synced to the disk; all that is read was read once just before. Peak memory is the process's, imports
+included. Differences are against W + s·B·A, computed tensor by tensor in fp32 and rounded once; `differing` counts
+elements, `differing_from_peft` those that PEFT gives otherwise.
+
+cp copies the base: the floor. mergekit lives in .venv-peers (make peers) and is left out where that is absent. Its
+linear, slerp and ties of two checkpoints are measured against this project's under "checkpoints".
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kaggle_llm import paths, records
+from kaggle_llm.tables import print_table
+
+if TYPE_CHECKING:
+    import torch
+
+PEERS = Path(__file__).resolve().parents[2] / ".venv-peers" / "bin" / "python"
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+RANK, ALPHA = 16, 32
+SHARD = 2**29  # bytes; no shard of the base is larger than this and one tensor
+COPIES = 6  # of the checkpoint that lie on the disk at the same time, at most
+RSS_UNITS_PER_MB = 2**20 if sys.platform == "darwin" else 2**10  # getrusage(2): bytes on macOS, else KiB
+Merge = Callable[[Path, Path], None]
+
+
+# the models -------------------------------------------------------------------------------------------------
+
+
+def model_config(gb: float) -> dict[str, Any]:
+    """Llama's config with as many layers as make a checkpoint of `gb` · 10⁹ bytes."""
+    hidden = 2048 if gb >= 1 else 256
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "dtype": "bfloat16",
+        "vocab_size": 16 * hidden,
+        "hidden_size": hidden,
+        "intermediate_size": 11 * hidden // 4,
+        "num_attention_heads": hidden // 64,
+        "num_key_value_heads": hidden // 256,
+        "tie_word_embeddings": False,
+        "num_hidden_layers": 1,
+    }
+    sizes = [2 * rows * columns for rows, columns in list_shapes({**config, "num_hidden_layers": 0}).values()]
+    layer = [2 * rows * columns for rows, columns in list_shapes(config).values()]
+    per_layer = sum(layer) - sum(sizes)
+    return {**config, "num_hidden_layers": max(1, -int((sum(sizes) - gb * 1e9) // per_layer))}
+
+
+def list_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Of all tensors, in the order in which they are stored; a vector has one column here."""
+    hidden, middle = config["hidden_size"], config["intermediate_size"]
+    narrow = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
+    shapes = {"model.embed_tokens.weight": (config["vocab_size"], hidden)}
+    for layer in range(config["num_hidden_layers"]):
+        inside = {
+            "input_layernorm": (hidden, 1),
+            "self_attn.q_proj": (hidden, hidden),
+            "self_attn.k_proj": (narrow, hidden),
+            "self_attn.v_proj": (narrow, hidden),
+            "self_attn.o_proj": (hidden, hidden),
+            "post_attention_layernorm": (hidden, 1),
+            "mlp.gate_proj": (middle, hidden),
+            "mlp.up_proj": (middle, hidden),
+            "mlp.down_proj": (hidden, middle),
+        }
+        shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in inside.items()}
+    return {**shapes, "model.norm.weight": (hidden, 1), "lm_head.weight": (config["vocab_size"], hidden)}
+
+
+def draw(name: str, shape: Sequence[int], seed: int) -> torch.Tensor:
+    """fp32, N(0, 0.02²); the same at every call."""
+    import torch
+
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+    return torch.empty(*shape).normal_(0, 0.02, generator=generator)
+
+
+def make_checkpoint(folder: Path, config: Mapping[str, Any], member: int) -> None:
+    """Member 0 is the base, each other one the base with a noise of its own; written by the safetensors library."""
+    import torch
+    from safetensors.torch import save_file
+
+    places: dict[str, str] = {}
+    shard: dict[str, torch.Tensor] = {}
+    shapes = list_shapes(config)
+    folder.mkdir()
+    for name, (rows, columns) in shapes.items():
+        tensor = draw(name, (rows, columns), 0)
+        if member:
+            tensor += 0.1 * draw(name, (rows, columns), member)
+        shard[name] = (tensor if columns > 1 else 1 + tensor[:, 0]).bfloat16()
+        if sum(one.nbytes for one in shard.values()) >= SHARD or name == next(reversed(shapes)):
+            file = f"model-{len(set(places.values())) + 1:05d}.safetensors"
+            save_file(shard, folder / file, metadata={"format": "pt"})
+            places |= dict.fromkeys(shard, file)
+            shard = {}
+    total = sum(2 * rows * columns for rows, columns in shapes.values())
+    records.write_json(folder / "config.json", config)
+    records.write_json(
+        folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places}
+    )
+
+
+def make_adapter(folder: Path, config: Mapping[str, Any]) -> None:
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=names, task_type="CAUSAL_LM").save_pretrained(folder)
+    tensors = {}
+    for name, (rows, columns) in list_shapes(config).items():
+        if "_proj" in name:
+            module = f"base_model.model.{name.removesuffix('.weight')}"
+            for kind, shape in (("A", (RANK, columns)), ("B", (rows, RANK))):
+                tensors[f"{module}.lora_{kind}.weight"] = draw(f"{module}.{kind}", shape, 0)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def make_models(folder: Path, gb: float) -> None:
+    config = model_config(gb)
+    for member, name in enumerate(("base", "first", "second")):
+        make_checkpoint(folder / name, config, member)
+    make_adapter(folder / "adapter", config)
+
+
+# the contenders ---------------------------------------------------------------------------------------------
+# Each imports what it needs, then returns the work: (folder of the models, folder to be made) → None.
+
+
+def prepare_cp() -> Merge:
+    return lambda models, out: copy_files(models / "base", out)
+
+
+def copy_files(source: Path, out: Path) -> None:
+    out.mkdir()
+    for path in sorted(source.iterdir()):
+        shutil.copyfile(path, out / path.name)
+
+
+def prepare_peft() -> Merge:
+    """As its documentation does it; the adapter stays in fp32, the base in bfloat16."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    def merge(models: Path, out: Path) -> None:
+        model = AutoModelForCausalLM.from_pretrained(models / "base", dtype=torch.bfloat16)
+        PeftModel.from_pretrained(model, models / "adapter").merge_and_unload().save_pretrained(out)
+
+    return merge
+
+
+def prepare_mergekit() -> Merge:
+    """base+adapter of its notation: it merges the adapter with PEFT into a cache, then writes that as its output."""
+    return lambda models, out: run_mergekit(
+        {"models": [{"model": f"{models / 'base'}+{models / 'adapter'}"}], "merge_method": "passthrough"}, out
+    )
+
+
+def run_mergekit(config: Mapping[str, Any], out: Path) -> None:
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import run_merge
+    from mergekit.options import MergeOptions
+
+    cache = out.with_name(f"{out.name}-cache")
+    options = MergeOptions(lora_merge_cache=str(cache), copy_tokenizer=False, lazy_unpickle=True, write_model_card=False)
+    run_merge(MergeConfiguration.model_validate({"dtype": "bfloat16", **config}), str(out), options)
+    shutil.rmtree(cache, ignore_errors=True)
+
+
+def prepare_kaggle_llm() -> Merge:
+    import peft  # noqa: F401  imported before the clock runs, as it is for the others
+    import transformers  # noqa: F401
+
+    from kaggle_llm.weights.merge import merge_adapter
+
+    return lambda models, out: merge_adapter(models / "base", models / "adapter", out)
+
+
+CONTENDERS: dict[str, Callable[[], Merge]] = {
+    "cp": prepare_cp,
+    "peft": prepare_peft,
+    "mergekit": prepare_mergekit,
+    "kaggle_llm": prepare_kaggle_llm,
+}
+
+
+# measuring --------------------------------------------------------------------------------------------------
+
+
+def run_contender(name: str, models: Path, out: Path) -> None:
+    """In the contender's own process: prints its figures as the last line."""
+    merge = CONTENDERS[name]()
+    started = time.perf_counter()
+    merge(models, out)
+    sync_files(out)
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / RSS_UNITS_PER_MB
+    print(json.dumps({"seconds": seconds, "peak_rss_mb": peak}))
+
+
+def sync_files(folder: Path) -> None:
+    for path in folder.iterdir():
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def call_contender(name: str, models: Path, out: Path) -> dict[str, float]:
+    """Its figures, from a process of its own that finds everything in the page cache and nothing left to be synced."""
+    for path in models.glob("*/*.safetensors"):
+        read_through(path)
+    os.sync()
+    load = os.getloadavg()[0]
+    python = str(PEERS) if name.startswith("mergekit") else sys.executable
+    words = [python, __file__, "--contender", name, "--models", str(models), "--out", str(out)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(SOURCE)}
+    done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return {**figures, "load_before": load}
+
+
+def read_through(path: Path) -> None:
+    with path.open("rb", buffering=0) as file:
+        while file.read(2**24):
+            pass
+
+
+def list_tensors(folder: Path) -> dict[str, Callable[[], torch.Tensor]]:
+    """Name → reads the tensor with the safetensors library, for all of a folder."""
+    from safetensors import safe_open
+
+    def read(path: Path, name: str) -> torch.Tensor:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor(name)
+
+    found: dict[str, Callable[[], torch.Tensor]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            found |= {name: functools.partial(read, path, name) for name in file.keys()}  # noqa: SIM118  no mapping
+    return found
+
+
+def compute_reference(models: Path, adapter: bool) -> dict[str, Callable[[], torch.Tensor]]:
+    """Name → W + s·B·A in fp32, rounded once to bfloat16; the base itself without the adapter."""
+    base = list_tensors(models / "base")
+    factors = list_tensors(models / "adapter") if adapter else {}
+
+    def merge(name: str) -> torch.Tensor:
+        weight, module = base[name](), f"base_model.model.{name.removesuffix('.weight')}"
+        if f"{module}.lora_A.weight" not in factors:
+            return weight
+        a, b = (factors[f"{module}.lora_{kind}.weight"]() for kind in ("A", "B"))
+        return (weight.float() + ALPHA / RANK * (b @ a)).to(weight.dtype)
+
+    return {name: functools.partial(merge, name) for name in base}
+
+
+def compare(found: Path, expected: Mapping[str, Callable[[], torch.Tensor]]) -> tuple[float, int]:
+    """The largest difference and the number of elements that differ; raises ValueError where tensors are missing."""
+    tensors = list_tensors(found)
+    if tensors.keys() != expected.keys():
+        raise ValueError(f"{found.name} lacks {sorted(expected.keys() - tensors.keys())} or has too many tensors")
+    largest, differing = 0.0, 0
+    for name, read in tensors.items():
+        first, second = read(), expected[name]()
+        if first.dtype != second.dtype or first.shape != second.shape:
+            raise ValueError(f"{found.name}: {name} is {first.dtype} {first.shape}, not {second.dtype} {second.shape}")
+        difference = (first.float() - second.float()).abs()
+        largest = max(largest, difference.max().item())
+        differing += int((difference > 0).sum())
+    return largest, differing
+
+
+def run_benchmark(gb: float, repeat: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as temporary:
+        models = Path(temporary)
+        check_space(models, gb)
+        make_models(models, gb)
+        names = [name for name in CONTENDERS if has_environment(name)]
+        runs = {name: [] for name in names}
+        for number in range(repeat):
+            for name in names:
+                shutil.rmtree(models / f"out-{name}", ignore_errors=True)
+                runs[name].append(call_contender(name, models, models / f"out-{name}"))
+                if number + 1 < repeat:
+                    shutil.rmtree(models / f"out-{name}")
+        contenders = [summarise(name, runs[name], models) for name in names]
+        sizes = [path.stat().st_size for path in (models / "base").glob("*.safetensors")]
+    return {}
+
+
+if __name__ == "__main__":
+    run_contender(sys.argv[2], Path(sys.argv[4]), Path(sys.argv[6]))

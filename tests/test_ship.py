@@ -1,0 +1,99 @@
+"""What ships: a fold's weights, an ensemble, an average, a refit; and an ensemble's answer is the members' mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import polars as pl
+import pytest
+
+from kaggle_llm.rankings import average_rankings, make_ranking
+from kaggle_llm.run import Run, answer_together
+from kaggle_llm.weights.ship import choose_models, describe_cv
+
+FOLD = pl.Series([-1, 0, 2, 0, 2])
+
+
+def models(k: int) -> Mapping[str, Path]:
+    return {"encoder": Path("encoder"), "reranker": Path(f"fold{k}")}
+
+
+def average(folds: Sequence[int]) -> Mapping[str, Path]:
+    return {"reranker": Path("average-" + "-".join(map(str, folds)))}
+
+
+def choose(how: str, fold: pl.Series = FOLD) -> dict[str, Path]:
+    return choose_models(how, fold, models, average, lambda: {"reranker": Path("full")})  # type: ignore[arg-type]
+
+
+def test_each_way_to_ship_takes_its_models() -> None:
+    assert choose("fold0") == {"encoder": Path("encoder"), "reranker": Path("fold0")}
+    assert choose("average") == {"reranker": Path("average-0-2")}
+    assert choose("full") == {"reranker": Path("full")}
+    members = {"encoder": Path("encoder"), "fold0.reranker": Path("fold0"), "fold2.reranker": Path("fold2")}
+    assert choose("folds") == members
+
+
+@pytest.mark.parametrize("how", ["folds", "average"])
+def test_one_fold_is_no_ensemble(how: str) -> None:
+    with pytest.raises(ValueError, match=r"only fold \[0\] is validated"):
+        choose(how, pl.Series([0, 0, -1]))
+
+
+def test_what_has_no_cv_of_its_own_says_so() -> None:
+    assert [describe_cv({"ship": how}) != "" for how in ("fold0", "folds", "average", "full")] == [
+        *(False, False, True, True)
+    ]
+    assert describe_cv({}) == ""
+
+
+def test_the_mean_of_rankings_by_hand() -> None:
+    first = make_ranking(["a", "b"], [["x", "y"], []], [[2.0, 1.0], []])
+    second = make_ranking(["a", "b"], [["y", "z"], []], [[5.0, 0.0], []])
+    mean = average_rankings([first, second])
+    assert mean["items"].to_list() == [["y", "x", "z"], []]
+    assert mean["scores"].to_list() == [[3.0, 1.0, 0.5], []]
+    assert average_rankings([first]).equals(first)
+    with pytest.raises(ValueError, match="row 'a'.*no item in common"):
+        average_rankings([first, make_ranking(["a", "b"], [["q"], []], [[1.0], []])])
+
+
+class Members:
+    """A predict.py whose answer is told by the model's path; `slow` members cut a row."""
+
+    def __init__(self, slow: Sequence[str] = ()) -> None:
+        self.slow, self.asked = slow, []
+
+    def load(self, run: Run) -> str:
+        return run.model("reranker").name
+
+    def predict(self, rows: pl.DataFrame, loaded: str, run: Run) -> pl.DataFrame:
+        self.asked.append(loaded)
+        run.budget.cut += int(loaded in self.slow)
+        score = float(loaded[-1])
+        run.offer(make_ranking(rows["id"].to_list(), [["early"]] * rows.height, [[0.0]] * rows.height))
+        return make_ranking(rows["id"].to_list(), [["x", "y"]] * rows.height, [[score, 0.5]] * rows.height)
+
+
+def ensemble(slow: Sequence[str] = ()) -> tuple[pl.DataFrame, list[pl.DataFrame], Run, Members]:
+    offers: list[pl.DataFrame] = []
+    run = Run(SimpleNamespace(), None, choose("folds"), on_offer=offers.append)  # type: ignore[arg-type]
+    predict = Members(slow)
+    return answer_together(predict, run, pl.DataFrame({"id": ["a"]}), run.members()), offers, run, predict  # type: ignore[arg-type]
+
+
+def test_an_ensemble_answers_with_the_mean_of_its_members_and_never_offers_less_than_before() -> None:
+    ranking, offers, run, predict = ensemble()
+    assert run.members()[1] == {"encoder": Path("encoder"), "reranker": Path("fold2")}
+    assert predict.asked == ["fold0", "fold2"]
+    assert ranking["items"].to_list() == [["x", "y"]] and ranking["scores"].to_list() == [[1.0, 0.5]]
+    assert [offer["items"].to_list()[0][0] for offer in offers] == ["early", "y", "x"], "no early one of the second"
+
+
+def test_a_member_that_the_time_would_cut_is_left_out() -> None:
+    ranking, _, run, _ = ensemble(slow=["fold2"])
+    assert ranking["scores"].to_list() == [[0.5, 0.0]] and run.budget.cut == 0
+    ranking, _, run, predict = ensemble(slow=["fold0"])
+    assert ranking["scores"].to_list() == [[0.5, 0.0]] and run.budget.cut == 1 and predict.asked == ["fold0"]
