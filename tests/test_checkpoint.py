@@ -184,7 +184,17 @@ def file(tmp_path: Path) -> Path:
 def test_a_file_cut_anywhere_is_named(file: Path) -> None:
     whole = file.read_bytes()
     (length,) = struct.unpack("<Q", whole[:8])
-    for size in (0, 4, 8, 9, 8 + length // 2, 8 + length, 8 + length + 1, len(whole) // 2 + length // 2, len(whole) - 1):
+    for size in (
+        0,
+        4,
+        8,
+        9,
+        8 + length // 2,
+        8 + length,
+        8 + length + 1,
+        len(whole) // 2 + length // 2,
+        len(whole) - 1,
+    ):
         file.write_bytes(whole[:size])
         with pytest.raises(ValueError, match=re.escape(f"{file} is truncated or no safetensors file")):
             Checkpoint(file.parent)
@@ -236,7 +246,7 @@ def test_the_headers_above_are_near_to_a_right_one(tmp_path: Path) -> None:
 def test_tensors_that_share_bytes_are_refused(tmp_path: Path) -> None:
     one = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
     put_header(tmp_path / FILE, json.dumps({"a": one, "b": one}).encode(), bytes(8))
-    with pytest.raises(ValueError, match="overlap|follow"):
+    with pytest.raises(ValueError, match="b begins at byte .* was to follow"):
         Checkpoint(tmp_path)
 
 

@@ -236,7 +236,9 @@ def test_a_whole_model_is_linked_without_what_training_wrote_beside_it(pico_llm:
     merge_adapter(pico_llm, whole, tmp_path / "merged")
     names = {path.name for path in (tmp_path / "merged").iterdir()}
     assert names == {path.name for path in pico_llm.iterdir()} | {"weights.json"}
-    assert all((tmp_path / "merged" / name).read_bytes() == (pico_llm / name).read_bytes() for name in names - {"weights.json"})
+    assert all(
+        (tmp_path / "merged" / name).read_bytes() == (pico_llm / name).read_bytes() for name in names - {"weights.json"}
+    )
     assert (tmp_path / "merged" / "model.safetensors").samefile(whole / "model.safetensors")
 
 
@@ -476,7 +478,9 @@ def test_shards_are_merged_one_by_one(pico_llm: Path, adapter: Path, merged: Pat
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_the_precision_of_the_merged_weights_is_chosen(dtype: Any, pico_llm: Path, adapter: Path, tmp_path: Path) -> None:
+def test_the_precision_of_the_merged_weights_is_chosen(
+    dtype: Any, pico_llm: Path, adapter: Path, tmp_path: Path
+) -> None:
     """Rounded once, from fp32; the config says so."""
     import torch
     from safetensors.torch import load_file
@@ -501,7 +505,11 @@ def test_an_adapter_is_refused_by_a_base_of_the_same_shape_with_other_weights(
     pico_llm: Path, adapter: Path, tmp_path: Path
 ) -> None:
     trained = shutil.copytree(adapter, tmp_path / "adapter")
-    about = {"stage": "adapter", "parents": {"base": "input/models/pico"}, "base_sha256": records.hash_content(pico_llm)}
+    about = {
+        "stage": "adapter",
+        "parents": {"base": "input/models/pico"},
+        "base_sha256": records.hash_content(pico_llm),
+    }
     (trained / "weights.json").write_text(json.dumps(about))
     merge_adapter(pico_llm, trained, tmp_path / "merged")
     assert json.loads((tmp_path / "merged" / "weights.json").read_text())["stage"] == "merged"
@@ -555,7 +563,9 @@ QUERY = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
 
 
 def test_an_adapter_with_nan_is_named(pico_llm: Path, adapter: Path, tmp_path: Path) -> None:
-    broken = change_adapter(adapter, tmp_path / "adapter", lambda tensors: tensors[f"{QUERY}B.weight"].fill_(float("nan")))
+    broken = change_adapter(
+        adapter, tmp_path / "adapter", lambda tensors: tensors[f"{QUERY}B.weight"].fill_(float("nan"))
+    )
     with pytest.raises(ValueError, match=r"non-finite values in .*q_proj\.lora_B\.weight: its training diverged"):
         merge_adapter(pico_llm, broken, tmp_path / "merged")
 

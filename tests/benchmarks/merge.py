@@ -26,11 +26,11 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kaggle_llm import paths, records
+from kaggle_llm import records
 from kaggle_llm.tables import print_table
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ PEERS = Path(__file__).resolve().parents[2] / ".venv-peers" / "bin" / "python"
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 RANK, ALPHA = 16, 32
 SHARD = 2**29  # bytes; no shard of the base is larger than this and one tensor
+MEMBERS = ("first", "second")
+METHODS = ("linear", "slerp", "ties")
 COPIES = 6  # of the checkpoint that lie on the disk at the same time, at most
 RSS_UNITS_PER_MB = 2**20 if sys.platform == "darwin" else 2**10  # getrusage(2): bytes on macOS, else KiB
 Merge = Callable[[Path, Path], None]
@@ -141,7 +143,7 @@ def make_adapter(folder: Path, config: Mapping[str, Any]) -> None:
 
 def make_models(folder: Path, gb: float) -> None:
     config = model_config(gb)
-    for member, name in enumerate(("base", "first", "second")):
+    for member, name in enumerate(("base", *MEMBERS)):
         make_checkpoint(folder / name, config, member)
     make_adapter(folder / "adapter", config)
 
@@ -174,21 +176,57 @@ def prepare_peft() -> Merge:
 
 
 def prepare_mergekit() -> Merge:
-    """base+adapter of its notation: it merges the adapter with PEFT into a cache, then writes that as its output."""
-    return lambda models, out: run_mergekit(
-        {"models": [{"model": f"{models / 'base'}+{models / 'adapter'}"}], "merge_method": "passthrough"}, out
-    )
+    """base+adapter in its notation: it merges the adapter with PEFT into a cache, and writes that as its output."""
+    run = prepare_mergekit_config()
+
+    def merge(models: Path, out: Path) -> None:
+        run({"models": [{"model": f"{models / 'base'}+{models / 'adapter'}"}], "merge_method": "passthrough"}, out)
+
+    return merge
 
 
-def run_mergekit(config: Mapping[str, Any], out: Path) -> None:
+def prepare_mergekit_config() -> Callable[[Mapping[str, Any], Path], None]:
     from mergekit.config import MergeConfiguration
     from mergekit.merge import run_merge
     from mergekit.options import MergeOptions
 
-    cache = out.with_name(f"{out.name}-cache")
-    options = MergeOptions(lora_merge_cache=str(cache), copy_tokenizer=False, lazy_unpickle=True, write_model_card=False)
-    run_merge(MergeConfiguration.model_validate({"dtype": "bfloat16", **config}), str(out), options)
-    shutil.rmtree(cache, ignore_errors=True)
+    def run(config: Mapping[str, Any], out: Path) -> None:
+        cache = out.with_name(f"{out.name}-cache")
+        options = MergeOptions(
+            lora_merge_cache=str(cache), lora_merge_dtype="bfloat16", copy_tokenizer=False, write_model_card=False
+        )
+        run_merge(MergeConfiguration.model_validate({"dtype": "bfloat16", **config}), str(out), options)
+        shutil.rmtree(cache, ignore_errors=True)
+
+    return run
+
+
+def prepare_mergekit_soup(method: str) -> Merge:
+    run = prepare_mergekit_config()
+    parameters = {"linear": {"weight": 0.5}, "slerp": {}, "ties": {"weight": 0.5, "density": 0.5}}[method]
+
+    def merge(models: Path, out: Path) -> None:
+        members = [{"model": str(models / name), "parameters": parameters} for name in MEMBERS]
+        config: dict[str, Any] = {"merge_method": method, "models": members}
+        if method == "slerp":
+            config |= {"base_model": str(models / MEMBERS[0]), "parameters": {"t": 0.5}}
+        if method == "ties":
+            config |= {"base_model": str(models / "base")}
+        run(config, out)
+
+    return merge
+
+
+def prepare_soup(method: Any) -> Merge:
+    import transformers  # noqa: F401  as below
+
+    from kaggle_llm.weights.soup import SoupSettings, merge_checkpoints
+
+    def merge(models: Path, out: Path) -> None:
+        base = models / "base" if method == "ties" else None
+        merge_checkpoints([models / name for name in MEMBERS], out, SoupSettings(method), base)
+
+    return merge
 
 
 def prepare_kaggle_llm() -> Merge:
@@ -206,6 +244,11 @@ CONTENDERS: dict[str, Callable[[], Merge]] = {
     "mergekit": prepare_mergekit,
     "kaggle_llm": prepare_kaggle_llm,
 }
+SOUPS: dict[str, Callable[[], Merge]] = {
+    f"{who}-{method}": functools.partial(prepare, method)
+    for method in METHODS
+    for who, prepare in (("mergekit", prepare_mergekit_soup), ("kaggle_llm", prepare_soup))
+}
 
 
 # measuring --------------------------------------------------------------------------------------------------
@@ -213,7 +256,7 @@ CONTENDERS: dict[str, Callable[[], Merge]] = {
 
 def run_contender(name: str, models: Path, out: Path) -> None:
     """In the contender's own process: prints its figures as the last line."""
-    merge = CONTENDERS[name]()
+    merge = {**CONTENDERS, **SOUPS}[name]()
     started = time.perf_counter()
     merge(models, out)
     sync_files(out)
@@ -237,10 +280,14 @@ def call_contender(name: str, models: Path, out: Path) -> dict[str, float]:
     load = os.getloadavg()[0]
     python = str(PEERS) if name.startswith("mergekit") else sys.executable
     words = [python, __file__, "--contender", name, "--models", str(models), "--out", str(out)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(SOURCE)}
-    done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(words, env=child_environment(), stdout=subprocess.PIPE, text=True, check=True)
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return {**figures, "load_before": load}
+
+
+def child_environment() -> dict[str, str]:
+    """PYTHONPATH: .venv-peers has no kaggle_llm, of which this file needs what is in the standard library only."""
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(SOURCE)}
 
 
 def read_through(path: Path) -> None:
@@ -296,22 +343,144 @@ def compare(found: Path, expected: Mapping[str, Callable[[], torch.Tensor]]) -> 
 
 
 def run_benchmark(gb: float, repeat: int) -> dict[str, Any]:
+    known = [name for name in (*CONTENDERS, *SOUPS) if PEERS.is_file() or not name.startswith("mergekit")]
+    for name in sorted({*CONTENDERS, *SOUPS} - set(known)):
+        print(f"{name} is left out: {PEERS} is absent (make peers)", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         models = Path(temporary)
         check_space(models, gb)
-        make_models(models, gb)
-        names = [name for name in CONTENDERS if has_environment(name)]
-        runs = {name: [] for name in names}
-        for number in range(repeat):
-            for name in names:
-                shutil.rmtree(models / f"out-{name}", ignore_errors=True)
-                runs[name].append(call_contender(name, models, models / f"out-{name}"))
-                if number + 1 < repeat:
-                    shutil.rmtree(models / f"out-{name}")
-        contenders = [summarise(name, runs[name], models) for name in names]
-        sizes = [path.stat().st_size for path in (models / "base").glob("*.safetensors")]
-    return {}
+        words = [sys.executable, __file__, "--make", str(models), "--gb", str(gb)]
+        subprocess.run(words, env=child_environment(), check=True)
+        adapters = measure_all([name for name in known if name in CONTENDERS], models, repeat)
+        compare_adapters(adapters, models)
+        soups = measure_all([name for name in known if name in SOUPS], models, repeat)
+        shards = [path.stat().st_size for path in (models / "base").glob("*.safetensors")]
+    return {
+        "benchmark": "merge",
+        "machine": describe_machine(),
+        "versions": records.package_versions() | peer_versions(),
+        "checkpoint": {"bytes": sum(shards), "shards": len(shards), "largest_shard_mb": max(shards) / 2**20},
+        "repeat": repeat,
+        "contenders": list(adapters.values()),
+        "checkpoints": list(soups.values()),
+    }
+
+
+def check_space(folder: Path, gb: float) -> None:
+    free, needed = shutil.disk_usage(folder).free, COPIES * max(gb, 0.1) * 1e9
+    if free < needed:
+        raise OSError(f"{folder} needs {needed / 1e9:.0f} GB, {free / 1e9:.0f} are free: set TMPDIR to another disk")
+
+
+def measure_all(names: Sequence[str], models: Path, repeat: int) -> dict[str, dict[str, Any]]:
+    """In turns, so that a busy minute strikes all alike. The last outputs of adapters stay; a method's are compared."""
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for number in range(repeat):
+        for name in names:
+            out = models / f"out-{name}"
+            print(f"{name}, {number + 1} of {repeat} … (load average {os.getloadavg()[0]:.1f})", flush=True)
+            runs[name].append(call_contender(name, models, out))
+            if number + 1 < repeat:
+                shutil.rmtree(out)
+            elif name.startswith("kaggle_llm-"):
+                compare_soups(runs, name, models)
+    return {name: summarise(name, found) for name, found in runs.items()}
+
+
+def summarise(name: str, runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Medians over the runs; what is measured once is in the last run alone."""
+    figures = {key: statistics.median(run[key] for run in runs if key in run) for key in runs[-1]}
+    return {"name": name, "figures": figures, "runs": list(runs)}
+
+
+def compare_adapters(contenders: Mapping[str, dict[str, Any]], models: Path) -> None:
+    """Adds the differences to the figures."""
+    peft = list_tensors(models / "out-peft")
+    for name, contender in contenders.items():
+        out, figures = models / f"out-{name}", contender["figures"]
+        figures["max_abs_diff"], figures["differing"] = compare(out, compute_reference(models, name != "cp"))
+        if name != "cp":
+            figures["differing_from_peft"] = compare(out, peft)[1]
+    for name in contenders:
+        shutil.rmtree(models / f"out-{name}")
+
+
+def compare_soups(runs: dict[str, list[dict[str, float]]], name: str, models: Path) -> None:
+    """Adds how far this project's soup is from mergekit's by the same method, and removes both."""
+    out, peer = models / f"out-{name}", models / f"out-{name.replace('kaggle_llm', 'mergekit')}"
+    if peer.is_dir():
+        largest, differing = compare(out, list_tensors(peer))
+        runs[name][-1] |= {"max_abs_diff": largest, "differing": differing}
+        shutil.rmtree(peer)
+    shutil.rmtree(out)
+
+
+def peer_versions() -> dict[str, str]:
+    """Of what mergekit runs with."""
+    if not PEERS.is_file():
+        return {}
+    names = ("mergekit", "torch", "transformers", "peft")
+    code = f"import json; from importlib.metadata import version; print(json.dumps(list(map(version, {names}))))"
+    done = subprocess.run([str(PEERS), "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+    return {f"peers {name}": found for name, found in zip(names, json.loads(done.stdout), strict=True)}
+
+
+def describe_machine() -> dict[str, Any]:
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text(encoding="utf-8").splitlines() if information.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "processor": models[0] if models else platform.processor(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(memory / 2**30, 1),
+        "system": platform.platform(),
+    }
+
+
+def print_benchmark(report: Mapping[str, Any]) -> None:
+    about, floor = report["checkpoint"], report["contenders"][0]["figures"]["seconds"]
+    size = f"{about['bytes'] / 1e9:.2f} GB in {about['shards']} shards, the largest {about['largest_shard_mb']:.0f} MB"
+    columns = ("", "seconds", "× cp", "peak MB", "largest difference", "elements that differ", "from PEFT's", "load")
+    for title, key in (("an adapter", "contenders"), ("two checkpoints (differences: to mergekit)", "checkpoints")):
+        rows = []
+        for contender in report[key]:
+            figures = contender["figures"]
+            row = [f"{figures['seconds']:.2f}", f"{figures['seconds'] / floor:.2f}", f"{figures['peak_rss_mb']:.0f}"]
+            row.append(f"{figures['max_abs_diff']:.2g}" if "max_abs_diff" in figures else "")
+            row += [f"{figures[name]:.0f}" if name in figures else "" for name in ("differing", "differing_from_peft")]
+            rows.append([contender["name"], *row, f"{figures['load_before']:.1f}"])
+        print_table(f"{title}: {size}", columns, rows)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="PATH", help="where the figures go")
+    parser.add_argument("--gb", type=float, default=2.0, help="size of the checkpoint, 10⁹ bytes")
+    parser.add_argument("--repeat", type=int, default=5, help="runs of each contender")
+    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--contender", choices=[*CONTENDERS, *SOUPS], help=argparse.SUPPRESS)
+    parser.add_argument("--models", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if not (arguments.contender or arguments.make or arguments.json):
+        parser.error("--json PATH is needed")
+    if arguments.repeat < 1 or arguments.gb <= 0:
+        parser.error(f"--repeat {arguments.repeat} --gb {arguments.gb}: 1 or more, and more than 0")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if arguments.make:
+        make_models(arguments.make, arguments.gb)
+    elif arguments.contender:
+        run_contender(arguments.contender, arguments.models, arguments.out)
+    else:
+        report = run_benchmark(arguments.gb, arguments.repeat)
+        records.write_json(arguments.json, report)
+        print_benchmark(report)
 
 
 if __name__ == "__main__":
-    run_contender(sys.argv[2], Path(sys.argv[4]), Path(sys.argv[6]))
+    main()

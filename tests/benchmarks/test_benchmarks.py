@@ -12,6 +12,9 @@ import pytest
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 SCITLDR = ROOT.parent / "shared" / "data" / "scitldr"
+MERGE = ("cp", "peft", "mergekit", "kaggle_llm")
+METHODS = ("linear", "slerp", "ties")
+PEERS = ROOT / ".venv-peers" / "bin" / "python"
 FINETUNE = ("usual-script", "trl", "trl-packing", "kaggle_llm")
 
 
@@ -38,3 +41,27 @@ def test_finetune_gives_every_contender_the_same_rows_and_measures_what_they_lea
         assert figures["loss_before"] == pytest.approx(first["loss_before"]), "one function, one base model"
         assert figures["loss"] != figures["loss_before"], "the adapter that was trained is the one that is measured"
     assert report["contenders"][2]["settings"]["packing_strategy"] == "bfd"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_merge_measures_every_contender_and_how_far_it_is_from_the_reference(tmp_path: Path) -> None:
+    command = [sys.executable, HERE / "merge.py", "--json", tmp_path / "figures.json", "--gb", "0.03", "--repeat", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((tmp_path / "figures.json").read_text())
+    assert report["benchmark"] == "merge" and {"machine", "versions"} <= set(report)
+    assert report["checkpoint"]["bytes"] > 2e7
+    peers = PEERS.is_file()
+    found = {one["name"]: one["figures"] for one in report["contenders"]}
+    assert tuple(found) == tuple(name for name in MERGE if peers or name != "mergekit")
+    assert all(name in done.stdout for name in MERGE), "or it is said that one was left out"
+    for name, figures in found.items():
+        assert figures["seconds"] > 0 and figures["peak_rss_mb"] > 10
+        assert figures["max_abs_diff"] == 0 if name == "cp" else figures["max_abs_diff"] < 2**-9
+    assert found["kaggle_llm"]["differing_from_peft"] == found["kaggle_llm"]["differing"] == 0
+    soups = {one["name"]: one["figures"] for one in report["checkpoints"]}
+    who = ("mergekit", "kaggle_llm") if peers else ("kaggle_llm",)
+    assert set(soups) == {f"{one}-{method}" for one in who for method in METHODS}
+    for method in METHODS if peers else ():
+        assert soups[f"kaggle_llm-{method}"]["max_abs_diff"] < 2**-9, method

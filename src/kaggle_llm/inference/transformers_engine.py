@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kaggle_llm import records
-from kaggle_llm.inference.engine import Completion, EngineSettings, NonFiniteError, Sampling
+from kaggle_llm.inference.engine import (
+    Completion,
+    EngineSettings,
+    Sampling,
+    check_base,
+    check_finite,
+    check_lengths,
+    one_token_ids,
+)
 from kaggle_llm.inference.prefixes import group_by_prefix
 from kaggle_llm.prompts import Prompt, load_tokenizer
 
@@ -30,9 +38,7 @@ class TransformersEngine:
         import torch
 
         self.folder, self.settings, self.base = folder, settings, base
-        if (folder / records.ADAPTER).is_file() != (base is not None):
-            has, lacks = ("an adapter", "without its base") if base is None else ("no adapter", f"for the base {base}")
-            raise ValueError(f"{folder} holds {has} {lacks}: ship an adapter X together with its base X_base")
+        check_base(folder, base)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype: torch.dtype = getattr(torch, settings.dtype)
         if self.dtype is torch.bfloat16 and self.device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
@@ -50,7 +56,7 @@ class TransformersEngine:
         """
         import torch
 
-        ids = self._one_token(labels)
+        ids = one_token_ids(labels)
         self._check_lengths(prompts)
         scores = np.empty((len(prompts), len(ids)), dtype=np.float64)
         with torch.inference_mode():
@@ -60,7 +66,7 @@ class TransformersEngine:
                     logits = self._last_logits([prompts[i][length:] for i in part], length, cache)
                     logprobs = logits.float().log_softmax(-1)[:, ids]
                     scores[part] = logprobs.double().cpu().numpy()
-        _check_finite(scores, self.folder)
+        check_finite(scores, self.folder)
         return scores
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
@@ -104,7 +110,7 @@ class TransformersEngine:
                 vectors[part] = found
         if vectors is None:
             return np.empty((0, self._sentence.get_embedding_dimension()), dtype=np.float32)
-        _check_finite(vectors, self.folder)
+        check_finite(vectors, self.folder)
         return vectors
 
     def logits(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
@@ -118,7 +124,7 @@ class TransformersEngine:
                 for i, row in zip(part, out, strict=True):
                     found[i] = row[: len(prompts[i])] if row.ndim == 2 else row
         for row in found.values():
-            _check_finite(row, self.folder)
+            check_finite(row, self.folder)
         return [found[i] for i in range(len(prompts))]
 
     def module(self, kind: str) -> Any:
@@ -193,19 +199,8 @@ class TransformersEngine:
 
     # batches ------------------------------------------------------------------------------------------------
 
-    def _one_token(self, labels: Sequence[Prompt]) -> list[int]:
-        long = [list(label) for label in labels if len(label) != 1]
-        if long:
-            raise ValueError(f"label(s) with token ids {long}: this engine scores labels of exactly one token")
-        return [label[0] for label in labels]
-
     def _check_lengths(self, prompts: Sequence[Prompt]) -> None:
-        limit = self._causal.config.get_text_config().max_position_embeddings
-        for index, prompt in enumerate(prompts):
-            if not 0 < len(prompt) <= limit:
-                raise ValueError(
-                    f"prompt {index} has {len(prompt)} tokens, {self.folder} takes 1 to {limit}: set prompt.budgets"
-                )
+        check_lengths(prompts, self._causal.config.get_text_config().max_position_embeddings, self.folder)
 
     def _groups(self, prompts: Sequence[Prompt]) -> list[tuple[int, list[int]]]:
         """Prompts by shared prefix; each alone where the model's attention window is shorter than the longest."""
@@ -288,9 +283,3 @@ def _repeat(cache: Any, rows: int) -> Any:
     return DynamicCache(
         [(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1)) for layer in cache.layers]
     )
-
-
-def _check_finite(scores: np.ndarray, folder: Path) -> None:
-    bad = int((~np.isfinite(scores)).sum())
-    if bad:
-        raise NonFiniteError(folder, bad, scores.size)

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-UNSUPPORTED = ("lora_bias", "trainable_token_indices", "target_parameters", "megatron_config", "alora_invocation_tokens")
+UNSUPPORTED = (
+    "lora_bias",
+    "trainable_token_indices",
+    "target_parameters",
+    "megatron_config",
+    "alora_invocation_tokens",
+)
 
 
 @dataclass(frozen=True)

@@ -142,11 +142,14 @@ def list_shards(folder: Path) -> list[Path]:
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Tensor name → file name."""
+    """Tensor name → file name, of a file in the same folder."""
     try:
-        index: dict[str, str] = records.read_json(path)["weight_map"]
-    except (json.JSONDecodeError, KeyError) as error:
+        index = dict(records.read_json(path)["weight_map"].items())
+        outside = [file for file in index.values() if Path(file).name != file]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no index of shards: {error!r}") from error
+    if outside or not index:
+        raise ValueError(f"{path} is no index of shards: it names {outside[0] if outside else 'none'}")
     return index
 
 
@@ -173,16 +176,27 @@ def read_header(file: Path) -> dict[str, Place]:
             header = json.loads(opened.read(length))
             header.pop("__metadata__", None)
             places = {name: _place(file, entry, 8 + length) for name, entry in header.items()}
-        end = max((place.start + place.size for place in places.values()), default=8 + length)
-        if end != size:
-            raise ValueError(f"its header speaks of {end} bytes, the file has {size}")
-    except (struct.error, KeyError, TypeError, AttributeError, ValueError) as error:
+        check_places(places, 8 + length, size)
+    except (struct.error, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} is truncated or no safetensors file: {error}; fetch or make it again") from error
     return places
 
 
+def check_places(places: Mapping[str, Place], start: int, size: int) -> None:
+    """Raises ValueError unless the tensors fill the file from `start` on, without holes and one after the other."""
+    for name, place in sorted(places.items(), key=lambda item: (item[1].start, item[1].size)):
+        if place.start != start:
+            raise ValueError(f"{name} begins at byte {place.start}, where {start} was to follow")
+        start += place.size
+    if start != size:
+        raise ValueError(f"its header speaks of {start} bytes, the file has {size}")
+
+
 def _place(file: Path, entry: Mapping[str, Any], offset: int) -> Place:
     start, end = entry["data_offsets"]
+    numbers = (start, end, *entry["shape"])
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError(f"offsets and shape of a tensor are whole numbers, these are {list(numbers)}")
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"dtype {entry['dtype']} is not known: {sorted(DTYPES)} are")
     place = Place(file, DTYPES[entry["dtype"]], tuple(entry["shape"]), offset + start, end - start)

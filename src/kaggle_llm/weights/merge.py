@@ -175,9 +175,7 @@ class Plan:
         """Name in the model → (name in the checkpoint, name to write)."""
         changed = {*adapter.factors, *adapter.whole}
         follows = adapter.config.get("ensure_weight_tying")
-        self.untied = {
-            name: source for name, source in target.tied.items() if {name, source} & changed and not follows
-        }
+        self.untied = {name: source for name, source in target.tied.items() if {name, source} & changed and not follows}
         """Weights that the base shares and the merged model does not, for training changed one of the two."""
 
     def _match_names(self) -> dict[str, tuple[str, str]]:

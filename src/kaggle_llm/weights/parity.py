@@ -202,8 +202,7 @@ class Gate:
         parts = [rows.head(cut)] if exact_only or rows.height <= cut else [rows.head(cut), rows.tail(-cut)]
         print(f"{self.run}: {name}, {stage.name}: {sum(part.height for part in parts)} rows", flush=True)
         rankings, calls = [], []
-        config = replace(self.config, engine=stage.engine)
-        with RecordingRun(name, config, self.competition, stage.models) as run:
+        with RecordingRun(name, self.config, self.competition, stage.models, stage.engine) as run:
             for part in parts:
                 run.calls.clear()
                 try:

@@ -35,6 +35,8 @@ ENVIRONMENT = {
     "LLM_COMPRESSOR_LOG_LEVEL": "ERROR",  # until the worker sets up its own log
     "PYTHONUNBUFFERED": "1",
 }
+BAR = re.compile(r"\d+%\||it/s|s/it")  # what tqdm writes
+CURSOR_UP = "\x1b[A"
 LAST_LINES = 25  # of the process's output, in the message of its failure
 
 
@@ -193,7 +195,7 @@ def run_worker(job: Mapping[str, Any], path: Path) -> None:
         assert process.stdout is not None
         try:
             for line in process.stdout:
-                show_line(line.rstrip(), last)
+                show_line(line, last)
         except BaseException:
             process.kill()
             raise
@@ -204,13 +206,13 @@ def run_worker(job: Mapping[str, Any], path: Path) -> None:
 
 def show_line(line: str, last: deque[str]) -> None:
     """Print what the process says as it comes; of its progress bars one line for each part of the model (a layer)."""
-    bar = re.search(r"(\((?P<part>\d+/\d+)\): Propagating)?: *(?P<percent>\d+)%\|", line)
-    if bar and (bar["percent"] != "100" or not bar["part"]):
-        return
-    said = f"quantising: part {bar['part']} done" if bar else line
-    if said and said not in last:
-        print(said, file=sys.stderr, flush=True)
-        last.append(said)
+    line = line.replace(CURSOR_UP, "").strip()
+    if BAR.search(line):
+        done = re.match(r"\((\d+/\d+)\): Propagating: *100%", line)
+        line = f"quantising: part {done[1]} done" if done else ""
+    if line and line not in last:
+        print(line, file=sys.stderr, flush=True)
+        last.append(line)
 
 
 def check_result(folder: Path, layers: Mapping[str, int]) -> None:

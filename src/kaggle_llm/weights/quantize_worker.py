@@ -13,27 +13,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-from llmcompressor import oneshot
-from llmcompressor.modifiers.gptq import GPTQModifier
-from llmcompressor.modifiers.quantization import QuantizationModifier
-from llmcompressor.modifiers.transform.awq import AWQModifier
-from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
-from llmcompressor.pipelines.cache import IntermediatesCache
-from loguru import logger
-from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
-
 SHOWN = ("WARNING", "ERROR", "CRITICAL")
 PACKAGES = ("llmcompressor", "compressed-tensors", "transformers", "torch")
 
 
 def main(job: dict[str, Any]) -> None:
-    logger.remove()  # without a figure for every matrix; a warning tells that one was rounded instead of optimised
-    logger.add(sys.stderr, format="{level}: {message}", filter=lambda record: record["level"].name in SHOWN)
-    if not torch.accelerator.is_available():
-        # AWQ pins what it keeps for a quick way to the GPU, and fails where there is none (llmcompressor 0.14.0.1).
-        IntermediatesCache.pin_memory = lambda *_: None
+    from llmcompressor import oneshot
+    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+
+    prepare_library()
     set_seed(job["seed"])
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype="auto", local_files_only=True)
     oneshot(
@@ -47,33 +35,56 @@ def main(job: dict[str, Any]) -> None:
     Path(job["versions"]).write_text(json.dumps({name: metadata.version(name) for name in PACKAGES}), encoding="utf-8")
 
 
+def prepare_library() -> None:
+    """Warnings without a figure for every matrix; AWQ on a machine without a GPU."""
+    import torch
+    from llmcompressor.pipelines.cache import IntermediatesCache
+    from loguru import logger
+
+    logger.remove()
+    logger.add(sys.stderr, format="{level}: {message}", filter=lambda record: record["level"].name in SHOWN)
+    if not torch.accelerator.is_available():
+        # AWQ pins what it keeps for a quick way to the GPU, and fails where there is none (llmcompressor 0.14.0.1).
+        IntermediatesCache.pin_memory = lambda *_: None
+
+
 def make_recipe(job: dict[str, Any]) -> list[Any]:
     """GPTQ with symmetric and AWQ with asymmetric 4-bit groups: vLLM's Marlin kernels take both on a T4.
 
     SmoothQuant: int8 weights by GPTQ, one scale a row; int8 activations, one scale a token, made as they come.
     """
-    where = {"targets": ["Linear"], "ignore": job["ignore"]}
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from llmcompressor.modifiers.transform.awq import AWQModifier
+    from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
+
+    ignore = job["ignore"]
     if job["scheme"] == "smoothquant":
         # 0.8 is the strength that llm-compressor's own W8A8 recipes use for Llama-like models.
-        return [SmoothQuantModifier(smoothing_strength=0.8), GPTQModifier(scheme="W8A8", **where)]
-    weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": job["group_size"]}
+        return [SmoothQuantModifier(smoothing_strength=0.8), GPTQModifier(scheme="W8A8", ignore=ignore)]
+    groups = {
+        "targets": ["Linear"],
+        "weights": {
+            "num_bits": 4,
+            "type": "int",
+            "strategy": "group",
+            "group_size": job["group_size"],
+            "symmetric": job["scheme"] == "gptq",
+        },
+    }
+    where = {"config_groups": {"group_0": groups}, "ignore": ignore}
     if job["scheme"] == "gptq":
-        group = {"targets": ["Linear"], "weights": {**weights, "symmetric": True}}
-        return [GPTQModifier(config_groups={"group_0": group}, ignore=job["ignore"])]
-    group = {"targets": ["Linear"], "weights": {**weights, "symmetric": False}}
-    return [
-        AWQModifier(duo_scaling="both"),
-        QuantizationModifier(config_groups={"group_0": group}, ignore=job["ignore"]),
-    ]
+        return [GPTQModifier(**where)]
+    return [AWQModifier(duo_scaling="both"), QuantizationModifier(**where)]
 
 
-def make_loader(prompts: list[list[int]]) -> DataLoader:
+def make_loader(prompts: list[list[int]]) -> Any:
     """One prompt at a time, as long as it is: no padding that would be calibrated on."""
-    examples = [
-        {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
-        for ids in prompts
-    ]
-    return DataLoader(examples, batch_size=None)
+    import torch
+    from torch.utils.data import DataLoader
+
+    rows = [torch.tensor([ids]) for ids in prompts]
+    return DataLoader([{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in rows], batch_size=None)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kaggle_llm.competition import Competition
-from kaggle_llm.inference.engine import Completion, Engine, Sampling
+from kaggle_llm.inference.engine import Completion, Engine, EngineSettings, Sampling
+from kaggle_llm.inference.maker import make_engine
 from kaggle_llm.prompts import Prompt
 from kaggle_llm.run import Run
 
@@ -69,16 +70,27 @@ class RecordingEngine:
 
 
 class RecordingRun(Run):
-    """A Run that notes what the engine of the model `watched` answered, in `calls`."""
+    """A Run that notes what the engine of the model `watched` answered, in `calls`.
 
-    def __init__(self, watched: str, config: Any, competition: Competition, models: Mapping[str, Path]) -> None:
+    settings: of that engine; the other models keep the config's.
+    """
+
+    def __init__(
+        self,
+        watched: str,
+        config: Any,
+        competition: Competition,
+        models: Mapping[str, Path],
+        settings: EngineSettings | None = None,
+    ) -> None:
         super().__init__(config, competition, models)
-        self.watched = watched
+        self.watched, self.settings = watched, settings or config.engine
         self.calls: list[Call] = []
 
     def engine(self, name: str) -> Engine:
         if name != self.watched:
             return super().engine(name)
         if name not in self._engines:
-            self._engines[name] = RecordingEngine(super().engine(name), self.calls)  # over what Run put there
+            engine = make_engine(self.model(name), self.settings, self.models.get(f"{name}_base"))
+            self._engines[name] = RecordingEngine(engine, self.calls)
         return self._engines[name]

@@ -22,6 +22,7 @@ class Stage:
     models: Mapping[str, Path]
     """All models of the run with this form in its place."""
     engine: EngineSettings
+    """Of this model; the others keep the one that ships."""
     exact: bool
     """It has to give the numbers of the stage before it, but for the rounding of float32."""
 
@@ -69,7 +70,7 @@ def reference(engine: EngineSettings) -> EngineSettings:
 
 def add_engine(stages: list[Stage], engine: EngineSettings) -> list[Stage]:
     """The last stage once more, with the engine that ships, where that is another one."""
-    if not stages or (engine.kind in ("auto", "transformers") and engine.dtype == "float32"):
+    if not stages or (engine.kind == "transformers" and engine.dtype == "float32"):
         return stages if len(stages) > 1 else []
     name = f"{engine.kind} {engine.dtype}"
     return [*stages, Stage(name, stages[-1].models, engine, engine.dtype == "float32")]

@@ -1,0 +1,57 @@
+"""llm-compressor itself on a pico model: three schemes, loaded again by transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from misconceptions import ROOT
+
+from kaggle_llm import records
+from kaggle_llm.inference.engine import EngineSettings
+from kaggle_llm.inference.maker import make_engine
+from kaggle_llm.weights.quantize import QuantizeSettings, quantize
+
+ENVIRONMENT = ROOT / ".venv-quantise" / "bin" / "python"
+COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not ENVIRONMENT.is_file(), reason="llm-compressor is absent: make quantise"),
+]
+
+
+@pytest.fixture
+def prompts() -> list[list[int]]:
+    """Of 5 to 40 tokens: no two need be of one length."""
+    rng = np.random.default_rng(0)
+    return [rng.integers(6, 260, length).tolist() for length in rng.integers(5, 41, 16)]
+
+
+FORMATS = {"gptq": ("pack-quantized", True), "awq": ("pack-quantized", False), "smoothquant": ("int-quantized", True)}
+
+
+@pytest.mark.parametrize(("scheme", "limit"), [("gptq", 0.5), ("awq", 0.5), ("smoothquant", 0.1)])
+def test_quantised_model_answers_like_its_source(
+    pico_llm: Path, prompts: list[list[int]], tmp_path: Path, scheme: str, limit: float
+) -> None:
+    made = tmp_path / "made"
+    ids = [str(n) for n in range(len(prompts))]
+    quantize(pico_llm, ids, prompts, QuantizeSettings(scheme=scheme, group_size=32), made, seed=0)
+    for name in COPIED:
+        assert (made / name).read_bytes() == (pico_llm / name).read_bytes()
+    about = records.read_json(made / records.WEIGHTS)
+    assert about["calibration"] == ids and about["versions"]["llmcompressor"]
+    group = records.read_json(made / "config.json")["quantization_config"]["config_groups"]["group_0"]
+    assert (group["format"], group["weights"]["symmetric"]) == FORMATS[scheme]
+
+    before, after = (score(folder, prompts) for folder in (pico_llm, made))
+    assert 0 < np.abs(before - after).mean() < limit * before.std()
+
+
+def score(folder: Path, prompts: list[list[int]]) -> np.ndarray:
+    engine = make_engine(folder, EngineSettings())
+    scores = engine.choices(prompts, [[token] for token in range(6, 20)])
+    engine.close()
+    return scores
