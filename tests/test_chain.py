@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 from workspace import ROOT, Workspace, make_workspace, succeed
 
@@ -69,3 +71,28 @@ assert np.abs(found - expected).max() < 1e-4
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_lora_merge_gptq_and_vllm_with_a_gate_at_every_stage(tmp_path: Path) -> None:
+    """Adapter → merged → GPTQ W4A16, calibrated on the competition's own prompts → vLLM."""
+    if not (ROOT / ".venv-quantise" / ".installed").is_file() or importlib.util.find_spec("vllm") is None:
+        pytest.skip("llm-compressor or vLLM is absent: make quantise vllm")
+    workspace = real_workspace(tmp_path)
+    (workspace.root / ".venv-quantise").symlink_to(ROOT / ".venv-quantise")
+    words = ["quantize.scheme=gptq", "quantize.group_size=64", "quantize.rows=32", "training.tokens=2000", "run=gptq"]
+    succeed(workspace.train("exp002_rerank", "--smoke", *words, "folds.rows=24"))
+    run = workspace.output / "exp002_rerank--gptq-smoke"
+    about = json.loads((run / "fold0" / "gptq" / "weights.json").read_text())
+    oof = pl.read_parquet(run / "oof.parquet")
+    assert len(set(about["calibration"])) == 32 and not set(about["calibration"]) & set(oof["id"])
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("kind: transformers", "kind: vllm"))
+    done = workspace.cli("parity", run.name, "--rows", "24")
+    report = json.loads((run / "parity.json").read_text())
+    assert done.returncode == 1 and report["status"] == "undecided", "24 rows decide nothing about quantised weights"
+    merged, quantised, served = report["steps"]
+    assert merged["status"] == "passed" and 0 < merged["differences"]["largest"] <= 1e-4
+    assert quantised["status"] == "undecided" and 0.001 < quantised["differences"]["mean"] < 0.5
+    assert quantised["differences"]["spearman"] > 0.8
+    assert served["after"] == "vllm float32" and served["differences"]["mean"] < 0.1
+    assert [step["non_finite"] + step["differences"]["other_prompts"] for step in report["steps"]] == [0, 0, 0]

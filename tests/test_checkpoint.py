@@ -246,7 +246,7 @@ def test_the_headers_above_are_near_to_a_right_one(tmp_path: Path) -> None:
 def test_tensors_that_share_bytes_are_refused(tmp_path: Path) -> None:
     one = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
     put_header(tmp_path / FILE, json.dumps({"a": one, "b": one}).encode(), bytes(8))
-    with pytest.raises(ValueError, match="b begins at byte .* was to follow"):
+    with pytest.raises(ValueError, match=r"b begins at byte .* was to follow"):
         Checkpoint(tmp_path)
 
 
@@ -348,7 +348,7 @@ def test_too_little_space_is_said_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
     monkeypatch.setattr(checkpoints, "write_file", lambda *_: pytest.fail("something was written"))
-    with pytest.raises(OSError, match="needs .* make room"):
+    with pytest.raises(OSError, match=r"needs .* make room"):
         merge_adapter(pico_llm, adapter, tmp_path / "merged")
     assert not list(tmp_path.iterdir())
 

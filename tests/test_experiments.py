@@ -27,6 +27,8 @@ def test_a_run_leaves_its_contract(trained: Workspace) -> None:
         "leaks.json",
         "metrics.json",
         "oof.parquet",
+        "parity.json",
+        "parity.png",
         "record.json",
     }
     steps = {"adapter", "merged", "blend", "oof", "blend_before", "before"}

@@ -451,7 +451,7 @@ def test_a_qlora_adapter_is_merged_into_what_the_config_says(into: Any, pico_llm
 
 
 def test_only_a_qlora_adapter_is_merged_into_a_dequantised_base(pico_llm: Path, adapter: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not trained with qlora .*set merge.into=original"):
+    with pytest.raises(ValueError, match=r"not trained with qlora .*set merge.into=original"):
         merge_adapter(pico_llm, adapter, tmp_path / "merged", MergeSettings(into="dequantised"))
 
 
@@ -514,7 +514,7 @@ def test_an_adapter_is_refused_by_a_base_of_the_same_shape_with_other_weights(
     merge_adapter(pico_llm, trained, tmp_path / "merged")
     assert json.loads((tmp_path / "merged" / "weights.json").read_text())["stage"] == "merged"
     foreign = spoil_base(pico_llm, tmp_path / "base", "model.norm.weight", 2.0)
-    with pytest.raises(ValueError, match="was trained on input/models/pico .* has other weights"):
+    with pytest.raises(ValueError, match=r"was trained on input/models/pico .* has other weights"):
         merge_adapter(foreign, trained, tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
 
@@ -617,7 +617,7 @@ def test_a_quantised_base_is_refused(pico_llm: Path, adapter: Path, tmp_path: Pa
     base = shutil.copytree(pico_llm, tmp_path / "base")
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
-    with pytest.raises(ValueError, match="is quantised: .*set merge.into=nothing"):
+    with pytest.raises(ValueError, match=r"is quantised: .*set merge.into=nothing"):
         merge_adapter(base, adapter, tmp_path / "merged")
 
 

@@ -11,6 +11,10 @@ from misconceptions import ROOT
 from kaggle_llm import records
 from kaggle_llm.inference.engine import EngineSettings
 from kaggle_llm.inference.maker import make_engine
+from kaggle_llm.training.generation import CompletionExample, GenerationTask
+from kaggle_llm.training.settings import LoraSettings, TrainingSettings
+from kaggle_llm.training.trainer import Job, fine_tune
+from kaggle_llm.weights.merge import merge_adapter
 from kaggle_llm.weights.quantize import QuantizeSettings, quantize
 
 ENVIRONMENT = ROOT / ".venv-quantise" / "bin" / "python"
@@ -50,8 +54,22 @@ def test_quantised_model_answers_like_its_source(
     assert 0 < np.abs(before - after).mean() < limit * before.std()
 
 
-def score(folder: Path, prompts: list[list[int]]) -> np.ndarray:
-    engine = make_engine(folder, EngineSettings())
+def score(folder: Path, prompts: list[list[int]], base: Path | None = None) -> np.ndarray:
+    engine = make_engine(folder, EngineSettings(), base)
     scores = engine.choices(prompts, [[token] for token in range(6, 20)])
     engine.close()
     return scores
+
+
+def test_an_adapter_learns_on_a_quantised_base_and_is_served_on_it_unmerged(
+    pico_llm: Path, prompts: list[list[int]], tmp_path: Path
+) -> None:
+    ids, made = [str(n) for n in range(len(prompts))], tmp_path / "gptq"
+    quantize(pico_llm, ids, prompts, QuantizeSettings(scheme="gptq", group_size=32), made, seed=0)
+    examples = [CompletionExample(tuple(prompt), (7, 8)) for prompt in prompts]
+    training = TrainingSettings(batch=4, learning_rate=1e-2, epochs=2)
+    fine_tune(GenerationTask(), examples, Job(made, tmp_path / "adapter", LoraSettings(r=4, alpha=8), training, 0))
+    before, after = (score(folder, prompts, base)[:, 1] for folder, base in ((made, None), (tmp_path / "adapter", made)))
+    assert after.mean() > before.mean() + 0.5, "the token that it learned to answer with"
+    with pytest.raises(ValueError, match="quantised: an adapter on it ships unmerged"):
+        merge_adapter(made, tmp_path / "adapter", tmp_path / "merged")

@@ -21,6 +21,7 @@ from kaggle_llm.inference.engine import (
     one_token_ids,
 )
 from kaggle_llm.inference.prefixes import group_by_prefix
+from kaggle_llm.inference.quantised import adaptable
 from kaggle_llm.prompts import Prompt, load_tokenizer
 
 if TYPE_CHECKING:
@@ -190,12 +191,13 @@ class TransformersEngine:
 
     def _load(self, maker: Any, **options: Any) -> Any:
         options |= {"dtype": self.dtype, "local_files_only": True}
-        model = maker.from_pretrained(self.base or self.folder, **options)
-        if self.base is not None:
-            from peft import PeftModel
+        if self.base is None:
+            return maker.from_pretrained(self.folder, **options).to(self.device).eval()
+        from peft import PeftModel
 
-            model = PeftModel.from_pretrained(model, self.folder)
-        return model.to(self.device).eval()
+        with adaptable(self.base) as more:
+            model = maker.from_pretrained(self.base, **options, **more)
+        return PeftModel.from_pretrained(model, self.folder).to(self.device).eval()
 
     # batches ------------------------------------------------------------------------------------------------
 

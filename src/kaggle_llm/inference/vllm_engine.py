@@ -27,6 +27,7 @@ from kaggle_llm.inference.engine import (
     check_lengths,
     one_token_ids,
 )
+from kaggle_llm.inference.quantised import weight_bits
 from kaggle_llm.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class VllmEngine:
         prepare_environment()
         check_base(folder, base)
         check_settings(settings.vllm)
+        check_dtype(base or folder, settings.dtype)
         self.folder, self.settings, self.base = folder, settings, base
 
     def choices(self, prompts: Sequence[Prompt], labels: Sequence[Prompt]) -> np.ndarray:
@@ -186,6 +188,15 @@ def prepare_environment() -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if capability() == SM_75:
         os.environ |= TURING_ENVIRONMENT
+
+
+def check_dtype(model: Path, dtype: str) -> None:
+    """Raises ValueError where vLLM would start and then fail: its kernels for 4-bit weights take no float32."""
+    if dtype == "float32" and 4 in weight_bits(model):
+        raise ValueError(
+            f"engine.dtype = float32, but {model} has 4-bit weights, which vLLM computes in half precision: "
+            f"set engine.dtype=float16 on a GPU, bfloat16 on a CPU"
+        )
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:

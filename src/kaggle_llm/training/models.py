@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kaggle_llm import paths
+from kaggle_llm.inference.quantised import adaptable, read_quantisation, rounds_activations
 from kaggle_llm.prompts import load_tokenizer
 from kaggle_llm.records import ADAPTER as ADAPTER
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
@@ -40,12 +41,27 @@ def load_trainable(
 
     config |= loading_options(lora, training, seed, HEADS if kind in ("sequence", "token") else None)
     maker = getattr(transformers, CLASSES[kind][0])
-    model, info = maker.from_pretrained(base, local_files_only=True, output_loading_info=True, **config)
+    with adaptable(base) as options:
+        model, info = maker.from_pretrained(base, local_files_only=True, output_loading_info=True, **config | options)
     if kind == "sequence" and model.config.get_text_config().pad_token_id is None:  # decoders pool before the padding
         model.config.get_text_config().pad_token_id = load_tokenizer(base).pad_token_id or 0
     if lora.method == "full":
         return model
     return attach_adapter(model, kind, lora, find_drawn(model, info["missing_keys"], base, lora))
+
+
+def check_quantised(base: Path, lora: LoraSettings) -> None:
+    """Raises ValueError for a quantised base that `lora` cannot be trained on."""
+    method = read_quantisation(base).get("quant_method")
+    if method is None:
+        return
+    if lora.method not in ("lora", "rslora"):
+        raise ValueError(f"base {base} is quantised ({method}): set lora.method=lora or rslora, not {lora.method}")
+    if rounds_activations(base):
+        raise ValueError(
+            f"base {base} rounds its activations, which lets no gradient through: train on GPTQ or AWQ weights, or "
+            f"on the model that it was made from"
+        )
 
 
 def loading_options(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from kaggle_llm import paths, processes, records
 from kaggle_llm.training.callbacks import make_callbacks
 from kaggle_llm.training.checkpoints import Checkpoints
-from kaggle_llm.training.models import Kind, load_trainable, save_trained
+from kaggle_llm.training.models import Kind, check_quantised, load_trainable, save_trained
 from kaggle_llm.training.optimizer import group_parameters
 from kaggle_llm.training.plan import Share, plan_training, within_budget
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
@@ -72,6 +72,9 @@ class Job:
     seed: int
     about: Mapping[str, Any] = field(default_factory=dict)
     """For trackers: run, config, git state, parents."""
+
+    def __post_init__(self) -> None:
+        check_quantised(self.base, self.lora)
 
 
 def fine_tune(task: Task[E], examples: Sequence[E], job: Job) -> None:

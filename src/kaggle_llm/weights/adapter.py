@@ -85,9 +85,9 @@ def read_adapter(folder: Path) -> Adapter:
     tensors = dict(read_tensors(folder))
     adapter = Adapter(folder, config, names=set(tensors))
     for name in sorted(tensors):
-        module, found, part = name.partition(".lora_A.")
+        module, found, _ = name.partition(".lora_A.")
         if not found:
-            module, found, part = name.partition(".lora_embedding_A")
+            module, found, _ = name.partition(".lora_embedding_A")
         if found:
             weight = f"{module}.weight"
             adapter.factors[weight] = take_factors(adapter, tensors, module, embedding="embedding" in found)

@@ -38,7 +38,7 @@ NOT_A_MODEL = {"log.jsonl", WEIGHTS, records.RECORD}  # what lies beside the wei
 @dataclass
 class MergeSettings:
     into: Literal["original", "dequantised", "nothing"] = "original"
-    """The base that the factors are added to: as it is; as qlora's 4 bits round it; none: the adapter ships unmerged."""
+    """The base that factors are added to: as it is; as qlora's 4 bits round it; none: the adapter ships unmerged."""
     dtype: Literal["base", "float32", "float16", "bfloat16"] = "base"
     """Of the merged weights; base: as the base stores them."""
 
