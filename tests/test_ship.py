@@ -28,9 +28,10 @@ def choose(how: str, fold: pl.Series = FOLD) -> dict[str, Path]:
     return choose_models(how, fold, models, average, lambda: {"reranker": Path("full")})  # type: ignore[arg-type]
 
 
-def test_each_way_to_ship_takes_its_models() -> None:
+def test_each_way_to_ship_takes_its_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert choose("fold0") == {"encoder": Path("encoder"), "reranker": Path("fold0")}
     assert choose("average") == {"reranker": Path("average-0-2")}
+    assert "no row was held out by all 2 members" in capsys.readouterr().out
     assert choose("full") == {"reranker": Path("full")}
     members = {"encoder": Path("encoder"), "fold0.reranker": Path("fold0"), "fold2.reranker": Path("fold2")}
     assert choose("folds") == members

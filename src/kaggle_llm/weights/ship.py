@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from kaggle_llm.weights.soup import untrained_rows
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -34,7 +36,11 @@ def choose_models(
         return dict(models(folds[0]))
     if len(folds) < 2:
         raise ValueError(f"ship = {how}, but only fold {folds} is validated: set folds.validate to two or more folds")
-    return dict(average(folds)) if how == "average" else name_members({k: models(k) for k in folds})
+    if how == "folds":
+        return name_members({k: models(k) for k in folds})
+    held_out = [[str(row) for row, k in enumerate(fold) if k == one] for one in folds]
+    print(f"average of folds {folds}: {untrained_rows(held_out)[1]}", flush=True)
+    return dict(average(folds))
 
 
 def name_members(models: Mapping[int, Models]) -> dict[str, Path]:
