@@ -347,7 +347,7 @@ def test_too_little_space_is_said_before_anything_is_written(
     pico_llm: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
-    monkeypatch.setattr(checkpoints, "write_file", lambda *_: pytest.fail("something was written"))
+    monkeypatch.setattr(checkpoints, "write_tensors", lambda *_: pytest.fail("something was written"))
     with pytest.raises(OSError, match=r"needs .* make room"):
         merge_adapter(pico_llm, adapter, tmp_path / "merged")
     assert not list(tmp_path.iterdir())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import polars as pl
 import pytest
+from workspace import Workspace, make_workspace, succeed
 
 from kaggle_llm.rankings import average_rankings, make_ranking
 from kaggle_llm.run import Run, answer_together
@@ -98,3 +100,53 @@ def test_a_member_that_the_time_would_cut_is_left_out() -> None:
     assert ranking["scores"].to_list() == [[0.5, 0.0]] and run.budget.cut == 0
     ranking, _, run, predict = ensemble(slow=["fold0"])
     assert ranking["scores"].to_list() == [[0.5, 0.0]] and run.budget.cut == 1 and predict.asked == ["fold0"]
+
+
+TWO_FOLDS = ("--smoke", "folds.validate=[0,1]")
+
+
+@pytest.mark.timeout(600)
+def test_an_ensemble_of_folds_travels_and_answers_offline(workspace: Workspace) -> None:
+    succeed(workspace.train("exp002_rerank", *TWO_FOLDS, "ship=folds", "run=folds"))
+    run = "exp002_rerank--folds-smoke"
+    report = json.loads((workspace.output / run / "parity.json").read_text())
+    assert [step["after"] for step in report["steps"]] == ["merged", "merged"], "each member has its own gate"
+    succeed(workspace.cli("bundle", run))
+    manifest = json.loads((workspace.output / "bundles" / run / "MANIFEST.json").read_text())
+    names = {"encoder", *(f"fold{k}.{name}" for k in (0, 1) for name in ("reranker", "blend"))}
+    assert set(manifest["models"]) == names and (manifest["ship"], manifest["note"]) == ("folds", "")
+    succeed(workspace.cli("rehearse", run))
+
+
+@pytest.mark.timeout(600)
+def test_an_average_ships_its_exact_mean_and_says_that_it_has_no_cv(workspace: Workspace) -> None:
+    said = succeed(workspace.train("exp002_rerank", *TWO_FOLDS, "ship=average", "run=mean"))
+    assert "no row was held out by all 2 members" in said
+    run = "exp002_rerank--mean-smoke"
+    record = json.loads((workspace.output / run / "record.json").read_text())
+    assert record["settings"]["ship"]["reranker"] == f"output/{run}/average/merged"
+    about = json.loads((workspace.output / run / "average" / "adapter" / "weights.json").read_text())
+    assert about["parents"]["member1"] == f"output/{run}/fold1/adapter"
+    board = json.loads(succeed(workspace.cli("board", "--json")))
+    (entry,) = [entry for entry in board if entry["run"] == run]
+    assert entry["ships"].startswith("average (no CV of its own")
+    succeed(workspace.cli("bundle", run))
+    manifest = json.loads((workspace.output / "bundles" / run / "MANIFEST.json").read_text())
+    assert manifest["note"].startswith("no CV of its own") and manifest["parity"] == "passed"
+
+
+@pytest.mark.timeout(600)
+def test_a_refit_learns_from_all_rows_and_an_unmerged_adapter_travels_with_its_base(workspace: Workspace) -> None:
+    words = ("--smoke", "ship=full", "merge.into=nothing", "run=full")
+    succeed(workspace.train("exp002_rerank", *words))
+    run = "exp002_rerank--full-smoke"
+    shipped = json.loads((workspace.output / run / "record.json").read_text())["settings"]["ship"]
+    assert shipped["reranker"] == f"output/{run}/full/adapter"
+    assert shipped["reranker_base"] == "input/models/SmolLM2-135M-Instruct"
+    succeed(workspace.cli("bundle", run))
+    succeed(workspace.cli("rehearse", run))
+
+
+@pytest.fixture
+def workspace(pico_llm: Path, pico_encoder: Path, tmp_path: Path) -> Workspace:
+    return make_workspace(tmp_path, pico_llm, pico_encoder)

@@ -2,13 +2,14 @@
 
 A random bfloat16 checkpoint of Llama's shape in several shards and an adapter of r = 16 on all linear layers are drawn
 into a temporary folder (TMPDIR must be a disk, no memory). Every contender merges them in a process of its own, in
-turns, --repeat times; figures are medians. The clock runs around the work alone, imports excluded, and until what was
-written has been synced to the disk; all that is read was read once just before. Peak memory is the process's, imports
-included. Differences are against W + s·B·A, computed tensor by tensor in fp32 and rounded once; `differing` counts
-elements, `differing_from_peft` those that PEFT gives otherwise.
+turns, --repeat times; figures are medians. The clock runs around the work alone (imports are over, for each process
+merged a model of one layer first) and until what was written has been synced to the disk; all that is read was read
+once just before. Peak memory is the process's, imports included. Differences are against W + s·B·A, computed tensor by
+tensor in fp32 and rounded once; `differing` counts elements, `differing_from_peft` those that PEFT gives otherwise.
 
 cp copies the base: the floor. mergekit lives in .venv-peers (make peers) and is left out where that is absent. Its
-linear, slerp and ties of two checkpoints are measured against this project's under "checkpoints".
+linear, slerp and ties of two checkpoints, computed in fp32 like this project's, stand under "checkpoints". Of changes
+that are equal at TIES's cut, of which bfloat16 has many, this project keeps the first and mergekit some others.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from random_llama import MEMBERS, compute_reference, list_tensors, make_models
 
 from kaggle_llm import records
 from kaggle_llm.tables import print_table
@@ -38,114 +40,11 @@ if TYPE_CHECKING:
 
 PEERS = Path(__file__).resolve().parents[2] / ".venv-peers" / "bin" / "python"
 SOURCE = Path(__file__).resolve().parents[2] / "src"
-RANK, ALPHA = 16, 32
-SHARD = 2**29  # bytes; no shard of the base is larger than this and one tensor
-MEMBERS = ("first", "second")
 METHODS = ("linear", "slerp", "ties")
+WARM = "warm"  # models of one layer, which every process merges before the clock runs
 COPIES = 6  # of the checkpoint that lie on the disk at the same time, at most
 RSS_UNITS_PER_MB = 2**20 if sys.platform == "darwin" else 2**10  # getrusage(2): bytes on macOS, else KiB
 Merge = Callable[[Path, Path], None]
-
-
-# the models -------------------------------------------------------------------------------------------------
-
-
-def model_config(gb: float) -> dict[str, Any]:
-    """Llama's config with as many layers as make a checkpoint of `gb` · 10⁹ bytes."""
-    hidden = 2048 if gb >= 1 else 256
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "dtype": "bfloat16",
-        "vocab_size": 16 * hidden,
-        "hidden_size": hidden,
-        "intermediate_size": 11 * hidden // 4,
-        "num_attention_heads": hidden // 64,
-        "num_key_value_heads": hidden // 256,
-        "tie_word_embeddings": False,
-        "num_hidden_layers": 1,
-    }
-    sizes = [2 * rows * columns for rows, columns in list_shapes({**config, "num_hidden_layers": 0}).values()]
-    layer = [2 * rows * columns for rows, columns in list_shapes(config).values()]
-    per_layer = sum(layer) - sum(sizes)
-    return {**config, "num_hidden_layers": max(1, -int((sum(sizes) - gb * 1e9) // per_layer))}
-
-
-def list_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """Of all tensors, in the order in which they are stored; a vector has one column here."""
-    hidden, middle = config["hidden_size"], config["intermediate_size"]
-    narrow = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
-    shapes = {"model.embed_tokens.weight": (config["vocab_size"], hidden)}
-    for layer in range(config["num_hidden_layers"]):
-        inside = {
-            "input_layernorm": (hidden, 1),
-            "self_attn.q_proj": (hidden, hidden),
-            "self_attn.k_proj": (narrow, hidden),
-            "self_attn.v_proj": (narrow, hidden),
-            "self_attn.o_proj": (hidden, hidden),
-            "post_attention_layernorm": (hidden, 1),
-            "mlp.gate_proj": (middle, hidden),
-            "mlp.up_proj": (middle, hidden),
-            "mlp.down_proj": (hidden, middle),
-        }
-        shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in inside.items()}
-    return {**shapes, "model.norm.weight": (hidden, 1), "lm_head.weight": (config["vocab_size"], hidden)}
-
-
-def draw(name: str, shape: Sequence[int], seed: int) -> torch.Tensor:
-    """fp32, N(0, 0.02²); the same at every call."""
-    import torch
-
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
-    return torch.empty(*shape).normal_(0, 0.02, generator=generator)
-
-
-def make_checkpoint(folder: Path, config: Mapping[str, Any], member: int) -> None:
-    """Member 0 is the base, each other one the base with a noise of its own; written by the safetensors library."""
-    import torch
-    from safetensors.torch import save_file
-
-    places: dict[str, str] = {}
-    shard: dict[str, torch.Tensor] = {}
-    shapes = list_shapes(config)
-    folder.mkdir()
-    for name, (rows, columns) in shapes.items():
-        tensor = draw(name, (rows, columns), 0)
-        if member:
-            tensor += 0.1 * draw(name, (rows, columns), member)
-        shard[name] = (tensor if columns > 1 else 1 + tensor[:, 0]).bfloat16()
-        if sum(one.nbytes for one in shard.values()) >= SHARD or name == next(reversed(shapes)):
-            file = f"model-{len(set(places.values())) + 1:05d}.safetensors"
-            save_file(shard, folder / file, metadata={"format": "pt"})
-            places |= dict.fromkeys(shard, file)
-            shard = {}
-    total = sum(2 * rows * columns for rows, columns in shapes.values())
-    records.write_json(folder / "config.json", config)
-    records.write_json(
-        folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places}
-    )
-
-
-def make_adapter(folder: Path, config: Mapping[str, Any]) -> None:
-    from peft import LoraConfig
-    from safetensors.torch import save_file
-
-    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=names, task_type="CAUSAL_LM").save_pretrained(folder)
-    tensors = {}
-    for name, (rows, columns) in list_shapes(config).items():
-        if "_proj" in name:
-            module = f"base_model.model.{name.removesuffix('.weight')}"
-            for kind, shape in (("A", (RANK, columns)), ("B", (rows, RANK))):
-                tensors[f"{module}.lora_{kind}.weight"] = draw(f"{module}.{kind}", shape, 0)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-
-
-def make_models(folder: Path, gb: float) -> None:
-    config = model_config(gb)
-    for member, name in enumerate(("base", *MEMBERS)):
-        make_checkpoint(folder / name, config, member)
-    make_adapter(folder / "adapter", config)
 
 
 # the contenders ---------------------------------------------------------------------------------------------
@@ -186,6 +85,7 @@ def prepare_mergekit() -> Merge:
 
 
 def prepare_mergekit_config() -> Callable[[Mapping[str, Any], Path], None]:
+    """Computes in what the config says, else in what is stored; writes bfloat16."""
     from mergekit.config import MergeConfiguration
     from mergekit.merge import run_merge
     from mergekit.options import MergeOptions
@@ -195,7 +95,7 @@ def prepare_mergekit_config() -> Callable[[Mapping[str, Any], Path], None]:
         options = MergeOptions(
             lora_merge_cache=str(cache), lora_merge_dtype="bfloat16", copy_tokenizer=False, write_model_card=False
         )
-        run_merge(MergeConfiguration.model_validate({"dtype": "bfloat16", **config}), str(out), options)
+        run_merge(MergeConfiguration.model_validate({"out_dtype": "bfloat16", **config}), str(out), options)
         shutil.rmtree(cache, ignore_errors=True)
 
     return run
@@ -207,7 +107,7 @@ def prepare_mergekit_soup(method: str) -> Merge:
 
     def merge(models: Path, out: Path) -> None:
         members = [{"model": str(models / name), "parameters": parameters} for name in MEMBERS]
-        config: dict[str, Any] = {"merge_method": method, "models": members}
+        config: dict[str, Any] = {"merge_method": method, "models": members, "dtype": "float32"}
         if method == "slerp":
             config |= {"base_model": str(models / MEMBERS[0]), "parameters": {"t": 0.5}}
         if method == "ties":
@@ -218,8 +118,6 @@ def prepare_mergekit_soup(method: str) -> Merge:
 
 
 def prepare_soup(method: Any) -> Merge:
-    import transformers  # noqa: F401  as below
-
     from kaggle_llm.weights.soup import SoupSettings, merge_checkpoints
 
     def merge(models: Path, out: Path) -> None:
@@ -230,9 +128,6 @@ def prepare_soup(method: Any) -> Merge:
 
 
 def prepare_kaggle_llm() -> Merge:
-    import peft  # noqa: F401  imported before the clock runs, as it is for the others
-    import transformers  # noqa: F401
-
     from kaggle_llm.weights.merge import merge_adapter
 
     return lambda models, out: merge_adapter(models / "base", models / "adapter", out)
@@ -257,6 +152,9 @@ SOUPS: dict[str, Callable[[], Merge]] = {
 def run_contender(name: str, models: Path, out: Path) -> None:
     """In the contender's own process: prints its figures as the last line."""
     merge = {**CONTENDERS, **SOUPS}[name]()
+    warm = out.with_name(f"{out.name}-warm")
+    merge(models / WARM, warm)  # libraries import much of themselves at their first use
+    shutil.rmtree(warm)
     started = time.perf_counter()
     merge(models, out)
     sync_files(out)
@@ -294,36 +192,6 @@ def read_through(path: Path) -> None:
     with path.open("rb", buffering=0) as file:
         while file.read(2**24):
             pass
-
-
-def list_tensors(folder: Path) -> dict[str, Callable[[], torch.Tensor]]:
-    """Name → reads the tensor with the safetensors library, for all of a folder."""
-    from safetensors import safe_open
-
-    def read(path: Path, name: str) -> torch.Tensor:
-        with safe_open(path, framework="pt") as file:
-            return file.get_tensor(name)
-
-    found: dict[str, Callable[[], torch.Tensor]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            found |= {name: functools.partial(read, path, name) for name in file.keys()}  # noqa: SIM118  no mapping
-    return found
-
-
-def compute_reference(models: Path, adapter: bool) -> dict[str, Callable[[], torch.Tensor]]:
-    """Name → W + s·B·A in fp32, rounded once to bfloat16; the base itself without the adapter."""
-    base = list_tensors(models / "base")
-    factors = list_tensors(models / "adapter") if adapter else {}
-
-    def merge(name: str) -> torch.Tensor:
-        weight, module = base[name](), f"base_model.model.{name.removesuffix('.weight')}"
-        if f"{module}.lora_A.weight" not in factors:
-            return weight
-        a, b = (factors[f"{module}.lora_{kind}.weight"]() for kind in ("A", "B"))
-        return (weight.float() + ALPHA / RANK * (b @ a)).to(weight.dtype)
-
-    return {name: functools.partial(merge, name) for name in base}
 
 
 def compare(found: Path, expected: Mapping[str, Callable[[], torch.Tensor]]) -> tuple[float, int]:
@@ -474,6 +342,8 @@ def main() -> None:
     arguments = parse_arguments()
     if arguments.make:
         make_models(arguments.make, arguments.gb)
+        (arguments.make / WARM).mkdir()
+        make_models(arguments.make / WARM, 0)
     elif arguments.contender:
         run_contender(arguments.contender, arguments.models, arguments.out)
     else:

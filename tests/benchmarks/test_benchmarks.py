@@ -63,5 +63,8 @@ def test_merge_measures_every_contender_and_how_far_it_is_from_the_reference(tmp
     soups = {one["name"]: one["figures"] for one in report["checkpoints"]}
     who = ("mergekit", "kaggle_llm") if peers else ("kaggle_llm",)
     assert set(soups) == {f"{one}-{method}" for one in who for method in METHODS}
-    for method in METHODS if peers else ():
-        assert soups[f"kaggle_llm-{method}"]["max_abs_diff"] < 2**-9, method
+    if peers:
+        assert soups["kaggle_llm-linear"]["max_abs_diff"] == 0
+        assert soups["kaggle_llm-slerp"]["max_abs_diff"] <= 2**-11, "one step of bfloat16 at 0.1"
+        elements = report["checkpoint"]["bytes"] / 2
+        assert soups["kaggle_llm-ties"]["differing"] < 0.03 * elements, "but for equals at the cut"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kaggle_llm import paths, records
 from kaggle_llm.training.models import ADAPTER
-from kaggle_llm.weights.checkpoint import PICKLES, WEIGHTS, Checkpoint
+from kaggle_llm.weights.checkpoint import PICKLES, WEIGHTS, Checkpoint, one_thread
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +82,8 @@ def read_adapter(folder: Path) -> Adapter:
     """
     config = records.read_json(folder / ADAPTER)
     check_kind(folder, config)
-    tensors = dict(read_tensors(folder))
+    with one_thread():
+        tensors = dict(read_tensors(folder))
     adapter = Adapter(folder, config, names=set(tensors))
     for name in sorted(tensors):
         module, found, _ = name.partition(".lora_A.")

@@ -46,7 +46,7 @@ DTYPES = {  # safetensors' name → torch's
 NAMES = {torch_name: name for name, torch_name in DTYPES.items()}
 BLOCK = 2**19  # elements that are computed and written at a time: in fp32 they fit into a core's cache
 WAITING = 64  # blocks that are computed while the disk is busy
-SYNC = 2**28  # bytes after which what was written is sent to the disk, while the next ones are computed
+SYNC = 2**27  # bytes after which what was written is sent to the disk, while the next ones are computed
 HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
 
 
@@ -272,9 +272,10 @@ def write_shards(folder: Path, shards: Mapping[str, Sequence[Output]]) -> None:
     if total > free:
         raise OSError(f"{folder} needs {total / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB left: make room")
     progress = tqdm(total=total, desc="writing weights", unit="B", unit_scale=True, mininterval=1.0, delay=3.0)
-    with progress as bar, one_thread():
+    with progress as bar, one_thread(), Writer() as writer:
         for file, outputs in shards.items():
-            write_file(folder / file, outputs, bar.update)
+            writer.put(folder / file)
+            write_tensors(writer, outputs, bar.update)
     if list(shards) != [SINGLE]:
         places = {output.name: file for file, outputs in shards.items() for output in outputs}
         records.write_json(
@@ -284,8 +285,8 @@ def write_shards(folder: Path, shards: Mapping[str, Sequence[Output]]) -> None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Blocks are small, and the writer needs a core: handing each operation to all cores costs more than it gains, and
-    on a busy machine twenty times as much.
+    """For many small operations: handing each of them to all cores costs more than it gains, on a busy machine twenty
+    times as much, and the writer needs a core.
     """
     import torch
 
@@ -299,18 +300,23 @@ def one_thread() -> Iterator[None]:
 
 def write_file(file: Path, outputs: Sequence[Output], report: Callable[[int], object]) -> None:
     """One safetensors file; `report` is told the bytes of every block."""
-    with Writer(file) as writer:
-        writer.put(make_header(outputs))
-        for output in outputs:
-            written = 0
-            for block in output.blocks():
-                check_finite(block, output.name)
-                data = to_bytes(block)
-                writer.put(data)
-                written += data.nbytes
-                report(data.nbytes)
-            if written != output.size:
-                raise ValueError(f"{output.name}: {written} bytes were made of {output.size}")
+    with Writer() as writer:
+        writer.put(file)
+        write_tensors(writer, outputs, report)
+
+
+def write_tensors(writer: Writer, outputs: Sequence[Output], report: Callable[[int], object]) -> None:
+    writer.put(make_header(outputs))
+    for output in outputs:
+        written = 0
+        for block in output.blocks():
+            check_finite(block, output.name)
+            data = to_bytes(block)
+            writer.put(data)
+            written += data.nbytes
+            report(data.nbytes)
+        if written != output.size:
+            raise ValueError(f"{output.name}: {written} bytes were made of {output.size}")
 
 
 def make_header(outputs: Sequence[Output]) -> memoryview:
@@ -346,50 +352,66 @@ def to_bytes(block: torch.Tensor) -> memoryview:
 
 
 class Writer:
-    """A file that another thread writes, so that computing, copying and the disk work at the same time."""
+    """Files that another thread writes and syncs, so that computing, copying and the disk work at the same time."""
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._descriptor = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
-        self._blocks: queue.Queue[memoryview | None] = queue.Queue(maxsize=WAITING)
+    def __init__(self) -> None:
+        self._items: queue.Queue[Path | memoryview | None] = queue.Queue(maxsize=WAITING)
         self._error: OSError | None = None
-        self._thread = threading.Thread(target=self._write, daemon=True)
+        self._file, self._descriptor, self._unsynced = Path(), -1, 0
+        self._thread = threading.Thread(target=self._work, daemon=True)
 
-    def put(self, block: memoryview) -> None:
+    def put(self, item: Path | memoryview) -> None:
+        """The next bytes, or the file that they go into from now on. Raises the OSError of an earlier item."""
         if self._error:
             raise self._error
-        self._blocks.put(block)
+        self._items.put(item)
 
     def __enter__(self) -> Writer:
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._blocks.put(None)
+        self._items.put(None)
         self._thread.join()
-        os.close(self._descriptor)
         if self._error and kind is None:
             raise self._error
 
-    def _write(self) -> None:
-        """Goes on taking blocks after an error, so that nobody waits for a place in the queue."""
-        unsynced = 0
-        while (block := self._blocks.get()) is not None:
-            try:
-                while block.nbytes and not self._error:
-                    done = os.write(self._descriptor, block)
-                    block = block[done:]
-                    unsynced += done
-                if unsynced >= SYNC:
-                    os.fdatasync(self._descriptor)
-                    unsynced = 0
-            except OSError as error:
-                error.filename = str(self._file)  # a full disk says which
-                self._error = error
+    def _work(self) -> None:
+        """Goes on taking items after an error, so that nobody waits for a place in the queue."""
+        while (item := self._items.get()) is not None:
+            if not self._error:
+                self._try(item)
+        self._try(None)
+
+    def _try(self, item: Path | memoryview | None) -> None:
         try:
-            os.fsync(self._descriptor)
+            if isinstance(item, memoryview):
+                self._write(item)
+            else:
+                self._close()
+            if isinstance(item, Path):
+                self._file, self._descriptor = item, os.open(item, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
         except OSError as error:
+            error.filename = str(self._file)  # a full disk says which
             self._error = self._error or error
+
+    def _write(self, block: memoryview) -> None:
+        while block.nbytes:
+            done = os.write(self._descriptor, block)
+            block = block[done:]
+            self._unsynced += done
+        if self._unsynced >= SYNC:
+            os.fdatasync(self._descriptor)
+            self._unsynced = 0
+
+    def _close(self) -> None:
+        if self._descriptor < 0:
+            return
+        descriptor, self._descriptor = self._descriptor, -1
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 # what lies beside the weights -------------------------------------------------------------------------------

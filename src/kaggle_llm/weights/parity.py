@@ -189,15 +189,15 @@ class Gate:
                 continue
             last = None
             for number, stage in enumerate(stages):
-                exact_only = number + 1 < len(stages) and number == 0 and stages[1].exact
-                found = self.ask(name, stage, unit.rows, exact_only)
+                steps = stages[max(number, 1) : number + 2]  # the ones that lead here and away
+                found = self.ask(name, stage, unit.rows, exact_only=all(after.exact for after in steps))
                 if last is not None:
                     yield self.judge(name, *last, stage, found)
                 last = stage, found
             self.measure(name, stages, found)
 
     def ask(self, name: str, stage: Stage, rows: pl.DataFrame, exact_only: bool) -> Answer:
-        """The stage's answers; exact_only: to the first rows, which is all that the next stage is compared on."""
+        """The stage's answers; exact_only: to the first rows, which is all that its neighbours are compared on."""
         cut = self.settings.exact_rows
         parts = [rows.head(cut)] if exact_only or rows.height <= cut else [rows.head(cut), rows.tail(-cut)]
         print(f"{self.run}: {name}, {stage.name}: {sum(part.height for part in parts)} rows", flush=True)
