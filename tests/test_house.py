@@ -22,7 +22,17 @@ ROOMS = (
 )
 ORDER = ROOMS.split()
 HEAVY = {"torch", "transformers", "vllm", "sentence_transformers", "peft", "polars", "omegaconf", "sklearn", "bm25s"}
-HEAVY |= {"trl", "datasets", "datasketch", "wandb", "rouge_score", "scipy", "matplotlib", "compressed_tensors", "bitsandbytes"}
+HEAVY |= {
+    "trl",
+    "datasets",
+    "datasketch",
+    "wandb",
+    "rouge_score",
+    "scipy",
+    "matplotlib",
+    "compressed_tensors",
+    "bitsandbytes",
+}
 
 
 def modules() -> list[Path]:

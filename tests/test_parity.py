@@ -199,9 +199,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_fails_the_gate_and_is_not_pushed(
-    copy: Workspace, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fault_fails_the_gate_and_is_not_pushed(copy: Workspace, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     make, reason = FAULTS[name]
     monkeypatch.setenv("KAGGLE_LLM_ROOT", str(copy.root))
     make(copy)

@@ -43,7 +43,7 @@ def main() -> None:
     def average(folds: Sequence[int]) -> Mapping[str, Path]:
         parts = {k: split_rows(train.filter(fold != k), experiment)[0] for k in folds}
         adapter = average_members(experiment, [adapt(f"fold{k}", rows, base, experiment) for k, rows in parts.items()])
-        return {**models(folds[0]), **finish_adapter(experiment, "average", "reranker", adapter, base, train)}
+        return {**models(folds[0]), **finish_adapter(experiment, "average", "reranker", adapter, base, train, score)}
 
     experiment.score(fold, models, before)
     shipped = choose_models(config.ship, fold, models, average, lambda: learn("full", train, base, experiment))
@@ -55,7 +55,7 @@ def learn(name: str, rows: pl.DataFrame, base: Mapping[str, Path], experiment: E
     """All models that predict needs, learned from `rows`."""
     learned, held_out = split_rows(rows, experiment)
     adapter = adapt(name, learned, base, experiment)
-    models = {**base, **finish_adapter(experiment, name, "reranker", adapter, base, learned)}
+    models = {**base, **finish_adapter(experiment, name, "reranker", adapter, base, learned, score)}
     return models | {"blend": blend(f"{name}/blend", held_out, models, experiment)}
 
 

@@ -8,7 +8,8 @@ once just before. Peak memory is the process's, imports included. Differences ar
 tensor in fp32 and rounded once; `differing` counts elements, `differing_from_peft` those that PEFT gives otherwise.
 
 cp copies the base: the floor. mergekit lives in .venv-peers (make peers) and is left out where that is absent. Its
-linear, slerp and ties of two checkpoints, computed in fp32 like this project's, stand under "checkpoints". Of changes
+linear, slerp and ties of two checkpoints, computed in fp32 like this project's, stand under "checkpoints", run a fifth
+as often: mergekit's ties takes minutes. Of changes
 that are equal at TIES's cut, of which bfloat16 has many, this project keeps the first and mergekit some others.
 """
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 PEERS = Path(__file__).resolve().parents[2] / ".venv-peers" / "bin" / "python"
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 METHODS = ("linear", "slerp", "ties")
+FEWER = 5  # runs of an adapter merge for one of a method
 WARM = "warm"  # models of one layer, which every process merges before the clock runs
 COPIES = 6  # of the checkpoint that lie on the disk at the same time, at most
 RSS_UNITS_PER_MB = 2**20 if sys.platform == "darwin" else 2**10  # getrusage(2): bytes on macOS, else KiB
@@ -221,7 +223,7 @@ def run_benchmark(gb: float, repeat: int) -> dict[str, Any]:
         subprocess.run(words, env=child_environment(), check=True)
         adapters = measure_all([name for name in known if name in CONTENDERS], models, repeat)
         compare_adapters(adapters, models)
-        soups = measure_all([name for name in known if name in SOUPS], models, repeat)
+        soups = measure_all([name for name in known if name in SOUPS], models, max(1, repeat // FEWER))
         shards = [path.stat().st_size for path in (models / "base").glob("*.safetensors")]
     return {
         "benchmark": "merge",

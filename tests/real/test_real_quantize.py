@@ -69,7 +69,9 @@ def test_an_adapter_learns_on_a_quantised_base_and_is_served_on_it_unmerged(
     examples = [CompletionExample(tuple(prompt), (7, 8)) for prompt in prompts]
     training = TrainingSettings(batch=4, learning_rate=1e-2, epochs=2)
     fine_tune(GenerationTask(), examples, Job(made, tmp_path / "adapter", LoraSettings(r=4, alpha=8), training, 0))
-    before, after = (score(folder, prompts, base)[:, 1] for folder, base in ((made, None), (tmp_path / "adapter", made)))
+    before, after = (
+        score(folder, prompts, base)[:, 1] for folder, base in ((made, None), (tmp_path / "adapter", made))
+    )
     assert after.mean() > before.mean() + 0.5, "the token that it learned to answer with"
     with pytest.raises(ValueError, match="quantised: an adapter on it ships unmerged"):
         merge_adapter(made, tmp_path / "adapter", tmp_path / "merged")

@@ -22,7 +22,13 @@ UNSUPPORTED = (
     "target_parameters",
     "megatron_config",
     "alora_invocation_tokens",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
 )
+INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")  # those that leave the base as it is
 
 
 @dataclass(frozen=True)
@@ -110,17 +116,28 @@ def check_kind(folder: Path, config: Mapping[str, Any]) -> None:
         used.append("use_dora with fan_in_fan_out")
     if used:
         raise ValueError(f"adapter {folder} was trained with {', '.join(used)}: merge it with PEFT's merge_and_unload")
+    init = config.get("init_lora_weights")
+    if init not in INITS:
+        raise ValueError(
+            f"adapter {folder} has init_lora_weights = {init!r}, which changes the base: save it as a usual adapter "
+            f"with PEFT's path_initial_model_for_weight_conversion"
+        )
+
+
+def open_tensors(folder: Path) -> Checkpoint:
+    """The tensors of an adapter folder, not yet read; raises ValueError where there are none, or a pickle."""
+    if not (folder / FILE).is_file():
+        pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+        why = f"holds {pickles[0]}, a pickle: safetensors only, save it again" if pickles else f"lacks {FILE}"
+        raise ValueError(f"adapter {folder} {why}")
+    return Checkpoint(folder, [folder / FILE])
 
 
 def read_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """(name without PEFT's prefix, tensor in fp32) of an adapter folder."""
     import torch
 
-    if not (folder / FILE).is_file():
-        pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-        why = f"holds {pickles[0]}, a pickle: safetensors only" if pickles else f"lacks {FILE}"
-        raise ValueError(f"adapter {folder} {why}")
-    file = Checkpoint(folder, [folder / FILE])
+    file = open_tensors(folder)
     for name in file.tensors:
         tensor = file.read(name).float()
         if not torch.isfinite(tensor).all():

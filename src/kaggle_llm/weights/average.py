@@ -17,16 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kaggle_llm import paths, records
-from kaggle_llm.weights.adapter import FILE, PREFIX, check_kind, find_scaling
-from kaggle_llm.weights.checkpoint import PICKLES, Checkpoint, Output, fill_folder, row_blocks, write_file
+from kaggle_llm.weights.adapter import FILE, PREFIX, check_kind, find_scaling, open_tensors
+from kaggle_llm.weights.checkpoint import Checkpoint, Output, fill_folder, row_blocks, write_file
 
 if TYPE_CHECKING:
     import torch
 
 PAIRS = {".lora_A.weight": ".lora_B.weight", ".lora_embedding_A": ".lora_embedding_B"}  # PEFT's endings
 COPY = ".base_layer."  # in the name of a base weight that PEFT saves beside LoRA on an embedding
-VARIANTS = ("use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config")
-INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")  # those that leave the base as it is
 SELECTION = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 SAME = {  # what members must have in common, and the way out
     "base_model_name_or_path": "average adapters of one base; correct the path where it is the same model",
@@ -116,36 +114,18 @@ def read_member(folder: Path) -> Member:
         raise ValueError(f"{folder} holds no {records.ADAPTER}: only adapters are averaged here, no whole models")
     config = records.read_json(folder / records.ADAPTER)
     check_kind(folder, config)
-    check_delta(folder, config)
-    about = records.read_json(folder / records.WEIGHTS) if (folder / records.WEIGHTS).is_file() else {}
-    if not (folder / FILE).is_file():
-        pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-        why = f"holds {pickles[0]}, a pickle: safetensors only, save it again" if pickles else f"lacks {FILE}"
-        raise ValueError(f"adapter {folder} {why}")
-    checkpoint = Checkpoint(folder, [folder / FILE])
-    pairs = pair_names(folder, checkpoint)
-    paired = {name for pair in pairs.values() for name in pair}
-    member = Member(folder, config, about, checkpoint, pairs, sorted(set(checkpoint.tensors) - paired))
-    check_factors(member)
-    return member
-
-
-def check_delta(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raises ValueError where what the adapter adds to a weight depends on that weight."""
     if config.get("use_dora"):
         raise ValueError(
             f"adapter {folder} was trained with use_dora: what its magnitudes add depends on the base; merge every "
             f"member into the base and average the merged models instead"
         )
-    used = [name for name in VARIANTS if config.get(name)]
-    if used:
-        raise ValueError(f"adapter {folder} was trained with {used[0]}: its delta is not s·B·A, average merged models")
-    init = config.get("init_lora_weights")
-    if init not in INITS:
-        raise ValueError(
-            f"adapter {folder} has init_lora_weights = {init!r}, which changes the base: save it as a usual adapter "
-            f"with PEFT's path_initial_model_for_weight_conversion"
-        )
+    about = records.read_json(folder / records.WEIGHTS) if (folder / records.WEIGHTS).is_file() else {}
+    checkpoint = open_tensors(folder)
+    pairs = pair_names(folder, checkpoint)
+    paired = {name for pair in pairs.values() for name in pair}
+    member = Member(folder, config, about, checkpoint, pairs, sorted(set(checkpoint.tensors) - paired))
+    check_factors(member)
+    return member
 
 
 def pair_names(folder: Path, checkpoint: Checkpoint) -> dict[str, tuple[str, str]]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kaggle_llm.experiment import Experiment
-from kaggle_llm.run import answer
+from kaggle_llm.run import Run, import_predict
 from kaggle_llm.weights.average import average_adapters
 from kaggle_llm.weights.merge import merge_adapter
 from kaggle_llm.weights.quantize import quantize
@@ -18,14 +18,16 @@ from kaggle_llm.weights.recorder import RecordingRun
 if TYPE_CHECKING:
     import polars as pl
 
+Ask = Callable[["pl.DataFrame", Any, Run], object]  # (rows, what predict.load made, run)
+
 
 def finish_adapter(
-    experiment: Experiment, step: str, name: str, adapter: Path, base: Mapping[str, Path], rows: pl.DataFrame
+    experiment: Experiment, step: str, name: str, adapter: Path, base: Mapping[str, Path], rows: pl.DataFrame, ask: Ask
 ) -> dict[str, Path]:
     """The form in which model `name` answers: {name: merged or quantised}, or {name: adapter, name_base: its base}.
 
     base: the models before training, with the adapter's base under `name`. rows: training rows that calibration
-    prompts may be drawn from.
+    prompts may be drawn from. ask: what predict.py asks `name` with: its predict, or the part of it that does.
     """
     config = experiment.config
     if config.merge.into == "nothing":
@@ -34,35 +36,37 @@ def finish_adapter(
     merged = experiment.step(f"{step}/merged", merge, config.merge, {"base": base[name], "adapter": adapter})
     if config.quantize.scheme == "none":
         return {name: merged}
-    return {name: quantise(experiment, step, name, {**base, name: merged}, rows)}
+    return {name: quantise(experiment, step, name, {**base, name: merged}, rows, ask)}
 
 
-def quantise(experiment: Experiment, step: str, name: str, models: Mapping[str, Path], rows: pl.DataFrame) -> Path:
+def quantise(
+    experiment: Experiment, step: str, name: str, models: Mapping[str, Path], rows: pl.DataFrame, ask: Ask
+) -> Path:
     """Model `name` of `models` quantised, calibrated on prompts that predict asks of training rows."""
     settings, seed = experiment.config.quantize, experiment.config.seed
     drawn = rows.sample(min(settings.rows, rows.height), seed=seed)
 
     def make(folder: Path) -> None:
-        prompts = ask_prompts(experiment, name, models, drawn, seed)
+        prompts = collect_prompts(experiment, name, models, drawn, ask)
         quantize(models[name], drawn["id"].to_list(), prompts, settings, folder, seed)
 
     inputs = experiment.prediction_inputs(drawn, models)
     return experiment.step(f"{step}/{settings.scheme}", make, settings, inputs)
 
 
-def ask_prompts(
-    experiment: Experiment, name: str, models: Mapping[str, Path], rows: pl.DataFrame, seed: int
+def collect_prompts(
+    experiment: Experiment, name: str, models: Mapping[str, Path], rows: pl.DataFrame, ask: Ask
 ) -> list[tuple[int, ...]]:
     """One of the prompts that predict gives to model `name` for each row; raises ValueError where it gives none."""
     from tqdm import tqdm
 
-    rng = random.Random(seed)
+    rng = random.Random(experiment.config.seed)
     found = []
     asked = experiment.competition.unlabelled(rows)
     with RecordingRun(name, experiment.config, experiment.competition, models) as run:
         for row in tqdm(asked.iter_slices(1), "calibration prompts", asked.height, mininterval=5.0):
             run.calls.clear()
-            answer(experiment.exp, run, row)
+            ask(row, run.loaded(import_predict(experiment.exp)), run)
             prompts = [prompt for call in run.calls for prompt in call.prompts]
             if not prompts:
                 raise ValueError(f"row {row['id'][0]!r}: predict asked {name} nothing, so nothing can be calibrated on")
