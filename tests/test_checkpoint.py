@@ -395,3 +395,14 @@ def test_killed_in_the_middle_the_target_is_absent_and_the_next_start_makes_it(
     assert not out.exists() and list(tmp_path.iterdir()), "killed while it wrote"
     merge_adapter(pico_llm, adapter, out)
     assert (out / "weights.json").is_file() and [path.name for path in tmp_path.iterdir()] == ["merged"]
+
+
+def test_a_product_in_blocks_of_rows_has_the_bits_of_the_whole_one() -> None:
+    """93 rows of 5632 columns, which BLOCK allows, go through another kernel: the last bit differed in 1 of 2000."""
+    import torch
+
+    torch.manual_seed(0)
+    b, a = torch.randn(2048, 16), torch.randn(16, 5632)
+    blocks = list(row_blocks((2048, 5632)))
+    assert all((rows.stop - rows.start) % 16 == 0 for rows in blocks) and len(blocks) > 20
+    assert torch.equal(torch.cat([torch.mm(b[rows], a) for rows in blocks]), b @ a)

@@ -45,6 +45,7 @@ DTYPES = {  # safetensors' name → torch's
 }
 NAMES = {torch_name: name for name, torch_name in DTYPES.items()}
 BLOCK = 2**19  # elements that are computed and written at a time: in fp32 they fit into a core's cache
+ROWS = 16  # a block's rows are a multiple of it: the matrix product then has the bits of the whole one
 WAITING = 64  # blocks that are computed while the disk is busy
 SYNC = 2**27  # bytes after which what was written is sent to the disk, while the next ones are computed
 HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
@@ -240,7 +241,7 @@ def row_blocks(shape: Sequence[int]) -> Iterator[slice]:
     if not shape:
         yield slice(None)
         return
-    step = max(1, BLOCK // max(prod(shape[1:]), 1))
+    step = max(ROWS, BLOCK // max(prod(shape[1:]), 1) // ROWS * ROWS)
     yield from (slice(start, start + step) for start in range(0, shape[0], step))
 
 
