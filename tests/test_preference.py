@@ -266,7 +266,8 @@ def test_an_adapter_folder_is_whole_and_opens_with_peft(
     job = make_job(pico_llm, tmp_path / "run")
     train_preference(settings, random_pairs(8, 8), job)
     assert {path.name for path in job.folder.iterdir()} == {
-        *("adapter_config.json", "adapter_model.safetensors", "config.json", "log.jsonl")
+        *("adapter_config.json", "adapter_model.safetensors", "config.json", "log.jsonl", "weights.json"),
+        *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
     }
     assert str(tmp_path) not in (job.folder / "adapter_config.json").read_text()
     merged = tensors(merge(settings, pico_llm, job.folder, tmp_path / "merged"))

@@ -105,6 +105,7 @@ def test_a_member_that_the_time_would_cut_is_left_out() -> None:
 TWO_FOLDS = ("--smoke", "folds.validate=[0,1]")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_an_ensemble_of_folds_travels_and_answers_offline(workspace: Workspace) -> None:
     succeed(workspace.train("exp002_rerank", *TWO_FOLDS, "ship=folds", "run=folds"))
@@ -118,6 +119,7 @@ def test_an_ensemble_of_folds_travels_and_answers_offline(workspace: Workspace) 
     succeed(workspace.cli("rehearse", run))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_an_average_ships_its_exact_mean_and_says_that_it_has_no_cv(workspace: Workspace) -> None:
     said = succeed(workspace.train("exp002_rerank", *TWO_FOLDS, "ship=average", "run=mean"))
@@ -135,6 +137,7 @@ def test_an_average_ships_its_exact_mean_and_says_that_it_has_no_cv(workspace: W
     assert manifest["note"].startswith("no CV of its own") and manifest["parity"] == "passed"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_refit_learns_from_all_rows_and_an_unmerged_adapter_travels_with_its_base(workspace: Workspace) -> None:
     words = ("--smoke", "ship=full", "merge.into=nothing", "run=full")

@@ -96,7 +96,8 @@ def test_an_adapter_predicts_alike_before_and_after_saving(pico_llm: Path, tmp_p
 def test_a_training_leaves_its_folder_and_nothing_beside_it(pico_llm: Path, tmp_path: Path) -> None:
     steps = train(pico_llm, tmp_path / "run", random_groups(6, 7), checkpoint_steps=2)
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        *("adapter_config.json", "adapter_model.safetensors", "config.json", "log.jsonl")
+        *("adapter_config.json", "adapter_model.safetensors", "config.json", "log.jsonl", "weights.json"),
+        *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
     }
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert [row["step"] for row in steps] == [1, 2, 3, 4]  # the last one of one group

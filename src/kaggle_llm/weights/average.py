@@ -1,6 +1,6 @@
 """Several adapters of one base, such as those of the folds, made into one: the mean of what they add to the base.
 
-Leaves adapter_config.json, adapter_model.safetensors in fp32, the first member's config.json where it has one, and
+Leaves adapter_config.json, adapter_model.safetensors in fp32, the first member's config.json and tokenizer, and
 weights.json, which names the members and says what the method lost.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kaggle_llm import paths, records
 from kaggle_llm.weights.adapter import FILE, PREFIX, check_kind, find_scaling, open_tensors
-from kaggle_llm.weights.checkpoint import Checkpoint, Output, fill_folder, row_blocks, write_file
+from kaggle_llm.weights.checkpoint import Checkpoint, Output, copy_texts, fill_folder, row_blocks, write_file
 
 if TYPE_CHECKING:
     import torch
@@ -362,8 +361,7 @@ def fill_average(average: Average, folder: Path) -> None:
     with tqdm(total=size, desc="averaging adapters", unit="B", unit_scale=True, mininterval=1.0, delay=3.0) as bar:
         write_file(folder / FILE, outputs, bar.update)
     records.write_json(folder / records.ADAPTER, make_config(average))
-    if (first.folder / "config.json").is_file():
-        shutil.copyfile(first.folder / "config.json", folder / "config.json")
+    copy_texts(first.folder, folder)
     figures = average.report()
     records.write_json(folder / records.WEIGHTS, describe_average(average.members, figures))
     print(say_average(len(average.members), figures), flush=True)
