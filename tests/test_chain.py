@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -73,11 +74,12 @@ assert np.abs(found - expected).max() < 1e-4
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.timeout(1500)
 def test_lora_merge_gptq_and_vllm_with_a_gate_at_every_stage(tmp_path: Path) -> None:
     """Adapter → merged → GPTQ W4A16, calibrated on the competition's own prompts → vLLM."""
     if not (ROOT / ".venv-quantise" / ".installed").is_file() or importlib.util.find_spec("vllm") is None:
         pytest.skip("llm-compressor or vLLM is absent: make quantise vllm")
-    workspace = real_workspace(tmp_path)
+    workspace = replace(real_workspace(tmp_path), timeout=700)
     (workspace.root / ".venv-quantise").symlink_to(ROOT / ".venv-quantise")
     words = ["quantize.scheme=gptq", "quantize.group_size=64", "quantize.rows=32", "training.tokens=2000", "run=gptq"]
     succeed(workspace.train("exp002_rerank", "--smoke", *words, "folds.rows=24"))

@@ -18,6 +18,8 @@ class Workspace:
     """exp/, submission/, input/ as in the repository; the package is the installed one."""
 
     root: Path
+    timeout: int = TIMEOUT
+    """Seconds that a process may take."""
 
     @property
     def output(self) -> Path:
@@ -32,7 +34,7 @@ class Workspace:
     def call(self, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "KAGGLE_LLM_ROOT": str(self.root), "PYTHONDONTWRITEBYTECODE": "1", **more}
         return subprocess.run(
-            command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
+            command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=self.timeout, check=False
         )
 
 
