@@ -96,7 +96,7 @@ def test_lora_merge_gptq_and_vllm_with_a_gate_at_every_stage(tmp_path: Path) -> 
     assert done.returncode == 1 and report["status"] == "undecided", "24 rows decide nothing about quantised weights"
     merged, quantised, vllm = report["steps"]
     assert merged["status"] == "passed" and 0 < merged["differences"]["largest"] <= 1e-4
-    assert quantised["status"] == "undecided" and 0.001 < quantised["differences"]["mean"] < 1
-    assert quantised["differences"]["spearman"] > 0.5, "GPTQ depends on threads; 0.77 to 0.84 were seen"
-    assert vllm["after"] == "vllm bfloat16" and vllm["differences"]["mean"] < 0.2
+    assert quantised["status"] == "undecided" and 0.001 < quantised["differences"]["mean"] < 0.5
+    assert quantised["differences"]["spearman"] > 0.7, "GPTQ depends on threads: 0.77 and 0.84 were seen"
+    assert vllm["after"] == "vllm bfloat16" and vllm["differences"]["mean"] < 0.1
     assert [step["non_finite"] + step["differences"]["other_prompts"] for step in report["steps"]] == [0, 0, 0]

@@ -17,7 +17,7 @@ from kaggle_llm.paths import model_folder
 from kaggle_llm.retrieval.negatives import draw_groups
 from kaggle_llm.training.choice import ChoiceTask
 from kaggle_llm.training.trainer import Job, fine_tune
-from kaggle_llm.weights.finish import average_members, finish_adapter
+from kaggle_llm.weights.finish import average_folds, finish_adapter
 from kaggle_llm.weights.parity import report_parity
 from kaggle_llm.weights.quantize import check_group_size
 from kaggle_llm.weights.ship import choose_models
@@ -41,8 +41,7 @@ def main() -> None:
         return base | {"blend": blend(f"fold{k}/blend_before", held_out, base, experiment)}
 
     def average(folds: Sequence[int]) -> Mapping[str, Path]:
-        parts = {k: split_rows(train.filter(fold != k), experiment)[0] for k in folds}
-        adapter = average_members(experiment, [adapt(f"fold{k}", rows, base, experiment) for k, rows in parts.items()])
+        adapter = average_folds(experiment, folds)
         return {**models(folds[0]), **finish_adapter(experiment, "average", "reranker", adapter, base, train, score)}
 
     experiment.score(fold, models, before)

@@ -214,6 +214,15 @@ def temporary_folder(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.making")
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link; a copy on another disk, or on a file system without links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def _sync(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():

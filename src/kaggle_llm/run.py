@@ -73,9 +73,12 @@ class Run:
 
     def members(self) -> list[dict[str, Path]]:
         """The models of each fold that ships, under their own names; those without a fold belong to all."""
-        folds = sorted({name.partition(".")[0] for name in self.models if MEMBER.match(name)})
+        folds = {name.partition(".")[0] for name in self.models if MEMBER.match(name)}
         shared = {name: path for name, path in self.models.items() if not MEMBER.match(name)}
-        own = [{n[len(k) + 1 :]: path for n, path in self.models.items() if n.startswith(f"{k}.")} for k in folds]
+        own = [
+            {n[len(k) + 1 :]: path for n, path in self.models.items() if n.startswith(f"{k}.")}
+            for k in sorted(folds, key=lambda fold: int(fold.removeprefix("fold")))
+        ]
         return [shared | models for models in own] or [shared]
 
     def __enter__(self) -> Self:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import resource
 import statistics
@@ -29,6 +28,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+from machine import describe_machine
 
 from kaggle_llm import paths, records
 from kaggle_llm.tables import print_table
@@ -301,19 +302,6 @@ def run_benchmark(seeds: int, count: int) -> dict[str, Any]:
         "versions": records.package_versions() | {name: metadata.version(name) for name in ("trl", "datasets")},
         "rows": rows,
         "contenders": [summarise(name, results) for name, results in found.items()],
-    }
-
-
-def describe_machine() -> dict[str, Any]:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text(encoding="utf-8").splitlines() if information.is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "processor": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "memory_gb": round(memory / 2**30, 1),
-        "system": platform.platform(),
     }
 
 

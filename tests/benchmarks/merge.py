@@ -19,7 +19,6 @@ import argparse
 import functools
 import json
 import os
-import platform
 import resource
 import shutil
 import statistics
@@ -31,6 +30,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from machine import describe_machine
 from random_llama import MEMBERS, compute_reference, list_tensors, make_models
 
 from kaggle_llm import records
@@ -293,19 +293,6 @@ def peer_versions() -> dict[str, str]:
     code = f"import json; from importlib.metadata import version; print(json.dumps(list(map(version, {names}))))"
     done = subprocess.run([str(PEERS), "-c", code], stdout=subprocess.PIPE, text=True, check=True)
     return {f"peers {name}": found for name, found in zip(names, json.loads(done.stdout), strict=True)}
-
-
-def describe_machine() -> dict[str, Any]:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text(encoding="utf-8").splitlines() if information.is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "processor": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "memory_gb": round(memory / 2**30, 1),
-        "system": platform.platform(),
-    }
 
 
 def print_benchmark(report: Mapping[str, Any]) -> None:

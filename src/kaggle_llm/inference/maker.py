@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib.util import find_spec
-from logging import getLogger
 from pathlib import Path
 
 from kaggle_llm import records
@@ -41,7 +40,6 @@ def make_engine(folder: Path, settings: EngineSettings, base: Path | None = None
 
     from kaggle_llm.inference.transformers_engine import TransformersEngine
 
-    getLogger("bitsandbytes").setLevel("ERROR")  # it misses a package that speeds 4 bits up on CPUs, in every log
     logging.disable_progress_bar()  # "Loading weights" of a second or two, in every log
     return TransformersEngine(folder, settings, base)
 

@@ -6,7 +6,6 @@ that unchanged weights are not uploaded again. Weights are hard links where the 
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import sys
@@ -99,16 +98,9 @@ def list_code(folder: Path, everything: bool) -> Iterator[Path]:
             yield path.relative_to(folder)
 
 
-def link_or_copy(source: Path, target: Path) -> None:
-    """A hard link; a copy on a file system without them."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def add_model(target: Path, competition: str, source: Path, place: Callable[[Path, Path], None] = link_or_copy) -> str:
+def add_model(
+    target: Path, competition: str, source: Path, place: Callable[[Path, Path], None] = records.link_or_copy
+) -> str:
     """One dataset with the folder model/, its files put there by `place`; returns its slug, made of the content."""
     hashes = records.hash_files(source)
     record = records.read_record(source)

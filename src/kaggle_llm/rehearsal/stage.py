@@ -17,7 +17,7 @@ from kaggle_llm.competition import (
     load_competition,
     read_csv,
 )
-from kaggle_llm.kaggle.bundle import add_model, link_or_copy
+from kaggle_llm.kaggle.bundle import add_model
 from kaggle_llm.kaggle.predict import MANIFEST
 from kaggle_llm.rehearsal.sandbox import NAMESPACE, find_method
 
@@ -38,7 +38,7 @@ def stage_datasets(bundle: Path, kaggle: Path) -> None:
 def place_file(source: Path, target: Path) -> None:
     """A link where the sandbox mounts it read-only; else a copy, for nobody may write into the original."""
     if find_method() == NAMESPACE:
-        link_or_copy(source, target)
+        records.link_or_copy(source, target)
     else:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)

@@ -1,6 +1,1 @@
 """Every kind of fine-tuning: README.md lists the tasks."""
-
-import logging
-
-# At its import it says that a kernel for 4-bit inference on a CPU could not be fetched from a hub: not needed here.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

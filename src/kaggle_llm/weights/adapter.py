@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kaggle_llm import paths, records
-from kaggle_llm.training.models import ADAPTER
-from kaggle_llm.weights.checkpoint import PICKLES, WEIGHTS, Checkpoint, one_thread
+from kaggle_llm.weights.checkpoint import PICKLES, Checkpoint, one_thread
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +75,7 @@ class Adapter:
     @property
     def about(self) -> dict[str, Any]:
         """Its weights.json; {} for an adapter that others made."""
-        path = self.folder / WEIGHTS
+        path = self.folder / records.WEIGHTS
         return records.read_json(path) if path.is_file() else {}
 
 
@@ -86,7 +85,7 @@ def read_adapter(folder: Path) -> Adapter:
     Raises ValueError for what cannot be written as factors (another method than LoRA, convolutions, lora_bias), for
     tensors without a partner or with non-finite values, and for a pickle.
     """
-    config = records.read_json(folder / ADAPTER)
+    config = records.read_json(folder / records.ADAPTER)
     check_kind(folder, config)
     with one_thread():
         tensors = dict(read_tensors(folder))

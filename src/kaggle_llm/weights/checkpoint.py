@@ -24,7 +24,6 @@ from kaggle_llm import records
 if TYPE_CHECKING:
     import torch
 
-WEIGHTS = "weights.json"  # what a folder of weights was made from, and how
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -245,8 +244,8 @@ def row_blocks(shape: Sequence[int]) -> Iterator[slice]:
     yield from (slice(start, start + step) for start in range(0, shape[0], step))
 
 
-def copy_tensor(checkpoint: Checkpoint, name: str, dtype: str | None = None, to: str | None = None) -> Output:
-    """`name` of a checkpoint as it is; floats in `dtype` where one is given; under another name with `to`."""
+def copy_tensor(checkpoint: Checkpoint, name: str, dtype: str | None = None) -> Output:
+    """`name` of a checkpoint as it is; floats in `dtype` where one is given."""
     import torch
 
     place = checkpoint.tensors[name]
@@ -257,7 +256,7 @@ def copy_tensor(checkpoint: Checkpoint, name: str, dtype: str | None = None, to:
         for rows in row_blocks(place.shape):
             yield tensor[rows if place.shape else ...].to(getattr(torch, wanted))
 
-    return Output(to or name, wanted, place.shape, blocks)
+    return Output(name, wanted, place.shape, blocks)
 
 
 def write_shards(folder: Path, shards: Mapping[str, Sequence[Output]]) -> None:
@@ -422,7 +421,7 @@ def copy_texts(source: Path, folder: Path) -> None:
     """Config, tokenizer, chat template, generation config and what else lies beside the weights of a model."""
     for path in records.list_files(source):
         relative = path.relative_to(source)
-        ours = path.name in (INDEX, WEIGHTS, records.RECORD) or path.name.startswith("adapter_")
+        ours = path.name in (INDEX, records.WEIGHTS, records.RECORD) or path.name.startswith("adapter_")
         if path.suffix in TEXTS and not ours and not any(part.startswith(".") for part in relative.parts):
             (folder / relative).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / relative)

@@ -36,10 +36,10 @@ def finish_adapter(
     merged = experiment.step(f"{step}/merged", merge, config.merge, {"base": base[name], "adapter": adapter})
     if config.quantize.scheme == "none":
         return {name: merged}
-    return {name: quantise(experiment, step, name, {**base, name: merged}, rows, ask)}
+    return {name: make_quantised(experiment, step, name, {**base, name: merged}, rows, ask)}
 
 
-def quantise(
+def make_quantised(
     experiment: Experiment, step: str, name: str, models: Mapping[str, Path], rows: pl.DataFrame, ask: Ask
 ) -> Path:
     """Model `name` of `models` quantised, calibrated on prompts that predict asks of training rows."""
@@ -74,8 +74,9 @@ def collect_prompts(
     return found
 
 
-def average_members(experiment: Experiment, members: Sequence[Path]) -> Path:
-    """The adapters of several folds as one, as config.average says."""
+def average_folds(experiment: Experiment, folds: Sequence[int]) -> Path:
+    """The adapters that the steps fold<k>/adapter left as one, as config.average says."""
     settings = experiment.config.average
-    make = partial(average_adapters, list(members), settings=settings)
-    return experiment.step("average/adapter", make, settings, {f"member{n}": path for n, path in enumerate(members)})
+    members = {f"fold{k}": experiment.folder / f"fold{k}" / "adapter" for k in folds}
+    make = partial(average_adapters, list(members.values()), settings=settings)
+    return experiment.step("average/adapter", make, settings, members)

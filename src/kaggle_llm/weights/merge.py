@@ -6,8 +6,6 @@ generation config, and weights.json, which names the parents.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kaggle_llm import paths, records
-from kaggle_llm.training.models import ADAPTER, CLASSES, HEADS
+from kaggle_llm.inference.quantised import read_quantisation
+from kaggle_llm.training.models import CLASSES, HEADS
 from kaggle_llm.weights.adapter import PREFIX, Adapter, check_base, read_adapter
 from kaggle_llm.weights.checkpoint import (
-    WEIGHTS,
     Checkpoint,
     Output,
     copy_tensor,
@@ -32,7 +30,7 @@ from kaggle_llm.weights.checkpoint import (
 if TYPE_CHECKING:
     import torch
 
-NOT_A_MODEL = {"log.jsonl", WEIGHTS, records.RECORD}  # what lies beside the weights of a training
+NOT_A_MODEL = {"log.jsonl", records.WEIGHTS, records.RECORD}  # what lies beside the weights of a training
 
 
 @dataclass
@@ -76,9 +74,9 @@ def merge_adapter(base: Path, adapter: Path, folder: Path, settings: MergeSettin
 
 def fill_merged(base: Path, adapter: Path, settings: MergeSettings, folder: Path) -> None:
     about = {"stage": "merged", "parents": {"base": paths.relative(base), "adapter": paths.relative(adapter)}}
-    if not (adapter / ADAPTER).is_file():
+    if not (adapter / records.ADAPTER).is_file():
         link_model(adapter, folder)
-        records.write_json(folder / WEIGHTS, about)
+        records.write_json(folder / records.WEIGHTS, about)
         return
     refuse_quantised(base)
     checkpoint, loaded = Checkpoint(base), read_adapter(adapter)
@@ -89,11 +87,11 @@ def fill_merged(base: Path, adapter: Path, settings: MergeSettings, folder: Path
     write_shards(folder, plan.shards())
     copy_texts(base, folder)
     write_config(base, folder, plan)
-    records.write_json(folder / WEIGHTS, {**about, "into": settings.into, "dtype": settings.dtype})
+    records.write_json(folder / records.WEIGHTS, {**about, "into": settings.into, "dtype": settings.dtype})
 
 
 def refuse_quantised(base: Path) -> None:
-    if "quantization_config" in records.read_json(base / "config.json"):
+    if read_quantisation(base):
         raise ValueError(f"base {base} is quantised: an adapter on it ships unmerged, set merge.into=nothing")
 
 
@@ -214,7 +212,7 @@ class Plan:
         if self.settings.into == "dequantised" and adapter.about.get("method") != "qlora":
             raise ValueError(
                 f"merge.into = dequantised, but adapter {adapter.folder} was not trained with qlora "
-                f"({WEIGHTS}: {adapter.about.get('method')!r}): set merge.into=original"
+                f"({records.WEIGHTS}: {adapter.about.get('method')!r}): set merge.into=original"
             )
 
     def _check_shape(self, who: str, name: str, shape: tuple[int, ...]) -> None:
@@ -318,11 +316,9 @@ def link_model(source: Path, folder: Path) -> None:
     Raises ValueError where `source` holds no model.
     """
     if not (source / "config.json").is_file() or not list(source.glob("*.safetensors")):
-        raise ValueError(f"{source} holds neither an adapter ({ADAPTER}) nor a model (config.json, *.safetensors)")
-    folder.mkdir(parents=True, exist_ok=True)
+        raise ValueError(
+            f"{source} holds neither an adapter ({records.ADAPTER}) nor a model (config.json, *.safetensors)"
+        )
     for path in source.iterdir():
         if path.is_file() and path.name not in NOT_A_MODEL:
-            try:
-                os.link(path, folder / path.name)
-            except OSError:  # another disk, or a file system without links
-                shutil.copyfile(path, folder / path.name)
+            records.link_or_copy(path, folder / path.name)

@@ -265,7 +265,7 @@ class Gate:
 def judge_exact(differences: Differences, limit: float) -> tuple[Status, str]:
     if differences.largest is None:
         return ("failed", f"{differences.other_texts} other texts") if differences.other_texts else ("passed", "")
-    if differences.largest > limit:
+    if not differences.largest <= limit:
         return "failed", f"largest difference {differences.largest:.2g}, {limit:g} is allowed"
     return "passed", ""
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kaggle_llm import paths, records
+from kaggle_llm.inference.quantised import read_quantisation
 from kaggle_llm.prompts import Prompt
 from kaggle_llm.weights.checkpoint import INDEX, Checkpoint, copy_texts, fill_folder, is_float
 
@@ -160,8 +161,8 @@ def check_source(model: Path) -> None:
     if (model / records.ADAPTER).is_file():
         raise ValueError(f"{name} is an adapter: merge it into its base, and quantise the merged model")
     config = records.read_json(paths.model_folder(str(model.absolute())) / "config.json")
-    if "quantization_config" in config:
-        method = config["quantization_config"].get("quant_method")
+    method = read_quantisation(model).get("quant_method")
+    if method:
         raise ValueError(f"{name} is quantised already ({method}): quantise the model that it was made from")
     architectures = config.get("architectures") or ["a model without architectures in its config"]
     if architectures[0] not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
@@ -219,7 +220,7 @@ def check_result(folder: Path, layers: Mapping[str, int]) -> None:
     """Raises ValueError for another format than compressed-tensors', a layer left out, and non-finite values."""
     import torch
 
-    method = records.read_json(folder / "config.json").get("quantization_config", {}).get("quant_method")
+    method = read_quantisation(folder).get("quant_method")
     if method != "compressed-tensors":
         raise ValueError(f"llm-compressor left a model with quant_method {method!r}, not compressed-tensors")
     checkpoint = Checkpoint(folder)

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kaggle_llm import paths, records
+from kaggle_llm.inference.quantised import read_quantisation
 from kaggle_llm.prompts import load_tokenizer
 from kaggle_llm.weights import arithmetic
 from kaggle_llm.weights.checkpoint import (
-    WEIGHTS,
     Checkpoint,
     Output,
     check_finite,
@@ -84,7 +84,7 @@ def fill_soup(members: Sequence[Path], settings: SoupSettings, base: Path | None
         records.write_json(folder / "config.json", config | {"dtype": settings.dtype})
     parents = {f"member{i}": paths.relative(member) for i, member in enumerate(members)}
     parents |= {"base": paths.relative(base)} if base else {}
-    records.write_json(folder / WEIGHTS, {"stage": "merged", "parents": parents, "soup": asdict(settings)})
+    records.write_json(folder / records.WEIGHTS, {"stage": "merged", "parents": parents, "soup": asdict(settings)})
 
 
 def untrained_rows(members_held_out: Sequence[Collection[str]]) -> tuple[list[str], str]:
@@ -266,7 +266,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder} has no config.json: give model folders; an adapter is merged into its base first"
         )
     config = AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
-    if "quantization_config" in config:
+    if read_quantisation(folder):
         raise ValueError(f"{folder} is quantised: merge first, quantise the merged model")
     return {key: value for key, value in flatten(config).items() if is_of_the_model(key)}
 
