@@ -84,15 +84,25 @@ def ensemble(slow: Sequence[str] = ()) -> tuple[pl.DataFrame, list[pl.DataFrame]
     offers: list[pl.DataFrame] = []
     run = Run(SimpleNamespace(), None, choose("folds"), on_offer=offers.append)  # type: ignore[arg-type]
     predict = Members(slow)
-    return answer_together(predict, run, pl.DataFrame({"id": ["a"]}), run.members()), offers, run, predict  # type: ignore[arg-type]
+    members = list(run.members().values())
+    return answer_together(predict, run, pl.DataFrame({"id": ["a"]}), members), offers, run, predict  # type: ignore[arg-type]
 
 
 def test_an_ensemble_answers_with_the_mean_of_its_members_and_never_offers_less_than_before() -> None:
     ranking, offers, run, predict = ensemble()
-    assert run.members()[1] == {"encoder": Path("encoder"), "reranker": Path("fold2")}
+    assert run.members()["fold2"] == {"encoder": Path("encoder"), "reranker": Path("fold2")}
     assert predict.asked == ["fold0", "fold2"]
     assert ranking["items"].to_list() == [["x", "y"]] and ranking["scores"].to_list() == [[1.0, 0.5]]
     assert [offer["items"].to_list()[0][0] for offer in offers] == ["early", "y", "x"], "no early one of the second"
+
+
+def test_members_stand_in_the_order_of_their_folds() -> None:
+    """As text fold10 comes before fold2, and would be compared on the rows of another fold."""
+    models = {f"fold{k}.reranker": Path(f"{k}") for k in (10, 2, 0)}
+    members = Run(SimpleNamespace(), None, {"encoder": Path("e"), **models}).members()  # type: ignore[arg-type]
+    assert list(members) == ["fold0", "fold2", "fold10"]
+    assert members["fold10"] == {"encoder": Path("e"), "reranker": Path("10")}
+    assert Run(SimpleNamespace(), None, {"encoder": Path("e")}).members() == {"": {"encoder": Path("e")}}  # type: ignore[arg-type]
 
 
 def test_a_member_that_the_time_would_cut_is_left_out() -> None:
@@ -111,7 +121,9 @@ def test_an_ensemble_of_folds_travels_and_answers_offline(workspace: Workspace) 
     succeed(workspace.train("exp002_rerank", *TWO_FOLDS, "ship=folds", "run=folds"))
     run = "exp002_rerank--folds-smoke"
     report = json.loads((workspace.output / run / "parity.json").read_text())
-    assert [step["after"] for step in report["steps"]] == ["merged", "merged"], "each member has its own gate"
+    steps = [(step["model"], step["after"]) for step in report["steps"]]
+    assert steps == [("fold0.reranker", "merged"), ("fold1.reranker", "merged")], "each member has its own gate"
+    assert set(report["headroom"]) == {"fold0.reranker", "fold1.reranker"}
     succeed(workspace.cli("bundle", run))
     manifest = json.loads((workspace.output / "bundles" / run / "MANIFEST.json").read_text())
     names = {"encoder", *(f"fold{k}.{name}" for k in (0, 1) for name in ("reranker", "blend"))}

@@ -22,7 +22,7 @@ from kaggle_llm.rankings import average_rankings, check_ranking
 if TYPE_CHECKING:
     import polars as pl
 
-MEMBER = re.compile(r"fold\d+\.")  # what the name of one fold's model begins with in an ensemble
+MEMBER = re.compile(r"fold(\d+)\.")  # what the name of one fold's model begins with in an ensemble
 
 
 class Run:
@@ -71,15 +71,19 @@ class Run:
             self._loaded = predict.load(self)
         return self._loaded
 
-    def members(self) -> list[dict[str, Path]]:
-        """The models of each fold that ships, under their own names; those without a fold belong to all."""
-        folds = {name.partition(".")[0] for name in self.models if MEMBER.match(name)}
+    def members(self) -> dict[str, dict[str, Path]]:
+        """fold<k> → its models under their own names, in the order of the folds; without an ensemble "" → all models.
+
+        Models without a fold belong to every member.
+        """
         shared = {name: path for name, path in self.models.items() if not MEMBER.match(name)}
-        own = [
-            {n[len(k) + 1 :]: path for n, path in self.models.items() if n.startswith(f"{k}.")}
-            for k in sorted(folds, key=lambda fold: int(fold.removeprefix("fold")))
-        ]
-        return [shared | models for models in own] or [shared]
+        folds = sorted({int(found[1]) for name in self.models if (found := MEMBER.match(name))})
+        members = {f"fold{k}": dict(shared) for k in folds} or {"": shared}
+        for name, path in self.models.items():
+            if MEMBER.match(name):
+                fold, _, own = name.partition(".")
+                members[fold][own] = path
+        return members
 
     def __enter__(self) -> Self:
         return self
@@ -100,7 +104,7 @@ def answer(exp: Path, run: Run, rows: pl.DataFrame) -> pl.DataFrame:
     predict = import_predict(exp)
     members = run.members()
     if len(members) > 1:
-        return answer_together(predict, run, rows, members)
+        return answer_together(predict, run, rows, list(members.values()))
     ranking: pl.DataFrame = predict.predict(rows, run.loaded(predict), run)
     return check_ranking(ranking, rows["id"].to_list())
 

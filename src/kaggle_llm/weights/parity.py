@@ -156,6 +156,8 @@ def worst(statuses: Sequence[Status]) -> Status:
 class Unit:
     """One set of models that answers by itself, and the rows that it was not trained on."""
 
+    member: str
+    """fold<k> in an ensemble, else ""."""
     models: Mapping[str, Path]
     rows: pl.DataFrame
 
@@ -176,10 +178,10 @@ class Gate:
         oof = pl.read_parquet(paths.run_folder(self.run) / "oof.parquet", columns=["id", "fold"])
         folds = sorted(oof["fold"].unique().to_list())
         members = Run(self.config, self.competition, shipped).members()
-        for fold, models in zip(folds, members, strict=False):
+        for fold, (member, models) in zip(folds, members.items(), strict=False):
             ids = oof.filter(pl.col("fold") == fold).head(self.settings.rows).select("id")
             train = self.competition.unlabelled(self.competition.table(TRAIN))
-            yield Unit(models, ids.join(train, on="id", how="left", maintain_order="left"))
+            yield Unit(member, models, ids.join(train, on="id", how="left", maintain_order="left"))
 
     def check(self, unit: Unit) -> Iterator[Step]:
         """Every step of every model of the unit."""
@@ -187,14 +189,14 @@ class Gate:
             stages = list_stages(name, unit.models, self.config.engine)
             if not stages:
                 continue
-            last = None
+            label, last = f"{unit.member}.{name}".lstrip("."), None
             for number, stage in enumerate(stages):
                 steps = stages[max(number, 1) : number + 2]  # the ones that lead here and away
                 found = self.ask(name, stage, unit.rows, exact_only=all(after.exact for after in steps))
                 if last is not None:
-                    yield self.judge(name, *last, stage, found)
+                    yield self.judge(label, name, *last, stage, found)
                 last = stage, found
-            self.measure(name, stages, found)
+            self.measure(label, name, stages[-1], found)
 
     def ask(self, name: str, stage: Stage, rows: pl.DataFrame, exact_only: bool) -> Answer:
         """The stage's answers; exact_only: to the first rows, which is all that its neighbours are compared on."""
@@ -212,7 +214,7 @@ class Gate:
                 calls.append(list(run.calls))
         return Answer(rankings, calls, 0)
 
-    def judge(self, name: str, stage: Stage, found: Answer, after: Stage, answers: Answer) -> Step:
+    def judge(self, label: str, name: str, stage: Stage, found: Answer, after: Stage, answers: Answer) -> Step:
         """The step from one stage to the next, on the rows that both answered."""
         import polars as pl
 
@@ -220,7 +222,7 @@ class Gate:
         if not common:
             bad = found.bad + answers.bad
             reason = f"{bad} non-finite scores"
-            return Step(name, stage.name, after.name, 0, "failed", reason, None, None, None, bad, None)
+            return Step(label, stage.name, after.name, 0, "failed", reason, None, None, None, bad, None)
         before, ranking = (pl.concat(one.rankings[:common]) for one in (found, answers))
         calls = ([call for part in one.calls[:common] for call in part] for one in (found, answers))
         differences = find_differences(*calls)
@@ -232,7 +234,7 @@ class Gate:
             status, reason = "failed", "; ".join([*faults, *([reason] if status == "failed" else [])])
         scored, score = (self.competition.metric.score(one, self.truth) for one in (before, ranking))
         rows = ranking.height
-        return Step(name, stage.name, after.name, rows, status, reason, scored, score, loss, 0, differences)
+        return Step(label, stage.name, after.name, rows, status, reason, scored, score, loss, 0, differences)
 
     def find_loss(self, ranking: pl.DataFrame, before: pl.DataFrame) -> tuple[float, float, float]:
         """What the metric loses from `before` to `ranking`, with the ends of its interval in this order."""
@@ -247,15 +249,15 @@ class Gate:
             return "failed", f"the metric may lose {loss[2]:.4f} (95 %), {self.settings.loss} is allowed"
         return "passed", ""
 
-    def measure(self, name: str, stages: Sequence[Stage], found: Answer) -> None:
-        """Headroom of the last stage that transformers can run in float32, on prompts that the rows asked."""
+    def measure(self, label: str, name: str, stage: Stage, found: Answer) -> None:
+        """Headroom of the last stage, on prompts that the rows asked; none where it gave no answers."""
         calls = [call for part in found.calls for call in part]
         prompts = [prompt for call in calls for prompt in call.prompts]
         if not prompts:
             return
-        models = stages[-1].models
+        models = stage.models
         spread = prompts[:: max(1, len(prompts) // HEADROOM_PROMPTS)]
-        self.headroom[name] = measure_headroom(models[name], spread, calls[0].kind, models.get(f"{name}_base"))
+        self.headroom[label] = measure_headroom(models[name], spread, calls[0].kind, models.get(f"{name}_base"))
 
     def headroom_status(self, config: Any) -> Status:
         half = config.engine.dtype == "float16"
