@@ -54,7 +54,7 @@ demo: models data  ## the whole cycle: train, bundle, rehearse (EXP=exp002_reran
 	$(BIN)/kaggle-llm board
 
 test: models  ## fast tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --durations 10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --durations 10
 
 test-slow: models data vllm quantise  ## whole chains on the real small models
 	$(BIN)/python -m pytest -m slow --durations 10
