@@ -105,10 +105,61 @@ def test_bfloat16_is_near_the_model_in_bfloat16(pico_llm: Path) -> None:
     np.testing.assert_allclose(found, expected, atol=0.05, rtol=0)
 
 
-@pytest.mark.parametrize("label", [[266, 265], []])
-def test_a_label_that_is_not_one_token_is_refused(engine: TransformersEngine, label: Prompt) -> None:
-    with pytest.raises(ValueError, match=re.escape(f"token ids [{list(label)}]")):
-        engine.choices([[7]], [[266], label])
+@pytest.mark.parametrize("batch_tokens", [1, 150, 100_000])
+def test_a_label_of_several_tokens_is_scored_by_all_of_them(pico_llm: Path, batch_tokens: int) -> None:
+    prompts, labels = prompts_of("rows"), [[266], [266, 265], [7, 8, 9], [7, 8, 10]]
+    found = engine_of(pico_llm, batch_tokens=batch_tokens).choices(prompts, labels)
+    for column, label in enumerate(labels):
+        steps = [
+            reference(pico_llm, [[*prompt, *label[:at]] for prompt in prompts], [[token]])[:, 0]
+            for at, token in enumerate(label)
+        ]
+        np.testing.assert_allclose(found[:, column], sum(steps), atol=3e-5, rtol=0)
+
+
+def test_a_label_without_a_token_is_refused(engine: TransformersEngine) -> None:
+    with pytest.raises(ValueError, match=re.escape("labels [[266], []]: one has no token")):
+        engine.choices([[7]], [[266], []])
+
+
+def test_a_prompt_is_too_long_where_a_label_of_several_tokens_does_not_fit_behind_it(
+    engine: TransformersEngine,
+) -> None:
+    assert engine.choices([tokens(0, 1022)], [[7, 8, 9]]).shape == (1, 1)
+    with pytest.raises(ValueError, match="prompt 0 has 1023 tokens, .* takes 1 to 1022"):
+        engine.choices([tokens(0, 1023)], [[7, 8, 9]])
+
+
+OTHER_KINDS = {  # transformers' name, its settings, whether its attention can share beginnings
+    "learned-positions": ("GPT2", {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 512}, True),
+    "capped-scores": ("Gemma2", {"head_dim": 16, "num_hidden_layers": 2, "sliding_window": 512}, False),
+    "windows-in-some-layers": ("Qwen3", {"head_dim": 16, "num_hidden_layers": 2, "use_sliding_window": False}, True),
+    "alibi": ("Bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 2}, False),
+    "state-space": ("Mamba", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}, False),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_choices_are_exact_for_other_kinds_of_attention(kind: str, pico_llm: Path, tmp_path: Path) -> None:
+    import torch
+    import transformers
+
+    name, settings, shares = OTHER_KINDS[kind]
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    if name in ("Gemma2", "Qwen3"):
+        settings = {**sizes, **settings}
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=600, initializer_range=0.2, max_position_embeddings=512, **settings
+    )
+    getattr(transformers, "GPT2LMHeadModel" if name == "GPT2" else f"{name}ForCausalLM")(config).save_pretrained(
+        tmp_path
+    )
+    load_tokenizer(pico_llm).save_pretrained(tmp_path)
+    engine = engine_of(tmp_path)
+    found = engine.choices(prompts_of("rows"), LABELS)
+    np.testing.assert_allclose(found, reference(tmp_path, prompts_of("rows"), LABELS), atol=3e-5, rtol=0)
+    assert engine._can_share == shares
 
 
 @pytest.mark.parametrize("length", [0, 1025])

@@ -6,17 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kaggle_llm.training.attention import attend_within_segments, register_segments
-from kaggle_llm.training.packing import compute_logits, pack
+from kaggle_llm.inference.attention import Segment, attend_within_segments, register_segments
+from kaggle_llm.inference.packing import compute_logits, pack
 
 BY_HAND = [([11, 12], [[21, 22], [31]]), ([13], [[41], [42, 43]]), ([14, 15], [[]])]
-VISIBLE = """
-x....
-xx...
-xxx..
-xxxx.
-xx..x
-"""
 
 
 def random_prompts(seed: int, count: int) -> list[tuple[list[int], list[list[int]]]]:
@@ -30,14 +23,12 @@ def random_prompts(seed: int, count: int) -> list[tuple[list[int], list[list[int
 
 def test_a_pack_is_as_made_by_hand() -> None:
     made = pack(BY_HAND)
-    assert made.ids.tolist() == [11, 12, 21, 22, 31, 13, 41, 42, 43, 14, 15]
-    assert made.positions.tolist() == [0, 1, 2, 3, 2, 0, 1, 1, 2, 0, 1]
-    assert made.ends.tolist() == [3, 4, 6, 8, 10]
-    assert [segment[:2] for segment in made.segments] == [(0, 5), (5, 9), (9, 11)]
-    visible = made.segments[0][2]
-    assert visible is not None
-    assert visible.tolist() == [[sign == "x" for sign in line] for line in VISIBLE.split()]
-    assert made.segments[2][2] is None, "a plain sequence is causal: no mask is made"
+    assert made.ids == [11, 12, 21, 22, 31, 13, 41, 42, 43, 14, 15]
+    assert made.positions == [0, 1, 2, 3, 2, 0, 1, 1, 2, 0, 1]
+    assert made.ends == [3, 4, 6, 8, 10]
+    first, second = ((0, 2),), ((5, 6),)
+    expected = [(0, 2), (2, 4, first), (4, 5, first), (5, 6), (6, 7, second), (7, 9, second), (9, 11)]
+    assert made.segments == [Segment(*each) for each in expected]
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
@@ -76,7 +67,7 @@ def test_logits_at_every_kept_place_of_a_sequence(pico_llm: Path) -> None:
 def test_what_a_fused_kernel_cannot_do_is_refused() -> None:
     import torch
 
-    query, segments = torch.zeros(1, 2, 6, 4), [(0, 6, None)]
+    query, segments = torch.zeros(1, 2, 6, 4), [Segment(0, 2), Segment(2, 6, ((0, 2),))]
     with pytest.raises(ValueError, match=r"caps its attention scores at 50.0"):
         attend_within_segments(torch.nn.Linear(1, 1), query, query, query, None, segments=segments, softcap=50.0)
     with pytest.raises(ValueError, match="6 tokens exceeds the model's attention window of 4"):

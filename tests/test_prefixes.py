@@ -1,50 +1,62 @@
-"""kaggle_llm.inference.prefixes: which neighbours compute a prefix together, and how long it is."""
+"""kaggle_llm.inference.prefixes: what prompts share, as a tree of tokens."""
 
 import random
+from collections.abc import Sequence
 
 import pytest
 
-from kaggle_llm.inference.prefixes import WORTH, common_prefix, group_by_prefix
+from kaggle_llm.inference.prefixes import DEEPEST, WORTH, Node, common_prefix, gather, grow_tree
 from kaggle_llm.prompts import Prompt
 
 ROW_A, ROW_B = list(range(100, 140)), list(range(200, 240))
 
 
 def random_prompts(seed: int) -> list[Prompt]:
-    """Few token values, some rows with candidates, some prompts alone, empty ones and repetitions among them."""
+    """Few token values, some rows with candidates, some prompts alone, beginnings of others and repetitions."""
     rng = random.Random(seed)
     prompts: list[Prompt] = []
     for _ in range(rng.randint(0, 12)):
-        shared = [rng.randint(0, 1) for _ in range(rng.randint(0, 60))]
+        shared = [rng.randint(0, 1) for _ in range(rng.randint(1, 60))]
         for _ in range(rng.randint(1, 4)):
             prompts.append([*shared, *(rng.randint(0, 1) for _ in range(rng.randint(0, 30)))])
     return prompts
 
 
-@pytest.mark.parametrize("seed", range(50))
-def test_every_index_stands_once_in_the_order_given(seed: int) -> None:
-    prompts = random_prompts(seed)
-    assert [i for _, members in group_by_prefix(prompts) for i in members] == list(range(len(prompts)))
+def read_paths(nodes: Sequence[Node], prompts: Sequence[Prompt], before: tuple[int, ...] = ()) -> dict[int, list[int]]:
+    """Prompt → the tokens on the way to the node where it ends."""
+    found: dict[int, list[int]] = {}
+    for node in nodes:
+        assert node.begin == len(before)
+        path = (*before, *prompts[node.prompt][node.begin : node.end])
+        for prompt in node.ends:
+            assert prompt not in found
+            found[prompt] = list(path)
+        below = read_paths(node.children, prompts, path)
+        assert not found.keys() & below.keys()
+        found |= below
+    return found
+
+
+def shape(nodes: Sequence[Node]) -> list[tuple[int, int, list[int], list]]:
+    return [(node.begin, node.end, node.ends, shape(node.children)) for node in nodes]
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_a_prefix_is_common_to_its_group_and_leaves_a_token_of_every_prompt(seed: int) -> None:
+def test_the_way_to_a_prompts_only_node_is_the_prompt(seed: int) -> None:
     prompts = random_prompts(seed)
-    for length, members in group_by_prefix(prompts):
-        first = prompts[members[0]]
-        assert all(prompts[i][:length] == first[:length] for i in members)
-        if length:
-            assert length >= WORTH
-            assert 2 * length >= len(first)
-            assert all(len(prompts[i]) > length for i in members)
-        else:
-            assert len(members) == 1
+    assert read_paths(grow_tree(prompts), prompts) == dict(enumerate(prompts))
 
 
-def test_random_prompts_hold_the_cases_that_the_properties_are_about() -> None:
-    found = [group for seed in range(50) for group in group_by_prefix(random_prompts(seed))]
-    assert any(length and len(members) > 2 for length, members in found)
-    assert any(not length for length, _ in found)
+@pytest.mark.parametrize("seed", range(50))
+def test_a_node_with_children_saves_what_it_is_worth_and_none_is_empty(seed: int) -> None:
+    prompts = random_prompts(seed)
+    trees = grow_tree(prompts)
+    for node in (node for tree in trees for node in tree.walk()):
+        below = sum(len(one.ends) for one in node.walk())
+        assert node.end > node.begin
+        assert node.ends or node.children
+        assert not node.children or (node.end - node.begin) * (below - 1) >= WORTH
+    assert sum(map(len, trees)) <= sum(len(prompt) for prompt in {tuple(prompt) for prompt in prompts})
 
 
 @pytest.mark.parametrize(
@@ -55,57 +67,49 @@ def test_common_prefix_ends_at_the_first_difference(first: list[int], second: li
     assert common_prefix(first, second) == common_prefix(second, first) == shared
 
 
-def test_candidates_of_two_rows_make_two_groups_with_the_row_as_prefix() -> None:
-    prompts = [[*ROW_A, 1, 2], [*ROW_A, 3], [*ROW_B, 1, 2], [*ROW_B, 3], [*ROW_B, 4, 5, 6]]
-    assert group_by_prefix(prompts) == [(40, [0, 1]), (40, [2, 3, 4])]
+def test_instructions_questions_and_candidates_are_three_levels_in_any_order() -> None:
+    instruction = list(range(20))
+    prompts = [[*instruction, *row, end, 7] for end in (1, 2) for row in (ROW_A, ROW_B)]
+    rows = [(20, 60, [], [(60, 62, [0], []), (60, 62, [2], [])]), (20, 60, [], [(60, 62, [1], []), (60, 62, [3], [])])]
+    assert shape(grow_tree(prompts)) == [(0, 20, [], rows)]
 
 
-def test_identical_prompts_share_all_but_the_last_token() -> None:
-    assert group_by_prefix([ROW_A, ROW_A, ROW_A]) == [(39, [0, 1, 2])]
+def test_equal_prompts_are_computed_once() -> None:
+    assert shape(grow_tree([ROW_A, ROW_B, ROW_A])) == [(0, 40, [0, 2], []), (0, 40, [1], [])]
 
 
-@pytest.mark.parametrize("order", [(ROW_A[:30], ROW_A), (ROW_A, ROW_A[:30])])
-def test_a_prompt_that_begins_another_keeps_its_last_token(order: tuple[Prompt, Prompt]) -> None:
-    assert group_by_prefix(order) == [(29, [0, 1])]
+def test_a_prompt_that_begins_another_ends_at_a_node_above_it() -> None:
+    assert shape(grow_tree([ROW_A, ROW_A[:30]])) == [(0, 30, [1], [(30, 40, [0], [])])]
 
 
-def test_the_prefix_shrinks_to_what_a_later_member_shares() -> None:
-    prompts = [[*ROW_A, 1, 1], [*ROW_A, 1, 2], [*ROW_A[:35], 9]]
-    assert group_by_prefix(prompts) == [(35, [0, 1, 2])]
+@pytest.mark.parametrize(("shared", "joined"), [(WORTH // 2 - 1, False), (WORTH // 2, True)])
+def test_what_three_prompts_share_is_saved_twice(shared: int, joined: bool) -> None:
+    prompts = [[*ROW_A[:shared], end] for end in range(3)]
+    assert len(grow_tree(prompts)) == (1 if joined else 3)
 
 
-def test_unrelated_neighbours_stay_alone() -> None:
-    assert group_by_prefix([ROW_A, ROW_B, ROW_A]) == [(0, [0]), (0, [1]), (0, [2])]
+def test_a_beginning_that_is_not_worth_it_does_not_hide_one_below_it_that_is() -> None:
+    prompts = [[5, *ROW_A, 1], [5, *ROW_A, 2], [5, 9]]
+    rows = (0, 41, [], [(41, 42, [0], []), (41, 42, [1], [])])
+    assert shape(grow_tree(prompts)) == [(0, 2, [2], []), rows]
 
 
-def test_a_row_is_not_joined_across_another_one() -> None:
-    prompts = [[*ROW_A, 1], [*ROW_A, 2], ROW_B, [*ROW_A, 3]]
-    assert group_by_prefix(prompts) == [(40, [0, 1]), (0, [2]), (0, [3])]
+def test_a_long_chain_of_beginnings_ends_at_the_deepest_level() -> None:
+    prompts = [[1] * (20 * n) for n in range(1, 60)]
+    trees = grow_tree(prompts)
+    assert read_paths(trees, prompts) == dict(enumerate(prompts))
+    (top,) = trees
+    levels, node = 0, top
+    while node.children:
+        levels, node = levels + 1, node.children[0]
+    assert levels == DEEPEST
 
 
-def test_rows_that_share_only_an_instruction_are_not_joined() -> None:
-    instruction = list(range(30))
-    prompts = [
-        [*instruction, *ROW_A, 1],
-        [*instruction, *ROW_A, 2],
-        [*instruction, *ROW_B, 1],
-        [*instruction, *ROW_B, 2],
-    ]
-    assert group_by_prefix(prompts) == [(70, [0, 1]), (70, [2, 3])]
+def test_no_prompts_have_no_tree() -> None:
+    assert grow_tree([]) == []
 
 
-@pytest.mark.parametrize(("shared", "joined"), [(WORTH - 1, False), (WORTH, True)])
-def test_a_prefix_below_its_worth_is_not_shared(shared: int, joined: bool) -> None:
-    prompts = [[*ROW_A[:shared], 1], [*ROW_A[:shared], 2]]
-    assert group_by_prefix(prompts) == ([(shared, [0, 1])] if joined else [(0, [0]), (0, [1])])
-
-
-@pytest.mark.parametrize(("rest", "joined"), [(20, True), (21, False)])
-def test_neighbours_need_half_of_the_first_prompt(rest: int, joined: bool) -> None:
-    prompts = [[*ROW_A[:20], *range(rest)], [*ROW_A[:20], 7, 8]]
-    assert group_by_prefix(prompts) == ([(20, [0, 1])] if joined else [(0, [0]), (0, [1])])
-
-
-def test_no_prompts_make_no_groups_and_empty_ones_stay_alone() -> None:
-    assert group_by_prefix([]) == []
-    assert group_by_prefix([[], [], [5]]) == [(0, [0]), (0, [1]), (0, [2])]
+def test_neighbours_go_together_as_far_as_they_fit() -> None:
+    nodes = grow_tree([[n] * size for n, size in enumerate([5, 3, 9, 1, 1, 1])])
+    assert [[len(node) for node in group] for group in gather(nodes, 8)] == [[5, 3], [9], [1, 1, 1]]
+    assert list(gather([], 8)) == []

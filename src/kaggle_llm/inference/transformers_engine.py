@@ -18,10 +18,9 @@ from kaggle_llm.inference.engine import (
     check_base,
     check_finite,
     check_lengths,
-    one_token_ids,
 )
-from kaggle_llm.inference.prefixes import group_by_prefix
 from kaggle_llm.inference.quantised import adaptable
+from kaggle_llm.inference.scoring import can_share, read_tokens, score_labels, score_shared
 from kaggle_llm.prompts import Prompt, load_tokenizer
 
 if TYPE_CHECKING:
@@ -49,24 +48,14 @@ class TransformersEngine:
     # the contract -------------------------------------------------------------------------------------------
 
     def choices(self, prompts: Sequence[Prompt], labels: Sequence[Prompt]) -> np.ndarray:
-        """[n, k] log-probabilities of k one-token labels at the last position, over the full vocabulary.
+        """[n, k] log-probabilities of k labels behind each prompt, over the full vocabulary.
 
-        Prompts next to each other that share a prefix compute it once. Only the last position meets the
-        vocabulary matrix. Raises ValueError for labels of several tokens, empty or too long prompts, and
+        What prompts share is computed once, and only their last positions meet the vocabulary matrix. A label of
+        several tokens is scored by all of them. Raises ValueError for empty labels, empty or too long prompts, and
         non-finite scores.
         """
-        import torch
-
-        ids = one_token_ids(labels)
-        self._check_lengths(prompts)
-        scores = np.empty((len(prompts), len(ids)), dtype=np.float64)
-        with torch.inference_mode():
-            for length, members in self._groups(prompts):
-                cache = self._prefill(prompts[members[0]][:length]) if length else None
-                for part in self._parts(prompts, members, length):
-                    logits = self._last_logits([prompts[i][length:] for i in part], length, cache)
-                    logprobs = logits.float().log_softmax(-1)[:, ids]
-                    scores[part] = logprobs.double().cpu().numpy()
+        self._check_lengths(prompts, max(map(len, labels), default=1) - 1)
+        scores = score_labels(prompts, labels, self._score_tokens)
         check_finite(scores, self.folder)
         return scores
 
@@ -136,7 +125,7 @@ class TransformersEngine:
         """Give the memory back."""
         import torch
 
-        for name in ("_causal", "_sentence", "_head"):
+        for name in ("_causal", "_sentence", "_head", "_can_share"):
             self.__dict__.pop(name, None)
         gc.collect()
         if self.device.type == "cuda":
@@ -201,22 +190,10 @@ class TransformersEngine:
 
     # batches ------------------------------------------------------------------------------------------------
 
-    def _check_lengths(self, prompts: Sequence[Prompt]) -> None:
-        check_lengths(prompts, self._causal.config.get_text_config().max_position_embeddings, self.folder)
-
-    def _groups(self, prompts: Sequence[Prompt]) -> list[tuple[int, list[int]]]:
-        """Prompts by shared prefix; each alone where the model's attention window is shorter than the longest."""
-        window = getattr(self._causal.config.get_text_config(), "sliding_window", None)
-        if window and max(map(len, prompts), default=0) > window:
-            return [(0, [index]) for index in range(len(prompts))]
-        return group_by_prefix(prompts)
-
-    def _parts(self, prompts: Sequence[Prompt], members: list[int], length: int) -> Iterator[list[int]]:
-        """Members of one prefix group in batches of at most `batch_tokens` after padding."""
-        longest = max(len(prompts[i]) for i in members) - length
-        size = max(1, self.settings.batch_tokens // (longest + length))
-        for start in range(0, len(members), size):
-            yield members[start : start + size]
+    def _check_lengths(self, prompts: Sequence[Prompt], more: int = 0) -> None:
+        """`more`: tokens that will stand behind each prompt."""
+        longest = self._causal.config.get_text_config().max_position_embeddings
+        check_lengths(prompts, longest - more, self.folder)
 
     def _batches(self, prompts: Sequence[Prompt]) -> Iterator[list[int]]:
         """Indices in batches of like length, longest first, so that memory is short at once or never."""
@@ -246,42 +223,38 @@ class TransformersEngine:
 
     # exact scoring ------------------------------------------------------------------------------------------
 
-    def _prefill(self, prefix: Prompt) -> Any:
-        """Keys and values of a prefix, as rows of one."""
-        import torch
+    def _score_tokens(self, prompts: Sequence[Prompt], ids: Sequence[int]) -> np.ndarray:
+        """[n, ids] log-probabilities of tokens behind each prompt."""
+        if self._shares(max(map(len, prompts), default=0)):
+            return score_shared(self._causal, prompts, ids, self.settings.batch_tokens)
+        scores = np.empty((len(prompts), len(ids)))
+        for part in self._batches(prompts):
+            scores[part] = read_tokens(self._last_logits([prompts[i] for i in part]), list(ids))
+        return scores
 
-        ids = torch.tensor([list(prefix)], device=self.device)
-        return self._causal(ids, use_cache=True, logits_to_keep=1).past_key_values
+    def _shares(self, longest: int) -> bool:
+        """Whether prompts of up to so many tokens can share what they begin with."""
+        window = getattr(self._causal.config.get_text_config(), "sliding_window", None)
+        return self._can_share and not (window and longest > window)
 
-    def _last_logits(self, rows: Sequence[Prompt], length: int, cache: Any) -> torch.Tensor:
-        """[n, vocabulary] logits after each row, whose first `length` tokens are in the cache.
+    @cached_property
+    def _can_share(self) -> bool:
+        shares = can_share(self._causal, self.settings.dtype)
+        if not shares:
+            print(f"{self.folder}: its attention cannot share what prompts begin with, each is computed alone")
+        return shares
 
-        Rows are padded on the left, between prefix and row, so that every row's last position is the last one.
-        """
+    def _last_logits(self, rows: Sequence[Prompt]) -> torch.Tensor:
+        """[n, vocabulary] logits behind each row, padded on the left so that all end at the last position."""
         import torch
 
         width = max(len(row) for row in rows)
         ids = torch.full((len(rows), width), self._pad, device=self.device)
-        mask = torch.zeros(len(rows), length + width, dtype=torch.long, device=self.device)
-        mask[:, :length] = 1
+        mask = torch.zeros_like(ids)
         for i, row in enumerate(rows):
             ids[i, width - len(row) :] = torch.tensor(list(row), device=self.device)
-            mask[i, length + width - len(row) :] = 1
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, length:]
-        return self._causal(
-            ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=_repeat(cache, len(rows)) if cache is not None else None,
-            use_cache=cache is not None,
-            logits_to_keep=1,
-        ).logits[:, -1]
-
-
-def _repeat(cache: Any, rows: int) -> Any:
-    """The cache of one row as that of `rows` rows: a view, the first layer's update copies it."""
-    from transformers import DynamicCache
-
-    return DynamicCache(
-        [(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1)) for layer in cache.layers]
-    )
+            mask[i, width - len(row) :] = 1
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        with torch.inference_mode():
+            logits = self._causal(ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1)
+        return logits.logits[:, -1].float()

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from kaggle_llm.inference.attention import register_segments
+from kaggle_llm.inference.packing import compute_logits, pack
 from kaggle_llm.prompts import Prompt, TokenGroup
-from kaggle_llm.training.attention import register_segments
 from kaggle_llm.training.distillation import DistillationSettings, soft_choice_loss
-from kaggle_llm.training.packing import compute_logits, pack
 
 if TYPE_CHECKING:
     import torch

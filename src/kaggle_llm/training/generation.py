@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kaggle_llm.training.attention import register_segments
+from kaggle_llm.inference.attention import register_segments
+from kaggle_llm.inference.packing import compute_logits, pack
 from kaggle_llm.training.models import load_trainable
-from kaggle_llm.training.packing import compute_logits, pack
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 
 if TYPE_CHECKING:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from kaggle_llm import processes
+from kaggle_llm.inference.attention import register_segments
 from kaggle_llm.inference.engine import EngineSettings
 from kaggle_llm.inference.maker import make_engine
+from kaggle_llm.inference.packing import compute_logits, pack
 from kaggle_llm.prompts import load_tokenizer
-from kaggle_llm.training.attention import register_segments
 from kaggle_llm.training.checkpoints import Checkpoints
 from kaggle_llm.training.models import load_trainable, trainable_parameters
-from kaggle_llm.training.packing import compute_logits, pack
 from kaggle_llm.training.plan import within_budget
 from kaggle_llm.training.settings import TrainingSettings
 from kaggle_llm.training.trainer import Job, describe_job, make_arguments, run_trainer
@@ -283,13 +283,15 @@ def sum_logprobs(model: Any, pairs: Sequence[PreferenceExample]) -> torch.Tensor
 
     packed = pack([(pair.prompt, [pair.chosen, pair.rejected]) for pair in pairs])
     keep: list[int] = []  # the token before each token of a completion
-    for pair, (begin, _, _) in zip(pairs, packed.segments, strict=True):
-        first = begin + len(pair.prompt)
+    first = 0
+    for pair in pairs:
+        first += len(pair.prompt)
+        last = first - 1  # of the prompt
         for completion in (pair.chosen, pair.rejected):
-            keep += [begin + len(pair.prompt) - 1, *range(first, first + len(completion) - 1)]
+            keep += [last, *range(first, first + len(completion) - 1)]
             first += len(completion)
     completions = [completion for pair in pairs for completion in (pair.chosen, pair.rejected)]
-    logits = compute_logits(model, packed, np.array(keep))
+    logits = compute_logits(model, packed, keep)
     targets = torch.tensor([token for completion in completions for token in completion], device=logits.device)
     found = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
     return torch.stack([part.sum() for part in found.split([len(each) for each in completions])]).reshape(-1, 2)
