@@ -126,7 +126,7 @@ def test_a_prompt_is_too_long_where_a_label_of_several_tokens_does_not_fit_behin
     engine: TransformersEngine,
 ) -> None:
     assert engine.choices([tokens(0, 1022)], [[7, 8, 9]]).shape == (1, 1)
-    with pytest.raises(ValueError, match="prompt 0 has 1023 tokens, .* takes 1 to 1022"):
+    with pytest.raises(ValueError, match=r"prompt 0 has 1023 tokens, .* takes 1 to 1022"):
         engine.choices([tokens(0, 1023)], [[7, 8, 9]])
 
 

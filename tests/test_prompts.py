@@ -91,9 +91,30 @@ def test_a_tokenizer_without_chat_template_is_refused_for_chat(pico_llm: Path) -
         Prompter(tokenizer, settings(chat=True))
 
 
-def test_a_label_of_several_tokens_is_refused_with_its_pieces(tokenizer: Any) -> None:
-    with pytest.raises(ValueError, match=re.escape("label ' Yes No' is 2 tokens (['ĠYes', 'ĠNo'])")):
-        Prompter(tokenizer, settings(labels=[" Yes No", " No"]))
+@pytest.mark.parametrize("candidate", [" Misconception: {name}. Right?", " Misconception: {name}"])
+@pytest.mark.parametrize("labels", [[" Yes", " No"], [" Yes No", "No"]])
+def test_prompt_and_label_are_the_tokens_of_their_text(tokenizer: Any, candidate: str, labels: list[str]) -> None:
+    prompter = Prompter(tokenizer, settings(candidate=candidate, labels=labels))
+    for label, ids in zip(labels, prompter.labels, strict=True):
+        text = candidate.format_map(DOCUMENT) + label
+        assert [*prompter.candidate(DOCUMENT), *ids] == tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_a_label_behind_a_tokenizer_that_marks_words_is_the_one_within_a_text() -> None:
+    """Such a tokenizer gives a text without a leading space the same first token as one with it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.WordLevel({"<unk>": 0, "▁Right?": 1, "▁Yes": 2, "▁No": 3}, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace()
+    made = Prompter(PreTrainedTokenizerFast(tokenizer_object=raw), settings(candidate="Right?", labels=[" Yes", " No"]))
+    assert made.labels == [[2], [3]]
+
+
+def test_a_label_that_melts_into_the_end_of_the_prompt_is_refused(tokenizer: Any) -> None:
+    message = "label 'Yes' melts into the end of the prompt ' Right? ' (tokens ['ĠYes'])"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Prompter(tokenizer, settings(candidate="{name} Right? ", labels=["Yes", " No"]))
 
 
 @pytest.mark.parametrize("labels", [[" Yes"], [" Yes", " Yes"]])

@@ -238,6 +238,19 @@ def test_choices_are_over_the_whole_vocabulary_whatever_vllm_can(vllm: Any, pico
     assert llm.asked == sorted(prompts), "neighbours share prefixes"
 
 
+@pytest.mark.parametrize("sampling", [NewSamplingParams, OldSamplingParams])
+def test_a_label_of_several_tokens_is_scored_by_all_of_them(vllm: Any, pico_llm: Path, sampling: type) -> None:
+    vllm.SamplingParams = sampling
+    llm = StandIn()
+    prompts = [[3, 7], [1, 2, 3], [9]]
+    found = engine_with(llm, pico_llm).choices(prompts, [[5], [5, 6], [8, 5, 4]])
+    for prompt, (one, two, three) in zip(prompts, found, strict=True):
+        first = llm.logprobs(prompt)
+        assert one == pytest.approx(first[5])
+        assert two == pytest.approx(first[5] + llm.logprobs([5])[6])  # the stand-in looks at the last token alone
+        assert three == pytest.approx(first[8] + llm.logprobs([8])[5] + llm.logprobs([5])[4])
+
+
 def test_a_score_that_is_no_number_stops(vllm: Any, pico_llm: Path) -> None:
     llm = StandIn()
     llm.logits[7, 5] = np.nan
@@ -247,9 +260,8 @@ def test_a_score_that_is_no_number_stops(vllm: Any, pico_llm: Path) -> None:
 
 def test_labels_and_prompts_that_do_not_fit_are_refused(vllm: Any, pico_llm: Path) -> None:
     engine = engine_with(StandIn(), pico_llm)
-    for label in ([], [1, 2]):
-        with pytest.raises(ValueError, match="exactly one token"):
-            engine.choices([[7]], [[5], label])
+    with pytest.raises(ValueError, match="one has no token"):
+        engine.choices([[7]], [[5], []])
     for length in (0, 10):  # of ten places one is for the answer
         with pytest.raises(ValueError, match=f"prompt 1 has {length} tokens.* 1 to 9: set prompt.budgets"):
             engine.choices([[7], [7] * length], [[5]])

@@ -33,7 +33,9 @@ class PromptSettings:
     ending: str = ""
     """What follows behind the candidate, or behind the last one of a list."""
     labels: list[str] = field(default_factory=list)
-    """The answers whose log-probabilities are asked for, one token each: the right one first, or a list's letters."""
+    """The answers whose log-probabilities are asked for: the right one first, or a list's letters.
+
+    Best of one token each. Training of a choice needs that; prediction scores all tokens of a longer one."""
     others: list[str] = field(default_factory=list)
     """Answers beside a list's letters that stand for no candidate, such as " tie"."""
     system: str = ""
@@ -72,7 +74,8 @@ def fill_template(template: str, values: Mapping[str, Any]) -> str:
 class Prompter:
     """Renders prompts for one tokenizer.
 
-    Raises ValueError where a label is not one token, and where the tokenizer has no chat template but one is asked for.
+    Raises ValueError where a label melts into the end of the prompt, and where the tokenizer has no chat template but
+    one is asked for.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: PromptSettings) -> None:
@@ -139,14 +142,23 @@ class Prompter:
         return head, tail
 
     def _label(self, label: str) -> list[int]:
-        ids = self._encode(label)
-        if len(ids) != 1:
-            pieces = self.tokenizer.convert_ids_to_tokens(ids)
+        """Token ids of the label as it follows the prompt."""
+        end = self._last_words()
+        before, ids = self._encode(end), self._encode(end + label)
+        if ids[: len(before)] != before or len(ids) == len(before):
+            pieces = self.tokenizer.convert_ids_to_tokens(ids[max(len(before) - 1, 0) :])
             raise ValueError(
-                f"label {label!r} is {len(ids)} tokens ({pieces}): exact scoring needs one; "
-                f"choose another word, or add or drop its leading space"
+                f"label {label!r} melts into the end of the prompt {end!r} (tokens {pieces}): "
+                f"add or drop the label's leading space, or white space at the end of the prompt"
             )
-        return ids
+        return ids[len(before) :]
+
+    def _last_words(self) -> str:
+        """What every prompt ends with: the text behind the template's last column; "" where that is the end."""
+        text = self.settings.ending + self.tail
+        template = self.settings.candidate or self.settings.shared
+        *_, (literal, name, *_) = string.Formatter().parse(template) or [("", None)]
+        return text or ("" if name else literal)
 
     def _fill(self, template: str, values: Mapping[str, Any]) -> str:
         texts = {name: "" if value is None else str(value) for name, value in values.items()}

@@ -28,13 +28,34 @@ class EngineSettings:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to generate. temperature 0 is greedy."""
+    """How to generate. temperature 0 is greedy.
+
+    Raises ValueError for structure asked for in two ways, or for one that cannot be kept.
+    """
 
     max_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
     n: int = 1
     seed: int = 0
+    """Sample i of a prompt has the seed seed + i, whatever is asked beside it: seeds of two calls lie n apart."""
+    stop: tuple[str, ...] = ()
+    """A text ends before the first of these that it would hold."""
+    options: tuple[str, ...] = ()
+    """A text is exactly one of these."""
+    regex: str = ""
+    """A text matches this wholly; it is "" where max_tokens ended it before it did."""
+
+    def __post_init__(self) -> None:
+        if self.options and self.regex:
+            raise ValueError(f"options = {self.options} and regex = {self.regex!r}: give one of the two")
+        if self.stop and (self.options or self.regex):
+            raise ValueError(f"stop = {self.stop} with options or regex: they say themselves where a text ends")
+        if not all((*self.stop, *self.options)) or len(set(self.options)) < len(self.options):
+            raise ValueError(f"stop = {self.stop}, options = {self.options}: no empty text, no option twice")
+        longest = max((len(option.encode()) for option in self.options), default=0)
+        if longest > self.max_tokens:  # a token is at least one byte
+            raise ValueError(f"max_tokens = {self.max_tokens} may cut an option: set max_tokens={longest}")
 
 
 @dataclass(frozen=True)
@@ -58,7 +79,7 @@ class Engine(Protocol):
     """Answers in the order given."""
 
     def choices(self, prompts: Sequence[Prompt], labels: Sequence[Prompt]) -> np.ndarray:
-        """[n, k] log-probabilities of k labels as the next token, over the full vocabulary."""
+        """[n, k] log-probabilities of k labels behind each prompt, over the full vocabulary."""
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
         """`sampling.n` completions for each prompt."""
@@ -71,14 +92,6 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give the memory back."""
-
-
-def one_token_ids(labels: Sequence[Prompt]) -> list[int]:
-    """The only token of each label; raises ValueError where a label has several or none."""
-    long = [list(label) for label in labels if len(label) != 1]
-    if long:
-        raise ValueError(f"label(s) with token ids {long}: this engine scores labels of exactly one token")
-    return [label[0] for label in labels]
 
 
 def check_lengths(prompts: Sequence[Prompt], limit: int, folder: Path) -> None:

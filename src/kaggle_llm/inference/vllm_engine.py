@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kaggle_llm import records
+from kaggle_llm.inference.attention import SM_75
 from kaggle_llm.inference.engine import (
     Completion,
     EngineSettings,
@@ -25,9 +26,9 @@ from kaggle_llm.inference.engine import (
     check_base,
     check_finite,
     check_lengths,
-    one_token_ids,
 )
 from kaggle_llm.inference.quantised import weight_bits
+from kaggle_llm.inference.scoring import score_labels
 from kaggle_llm.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ ENVIRONMENT = {  # read when vLLM is imported, here and in its processes
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork would inherit torch's threads, or a started CUDA
 }
-SM_75 = (7, 5)  # T4
 # Before 0.24 vLLM chooses FlashInfer on a T4, which needs a compiler or crashes. On Kaggle the two cards
 # reach each other through the host only: vLLM's own all-reduce is of no use, and NCCL may hang looking for a link.
 TURING: dict[str, Any] = {"attention_backend": "TRITON_ATTN", "disable_custom_all_reduce": True}
@@ -65,14 +65,14 @@ class VllmEngine:
         self.folder, self.settings, self.base = folder, settings, base
 
     def choices(self, prompts: Sequence[Prompt], labels: Sequence[Prompt]) -> np.ndarray:
-        """[n, k] log-probabilities of k one-token labels as the next token, over the full vocabulary.
+        """[n, k] log-probabilities of k labels behind each prompt, over the full vocabulary.
 
-        They are the model's own, before temperature, penalties and masks.
-        Raises ValueError for labels of several tokens, empty or too long prompts, and non-finite scores.
+        They are the model's own, before temperature, penalties and masks. A label of several tokens is scored by all
+        of them. Raises ValueError for empty labels, empty or too long prompts, and non-finite scores.
         """
-        ids = one_token_ids(labels)
-        ask = self._token_logprobs if has_token_logprobs() else self._token_logprobs_by_two
-        scores = np.array(ask(prompts, ids), dtype=np.float64).reshape(len(prompts), len(ids))
+        longest = self._longest - max(map(len, labels), default=1) + 1
+        check_lengths(prompts, longest, self.folder)
+        scores = score_labels(prompts, labels, self._score_tokens)
         check_finite(scores, self.folder)
         return scores
 
@@ -116,12 +116,17 @@ class VllmEngine:
             del llm
             gc.collect()
 
-    def _token_logprobs(self, prompts: Sequence[Prompt], ids: list[int]) -> list[list[float]]:
+    def _score_tokens(self, prompts: Sequence[Prompt], ids: Sequence[int]) -> np.ndarray:
+        """[n, ids] log-probabilities of tokens behind each prompt."""
+        ask = self._token_logprobs if has_token_logprobs() else self._token_logprobs_by_two
+        return np.array(ask(prompts, ids), dtype=np.float64).reshape(len(prompts), len(ids))
+
+    def _token_logprobs(self, prompts: Sequence[Prompt], ids: Sequence[int]) -> list[list[float]]:
         """The same ids go with every request: within a batch vLLM may give all requests what one of them asked for."""
-        answers = self._ask(prompts, next_token(logprob_token_ids=ids))
+        answers = self._ask(prompts, next_token(logprob_token_ids=list(ids)))
         return [[logprobs[token] for token in ids] for logprobs in map(read_logprobs, answers)]
 
-    def _token_logprobs_by_two(self, prompts: Sequence[Prompt], ids: list[int]) -> list[list[float]]:
+    def _token_logprobs_by_two(self, prompts: Sequence[Prompt], ids: Sequence[int]) -> list[list[float]]:
         """The same from a vLLM that only names the best tokens (before 0.20), by asking twice.
 
         First the best token t and its log p(t). Then log q of the labels and t, where nothing else is allowed: q is p
@@ -138,6 +143,12 @@ class VllmEngine:
             relative = read_logprobs(answer)
             found.append([logprob + relative[label] - relative[token] for label in ids])
         return found
+
+    @property
+    def _longest(self) -> int:
+        """Tokens that a prompt may have: one place is for the answer."""
+        longest: int = self._llm.model_config.max_model_len - 1
+        return longest
 
     @cached_property
     def _llm(self) -> LLM:
@@ -166,7 +177,7 @@ class VllmEngine:
 
         sampling: for all prompts, or one for each.
         """
-        check_lengths(prompts, self._llm.model_config.max_model_len - 1, self.folder)  # one place is for the answer
+        check_lengths(prompts, self._longest, self.folder)
         order = sorted(range(len(prompts)), key=lambda i: tuple(prompts[i]))
         asked: list[Any] = [{"prompt_token_ids": list(prompts[i])} for i in order]
         how = [sampling[i] for i in order] if isinstance(sampling, Sequence) else sampling
