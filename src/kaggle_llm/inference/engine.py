@@ -24,6 +24,14 @@ class EngineSettings:
     """Tokens of a batch, padding included: the memory that scoring takes is proportional to it (transformers)."""
     vllm: dict = field(default_factory=dict)
     """Settings that go to vLLM by their names there, such as {gpu_memory_utilization: 0.85, max_model_len: 2048}."""
+    workers: int | None = None
+    """Processes with the model in each; 0: it runs in this one. None: as many as the GPUs hold, without a GPU 0."""
+    patience: float = 900.0
+    """Seconds that a worker may take for a call, vLLM's start included, before it is killed and replaced."""
+
+    def __post_init__(self) -> None:
+        if (self.workers or 0) < 0 or not self.patience > 0:
+            raise ValueError(f"workers = {self.workers}, patience = {self.patience} s: no workers are 0, patience > 0")
 
 
 @dataclass(frozen=True)
@@ -68,11 +76,27 @@ class NonFiniteError(ValueError):
     """Scores that are no numbers: the model overflows in its dtype, or its weights are broken."""
 
     def __init__(self, folder: Path, bad: int, size: int) -> None:
-        super().__init__(
-            f"model {folder} gave {bad} non-finite of {size} scores: it overflows in this dtype or is broken; "
-            f"try engine.dtype=float32"
+        super().__init__(folder, bad, size)  # what it was made of, so that it can leave a worker's process
+        self.folder, self.bad, self.size = folder, bad, size
+
+    def __str__(self) -> str:
+        return (
+            f"model {self.folder} gave {self.bad} non-finite of {self.size} scores: it overflows in this dtype or is "
+            f"broken; try engine.dtype=float32"
         )
-        self.bad = bad
+
+
+class LengthError(ValueError):
+    """A prompt without a token, or with more than the model takes."""
+
+    def __init__(self, index: int, length: int, limit: int, folder: Path) -> None:
+        super().__init__(index, length, limit, folder)
+        self.index, self.length, self.limit, self.folder = index, length, limit, folder
+
+    def __str__(self) -> str:
+        return (
+            f"prompt {self.index} has {self.length} tokens, {self.folder} takes 1 to {self.limit}: set prompt.budgets"
+        )
 
 
 class Engine(Protocol):
@@ -95,12 +119,10 @@ class Engine(Protocol):
 
 
 def check_lengths(prompts: Sequence[Prompt], limit: int, folder: Path) -> None:
-    """Raises ValueError that names the first prompt without a token or with more than `limit`."""
+    """Raises LengthError that names the first prompt without a token or with more than `limit`."""
     for index, prompt in enumerate(prompts):
         if not 0 < len(prompt) <= limit:
-            raise ValueError(
-                f"prompt {index} has {len(prompt)} tokens, {folder} takes 1 to {limit}: set prompt.budgets"
-            )
+            raise LengthError(index, len(prompt), limit, folder)
 
 
 def check_finite(scores: np.ndarray, folder: Path) -> None:

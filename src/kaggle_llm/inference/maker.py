@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from kaggle_llm import records
 from kaggle_llm.inference.engine import Engine, EngineSettings
+from kaggle_llm.inference.pool import WorkerPool, assign_cards
 
 
 def resolve_engine(settings: EngineSettings) -> EngineSettings:
@@ -31,8 +34,14 @@ def make_engine(folder: Path, settings: EngineSettings, base: Path | None = None
     """An engine for the model in `folder`, or for the adapter there on the model in `base`.
 
     vLLM serves language models only: sentence encoders and models with a head go to transformers always.
+    It runs in worker processes where the settings or the machine's GPUs ask for them, else in this process.
     """
-    if resolve_engine(settings).kind == "vllm" and is_language_model(folder, base):
+    settings = resolve_engine(settings)
+    by_vllm = settings.kind == "vllm" and is_language_model(folder, base)
+    cards = assign_cards(settings.workers, count_cards(settings.vllm) if by_vllm else 1)
+    if cards:
+        return WorkerPool(folder, settings, base, cards)
+    if by_vllm:
         from kaggle_llm.inference.vllm_engine import VllmEngine
 
         return VllmEngine(folder, settings, base)
@@ -53,6 +62,11 @@ def is_language_model(folder: Path, base: Path | None = None) -> bool:
         return False
     architectures = records.read_json(model / "config.json").get("architectures") or []
     return any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in architectures)
+
+
+def count_cards(settings: Mapping[str, Any]) -> int:
+    """GPUs over which vLLM spreads one model; settings: engine.vllm."""
+    return int(settings.get("tensor_parallel_size", 1) * settings.get("pipeline_parallel_size", 1))
 
 
 def has_gpu() -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +91,7 @@ class RecordingRun(Run):
         if name != self.watched:
             return super().engine(name)
         if name not in self._engines:
-            engine = make_engine(self.model(name), self.settings, self.models.get(f"{name}_base"))
+            here = replace(self.settings, workers=0)  # one stage after the other, all of them alike
+            engine = make_engine(self.model(name), here, self.models.get(f"{name}_base"))
             self._engines[name] = RecordingEngine(engine, self.calls)
         return self._engines[name]

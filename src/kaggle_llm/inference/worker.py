@@ -1,0 +1,88 @@
+"""One worker of a pool: `python -m kaggle_llm.inference.worker DESCRIPTOR JOB`, started by pool.py.
+
+Makes an engine and answers the pool's calls over a connection until it is told to end. Leaves nothing on disk. When
+the pool is gone it ends its process group at once, also in the middle of a call: no engine's process lives on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import sys
+import threading
+import traceback
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from kaggle_llm.inference.engine import Engine, EngineSettings
+from kaggle_llm.inference.maker import make_engine
+
+WATCH = 1.0  # seconds between two looks at the parent
+BROKEN = {"EngineDeadError", "AcceleratorError"}  # vLLM's core died; CUDA is of no use to this process any more
+
+Request = tuple[str, tuple[Any, ...]]  # a method of Engine and its arguments; None: the end
+Reply = tuple[str, Any]  # ANSWER and what the method gave, or ERROR and the exception
+ANSWER, ERROR = "answer", "error"
+
+
+def main(descriptor: int, job: dict[str, Any]) -> None:
+    """Answer until the end. job: folder, base and settings of the engine, which is made at the first call."""
+    os.set_inheritable(descriptor, False)  # with a copy in another process, the pool would not see this one's end
+    connection = Connection(descriptor)
+    requests: SimpleQueue[Request | None] = SimpleQueue()
+    threading.Thread(target=listen, args=(connection, requests, os.getppid()), daemon=True).start()
+    base = Path(job["base"]) if job["base"] else None
+    make = partial(make_engine, Path(job["folder"]), EngineSettings(**job["settings"]), base)
+    engine: Engine | None = None
+    while (request := requests.get()) is not None:
+        kind, arguments = request
+        try:
+            engine = engine or make()
+            reply: Reply = (ANSWER, getattr(engine, kind)(*arguments))
+        except BaseException as error:  # the caller's to judge, but for those after which nothing works here
+            if not isinstance(error, Exception) or BROKEN & {kind.__name__ for kind in type(error).__mro__}:
+                traceback.print_exc()
+                end_group()
+            reply = (ERROR, make_portable(error))
+        connection.send(reply)
+    if engine is not None:
+        engine.close()
+
+
+def listen(connection: Connection, requests: SimpleQueue[Request | None], parent: int) -> None:
+    """Pass requests on, in a thread of its own; end the process group when the parent is gone."""
+    try:
+        while True:
+            while not connection.poll(WATCH):
+                if os.getppid() != parent:
+                    end_group()
+            requests.put(connection.recv())
+    except (EOFError, OSError):
+        end_group()
+
+
+def end_group() -> None:
+    """Kill this process and all that it started, such as vLLM's."""
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+def make_portable(error: BaseException) -> BaseException:
+    """The exception with this process's traceback as a note; a RuntimeError in words where it cannot be pickled."""
+    note = "".join(traceback.format_exception(error))
+    try:
+        if type(pickle.loads(pickle.dumps(error))) is not type(error):
+            raise TypeError("pickled as another type")
+    except (TypeError, ValueError, AttributeError, ImportError, pickle.PickleError):
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    error.__cause__ = error.__context__ = None
+    error.add_note(f"in the worker:\n{note}")
+    return error
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), json.loads(sys.argv[2]))
