@@ -1,4 +1,4 @@
-"""Generation with a causal LM of transformers: in batches, each sample with a seed of its own, with stops and structure.
+"""Generation with a causal LM of transformers: in batches, each sample with its own seed, with stops and structure.
 
 What is asked beside a prompt changes nothing in its texts: rows are padded on the left, and every sample draws from
 its own random numbers. Structure is kept by xgrammar, as in vLLM.
@@ -121,7 +121,7 @@ class Generator:
 
         if not self.ends:
             raise ValueError("options and regex need a model that knows its end: set eos_token_id in its config")
-        size = self.model.get_output_embeddings().weight.shape[0]  # more than the tokenizer's, where it is padded
+        size = self.model.config.get_text_config().vocab_size  # may be more than the tokenizer's
         return xgrammar.GrammarCompiler(
             xgrammar.TokenizerInfo.from_huggingface(self.tokenizer, vocab_size=size, stop_token_ids=self.ends)
         )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kaggle_llm import records
+from kaggle_llm.inference.attention import avoid_slow_kernel
 from kaggle_llm.inference.engine import (
     Completion,
     EngineSettings,
@@ -19,6 +20,7 @@ from kaggle_llm.inference.engine import (
     check_finite,
     check_lengths,
 )
+from kaggle_llm.inference.generation import Generator
 from kaggle_llm.inference.quantised import adaptable
 from kaggle_llm.inference.scoring import can_share, read_tokens, score_labels, score_shared
 from kaggle_llm.prompts import Prompt, load_tokenizer
@@ -39,6 +41,7 @@ class TransformersEngine:
 
         self.folder, self.settings, self.base = folder, settings, base
         check_base(folder, base)
+        avoid_slow_kernel()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype: torch.dtype = getattr(torch, settings.dtype)
         if self.dtype is torch.bfloat16 and self.device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
@@ -60,30 +63,12 @@ class TransformersEngine:
         return scores
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
-        """`sampling.n` completions for each prompt, special tokens left out of the text."""
-        import torch
+        """`sampling.n` completions for each prompt, special tokens left out of the text.
 
-        self._check_lengths(prompts)
-        torch.manual_seed(sampling.seed)
-        how: dict[str, Any] = {"do_sample": sampling.temperature > 0, "num_return_sequences": 1}
-        if sampling.temperature > 0:
-            how |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-            how["num_return_sequences"] = sampling.n
-        answers = []
-        for prompt in prompts:
-            batch = torch.tensor([list(prompt)], device=self.device)
-            with torch.inference_mode():
-                out = self._causal.generate(
-                    batch,
-                    attention_mask=torch.ones_like(batch),
-                    max_new_tokens=sampling.max_tokens,
-                    pad_token_id=self._pad,
-                    **how,
-                )
-            new = [self._up_to_end(ids[len(prompt) :].tolist()) for ids in out]
-            found = [Completion(self._tokenizer.decode(ids, skip_special_tokens=True), ids) for ids in new]
-            answers.append(found if sampling.temperature > 0 else found * sampling.n)
-        return answers
+        Raises ValueError for prompts that are empty or leave no room for a token, and for a regex that is not known.
+        """
+        self._check_lengths(prompts, 1)
+        return self._generator.generate(prompts, sampling)
 
     def embed(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """[n, d] sentence vectors of unit length, pooled as the model's own modules say."""
@@ -125,7 +110,7 @@ class TransformersEngine:
         """Give the memory back."""
         import torch
 
-        for name in ("_causal", "_sentence", "_head", "_can_share"):
+        for name in ("_generator", "_causal", "_sentence", "_head", "_can_share"):
             self.__dict__.pop(name, None)
         gc.collect()
         if self.device.type == "cuda":
@@ -147,6 +132,10 @@ class TransformersEngine:
         from transformers import AutoModelForCausalLM
 
         return self._load(AutoModelForCausalLM)
+
+    @cached_property
+    def _generator(self) -> Generator:
+        return Generator(self._causal, self._tokenizer, self.settings.batch_tokens)
 
     @cached_property
     def _sentence(self) -> Any:
@@ -213,13 +202,6 @@ class TransformersEngine:
             ids[i, : len(row)] = torch.tensor(list(row), device=self.device)
             mask[i, : len(row)] = 1
         return {"input_ids": ids, "attention_mask": mask}
-
-    def _up_to_end(self, ids: list[int]) -> list[int]:
-        """Without the padding behind a sample that ended before the others."""
-        ends = self._causal.generation_config.eos_token_id
-        ends = {ends} if isinstance(ends, int) else set(ends or ())
-        length = next((at + 1 for at, token in enumerate(ids) if token in ends), len(ids))
-        return ids[:length]
 
     # exact scoring ------------------------------------------------------------------------------------------
 

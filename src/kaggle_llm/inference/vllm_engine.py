@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kaggle_llm import records
-from kaggle_llm.inference.attention import SM_75
+from kaggle_llm.inference.attention import SM_75, capability
 from kaggle_llm.inference.engine import (
     Completion,
     EngineSettings,
@@ -27,6 +27,7 @@ from kaggle_llm.inference.engine import (
     check_finite,
     check_lengths,
 )
+from kaggle_llm.inference.generation import keep_structure
 from kaggle_llm.inference.quantised import weight_bits
 from kaggle_llm.inference.scoring import score_labels
 from kaggle_llm.prompts import Prompt
@@ -80,7 +81,8 @@ class VllmEngine:
         """`sampling.n` completions for each prompt, special tokens left out of the text.
 
         The penalties of the model's generation_config.json hold, as they do in transformers. Every prompt has the
-        seed to itself, so its samples do not depend on what is asked beside it.
+        seed to itself, so its samples do not depend on what is asked beside it. Raises ValueError for a regex that
+        vLLM does not know.
         """
         from vllm import SamplingParams
 
@@ -91,12 +93,18 @@ class VllmEngine:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             n=1 if greedy else sampling.n,
-            seed=sampling.seed,
+            seed=sampling.seed,  # vLLM adds a sample's place to it
+            stop=list(sampling.stop),
             repetition_penalty=usual.repetition_penalty,
             min_p=usual.min_p,
+            **structure_of(sampling),
         )
         found = [
-            [Completion(one.text, list(one.token_ids)) for one in output.outputs] for output in self._ask(prompts, how)
+            [
+                Completion(keep_structure(one.text, one.finish_reason == "stop", sampling), list(one.token_ids))
+                for one in output.outputs
+            ]
+            for output in self._ask(prompts, how)
         ]
         return [one * sampling.n for one in found] if greedy else found
 
@@ -236,13 +244,6 @@ def machine_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     return TURING if found == SM_75 else {}
 
 
-def capability() -> tuple[int, int] | None:
-    """The GPU's compute capability; None without a GPU."""
-    import torch
-
-    return torch.cuda.get_device_capability() if torch.cuda.is_available() else None
-
-
 def has_token_logprobs() -> bool:
     """Whether the installed vLLM can be asked for the log-probabilities of given tokens."""
     from vllm import SamplingParams
@@ -255,6 +256,16 @@ def next_token(**wanted: Any) -> SamplingParams:
     from vllm import SamplingParams
 
     return SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, **wanted)
+
+
+def structure_of(sampling: Sampling) -> dict[str, Any]:
+    """The arguments of SamplingParams that ask for options or a regex."""
+    if not (sampling.options or sampling.regex):
+        return {}
+    from vllm.sampling_params import StructuredOutputsParams
+
+    wanted = {"choice": list(sampling.options)} if sampling.options else {"regex": sampling.regex}
+    return {"structured_outputs": StructuredOutputsParams(**wanted)}
 
 
 def read_logprobs(answer: RequestOutput) -> dict[int, float]:
