@@ -81,8 +81,8 @@ class VllmEngine:
         """`sampling.n` completions for each prompt, special tokens left out of the text.
 
         The penalties of the model's generation_config.json hold, as they do in transformers. Every prompt has the
-        seed to itself, so its samples do not depend on what is asked beside it. Raises ValueError for a regex that
-        vLLM does not know.
+        seed to itself, so its samples do not depend on what is asked beside it. A regex that vLLM does not know is an
+        error of vLLM's own.
         """
         from vllm import SamplingParams
 
