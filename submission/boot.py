@@ -5,6 +5,7 @@ Called by the notebook, before anything of the bundle can be imported.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -63,6 +64,19 @@ def environment(code: Path) -> dict[str, str]:
     }
 
 
+def kill_session(session: int) -> None:
+    """End the process that leads the session and all that it started, in whatever process groups they are."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text(errors="replace").rpartition(")")[2].split()  # state, parent, group, session, …
+            if int(fields[3]) == session:
+                os.kill(int(stat.parent.name), signal.SIGKILL)
+        except (OSError, IndexError):  # ended meanwhile
+            continue
+    with contextlib.suppress(ProcessLookupError):  # without /proc
+        os.killpg(session, signal.SIGKILL)
+
+
 def main(code: Path, root: Path) -> None:
     """Run the prediction of the bundle `code`, its log shown as it comes; kill it at the time limit.
 
@@ -77,7 +91,7 @@ def main(code: Path, root: Path) -> None:
 
     def kill() -> None:
         late.set()
-        os.killpg(process.pid, signal.SIGKILL)
+        kill_session(process.pid)
 
     timer = threading.Timer(limit, kill)
     timer.start()
@@ -86,7 +100,7 @@ def main(code: Path, root: Path) -> None:
             print(line, end="", flush=True)
         returned = process.wait()
     except BaseException:  # an interrupt: nothing of ours goes on alone
-        os.killpg(process.pid, signal.SIGKILL)
+        kill_session(process.pid)
         raise
     finally:
         timer.cancel()

@@ -8,15 +8,18 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from workspace import ROOT
 
 PREDICT = """
-import sys, time
+import subprocess, sys, time
 from pathlib import Path
 working = Path(sys.argv[sys.argv.index("--working") + 1])
 if {offer}:
     (working / "submission.csv").write_text("id,cell\\n")
+worker = subprocess.Popen(["sleep", "{seconds}"], process_group=0)
+(working / "worker").write_text(str(worker.pid))
 print("started", flush=True)
 time.sleep({seconds})
 sys.exit({code})
@@ -51,6 +54,11 @@ def boot(root: Path, code: Path, limit: float = 60) -> subprocess.CompletedProce
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
+def is_running(process: int) -> bool:
+    """Where nobody waits for it, a killed process stays as a zombie."""
+    return psutil.pid_exists(process) and psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+
+
 @pytest.mark.parametrize("layout", ["datasets/alice", ""])
 def test_both_mount_layouts_are_found(tmp_path: Path, layout: str) -> None:
     done = boot(tmp_path, mount(tmp_path, layout))
@@ -77,6 +85,7 @@ def test_a_prediction_is_killed_at_the_limit_and_what_it_offered_stays(tmp_path:
     done = boot(tmp_path, mount(tmp_path, "datasets/alice", seconds=50), limit=2)
     assert time.monotonic() - start < 20
     assert done.returncode == 0 and "killed at the limit of 2 s" in done.stdout
+    assert not is_running(int((tmp_path / "working" / "worker").read_text())), "in a process group of its own"
     assert (tmp_path / "working" / "submission.csv").is_file()
 
 

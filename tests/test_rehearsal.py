@@ -181,9 +181,9 @@ def test_cut_rows_foreign_code_and_a_written_mount_fail_their_checks(tmp_path: P
     box = sandbox.Sandbox(tmp_path / "kaggle", tmp_path / "kaggle")
     rerun = Rerun(tmp_path, box, None, tmp_path, 60.0, 1.0, 1, "", [])  # type: ignore[arg-type]
     assert check_mount(rerun).ok and not check_mount(replace(rerun, written=["datasets/a/b"])).ok
-    for cut, ok in ((0, True), (3, False)):
+    for cut, ok in (({}, True), ({"reranking": 3}, False)):
         (tmp_path / "prediction.json").write_text(json.dumps({"rows": 9, "cut": cut, "seconds": 5}))
-        assert check_time(rerun).ok is ok
+        assert check_time(rerun).ok is ok and ("reranking of 3 rows" in check_time(rerun).detail) is not ok
     for package, ok in ((tmp_path / "kaggle" / "input" / "a", True), (tmp_path / "src", False)):
         (tmp_path / "kaggle" / "working" / "origin.json").write_text(json.dumps({"package": str(package)}))
         assert check_origin(rerun).ok is ok

@@ -74,7 +74,7 @@ class Members:
 
     def predict(self, rows: pl.DataFrame, loaded: str, run: Run) -> pl.DataFrame:
         self.asked.append(loaded)
-        run.budget.cut += int(loaded in self.slow)
+        run.budget.cuts.update(["reranking"] * (loaded in self.slow))
         score = float(loaded[-1])
         run.offer(make_ranking(rows["id"].to_list(), [["early"]] * rows.height, [[0.0]] * rows.height))
         return make_ranking(rows["id"].to_list(), [["x", "y"]] * rows.height, [[score, 0.5]] * rows.height)
@@ -107,9 +107,10 @@ def test_members_stand_in_the_order_of_their_folds() -> None:
 
 def test_a_member_that_the_time_would_cut_is_left_out() -> None:
     ranking, _, run, _ = ensemble(slow=["fold2"])
-    assert ranking["scores"].to_list() == [[0.5, 0.0]] and run.budget.cut == 0
+    assert ranking["scores"].to_list() == [[0.5, 0.0]] and run.budget.cuts == {"member 2 of 2": 1}
     ranking, _, run, predict = ensemble(slow=["fold0"])
-    assert ranking["scores"].to_list() == [[0.5, 0.0]] and run.budget.cut == 1 and predict.asked == ["fold0"]
+    assert ranking["scores"].to_list() == [[0.5, 0.0]] and predict.asked == ["fold0"]
+    assert run.budget.cuts == {"reranking": 1, "member 2 of 2": 1}
 
 
 TWO_FOLDS = ("--smoke", "folds.validate=[0,1]")

@@ -63,14 +63,21 @@ def load(run: Run) -> Loaded:
     return Loaded(Retriever(run), CandidatePrompts(prompter, documents))
 
 
-def score(rows: pl.DataFrame, loaded: Loaded, run: Run) -> tuple[pl.DataFrame, pl.DataFrame]:
+def score(
+    rows: pl.DataFrame, loaded: Loaded, run: Run, blend: Blend | None = None
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The retrieval's ranking, and the reranker's of its first candidates (no row where the time ran out)."""
     retrieved = loaded.retriever.search(rows)
     run.offer(retrieved)
+
+    def offer(reranked: pl.DataFrame) -> None:
+        if blend:
+            run.offer(blend.apply(retrieved, reranked))
+
     depth = run.config.reranker.depth
-    return retrieved, rerank(rows, retrieved, depth, loaded.prompts, run.engine("reranker"), run.budget)
+    return retrieved, rerank(rows, retrieved, depth, loaded.prompts, run.engine("reranker"), run.budget, offer)
 
 
 def predict(rows: pl.DataFrame, loaded: Loaded, run: Run) -> pl.DataFrame:
-    retrieved, reranked = score(rows, loaded, run)
-    return Blend.load(run.model("blend")).apply(retrieved, reranked)
+    blend = Blend.load(run.model("blend"))
+    return blend.apply(*score(rows, loaded, run, blend))

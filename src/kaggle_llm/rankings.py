@@ -45,6 +45,30 @@ def top(ranking: pl.DataFrame, k: int) -> pl.DataFrame:
     return ranking.with_columns(pl.col("items").list.head(k), pl.col("scores").list.head(k))
 
 
+def select_rows(ranking: pl.DataFrame, ids: Sequence[str]) -> pl.DataFrame:
+    """The rows of `ids`, in their order."""
+    import polars as pl
+
+    return pl.DataFrame({"id": ids}, schema={"id": pl.String()}).join(ranking, "id", "inner", maintain_order="left")
+
+
+def replace_rows(ranking: pl.DataFrame, better: pl.DataFrame) -> pl.DataFrame:
+    """`ranking` with the rows that `better` has too taken from there, in the order of `ranking`."""
+    import polars as pl
+
+    rest = ranking.join(better, on="id", how="anti")
+    return select_rows(pl.concat([rest, better]), ranking["id"].to_list())
+
+
+def most_uncertain_first(ranking: pl.DataFrame) -> list[str]:
+    """The ids by the distance of the first two scores, smallest first; a row without two items has none."""
+    import polars as pl
+
+    scores = pl.col("scores").list
+    margin = (scores.get(0, null_on_oob=True) - scores.get(1, null_on_oob=True)).fill_null(0.0)
+    return ranking.sort(margin, maintain_order=True)["id"].to_list()
+
+
 def average_rankings(rankings: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """One RANKING of the mean score of every item; of log-probabilities that is their geometric mean.
 

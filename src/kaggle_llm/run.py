@@ -6,9 +6,10 @@ CV, rehearsal, notebook, replay and parity all go through `answer()`, so what co
 from __future__ import annotations
 
 import importlib
+import math
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self
@@ -17,11 +18,19 @@ from kaggle_llm.competition import Competition
 from kaggle_llm.inference.budget import Budget
 from kaggle_llm.inference.engine import Engine, EngineSettings
 from kaggle_llm.inference.maker import make_engine
-from kaggle_llm.rankings import average_rankings, check_ranking
+from kaggle_llm.rankings import (
+    average_rankings,
+    check_ranking,
+    most_uncertain_first,
+    ranking_schema,
+    replace_rows,
+    select_rows,
+)
 
 if TYPE_CHECKING:
     import polars as pl
 
+SHARES, FEWEST = 50, 16  # in how many parts a further member answers, of how many rows at least
 MEMBER = re.compile(r"fold(\d+)\.")  # what the name of one fold's model begins with in an ensemble
 
 
@@ -114,22 +123,43 @@ def answer_together(
 ) -> pl.DataFrame:
     """The mean RANKING of an ensemble's members, one after the other, each with the memory to itself.
 
-    A member that the time would cut is left out, and so are those behind it; of the first one rows are cut.
+    From the second member on, rows that are most uncertain so far are asked first: where the time ends, the others keep
+    the mean of the members before.
     """
-    answers: list[pl.DataFrame] = []
-    for models in members:
-        budget = Budget(run.budget.left(), clock=run.budget.clock)
-        with Run(run.config, run.competition, models, budget, None if answers else run.offer) as member:
-            ranking = predict.predict(rows, member.loaded(predict), member)
-        if answers and budget.cut:
-            print(f"the time is enough for {len(answers)} of {len(members)} members", flush=True)
-            break
-        answers.append(check_ranking(ranking, rows["id"].to_list()))
-        run.budget.cut += budget.cut
-        run.offer(average_rankings(answers))
-        if budget.cut:
-            break
-    return average_rankings(answers)
+    import polars as pl
+
+    first, *others = members
+    with Run(run.config, run.competition, first, run.budget, run.offer) as member:
+        mean = check_ranking(predict.predict(rows, member.loaded(predict), member), rows["id"].to_list())
+    run.offer(mean)
+    answers = [mean]
+    for number, models in enumerate(others, 2):
+        parts = [pl.DataFrame(schema=ranking_schema())]
+        for part in ask_uncertain_first(predict, run, rows, models, mean) if not run.budget.cuts.total() else ():
+            parts.append(part)
+            asked = part["id"].to_list()
+            together = average_rankings([*(select_rows(answer, asked) for answer in answers), part])
+            mean = replace_rows(mean, together)
+            run.offer(mean)
+        answers.append(pl.concat(parts))
+        if left_out := rows.height - answers[-1].height:
+            run.budget.cuts[f"member {number} of {len(members)}"] = left_out
+    return mean
+
+
+def ask_uncertain_first(
+    predict: ModuleType, run: Run, rows: pl.DataFrame, models: Mapping[str, Path], mean: pl.DataFrame
+) -> Iterator[pl.DataFrame]:
+    """The RANKINGs of one more member for as many rows as the time is enough for, some at a time."""
+    budget = run.budget.fork()
+    ids = most_uncertain_first(mean)
+    size = len(ids) if math.isinf(budget.left()) else max(FEWEST, -(-len(ids) // SHARES))
+    with Run(run.config, run.competition, models, budget) as member:
+        for asked in budget.take([ids[at : at + size] for at in range(0, len(ids), size or 1)]):
+            ranking = predict.predict(select_rows(rows, asked), member.loaded(predict), member)
+            if budget.cuts.total():
+                return
+            yield check_ranking(ranking, asked)
 
 
 def import_predict(exp: Path) -> ModuleType:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import TypeVar
 
 T = TypeVar("T", bound=Sized)
@@ -24,22 +25,39 @@ class Budget:
             raise ValueError(f"limit = {limit} s, reserve = {reserve} s: both must be 0 or more")
         self.clock = clock
         self.end = clock() + limit - reserve
-        self.cut = 0
-        """Rows that were left out so far."""
+        self.cuts: Counter[str] = Counter()
+        """Rows that were left out so far, by what was left out of them."""
 
     def left(self) -> float:
         """Seconds until work has to stop; infinite without a limit."""
         return self.end - self.clock()
 
-    def take(self, chunks: Iterable[T]) -> Iterator[T]:
-        """Chunks as long as the next one, at the slowest pace per row seen so far, ends in time."""
-        slowest = 0.0
+    def fork(self) -> Budget:
+        """One with the same end, that counts its own cuts."""
+        fork = Budget(clock=self.clock)
+        fork.end = self.end
+        return fork
+
+    def take(self, chunks: Iterable[T], what: str = "prediction") -> Iterator[T]:
+        """Chunks as long as the next one, at the slowest pace per row seen so far, ends in time.
+
+        The first chunk's pace, which holds the loading of a model, counts only until there is a second one.
+        what: the name under which the rows of the other chunks are counted.
+        """
+        paces: list[float] = []
         stopped = False
         for chunk in chunks:
+            slowest = max(paces[1:] or paces, default=0.0)
             stopped = stopped or slowest * len(chunk) > self.left()
             if stopped:
-                self.cut += len(chunk)
+                self.cuts[what] += len(chunk)
                 continue
             start = self.clock()
             yield chunk
-            slowest = max(slowest, (self.clock() - start) / max(len(chunk), 1))
+            paces.append((self.clock() - start) / max(len(chunk), 1))
+
+
+def describe_cuts(cuts: Mapping[str, int]) -> str:
+    """ "cut by the time limit: reranking of 30 rows", or ""."""
+    found = ", ".join(f"{what} of {rows} rows" for what, rows in cuts.items() if rows)
+    return f"cut by the time limit: {found}" if found else ""

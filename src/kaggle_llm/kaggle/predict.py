@@ -2,8 +2,9 @@
 
 python -m kaggle_llm.kaggle.predict --bundle DIR --competition DIR --model NAME=DIR --working DIR --deadline EPOCH
 
-Also leaves origin.json (the folders that code and models really came from) and prediction.json (rows, rows that the
-time cut, seconds).
+submission.csv is there from the first seconds on, as the sample says it, and is replaced by what is better. Also leaves
+origin.json (the folders that code and models really came from) and prediction.json (rows, what the time cut of how many
+rows, seconds).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +21,7 @@ import kaggle_llm
 from kaggle_llm import records
 from kaggle_llm.competition import TEST, Competition, load_competition
 from kaggle_llm.config import load_config
-from kaggle_llm.inference.budget import Budget
+from kaggle_llm.inference.budget import Budget, describe_cuts
 from kaggle_llm.run import Run, answer, import_predict
 
 if TYPE_CHECKING:
@@ -67,15 +69,28 @@ def open_run(mounts: Mounts) -> Run:
     limit = max(mounts.deadline - time.time(), 0.0)
     budget = Budget(limit, reserve=min(300.0, 0.05 * limit))
 
-    def write(ranking: pl.DataFrame) -> None:
-        write_submission(competition, ranking, mounts.working)
-
-    return Run(config, competition, mounts.models, budget, on_offer=write)
+    return Run(config, competition, mounts.models, budget, partial(offer_submission, competition, mounts.working))
 
 
-def write_submission(competition: Competition, ranking: pl.DataFrame, working: Path) -> None:
+def write_submission(competition: Competition, working: Path, ranking: pl.DataFrame) -> None:
     """submission.csv, whole or not at all."""
     records.write_text(working / "submission.csv", competition.submission(ranking).write_csv())
+
+
+def offer_submission(competition: Competition, working: Path, ranking: pl.DataFrame) -> None:
+    """The same while the prediction goes on: what cannot be written is said, and the one from before stays."""
+    try:
+        write_submission(competition, working, ranking)
+        print(f"offered a submission of {ranking.height} rows", flush=True)
+    except OSError as error:
+        print(f"{working / 'submission.csv'} stays as it was: {error}", flush=True)
+
+
+def offer_sample(competition: Competition, working: Path, ids: Sequence[str]) -> None:
+    """The sample submission is one before anything is computed, where it has the rows of the test set."""
+    sample = competition.sample()
+    if sample[sample.columns[0]].to_list() == list(ids):
+        records.write_text(working / "submission.csv", sample.write_csv())
 
 
 def check_dataset(folder: Path) -> None:
@@ -100,14 +115,15 @@ def main() -> None:
     rows = run.competition.table(TEST)
     left = mounts.deadline - time.time()
     print(f"{rows.height} rows, models {', '.join(mounts.models)}, {left:.0f} s left", flush=True)
+    offer_sample(run.competition, mounts.working, rows["id"].to_list())
     ranking = answer(mounts.exp, run, rows)
-    write_submission(run.competition, ranking, mounts.working)
+    write_submission(run.competition, mounts.working, ranking)
     ranking.write_parquet(mounts.working / "ranking.parquet")
     seconds = round(time.monotonic() - start, 1)
-    done = {"rows": ranking.height, "cut": run.budget.cut, "seconds": seconds}
+    done = {"rows": ranking.height, "cut": dict(run.budget.cuts), "seconds": seconds}
     records.write_json(mounts.working / "prediction.json", done)
-    cut = f", {run.budget.cut} rows were cut by the time limit" if run.budget.cut else ""
-    print(f"submission.csv: {ranking.height} rows in {seconds:.0f} s{cut}", flush=True)
+    said = [f"submission.csv: {ranking.height} rows in {seconds:.0f} s", describe_cuts(run.budget.cuts)]
+    print(", ".join(filter(None, said)), flush=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from kaggle_llm import paths, records
 from kaggle_llm.competition import CompetitionSettings, load_competition, read_csv
+from kaggle_llm.inference.budget import describe_cuts
 from kaggle_llm.kaggle.bundle import list_entries, read_run
 from kaggle_llm.kaggle.predict import MANIFEST
 from kaggle_llm.rehearsal.checks import Check, compare_rankings, largest_difference
@@ -95,13 +96,14 @@ def check_notebook(rerun: Rerun) -> Check:
 
 
 def check_time(rerun: Rerun) -> Check:
-    """The prediction ended by itself, and no row was cut."""
+    """The prediction ended by itself, and nothing was cut."""
     path = rerun.folder / "prediction.json"
     if not path.is_file():
         return Check("time", False, f"the prediction did not end within the limit of {rerun.limit:.0f} s, or failed")
     done = records.read_json(path)
-    cut = f"{done['cut']} of {done['rows']} rows cut, " if done["cut"] else ""
-    return Check("time", not done["cut"], f"{cut}{done['seconds']:.0f} s of {rerun.limit:.0f} s")
+    cut = describe_cuts(done["cut"])
+    said = f"{done['seconds']:.0f} s of {rerun.limit:.0f} s for {done['rows']} rows"
+    return Check("time", not cut, ", ".join(filter(None, [said, cut])))
 
 
 def check_origin(rerun: Rerun) -> Check:

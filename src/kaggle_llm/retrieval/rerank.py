@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kaggle_llm.inference.budget import Budget
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 CHUNK = 16  # rows that are scored at a time: the grain of the progress bar and of the time budget
+OFTEN = 60.0  # seconds
 PATIENCE = 5.0  # seconds between two lines of progress: a notebook's log keeps each
 
 
@@ -23,10 +25,12 @@ def rerank(
     prompts: CandidatePrompts,
     engine: Engine,
     budget: Budget,
+    on_progress: Callable[[pl.DataFrame], None] | None = None,
 ) -> pl.DataFrame:
     """RANKING of the first `depth` candidates of each row by log-odds: log p(first label) − log p(second label).
 
     rows and candidates: the same ids in the same order. Rows that the budget cut are not in the result.
+    on_progress: called with what there is so far, every OFTEN seconds.
     """
     import polars as pl
     from tqdm import tqdm
@@ -35,10 +39,15 @@ def rerank(
         raise ValueError(f"prompt.labels = {prompts.prompter.settings.labels}: log-odds need exactly two")
     asked = rows.with_columns(candidates=top(candidates, depth)["items"])
     chunks = list(asked.iter_slices(CHUNK))
-    bar = tqdm(budget.take(chunks), "reranking", len(chunks), unit=f" x {CHUNK} rows", mininterval=PATIENCE)
-    parts = [_rerank_chunk(chunk, prompts, engine) for chunk in bar]
+    taken = budget.take(chunks, "reranking")
+    found, said = pl.DataFrame(schema=ranking_schema()), budget.clock()
+    for chunk in tqdm(taken, "reranking", len(chunks), unit=f" x {CHUNK} rows", mininterval=PATIENCE):
+        found = pl.concat([found, _rerank_chunk(chunk, prompts, engine)])
+        if on_progress and budget.clock() - said > OFTEN:
+            on_progress(found)
+            said = budget.clock()
     prompts.prompter.report_cuts()
-    return pl.concat([pl.DataFrame(schema=ranking_schema()), *parts])
+    return found
 
 
 def _rerank_chunk(rows: pl.DataFrame, prompts: CandidatePrompts, engine: Engine) -> pl.DataFrame:
