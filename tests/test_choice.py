@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kaggle_llm.inference import choice
+from kaggle_llm.inference.budget import Budget
 from kaggle_llm.inference.choice import (
     OrderSettings,
     Question,
@@ -20,6 +22,7 @@ from kaggle_llm.inference.choice import (
 from kaggle_llm.inference.engine import EngineSettings
 from kaggle_llm.inference.maker import make_engine
 from kaggle_llm.prompts import Prompter, PromptSettings, load_tokenizer
+from kaggle_llm.rankings import most_uncertain_first
 
 LETTERS, OTHERS = [" Yes", " No", " is"], [" the"]  # one token each in the throwaway tokenizer
 
@@ -81,13 +84,13 @@ def test_both_orders_make_answers_symmetric(prompter: Prompter, engine: Any) -> 
     """P(first | x, y) = P(second | y, x), and a tie is a tie either way."""
     for mean in ("log", "probability"):
         settings = OrderSettings("both", mean)
-        one = scores(rank_options([question("15", "8 apples")], prompter, engine, settings))
-        other = scores(rank_options([question("8 apples", "15")], prompter, engine, settings))
+        one = scores(rank_options([question("15", "8 apples")], prompter, engine, settings, Budget()))
+        other = scores(rank_options([question("8 apples", "15")], prompter, engine, settings, Budget()))
         assert one["first"] == pytest.approx(other["second"], abs=1e-5)
         assert one["second"] == pytest.approx(other["first"], abs=1e-5)
         assert one["tie"] == pytest.approx(other["tie"], abs=1e-5)
     given = OrderSettings("given")
-    first = scores(rank_options([question("15", "8 apples")], prompter, engine, given))
+    first = scores(rank_options([question("15", "8 apples")], prompter, engine, given, Budget()))
     assert abs(first["first"] - one["first"]) > 1e-3, "without the swap the place counts"
 
 
@@ -100,10 +103,43 @@ def test_scores_are_the_mean_that_its_name_says(prompter: Prompter, engine: Any)
     geometric = np.exp((one + two) / 2) / np.exp((one + two) / 2).sum()
     arithmetic = (np.exp(one) + np.exp(two)) / 2
     for mean, expected in (("log", geometric), ("probability", arithmetic)):
-        found = scores(rank_options([question("15", "8")], prompter, engine, OrderSettings("both", mean)))
+        found = scores(rank_options([question("15", "8")], prompter, engine, OrderSettings("both", mean), Budget()))
         assert [found[name] for name in ("first", "second", "tie")] == pytest.approx(
             np.log(expected).tolist(), abs=1e-5
         )
+
+
+class TimedEngine:
+    """Every prompt takes a second."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.now, self.asked = engine, 0.0, 0
+
+    def choices(self, prompts: list[Any], labels: list[Any]) -> np.ndarray:
+        self.now, self.asked = self.now + len(prompts), self.asked + len(prompts)
+        return self.engine.choices(prompts, labels)
+
+
+def test_where_time_is_short_the_most_uncertain_questions_get_the_other_order(
+    prompter: Prompter, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "CHUNK", 2)
+    settings, questions = OrderSettings("both"), [question(str(n), str(7 * n), name=str(n)) for n in range(8)]
+    given = rank_options(questions, prompter, engine, OrderSettings("given"), Budget())
+    both = rank_options(questions, prompter, engine, settings, Budget())
+    timed = TimedEngine(engine)
+    budget = Budget(12.0, clock=lambda: timed.now)
+    found = rank_options(questions, prompter, timed, settings, budget)  # 8 in the given order, 4 in the other
+    assert timed.asked == 12 and budget.cuts == {"choice in other orders": 4}
+    twice = most_uncertain_first(given)[:4]
+    for row, one, two in zip(*(frame.iter_rows(named=True) for frame in (found, given, both)), strict=True):
+        expected = two if row["id"] in twice else one
+        assert row["items"] == expected["items"]
+        assert row["scores"] == pytest.approx(expected["scores"], abs=1e-5)
+    budget = Budget(4.0, clock=lambda: timed.now)
+    found = rank_options(questions, prompter, timed, settings, budget)
+    assert found["id"].to_list() == ["0", "1", "2", "3"]
+    assert budget.cuts == {"choice": 4}
 
 
 def test_training_shows_what_prediction_shows_with_the_target_moved_along(prompter: Prompter) -> None:
@@ -131,14 +167,14 @@ def test_what_does_not_go_together_is_refused(prompter: Prompter, engine: Any) -
     options = tuple({"text": str(n)} for n in range(4))
     four = Question({"id": "f", "question": "?"}, ("a", "b", "c", "d", "tie"), options)
     with pytest.raises(ValueError, match=r"4 options, but prompt.labels has 3 letters"):
-        rank_options([four], prompter, engine, OrderSettings())
+        rank_options([four], prompter, engine, OrderSettings(), Budget())
     with pytest.raises(ValueError, match=r"questions of \[2, 4\] options"):
-        rank_options([question("a", "b"), four], prompter, engine, OrderSettings())
+        rank_options([question("a", "b"), four], prompter, engine, OrderSettings(), Budget())
     with pytest.raises(ValueError, match=r"row 'q' has 2 names for 2 options and 1 of prompt.others"):
-        rank_options([Question({"id": "q"}, ("a", "b"), options[:2])], prompter, engine, OrderSettings())
+        rank_options([Question({"id": "q"}, ("a", "b"), options[:2])], prompter, engine, OrderSettings(), Budget())
     with pytest.raises(ValueError, match="row 'q' has no target"):
         list_examples([question("a", "b")], prompter, "both", False, 0)
 
 
 def test_no_questions_are_no_rows(prompter: Prompter, engine: Any) -> None:
-    assert rank_options([], prompter, engine, OrderSettings()).height == 0
+    assert rank_options([], prompter, engine, OrderSettings(), Budget()).height == 0

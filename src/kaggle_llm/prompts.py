@@ -157,7 +157,7 @@ class Prompter:
         """What every prompt ends with: the text behind the template's last column; "" where that is the end."""
         text = self.settings.ending + self.tail
         template = self.settings.candidate or self.settings.shared
-        *_, (literal, name, *_) = string.Formatter().parse(template) or [("", None)]
+        *_, (literal, name, *_) = [("", None, None, None), *string.Formatter().parse(template)]
         return text or ("" if name else literal)
 
     def _fill(self, template: str, values: Mapping[str, Any]) -> str:

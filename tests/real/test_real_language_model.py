@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from workspace import ROOT
 
+from kaggle_llm.inference.budget import Budget
 from kaggle_llm.inference.choice import OrderSettings, Question, list_examples, rank_options
 from kaggle_llm.inference.engine import EngineSettings, Sampling
 from kaggle_llm.inference.maker import make_engine
@@ -76,7 +77,7 @@ def test_pairwise_judgements_get_better(tmp_path: Path) -> None:
 
     def measure(model: Path) -> float:
         engine = make_engine(model, EngineSettings())
-        ranking = rank_options(held_out, prompter, engine, OrderSettings("both", "log"))
+        ranking = rank_options(held_out, prompter, engine, OrderSettings("both", "log"), Budget())
         engine.close()
         return log_loss(NAMES).score(ranking, truth)
 

@@ -5,19 +5,23 @@ The same prompts in training (`list_examples`) and in prediction (`rank_options`
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
+from kaggle_llm.inference.budget import Budget
 from kaggle_llm.inference.engine import Engine
 from kaggle_llm.prompts import Prompter, TokenGroup
 from kaggle_llm.rankings import make_ranking
 
 if TYPE_CHECKING:
-    import numpy as np
     import polars as pl
 
+CHUNK = 64  # questions that are asked at a time where time is short: the grain of the budget
 Order = tuple[int, ...]
 
 
@@ -65,8 +69,6 @@ def to_places(values: Sequence[float], order: Order) -> list[float]:
 
 def to_names(values: np.ndarray, order: Order) -> np.ndarray:
     """The inverse of `to_places`, for an array [places]."""
-    import numpy as np
-
     found = np.array(values, dtype=float)
     found[list(order)] = values[: len(order)]
     return found
@@ -95,27 +97,51 @@ def list_examples(
 
 
 def rank_options(
-    questions: Sequence[Question], prompter: Prompter, engine: Engine, settings: OrderSettings
+    questions: Sequence[Question], prompter: Prompter, engine: Engine, settings: OrderSettings, budget: Budget
 ) -> pl.DataFrame:
-    """RANKING of the questions' names; scores are log-probabilities over them, averaged over orders."""
+    """RANKING of the questions' names; scores are log-probabilities over them, averaged over orders.
+
+    All are asked in the given order first, then the most uncertain ones first in the others. Questions that the budget
+    cut are not in the result; those whose other orders it cut keep the scores of the first.
+    """
     check_questions(questions, prompter)
-    prompts, orders = [], []
-    for question in questions:
-        for order in list_orders(len(question.options), settings.orders):
-            prompts.append(prompter.listing(question.row, [question.options[i] for i in order]))
-            orders.append(order)
+    labels = answer_labels(questions, prompter)
+    first, *others = list_orders(len(questions[0].options) if questions else 0, settings.orders)
+    found: dict[int, list[np.ndarray]] = {}
+
+    def ask(chosen: Sequence[int], orders: Sequence[Order]) -> None:
+        shown = [(i, order) for i in chosen for order in orders]
+        prompts = [
+            prompter.listing(questions[i].row, [questions[i].options[place] for place in order]) for i, order in shown
+        ]
+        for (i, order), row in zip(shown, engine.choices(prompts, labels), strict=True):
+            found.setdefault(i, []).append(to_names(row - np.logaddexp.reduce(row), order))
+
+    for chosen in budget.take(_split(range(len(questions)), budget), "choice"):
+        ask(chosen, [first])
+    if others and len(found) == len(questions):
+        uncertain = sorted(found, key=lambda i: _margin(found[i][0]))
+        for chosen in budget.take(_split(uncertain, budget), "choice in other orders"):
+            ask(chosen, others)
     prompter.report_cuts()
-    found = iter(zip(engine.choices(prompts, answer_labels(questions, prompter)), orders, strict=True))
-    scores = [_average(question, found, settings) for question in questions]
-    names = [question.names for question in questions]
-    return make_ranking([question.row["id"] for question in questions], names, scores)
+    asked = [questions[i] for i in found]
+    scores = [_average(np.stack(rows), settings) for rows in found.values()]
+    return make_ranking([question.row["id"] for question in asked], [question.names for question in asked], scores)
 
 
-def _average(question: Question, found: Iterator[tuple[np.ndarray, Order]], settings: OrderSettings) -> list[float]:
-    import numpy as np
+def _split(indices: Sequence[int], budget: Budget) -> list[Sequence[int]]:
+    """Parts between which the budget decides; one where there is nothing to decide."""
+    size = max(len(indices), 1) if math.isinf(budget.left()) else CHUNK
+    return [indices[at : at + size] for at in range(0, len(indices), size)]
 
-    several = [next(found) for _ in list_orders(len(question.options), settings.orders)]
-    logs = np.stack([to_names(row - np.logaddexp.reduce(row), order) for row, order in several])
+
+def _margin(scores: np.ndarray) -> float:
+    second, first = np.sort(scores)[-2:]
+    return float(first - second)
+
+
+def _average(logs: np.ndarray, settings: OrderSettings) -> list[float]:
+    """The mean of log-probabilities [orders, names], normalised."""
     mean = logs.mean(0) if settings.mean == "log" else np.logaddexp.reduce(logs, axis=0) - np.log(len(logs))
     normalised: list[float] = (mean - np.logaddexp.reduce(mean)).tolist()
     return normalised
