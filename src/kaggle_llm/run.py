@@ -18,6 +18,7 @@ from kaggle_llm.competition import Competition
 from kaggle_llm.inference.budget import Budget
 from kaggle_llm.inference.engine import Engine, EngineSettings
 from kaggle_llm.inference.maker import make_engine
+from kaggle_llm.inference.sentinel import Sentinel
 from kaggle_llm.rankings import (
     average_rankings,
     check_ranking,
@@ -66,7 +67,8 @@ class Run:
         """The engine for model(name): made once, closed with the run."""
         if name not in self._engines:
             settings = getattr(self.config, "engine", EngineSettings())
-            self._engines[name] = make_engine(self.model(name), settings, self.models.get(f"{name}_base"))
+            engine = make_engine(self.model(name), settings, self.models.get(f"{name}_base"))
+            self._engines[name] = Sentinel(engine, self.model(name))
         return self._engines[name]
 
     def offer(self, ranking: pl.DataFrame) -> None:

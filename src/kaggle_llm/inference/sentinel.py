@@ -1,0 +1,82 @@
+"""A sick model is stopped at its first answers, not found out from a score: the same for all, or one token for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from kaggle_llm.inference.engine import Completion, Engine, Sampling
+from kaggle_llm.prompts import Prompt
+
+FIRST = 32  # prompts that are asked before the others
+ENOUGH = 8  # different prompts, from which on equal answers are no chance
+LONG = 8  # tokens of a text
+Answers = TypeVar("Answers", np.ndarray, list[np.ndarray], list[list[Completion]])
+
+
+class SickModelError(ValueError):
+    """Answers that do not depend on what is asked."""
+
+    def __init__(self, folder: Path, prompts: int, what: str) -> None:
+        super().__init__(
+            f"model {folder} is sick: {what} for {prompts} different prompts. Weights that are broken, quantised badly "
+            f"or overflow in their dtype do that: try engine.dtype=float32, and look at `kaggle-llm parity`"
+        )
+
+
+class Sentinel:
+    """An engine whose first answers of each kind are looked at. Non-finite ones the engine itself refuses."""
+
+    def __init__(self, engine: Engine, folder: Path) -> None:
+        self.engine, self.folder = engine, folder
+        self._trusted: set[str] = set()
+
+    def choices(self, prompts: Sequence[Prompt], labels: Sequence[Prompt]) -> np.ndarray:
+        first, rest = self._ask("choices", prompts, lambda part: self.engine.choices(part, labels), self._check_scores)
+        return np.concatenate([first, rest])
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
+        first, rest = self._ask(
+            "generate", prompts, lambda part: self.engine.generate(part, sampling), self._check_texts
+        )
+        return [*first, *rest]
+
+    def embed(self, prompts: Sequence[Prompt]) -> np.ndarray:
+        return self.engine.embed(prompts)
+
+    def logits(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
+        first, rest = self._ask("logits", prompts, self.engine.logits, self._check_scores)
+        return [*first, *rest]
+
+    def close(self) -> None:
+        self.engine.close()
+
+    def _ask(
+        self,
+        kind: str,
+        prompts: Sequence[Prompt],
+        ask: Callable[[Sequence[Prompt]], Answers],
+        check: Callable[[Sequence[Prompt], Answers], None],
+    ) -> tuple[Answers, Answers]:
+        """Answers of the first prompts, which are checked once for each kind of call, and of the others."""
+        count = 0 if kind in self._trusted else FIRST
+        first = ask(prompts[:count])
+        if len({tuple(prompt) for prompt in prompts[:count]}) >= ENOUGH:
+            check(prompts[:count], first)
+            self._trusted.add(kind)
+        return first, ask(prompts[count:])
+
+    def _check_scores(self, prompts: Sequence[Prompt], scores: np.ndarray | list[np.ndarray]) -> None:
+        """Raises SickModelError where all rows are the same."""
+        rows = list(scores)
+        if len({row.shape for row in rows}) == 1 and np.ptp(np.stack(rows), axis=0).max() == 0:
+            raise SickModelError(self.folder, len(prompts), f"the scores {np.round(rows[0], 3).tolist()}")
+
+    def _check_texts(self, prompts: Sequence[Prompt], texts: list[list[Completion]]) -> None:
+        """Raises SickModelError where all texts are long and of one token, the same in all, as in "!!!!"."""
+        ids = [one.ids for found in texts for one in found]
+        if min(map(len, ids)) >= LONG and len({token for each in ids for token in each}) == 1:
+            raise SickModelError(self.folder, len(prompts), f"the text {texts[0][0].text[:20]!r}")
