@@ -10,7 +10,7 @@ from typing import Any
 
 from kaggle_llm import records
 from kaggle_llm.inference.engine import Engine, EngineSettings
-from kaggle_llm.inference.pool import WorkerPool, assign_cards
+from kaggle_llm.inference.pool import WorkerPool, assign_cards, list_cards
 
 
 def resolve_engine(settings: EngineSettings) -> EngineSettings:
@@ -38,7 +38,7 @@ def make_engine(folder: Path, settings: EngineSettings, base: Path | None = None
     """
     settings = resolve_engine(settings)
     by_vllm = settings.kind == "vllm" and is_language_model(folder, base)
-    cards = assign_cards(settings.workers, count_cards(settings.vllm) if by_vllm else 1)
+    cards = assign_cards(list_cards(), settings.workers, count_cards(settings.vllm) if by_vllm else 1)
     if cards:
         return WorkerPool(folder, settings, base, cards)
     if by_vllm:

@@ -153,7 +153,7 @@ class WorkerPool:
 
     def _patience(self, chunk: Chunk) -> float:
         """Seconds; prompts that cannot be cut into chunks of `TOKENS` have more."""
-        return self.settings.patience * max(1.0, chunk.tokens / TOKENS)
+        return min(self.settings.patience * max(1.0, chunk.tokens / TOKENS), threading.TIMEOUT_MAX)
 
     def _retry(self, queue: ChunkQueue, chunk: Chunk, what: str, kind: str, asked: Sequence[Prompt]) -> None:
         if queue.error is not None:
@@ -275,12 +275,11 @@ def end_workers(workers: dict[int, Worker]) -> None:
     workers.clear()
 
 
-def assign_cards(workers: int | None, each: int) -> list[list[str]]:
-    """The GPUs of every worker, each with `each` of them; more workers than that share them, the CPU's have none.
+def assign_cards(cards: Sequence[str], workers: int | None, each: int) -> list[list[str]]:
+    """The GPUs of every worker, `each` of them; more workers than that share them. Without GPUs nobody has one.
 
-    workers: None for as many as the GPUs are enough for.
+    workers: None for as many as the GPUs are enough for, 0 without.
     """
-    cards = list_cards()
     if workers is None:
         workers = max(1, len(cards) // each) if cards else 0
     if not cards:

@@ -1,0 +1,173 @@
+"""Chunks hold every prompt once, in pieces that keep all workers at work."""
+
+import heapq
+import random
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pytest
+
+from kaggle_llm.inference.chunks import (
+    PROMPTS,
+    TOKENS,
+    Chunk,
+    ChunkQueue,
+    chunk_tokens,
+    count_shared,
+    cut_by_length,
+    cut_by_prefix,
+)
+
+CUTS = {"prefix": cut_by_prefix, "length": cut_by_length}
+Rows = list[tuple[int, ...]]
+
+
+def unlike(seed: int, count: int, longest: int) -> Rows:
+    """Prompts of a vocabulary so small that some share tokens by chance."""
+    draw = random.Random(seed)
+    return [tuple(draw.choices(range(3), k=draw.randint(1, longest))) for _ in range(count)]
+
+
+def tree(queries: int, candidates: int, shared: int, own: int) -> Rows:
+    """Instructions of 30 tokens, queries of `shared` tokens, candidates of `own`; shuffled."""
+    draw = random.Random(0)
+    rows = []
+    for _ in range(queries):
+        query = tuple(draw.choices(range(500), k=shared))
+        rows += [(*range(30), *query, *draw.choices(range(500), k=own)) for _ in range(candidates)]
+    draw.shuffle(rows)
+    return rows
+
+
+def own_tokens(rows: Rows, order: Sequence[int]) -> list[int]:
+    """What each prompt in this order does not share with the one before: a literal loop."""
+    found, before = [], ()
+    for index in order:
+        shared = 0
+        while shared < min(len(before), len(rows[index])) and before[shared] == rows[index][shared]:
+            shared += 1
+        found.append(len(rows[index]) - shared)
+        before = rows[index]
+    return found
+
+
+def run(chunks: Sequence[Chunk], workers: int) -> list[int]:
+    """When each worker ends, if every token takes one second and each takes the next chunk when it is free."""
+    queue = ChunkQueue(chunks)
+    free = [(0, worker) for worker in range(workers)]
+    heapq.heapify(free)
+    while (chunk := queue.take()) is not None:
+        now, worker = heapq.heappop(free)
+        heapq.heappush(free, (now + chunk.tokens, worker))
+    return sorted(end for end, _ in free)
+
+
+@pytest.mark.parametrize("kind", CUTS)
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("seed", range(20))
+def test_every_prompt_is_in_one_chunk(kind: str, workers: int, seed: int) -> None:
+    rows = unlike(seed, 1 + 7 * seed, 40)
+    chunks = CUTS[kind](rows, workers)
+    assert sorted(index for chunk in chunks for index in chunk.indices) == list(range(len(rows)))
+    assert all(chunk.indices for chunk in chunks)
+
+
+@pytest.mark.parametrize("kind", CUTS)
+def test_no_prompts_are_one_empty_chunk(kind: str) -> None:
+    assert CUTS[kind]([], 2) == [Chunk([], 0)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("seed", range(20))
+def test_a_chunk_of_several_prompts_keeps_to_its_tokens(workers: int, seed: int) -> None:
+    rows = unlike(seed, 300, 60)
+    chunks = cut_by_length(rows, workers, new=5)
+    limit = chunk_tokens([len(row) + 5 for row in rows], [0] * len(rows), workers)
+    for chunk in chunks:
+        assert chunk.tokens == sum(len(rows[index]) + 5 for index in chunk.indices)
+        assert chunk.tokens <= limit or len(chunk.indices) == 1
+    sorted_rows = sorted(rows)
+    own = own_tokens(sorted_rows, range(len(rows)))
+    shared = [len(row) - part for row, part in zip(sorted_rows, own, strict=True)]
+    limit = chunk_tokens([len(row) for row in sorted_rows], shared, workers)
+    for chunk in cut_by_prefix(rows, workers):
+        assert chunk.tokens == sum(own_tokens(rows, chunk.indices))  # alone, the first shares nothing
+        assert sum(own_tokens(rows, chunk.indices)[1:]) <= limit
+
+
+def test_what_shares_a_prefix_is_in_one_chunk_or_in_neighbours() -> None:
+    rows = unlike(3, 400, 30)
+    order = [index for chunk in cut_by_prefix(rows, 2) for index in chunk.indices]
+    assert [rows[index] for index in order] == sorted(rows)
+
+
+def test_candidates_of_one_query_stay_together() -> None:
+    rows = tree(queries=200, candidates=25, shared=60, own=20)
+    chunks = cut_by_prefix(rows, 2)
+    queries = [{rows[index][:90] for index in chunk.indices} for chunk in chunks]
+    assert len(chunks) >= 16
+    assert sum(map(len, queries)) == 200
+    # All that is computed twice is the instructions.
+    assert sum(chunk.tokens for chunk in chunks) <= sum(own_tokens(rows, order_of(chunks))) + 30 * len(chunks)
+
+
+def order_of(chunks: Sequence[Chunk]) -> list[int]:
+    return [index for chunk in chunks for index in chunk.indices]
+
+
+def test_a_long_prefix_is_not_computed_again_and_again() -> None:
+    rows = [(*range(900), 1000 + i // 30, i) for i in range(600)]
+    least = sum(own_tokens(rows, range(600)))
+    assert sum(chunk.tokens for chunk in cut_by_prefix(rows, 2)) < 2 * least
+
+
+def test_prompts_of_like_length_share_a_chunk() -> None:
+    rows = unlike(1, 500, 90)
+    lengths = [[len(rows[index]) for index in chunk.indices] for chunk in cut_by_length(rows, 2)]
+    assert all(min(longer) >= max(shorter) for longer, shorter in pairwise(lengths))
+
+
+@pytest.mark.parametrize("kind", CUTS)
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_nobody_idles_at_the_end(kind: str, workers: int) -> None:
+    rows = tree(queries=300, candidates=10, shared=50, own=20)
+    ends = run(CUTS[kind](rows, workers), workers)
+    assert ends[-1] - ends[0] <= 0.1 * ends[-1]
+
+
+def test_few_prompts_keep_all_workers_at_work() -> None:
+    rows = [tuple(range(100 * i, 100 * i + 50)) for i in range(6)]
+    for cut in CUTS.values():
+        assert run(cut(rows, 2), 2) == [150, 150]
+
+
+def test_chunks_hold_enough_prompts_and_not_too_many() -> None:
+    small = cut_by_length([(1,) * 50] * 100, 2)
+    assert [len(chunk.indices) for chunk in small] == [PROMPTS] * 6 + [4]
+    large = cut_by_length([(1,) * 500] * 100_000, 2)
+    assert {len(chunk.indices) for chunk in large[:-1]} == {TOKENS // 500}
+
+
+def test_the_longest_chunk_is_taken_first_and_one_put_back_before_all() -> None:
+    queue = ChunkQueue([Chunk([0], 5), Chunk([1], 9), Chunk([2], 7)])
+    first = queue.take()
+    assert first == Chunk([1], 9)
+    assert queue.take() == Chunk([2], 7)
+    queue.put_back(first)
+    assert [queue.take(), queue.take(), queue.take()] == [first, Chunk([0], 5), None]
+
+
+def test_after_an_error_nothing_is_taken_and_the_first_error_stays() -> None:
+    queue = ChunkQueue([Chunk([0], 5)])
+    first = ValueError("first")
+    queue.stop(first)
+    queue.stop(KeyError("second"))
+    assert queue.take() is None
+    assert queue.error is first
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_shared_tokens_are_counted_as_a_loop_does(seed: int) -> None:
+    first, second = unlike(seed, 2, 8)
+    assert count_shared(first, second) == len(second) - own_tokens([first, second], [0, 1])[1]
+    assert count_shared(first, first) == len(first)
