@@ -137,13 +137,24 @@ def test_time_spent_between_chunks_counts_against_the_limit_but_not_as_pace() ->
 
 def test_cut_rows_add_up_over_several_calls_and_each_call_learns_its_pace_anew() -> None:
     clock = Clock()
-    budget = Budget(3.0, 0.0, clock)
-    assert clock.work(budget, ["aa", "bb"], one_second_a_row) == ["aa"]
+    budget = Budget(5.0, 0.0, clock)
+    assert clock.work(budget, ["aa", "bbbb"], one_second_a_row) == ["aa"]
     assert clock.work(budget, ["cc", "dd"], lambda chunk: 0.5) == ["cc", "dd"]
-    assert budget.cuts.total() == 2
+    assert budget.cuts.total() == 4
     clock.now += 10.0
     assert clock.work(budget, ["ee"], one_second_a_row) == []
-    assert budget.cuts.total() == 4
+    assert budget.cuts.total() == 6
+
+
+@pytest.mark.parametrize(("limit", "taken"), [(20.0, ["aa"]), (19.9, [])])
+def test_a_second_model_is_begun_only_where_the_first_chunk_of_the_first_one_would_fit(
+    limit: float, taken: list[str]
+) -> None:
+    clock = Clock()
+    budget = Budget(limit, 0.0, clock)
+    seconds = {"aa": 9.0, "bb": 1.0, "cc": 1.0}
+    assert clock.work(budget, ["aa", "bb", "cc"], seconds.__getitem__) == ["aa", "bb", "cc"]
+    assert clock.work(budget.fork(), ["aa"], seconds.__getitem__) == taken
 
 
 @pytest.mark.parametrize(("limit", "reserve"), [(-1.0, 0.0), (10.0, -0.1), (-math.inf, 0.0)])

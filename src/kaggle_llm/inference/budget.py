@@ -25,6 +25,8 @@ class Budget:
             raise ValueError(f"limit = {limit} s, reserve = {reserve} s: both must be 0 or more")
         self.clock = clock
         self.end = clock() + limit - reserve
+        self.start = 0.0
+        """Seconds of the longest first chunk so far."""
         self.cuts: Counter[str] = Counter()
         """Rows that were left out so far, by what was left out of them."""
 
@@ -33,28 +35,30 @@ class Budget:
         return self.end - self.clock()
 
     def fork(self) -> Budget:
-        """One with the same end, that counts its own cuts."""
+        """One with the same end and the same experience, that counts its own cuts."""
         fork = Budget(clock=self.clock)
-        fork.end = self.end
+        fork.end, fork.start = self.end, self.start
         return fork
 
     def take(self, chunks: Iterable[T], what: str = "prediction") -> Iterator[T]:
-        """Chunks as long as the next one, at the slowest pace per row seen so far, ends in time.
+        """Chunks as long as the next one ends in time, at the slowest pace per row seen so far.
 
-        The first chunk's pace, which holds the loading of a model, counts only until there is a second one.
-        what: the name under which the rows of the other chunks are counted.
+        A first chunk, in which a model is loaded, has to have the time that the longest of earlier calls took; its pace
+        counts only until there is a second one. what: the name under which the rows of the other chunks are counted.
         """
         paces: list[float] = []
         stopped = False
         for chunk in chunks:
-            slowest = max(paces[1:] or paces, default=0.0)
-            stopped = stopped or slowest * len(chunk) > self.left()
+            needed = max(paces[1:] or paces) * len(chunk) if paces else self.start
+            stopped = stopped or needed > self.left()
             if stopped:
                 self.cuts[what] += len(chunk)
                 continue
-            start = self.clock()
+            begin = self.clock()
             yield chunk
-            paces.append((self.clock() - start) / max(len(chunk), 1))
+            seconds = self.clock() - begin
+            self.start = self.start if paces else max(self.start, seconds)
+            paces.append(seconds / max(len(chunk), 1))
 
 
 def describe_cuts(cuts: Mapping[str, int]) -> str:

@@ -93,6 +93,16 @@ def offer_sample(competition: Competition, working: Path, ids: Sequence[str]) ->
         records.write_text(working / "submission.csv", sample.write_csv())
 
 
+def predict_test(exp: Path, run: Run, working: Path) -> pl.DataFrame:
+    """The RANKING of the test set, and submission.csv."""
+    rows = run.competition.table(TEST)
+    print(f"{rows.height} rows", flush=True)
+    offer_sample(run.competition, working, rows["id"].to_list())
+    ranking = answer(exp, run, rows)
+    write_submission(run.competition, working, ranking)
+    return ranking
+
+
 def check_dataset(folder: Path) -> None:
     """Every file that the dataset's manifest lists is there, with its size, and its hash where it is small."""
     for entry in records.read_json(folder / MANIFEST)["files"]:
@@ -112,12 +122,8 @@ def main() -> None:
     run = open_run(mounts)
     origin = {"package": Path(kaggle_llm.__file__).resolve(), **mounts.models}
     records.write_json(mounts.working / "origin.json", {name: str(path.resolve()) for name, path in origin.items()})
-    rows = run.competition.table(TEST)
-    left = mounts.deadline - time.time()
-    print(f"{rows.height} rows, models {', '.join(mounts.models)}, {left:.0f} s left", flush=True)
-    offer_sample(run.competition, mounts.working, rows["id"].to_list())
-    ranking = answer(mounts.exp, run, rows)
-    write_submission(run.competition, mounts.working, ranking)
+    print(f"models {', '.join(mounts.models)}, {mounts.deadline - time.time():.0f} s left", flush=True)
+    ranking = predict_test(mounts.exp, run, mounts.working)
     ranking.write_parquet(mounts.working / "ranking.parquet")
     seconds = round(time.monotonic() - start, 1)
     done = {"rows": ranking.height, "cut": dict(run.budget.cuts), "seconds": seconds}
