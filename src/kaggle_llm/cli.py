@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -83,6 +84,29 @@ def sweep(
     points = run_sweep(experiment, grid, smoke)
     print_sweep(points)
     if any(point.error for point in points):
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    run: Annotated[str | None, typer.Argument(help="a run, trained or not")] = None,
+    runtime: Annotated[str, typer.Option(help="a name of src/kaggle_llm/runtime/runtimes/")] = "",
+    model: Annotated[Path | None, typer.Option(help="this model folder alone, with RUN's config or without")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="rows of the test set, for the estimate of time")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
+) -> None:
+    """Will RUN's models fit and run on two T4s, and how: judged from files. Exit 1 where something is refused."""
+    from kaggle_llm.runtime.doctor import examine, print_diagnosis
+    from kaggle_llm.runtime.pins import DEFAULT
+
+    diagnosis = examine(run, runtime or DEFAULT, model, rows)
+    if as_json:
+        import json
+
+        print(json.dumps(diagnosis.as_json(), indent=2, ensure_ascii=False))
+    else:
+        print_diagnosis(diagnosis)
+    if diagnosis.refused:
         raise typer.Exit(1)
 
 

@@ -85,6 +85,33 @@ class Model:
         return str(self.quantisation.get("quant_method", ""))
 
     @property
+    def groups(self) -> list[dict[str, Any]]:
+        """{"bits", "group_size", "symmetric", "activations"} of each kind of quantised weight; [] for none."""
+        config = self.quantisation
+        told = [one for one in (config.get("config_groups") or {}).values() if one.get("weights")]
+        found = [{**one["weights"], "activations": one.get("input_activations")} for one in told]
+        if not found and (config.get("bits") or config.get("w_bit")):
+            symmetric = config.get("sym", not config.get("zero_point", self.method.startswith("awq")))
+            size = config.get("group_size", config.get("q_group_size"))
+            found = [
+                {"num_bits": config.get("bits") or config.get("w_bit"), "group_size": size, "symmetric": symmetric}
+            ]
+        return [
+            {
+                "bits": int(one.get("num_bits") or 4),
+                "group_size": int(one.get("group_size") or -1),
+                "symmetric": bool(one.get("symmetric", True)),
+                "activations": one.get("activations"),
+            }
+            for one in found
+        ]
+
+    @property
+    def bits(self) -> int:
+        """Of a packed weight."""
+        return min((group["bits"] for group in self.groups), default=4)
+
+    @property
     def is_language_model(self) -> bool:
         return is_language_model(self.folder, self.base)
 
@@ -166,12 +193,11 @@ class Model:
 
     def unpacked_bytes(self, dtype: str) -> int:
         """Of the weights where a quantised model is unpacked to the engine's dtype."""
-        sizes = [parameters_of(tensor) for tensor in self.tensors if not self._is_tied(tensor)]
-        return sum(sizes) * DTYPE_BYTES[dtype]
+        return self.parameters * DTYPE_BYTES[dtype]
 
     @property
     def parameters(self) -> int:
-        return sum(parameters_of(tensor) for tensor in self.tensors if not self._is_tied(tensor))
+        return sum(parameters_of(tensor, self.bits) for tensor in self.tensors if not self._is_tied(tensor))
 
     @property
     def active_parameters(self) -> float:
@@ -179,7 +205,7 @@ class Model:
         count, active = self.experts
         share = active / count if count else 1.0
         return sum(
-            parameters_of(tensor) * (share if ".experts." in tensor.name else 1.0)
+            parameters_of(tensor, self.bits) * (share if ".experts." in tensor.name else 1.0)
             for tensor in self.tensors
             if not any(part in tensor.name for part in ("embed", "wte", "wpe", "lm_head"))
         )
@@ -189,12 +215,12 @@ class Model:
         return tensor.name == "lm_head.weight" and bool(self.config.get("tie_word_embeddings"))
 
 
-def parameters_of(tensor: Tensor) -> int:
-    """Weights that a tensor holds: a packed one holds several in a number, scales are none."""
+def parameters_of(tensor: Tensor, bits: int) -> int:
+    """Weights that a tensor holds: a packed one holds several of `bits` in a number, scales are none."""
     if tensor.name.endswith(SCALES):
         return 0
     if tensor.name.endswith(PACKED) and tensor.dtype not in FLOATS:
-        return tensor.size * BITS[tensor.dtype] // 4 if tensor.dtype != "U8" else tensor.size * 2
+        return tensor.size * BITS[tensor.dtype] // bits
     return tensor.size
 
 
@@ -227,7 +253,9 @@ def read_header(path: Path) -> Iterator[Tensor]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(HEADER), "little")
         if length > size - HEADER:
-            raise ValueError(f"{path} is no whole safetensors file (its header ends behind the file): download it again")
+            raise ValueError(
+                f"{path} is no whole safetensors file (its header ends behind the file): download it again"
+            )
         header: Mapping[str, Any] = json.loads(file.read(length))
     found = {name: entry for name, entry in header.items() if name != "__metadata__"}
     end = HEADER + length + max((entry["data_offsets"][1] for entry in found.values()), default=0)

@@ -15,15 +15,28 @@ import os
 import sys
 import typing
 from collections.abc import Callable
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 # What a vLLM of another version, or of another build, may say in the place of an answer.
-UNANSWERED = (ImportError, AttributeError, TypeError, ValueError, NotImplementedError, KeyError, AssertionError, OSError)
+UNANSWERED = (
+    ImportError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    NotImplementedError,
+    KeyError,
+    AssertionError,
+    OSError,
+)
 CUDA_MODULES = ("vllm._C_stable_libtorch", "vllm.vllm_flash_attn._vllm_fa2_C")
 # Operations that vLLM asks when it is imported; their floors are capabilities 8.9 and 9.0.
-CUDA_QUESTIONS = ("cutlass_scaled_mm_supports_block_fp8", "cutlass_scaled_mm_supports_fp8", "cutlass_scaled_mm_supports_fp4")
-CUDA_QUESTIONS += ("cutlass_group_gemm_supported",)
+CUDA_QUESTIONS = (
+    "cutlass_scaled_mm_supports_block_fp8",
+    "cutlass_scaled_mm_supports_fp8",
+    "cutlass_scaled_mm_supports_fp4",
+    "cutlass_group_gemm_supported",
+)
 
 
 def pretend_gpu(capability: tuple[int, int], memory_gb: float) -> Any:
@@ -55,7 +68,7 @@ def pretend_gpu(capability: tuple[int, int], memory_gb: float) -> Any:
         def is_fully_connected(cls, device_ids: list[int]) -> bool:
             return False
 
-    setattr(platforms, "_current_platform", Pretended())
+    vars(platforms)["_current_platform"] = Pretended()
     return Pretended
 
 
@@ -73,7 +86,18 @@ def answer_question(question: dict[str, Any]) -> dict[str, Any]:
         "quantisation": functools.partial(ask_quantisation, question),
         "kernels": functools.partial(ask_kernels, question),
     }
-    return {"version": vllm.__version__} | {name: try_to_ask(ask) for name, ask in asked.items()}
+    with current_config(question["dtype"]):
+        return {"version": vllm.__version__} | {name: try_to_ask(ask) for name, ask in asked.items()}
+
+
+def current_config(dtype: str) -> Any:
+    """vLLM's defaults, as the config that its layers find themselves in; of the model they ask the dtype only."""
+    import torch
+    from vllm.config import VllmConfig, set_current_vllm_config
+
+    config = VllmConfig()
+    vars(config)["model_config"] = SimpleNamespace(dtype=getattr(torch, dtype))
+    return set_current_vllm_config(config)
 
 
 def try_to_ask(ask: Callable[[], Any]) -> Any:
@@ -107,7 +131,9 @@ def ask_attention(platform: Any, question: dict[str, Any]) -> dict[str, Any]:
     from vllm.v1.attention.selector import AttentionSelectorConfig
 
     wanted = {**question["attention"], "dtype": getattr(torch, question["dtype"]), "block_size": None}
-    config = AttentionSelectorConfig(**{name: wanted[name] for name in AttentionSelectorConfig._fields if name in wanted})
+    config = AttentionSelectorConfig(
+        **{name: wanted[name] for name in AttentionSelectorConfig._fields if name in wanted}
+    )
     valid, refused = platform.get_valid_backends(platform.get_device_capability(), config)
     found = {backend.name: reasons for backend, (_, reasons) in refused.items()}
     return {"valid": [one.backend.name for one in valid], "refused": found}
@@ -124,7 +150,8 @@ def ask_quantisation(question: dict[str, Any]) -> dict[str, Any] | None:
     found = {"method": config["quant_method"], "min_capability": method.get_min_capability(), "schemes": {}}
     if config["quant_method"] == "compressed-tensors":
         found["schemes"] = {
-            type(scheme).__name__: scheme.get_min_capability() for scheme in compressed_schemes(method.from_config(config))
+            type(scheme).__name__: scheme.get_min_capability()
+            for scheme in compressed_schemes(method.from_config(config))
         }
     return found
 

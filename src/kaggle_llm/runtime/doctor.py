@@ -1,0 +1,168 @@
+"""What a run would meet on two T4s: does each model fit, what is refused, by which kernels it runs, how long it takes.
+
+Reads files only: what the run ships, its config, the runtime's pins. Leaves nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kaggle_llm import paths, records
+from kaggle_llm.inference.engine import EngineSettings
+from kaggle_llm.runtime import rules_engine, rules_numbers, rules_runtime
+from kaggle_llm.runtime.case import Case
+from kaggle_llm.runtime.findings import Finding, is_refused
+from kaggle_llm.runtime.memory import judge_memory
+from kaggle_llm.runtime.models import Model, read_model
+from kaggle_llm.runtime.pins import DEFAULT, Runtime, load_runtime
+from kaggle_llm.runtime.speed import judge_time
+from kaggle_llm.runtime.vllm_checks import ask_vllm, read_environment
+from kaggle_llm.runtime.work import Work, plan_work
+from kaggle_llm.tables import print_table
+
+TEXT_TOKENS = 512  # of an encoder's text, assumed
+ALONE = {"engine": {"dtype": "float16"}}  # the config of a model without a run
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    runtime: str
+    findings: dict[str, list[Finding]]
+    """By model; those of the runtime itself under its name."""
+
+    @property
+    def refused(self) -> bool:
+        return any(is_refused(found) for found in self.findings.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """{"runtime", "refused", "findings": [{"model", "name", "level", "detail"}]}."""
+        flat = [{"model": model, **one._asdict()} for model, found in self.findings.items() for one in found]
+        return {"runtime": self.runtime, "refused": self.refused, "findings": flat}
+
+
+def examine(run: str | None, runtime: str = DEFAULT, model: Path | None = None, rows: int | None = None) -> Diagnosis:
+    """Judge what `run` ships on `runtime`, or, before it is trained, the models that its config names.
+
+    model: judge this folder alone, under the run's config or without one. rows: that the time is estimated for.
+    Raises ValueError where neither is given, or for an unknown runtime.
+    """
+    pins = load_runtime(runtime)
+    if run is None and model is None:
+        raise ValueError("nothing to examine: give a run, or a model folder by --model")
+    config = read_config(run) if run else ALONE
+    models = [read_alone(model)] if model else list_models(run or "", config)
+    engine = EngineSettings(**config.get("engine", {}))
+    environment = {
+        **read_environment(list_sources(run)),
+        **{k: v for k, v in os.environ.items() if k.startswith("VLLM_")},
+    }
+    cases = [Case(one, engine, pins, plan_tokens(one, config, rows), {}, environment) for one in models]
+    found = {case.model.name: list(examine_case(case)) for case in cases}
+    return Diagnosis(pins.name, {pins.name: list(judge_runtime(pins)), **found})
+
+
+def examine_case(case: Case) -> Iterator[Finding]:
+    """All findings of one model; vLLM is asked where it would serve it."""
+    if case.on_vllm:
+        answers = ask_vllm(case)
+        if "error" in answers:
+            why = f"the installed vLLM did not answer: {answers['error']}"
+            yield Finding("vllm", "warn", f"{why}; the table of known facts speaks for it")
+        case = replace(case, answers={} if "error" in answers else answers)
+    yield Finding("engine", "ok", f"{'vllm' if case.on_vllm else 'transformers'}, {case.engine.dtype}")
+    yield from judge_memory(case)
+    for rule in (*rules_runtime.RULES, *rules_numbers.RULES, *rules_engine.RULES):
+        yield from rule(case)
+    yield from judge_time(case)
+
+
+def judge_runtime(runtime: Runtime) -> list[Finding]:
+    return list(rules_runtime.judge_pins(runtime)) or [
+        Finding("pins", "ok", "torch, CUDA, vLLM and transformers agree")
+    ]
+
+
+def read_config(run: str) -> Mapping[str, Any]:
+    """The config that the run was made with; before that, the experiment's, checked by its schema."""
+    experiment = paths.experiment_folder(run)
+    record = records.read_record(paths.run_folder(run))
+    if record is not None:
+        return dict(record.settings["config"])
+    from kaggle_llm.config import load_config
+    from kaggle_llm.run import import_predict
+
+    return asdict(load_config(experiment / "config.yaml", import_predict(experiment).Config))
+
+
+def list_models(run: str, config: Mapping[str, Any]) -> list[Model]:
+    """What the run ships; before it is complete, the model folders that its config names."""
+    record = records.read_record(paths.run_folder(run))
+    if record is None:
+        found = {name: paths.absolute(value) for name, value in find_folders(config)}
+        if not found:
+            raise ValueError(f"{run} is not trained and its config names no model folder that is here: give --model")
+        return [read_model(name, folder) for name, folder in found.items()]
+    shipped = {name: paths.absolute(path) for name, path in record.settings["ship"].items()}
+    return list(read_shipped(shipped))
+
+
+def read_shipped(shipped: Mapping[str, Path]) -> Iterator[Model]:
+    """The models of a run's ship: adapters with their bases, and nothing that is no model."""
+    adapters = [name for name, folder in shipped.items() if (folder / records.ADAPTER).is_file()]
+    bases = {name: find_base(name, shipped) for name in adapters}
+    used = set(bases.values())
+    for name, folder in shipped.items():
+        if name in bases:
+            yield read_model(name, folder, shipped[bases[name]])
+        elif name not in used and ((folder / "config.json").is_file() or not folder.is_dir()):
+            yield read_model(name, folder)
+
+
+def find_base(name: str, shipped: Mapping[str, Path]) -> str:
+    """The name of an adapter's base: X_base, of the same fold or of all."""
+    for base in (f"{name}_base", f"{name.partition('.')[2]}_base"):
+        if base in shipped:
+            return base
+    raise ValueError(f"{name} is an adapter, and the run ships no {name}_base: ship both")
+
+
+def find_folders(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, value) of every setting that names a model folder."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from find_folders(value, f"{prefix}{key}.")
+        elif isinstance(value, str) and value and (paths.absolute(value) / "config.json").is_file():
+            yield f"{prefix}{key}", value
+
+
+def read_alone(folder: Path) -> Model:
+    """A folder by itself; an adapter's base by the name that it was trained on."""
+    if not (folder / records.ADAPTER).is_file():
+        return read_model(folder.name, folder)
+    base = paths.absolute(str(records.read_json(folder / records.ADAPTER).get("base_model_name_or_path")))
+    return read_model(folder.name, folder, base)
+
+
+def plan_tokens(model: Model, config: Mapping[str, Any], rows: int | None) -> Work:
+    """Prompts are for language models; an encoder or a head reads texts."""
+    work = plan_work(config, rows)
+    if model.is_language_model:
+        return work
+    length = min(TEXT_TOKENS, model.longest)
+    return Work(0, length, 1, 0, work.rows, f"one text of {length} tokens a row, assumed")
+
+
+def list_sources(run: str | None) -> Iterable[Path]:
+    """Where the notebook's process gets its variables from."""
+    if run is None:
+        return []
+    return [paths.root() / "submission", paths.experiment_folder(run)]
+
+
+def print_diagnosis(diagnosis: Diagnosis) -> None:
+    for model, found in diagnosis.findings.items():
+        print_table(model, ("check", "", "finding"), [list(one) for one in found])

@@ -1,0 +1,108 @@
+"""The real machine against a runtime, in the notebook's first cell. Standard library only.
+
+The runtime comes as the mapping that a manifest holds (dataclasses.asdict of a Runtime): no YAML is read here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kaggle_llm.runtime.findings import Finding, Level
+
+QUERY = "name,compute_cap,memory.total,driver_version"
+PATIENCE = 60.0  # seconds that nvidia-smi may take
+GIB = 2**30
+OUTPUT_GB = 1.0  # free in the folder of the notebook's output: submission.csv and logs
+OFF = "turn on the accelerator (two T4s) in the notebook's settings, or machine_shape in kernel-metadata.json"
+
+
+def check_machine(runtime: Mapping[str, Any], scratch: Path, working: Path) -> list[Finding]:
+    """Findings named GPUs, capability, driver, image, disk and Python.
+
+    scratch: where packages are installed; working: where the submission is written.
+    """
+    machine, found = runtime["machine"], []
+    try:
+        cards = list_cards()
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        found.append(Finding("GPUs", "refused", f"nvidia-smi says nothing ({error}): {OFF}"))
+    else:
+        found += list(judge_cards(cards, machine))
+    found.append(judge_image(runtime["image"]))
+    found += list(judge_disk(runtime, scratch, working))
+    return [*found, judge_python(runtime["image"]["python"])]
+
+
+def list_cards() -> list[dict[str, str]]:
+    """name, compute_cap, memory.total (MiB) and driver_version of each GPU, as nvidia-smi says.
+
+    Raises OSError or SubprocessError where it is missing or fails, ValueError for an answer of another form.
+    """
+    command = ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader,nounits"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
+    names = QUERY.split(",")
+    lines = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
+    if any(len(line) != len(names) for line in lines):
+        raise ValueError(f"not {QUERY}: {done.stdout!r}")
+    return [dict(zip(names, line, strict=True)) for line in lines]
+
+
+def judge_cards(cards: list[dict[str, str]], machine: Mapping[str, Any]) -> Iterator[Finding]:
+    wanted = machine["gpus"]
+    names = ", ".join(card["name"] for card in cards) or "none"
+    level: Level = "ok" if len(cards) >= wanted["count"] else "refused"
+    yield Finding("GPUs", level, f"{names}; the runtime has {wanted['count']}" + ("" if level == "ok" else f": {OFF}"))
+    if not cards:
+        return
+    capability = ".".join(map(str, wanted["capability"]))
+    others = sorted({card["compute_cap"] for card in cards} - {capability})
+    text = f"capability {others[0] if others else capability}, the runtime is made for {capability}"
+    way = ": kernels and dtypes were chosen for another card; run doctor with a runtime of this one"
+    yield Finding("capability", "refused" if others else "ok", text + (way if others else ""))
+    memory = min(float(card["memory.total"]) for card in cards) / 1024
+    small = memory < wanted["memory_gb"]
+    text = f"{memory:.2f} GB a card, the runtime counts on {wanted['memory_gb']}"
+    yield Finding("GPU memory", "refused" if small else "ok", text + (": models may not fit" if small else ""))
+    driver, lowest = cards[0]["driver_version"], machine["driver"]
+    old = read_version(driver) < read_version(lowest)
+    text = f"{driver}, the runtime's CUDA asks for {lowest}"
+    yield Finding("driver", "refused" if old else "ok", text + (": take a runtime of an older CUDA" if old else ""))
+
+
+def judge_image(image: Mapping[str, Any]) -> Finding:
+    """By KAGGLE_DOCKER_IMAGE, which Kaggle sets; the registry in it may differ, the digest says what it is."""
+    found, digest = os.environ.get("KAGGLE_DOCKER_IMAGE", ""), image["digest"]
+    if digest in found:
+        return Finding("image", "ok", digest)
+    if not found:
+        return Finding("image", "warn", f"KAGGLE_DOCKER_IMAGE is not set; the runtime is made for {digest}")
+    way = "put the runtime's image into docker_image of kernel-metadata.json"
+    return Finding("image", "warn", f"{found}, the runtime is made for {digest}: {way}")
+
+
+def judge_disk(runtime: Mapping[str, Any], scratch: Path, working: Path) -> Iterator[Finding]:
+    for name, folder, needed in (("disk", scratch, runtime["site_gb"]), ("output disk", working, OUTPUT_GB)):
+        free = shutil.disk_usage(folder).free / GIB
+        text = f"{free:.1f} GB free in {folder}, {needed:.1f} are needed"
+        way = ": install elsewhere, or bring fewer packages"
+        yield Finding(name, "ok" if free >= needed else "refused", text + ("" if free >= needed else way))
+
+
+def judge_python(wanted: str) -> Finding:
+    """Wheels are built for one minor version."""
+    found = ".".join(map(str, sys.version_info[:2]))
+    if found == wanted:
+        return Finding("Python", "ok", found)
+    way = "its wheels do not install: pin the image in kernel-metadata.json"
+    return Finding("Python", "refused", f"{found}, the runtime is made for {wanted}: {way}")
+
+
+def read_version(text: str) -> tuple[int, ...]:
+    """580.65.06 → (580, 65, 6)."""
+    return tuple(int(part) for part in text.split("."))

@@ -1,0 +1,171 @@
+"""What a T4 refuses of a model's numbers: dtypes, head sizes, quantised weights. One rule a function."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from packaging.version import Version
+
+from kaggle_llm.runtime import facts
+from kaggle_llm.runtime.case import Case
+from kaggle_llm.runtime.findings import Finding
+
+T4 = 75  # its capability, as vLLM writes it
+GONE_FROM = Version("0.32")  # bitsandbytes and GGUF left vLLM's core between 0.20.2 and 0.32.0 (#39583, #39612)
+
+
+def judge_bfloat16(case: Case) -> Iterator[Finding]:
+    if case.engine.dtype == "bfloat16":
+        yield Finding(
+            "dtype", "refused", "a T4 has no bfloat16: set engine.dtype=float16, or float32 where it overflows"
+        )
+
+
+def judge_float16_family(case: Case) -> Iterator[Finding]:
+    """Families whose activations leave float16's range."""
+    known = case.answer("float16_refused")
+    families = case.model.types & set(known if known is not None else facts.FLOAT16_REFUSED)
+    if case.engine.dtype != "float16" or not families:
+        return
+    family = sorted(families)[0]
+    if case.on_vllm:
+        why = f"vLLM refuses {family} in float16 ({case.source}), its activations overflow"
+        yield Finding("dtype", "refused", f"{why}: serve it with engine.kind=transformers, engine.dtype=float32")
+    else:
+        yield Finding(
+            "dtype", "warn", f"{family} overflows in float16, empty answers were seen: set engine.dtype=float32"
+        )
+
+
+def judge_float32(case: Case) -> Iterator[Finding]:
+    if case.engine.dtype != "float32":
+        return
+    if case.model.method in ("awq", "gptq", "compressed-tensors") and case.on_vllm and case.model.bits <= 8:
+        way = "set engine.dtype=float16"
+        yield Finding("dtype", "refused", f"vLLM's kernels for {case.model.method} weights take no float32: {way}")
+    elif case.on_vllm and facts.LARGEST_FLOAT32_HEAD < case.model.head_size <= facts.LARGEST_HEAD:
+        size = case.model.head_size
+        why = f"heads of {size} in float32 ask for more shared memory than the 64 KB of a T4 (#36802)"
+        yield Finding("dtype", "refused", f"{why}: set engine.dtype=float16, or engine.kind=transformers")
+    else:
+        yield Finding("dtype", "warn", "float32 takes twice the memory and no tensor cores: try engine.dtype=float16")
+
+
+def judge_overflow(case: Case) -> Iterator[Finding]:
+    qwen2 = any(name.startswith("qwen2") for name in case.model.types)
+    if qwen2 and case.engine.dtype == "float16":
+        why = 'Qwen2 may overflow in float16 and then answers "!!!!" (#14126)'
+        yield Finding("overflow", "warn", f"{why}: look at the first batch, and at the headroom that parity reports")
+
+
+def judge_head_size(case: Case) -> Iterator[Finding]:
+    size = case.model.head_size
+    if case.on_vllm and size > facts.LARGEST_HEAD:
+        why = f"heads of {size} ask for more shared memory than the 64 KB of a T4 (#57712)"
+        yield Finding(
+            "head size", "refused", f"{why}: the largest is {facts.LARGEST_HEAD}; set engine.kind=transformers"
+        )
+
+
+def judge_removed_formats(case: Case) -> Iterator[Finding]:
+    wanted = {case.model.method, str(case.given.get("quantization", "")), str(case.given.get("load_format", ""))}
+    found = sorted(wanted & {"bitsandbytes", "gguf"})
+    if case.on_vllm and found and case.version >= GONE_FROM:
+        way = "quantise it with compressed-tensors, take --runtime t4x2-vllm019, or engine.kind=transformers"
+        yield Finding("quantisation", "refused", f"{found[0]} is gone from vLLM {case.version}: {way}")
+
+
+def judge_mxfp4(case: Case) -> Iterator[Finding]:
+    """gpt-oss and its format: kernels from capability 8.0 on."""
+    wanted = {case.model.method, str(case.given.get("quantization", ""))}
+    if "mxfp4" in wanted or "gpt_oss_mxfp4" in wanted:
+        why = "mxfp4 (gpt-oss) asks for capability 8.0 (#23203), a T4 has 7.5"
+        yield Finding("quantisation", "refused", f"{why}: take a model in float16, or with 4-bit integer weights")
+
+
+def judge_quantisation(case: Case) -> Iterator[Finding]:
+    """The floor of the method, then of the scheme that vLLM takes for each group of weights."""
+    method = str(case.given.get("quantization") or case.model.method)
+    if not case.on_vllm or not method or method in ("mxfp4", "gpt_oss_mxfp4", "bitsandbytes", "gguf"):
+        return
+    asked = case.answer("quantisation")
+    if asked is None and case.answers.get("quantisation"):
+        yield judge_no_answer(case, method, case.answers["quantisation"]["error"])
+        return
+    floors = {method: facts.MIN_CAPABILITY.get(method)} | (table_schemes(case) if asked is None else {})
+    if asked is not None:
+        floors = {asked["method"]: asked["min_capability"], **asked["schemes"]}
+    high = {name: floor for name, floor in floors.items() if floor is not None and floor > T4}
+    if high:
+        names = ", ".join(f"{name} (asks for {floor / 10})" for name, floor in high.items())
+        way = "quantise it anew with 4-bit integer weights, or 8-bit integers"
+        yield Finding("quantisation", "refused", f"{names} does not run on a T4 (7.5), {case.source}: {way}")
+    elif floors[next(iter(floors))] is None:
+        yield Finding("quantisation", "warn", f"{method} is not known here, {case.source}: try it on a T4 first")
+    else:
+        yield Finding("quantisation", "ok", f"{', '.join(floors)} runs on a T4, {case.source}")
+    yield from judge_fallback(case, floors)
+
+
+def judge_no_answer(case: Case, method: str, error: str) -> Finding:
+    """vLLM says so where it knows the question and not the format; else the question is what it does not know."""
+    if error.startswith(("NotImplementedError", "ValueError")):
+        way = "quantise it anew with 4-bit or 8-bit integer weights"
+        return Finding("quantisation", "refused", f"{method}: {error[:300]} ({case.source}): {way}")
+    return Finding("quantisation", "warn", f"{method}: vLLM cannot be asked ({error[:200]}): try it on a T4 first")
+
+
+def judge_fallback(case: Case, floors: dict[str, int | None]) -> Iterator[Finding]:
+    """Activations that were quantised too are not where the GPU has no 8-bit floats."""
+    if "CompressedTensorsW8A16Fp8" in floors and any(group["activations"] for group in case.model.groups):
+        why = "a T4 has no 8-bit floats: vLLM rounds the weights only and computes in float16"
+        yield Finding("precision", "warn", f"{why}, so scores differ from an FP8 card's; 8-bit integers would be kept")
+
+
+def table_schemes(case: Case) -> dict[str, int | None]:
+    """Schemes of compressed-tensors by the table of 0.32.0, where no vLLM is here to be asked."""
+    if case.model.method != "compressed-tensors":
+        return {}
+    kinds = {str(case.model.quantisation.get("format", ""))}
+    kinds |= {str(one.get("format") or "") for one in (case.model.quantisation.get("config_groups") or {}).values()}
+    table = {"mxfp4-pack-quantized": 80, "nvfp4-pack-quantized": 75, "pack-quantized": 75, "float-quantized": 75}
+    return {kind: table.get(kind) for kind in sorted(kinds) if kind in table}
+
+
+def judge_kernels(case: Case) -> Iterator[Finding]:
+    """The kernel that vLLM takes for each kind of matrix with integer weights."""
+    if not case.on_vllm or not integer_weights(case):
+        return
+    kernels = case.answer("kernels")
+    if not kernels:
+        name = "Marlin" if case.version >= facts.MARLIN_FROM else "exllama, or AWQ's own"
+        yield Finding("kernel", "ok", f"{name}, {case.source}")
+        return
+    refused = {name: text for name, text in kernels.items() if text.startswith("refused")}
+    for name, text in refused.items():
+        reasons = " ".join(text.split())[:400]
+        way = "another group size, tensor_parallel_size=1, or engine.kind=transformers"
+        yield Finding("kernel", "refused", f"{name}: {reasons} ({case.source}): {way}")
+    if not refused:
+        names = {text.removesuffix("LinearKernel") for text in kernels.values()}
+        yield Finding("kernel", "ok", f"{', '.join(sorted(names))} for {', '.join(kernels)}, {case.source}")
+
+
+def integer_weights(case: Case) -> dict[str, Any] | None:
+    """The first group of weights that a mixed-precision kernel computes; None for other formats."""
+    packed = case.model.method in ("gptq", "awq") or case.model.quantisation.get("format") == "pack-quantized"
+    return case.model.groups[0] if packed and case.model.groups else None
+
+
+RULES = (
+    judge_bfloat16,
+    judge_float16_family,
+    judge_float32,
+    judge_overflow,
+    judge_head_size,
+    judge_removed_formats,
+    judge_mxfp4,
+    judge_quantisation,
+    judge_kernels,
+)

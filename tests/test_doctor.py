@@ -1,0 +1,531 @@
+"""What doctor says of models whose files are written here by hand; the installed vLLM's own checks are asked too."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kaggle_llm.inference.engine import EngineSettings
+from kaggle_llm.runtime import facts, memory, rules_engine, rules_numbers, rules_runtime
+from kaggle_llm.runtime.case import Case
+from kaggle_llm.runtime.doctor import examine, read_shipped
+from kaggle_llm.runtime.findings import Finding
+from kaggle_llm.runtime.models import read_model
+from kaggle_llm.runtime.pins import Runtime, load_runtime
+from kaggle_llm.runtime.speed import judge_time
+from kaggle_llm.runtime.vllm_checks import ask_vllm, read_environment
+from kaggle_llm.runtime.work import Work, plan_work
+
+ROOT = Path(__file__).resolve().parents[1]
+SMOLLM2 = ROOT / "input" / "models" / "SmolLM2-135M-Instruct"
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": True,
+}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}
+WEIGHTS = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 128}
+W4A16 = {
+    "quant_method": "compressed-tensors",
+    "format": "pack-quantized",
+    "config_groups": {"group_0": {"targets": ["Linear"], "weights": WEIGHTS}},
+    "ignore": ["lm_head"],
+}
+MIB = 2**20
+needs_vllm = pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed here")
+
+
+def write_weights(path: Path, tensors: dict[str, tuple[str, list[int], int]]) -> None:
+    """A safetensors file by its definition; the numbers are a hole in the file, so that it may have any size."""
+    header, end = {}, 0
+    for name, (dtype, shape, size) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+
+
+def write_model(folder: Path, config: dict[str, Any], gigabytes: float = 0.25) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    rows = int(gigabytes * 2**30) // 2 // 1024
+    write_weights(folder / "model.safetensors", {"model.layers.0.w.weight": ("BF16", [rows, 1024], rows * 2048)})
+    return folder
+
+
+def make_case(
+    folder: Path,
+    config: dict[str, Any] | None = None,
+    runtime: Runtime | None = None,
+    dtype: Any = "float16",
+    **more: Any,
+) -> Case:
+    """A Llama of a billion weights on vLLM 0.32, but for what is given."""
+    gigabytes, environment, work = more.pop("gigabytes", 0.25), more.pop("environment", {}), more.pop("work", Work())
+    model = read_model("m", write_model(folder / "model", LLAMA | (config or {}), gigabytes))
+    engine = EngineSettings(more.pop("kind", "vllm"), dtype, vllm=more)
+    return Case(model, engine, runtime or load_runtime("t4x2-vllm032"), work, environment=environment)
+
+
+def judge(case: Case) -> Iterator[Finding]:
+    yield from memory.judge_memory(case)
+    for rule in (*rules_runtime.RULES, *rules_numbers.RULES, *rules_engine.RULES):
+        yield from rule(case)
+    yield from rules_runtime.judge_pins(case.runtime)
+
+
+def refused(case: Case) -> list[str]:
+    return [f"{one.name}: {one.detail}" for one in judge(case) if one.level == "refused"]
+
+
+def warned(case: Case) -> list[str]:
+    return [f"{one.name}: {one.detail}" for one in judge(case) if one.level == "warn"]
+
+
+def with_vllm(version: str, **changes: Any) -> Runtime:
+    runtime = load_runtime("t4x2-vllm032")
+    assert runtime.vllm
+    return replace(runtime, vllm=replace(runtime.vllm, version=version, **changes))
+
+
+# what is refused, one by one ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("runtime", ["t4x2-vllm032", "t4x2-vllm019", "t4x2-transformers"])
+def test_a_plain_model_is_not_refused(tmp_path: Path, runtime: str) -> None:
+    case = make_case(tmp_path, runtime=load_runtime(runtime), kind="auto")
+    assert refused(case) == []
+    assert case.on_vllm == (runtime != "t4x2-transformers")
+
+
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {  # name → config, settings, what is said
+    "bfloat16": ({}, {"dtype": "bfloat16"}, "no bfloat16: set engine.dtype=float16"),
+    "bfloat16 on transformers": ({}, {"dtype": "bfloat16", "kind": "transformers"}, "no bfloat16"),
+    "gemma2 in float16": ({"model_type": "gemma2"}, {}, "refuses gemma2 in float16.*engine.kind=transformers"),
+    "gemma3 in float16": ({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}, {}, "refuses gemma3"),
+    "glm4 in float16": ({"model_type": "glm4"}, {}, "refuses glm4"),
+    "head of 512": ({"global_head_dim": 512}, {}, "heads of 512.*64 KB"),
+    "float32 with heads of 256": ({"head_dim": 256}, {"dtype": "float32"}, "heads of 256 in float32.*shared memory"),
+    "float32 with 4 bits": ({"quantization_config": AWQ}, {"dtype": "float32"}, "no float32: set engine.dtype=float16"),
+    "mxfp4": ({"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}}, {}, "mxfp4.*8.0"),
+    "bitsandbytes": ({"quantization_config": {"quant_method": "bitsandbytes"}}, {}, "bitsandbytes is gone.*vllm019"),
+    "bitsandbytes on the fly": ({}, {"quantization": "bitsandbytes"}, "bitsandbytes is gone"),
+    "8-bit experts": ({"quantization_config": {"quant_method": "experts_int8"}}, {}, "experts_int8 .asks for 8.0."),
+    "fbgemm": ({"quantization_config": {"quant_method": "fbgemm_fp8"}}, {}, "fbgemm_fp8 .asks for 8.0."),
+    "fp8 cache": ({}, {"kv_cache_dtype": "fp8"}, "kv_cache_dtype = fp8 asks for capability 8.9"),
+    "bfloat16 cache": ({}, {"kv_cache_dtype": "bfloat16"}, "kv_cache_dtype = bfloat16 does not run"),
+    "turboquant cache": ({}, {"kv_cache_dtype": "turboquant_k8v4"}, "turboquant_k8v4 does not run"),
+    "latent attention": ({"kv_lora_rank": 512}, {}, "multi-head latent attention.*#34122"),
+    "flashinfer": ({}, {"attention_backend": "FLASHINFER"}, "FLASHINFER does not run.*since vLLM 0.24"),
+    "flash attention": ({}, {"attention_backend": "FLASH_ATTN"}, "FLASH_ATTN asks for capability 8.0"),
+    "turboquant": ({}, {"attention_config": {"backend": "TURBOQUANT"}}, "TURBOQUANT fails"),
+    "two backends": ({}, {"attention_backend": "TRITON_ATTN", "attention_config": {"backend": "X"}}, "both given"),
+    "heads over cards": ({"num_attention_heads": 9}, {"tensor_parallel_size": 2}, "does not divide 9 attention heads"),
+    "kv heads over cards": (
+        {"num_attention_heads": 12, "num_key_value_heads": 3},
+        {"tensor_parallel_size": 2},
+        "does not divide 3 key/value heads",
+    ),
+    "columns over cards": ({"intermediate_size": 8191}, {"tensor_parallel_size": 2}, "8191 columns of the MLP"),
+    "groups over cards": (
+        {"intermediate_size": 8192 + 128, "quantization_config": AWQ},
+        {"tensor_parallel_size": 2},
+        "4160 rows of down_proj on a card by groups of 128.*smaller group_size",
+    ),
+    "too many cards": ({}, {"tensor_parallel_size": 4}, "4 cards are asked for, the runtime has 2"),
+    "pipelines of cards": ({}, {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}, "4 cards"),
+    "data parallel": ({}, {"data_parallel_size": 2}, "no data_parallel_size above 1.*two processes"),
+    "swap space": ({}, {"swap_space": 4}, "no swap_space.*cpu_offload_gb"),
+    "flashinfer's sampler": (
+        {},
+        {"environment": {"VLLM_USE_FLASHINFER_SAMPLER": "1"}},
+        "VLLM_USE_FLASHINFER_SAMPLER=1",
+    ),
+    "0.9.1": ({}, {"runtime": with_vllm("0.9.1")}, "f16 to f16"),
+    "0.22 with flashinfer": (
+        {},
+        {"runtime": with_vllm("0.22.1"), "attention_backend": "FLEX_ATTENTION"},
+        "0.22.1 runs on a T4 with TRITON_ATTN only",
+    ),
+    "0.23 with flashinfer": (
+        {},
+        {"runtime": with_vllm("0.23.0"), "attention_config": {"backend": "FLASHINFER"}},
+        "BatchPrefillWithPagedKVCache",
+    ),
+    "no vLLM": ({}, {"runtime": load_runtime("t4x2-transformers")}, "t4x2-transformers has no vLLM"),
+    "transformers too new": (
+        {},
+        {"runtime": with_vllm("0.32.0", transformers=">=5.16.1,<5.19")},
+        "transformers 5.19.0 is outside",
+    ),
+    "another torch": ({}, {"runtime": with_vllm("0.33.0")}, "built for torch 2.14.0, pinned is 2.13.0"),
+    "CUDA 12": ({}, {"runtime": replace(load_runtime("t4x2-vllm032"), cuda="12.8")}, "libcudart.so.13"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_known_failure_is_refused_with_its_reason(tmp_path: Path, name: str) -> None:
+    config, settings, said = CASES[name]
+    found = refused(make_case(tmp_path, config, **settings))
+    assert found and re.search(said, " | ".join(found)), found
+
+
+def test_a_file_of_llama_cpp_is_refused_where_its_loader_is_gone(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    (case.model.folder / "model-q4.gguf").write_bytes(b"GGUF")
+    assert "gguf is gone from vLLM 0.32.0" in refused(case)[0]
+    assert refused(replace(case, runtime=load_runtime("t4x2-vllm019"))) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "said"),
+    [
+        ({"model_type": "qwen2"}, {}, '"!!!!"'),
+        ({"model_type": "qwen3_next"}, {}, "gated delta nets"),
+        ({"layer_types": ["linear_attention", "full_attention"]}, {}, "states are no keys and values"),
+        ({"sliding_window": 1024}, {}, "sliding windows"),
+        ({"text_config": {"num_hidden_layers": 8}}, {}, "vision or audio"),
+        ({"model_type": "gemma2"}, {"kind": "transformers"}, "overflows in float16"),
+        ({}, {"dtype": "float32"}, "no tensor cores"),
+        ({}, {"tensor_parallel_size": 2}, "may hang"),
+        ({}, {"tensor_parallel_size": 2, "disable_custom_all_reduce": False}, "do not reach each other, vLLM's own"),
+        ({}, {"enable_prefix_caching": False}, "from its beginning"),
+        ({"num_experts": 8, "num_experts_per_tok": 2}, {}, "kernels of experts"),
+        ({}, {"work": Work(own=4096)}, "prompts of 4097 tokens"),
+        ({}, {"environment": {"VLLM_ATTENTION_BACKEND": "XFORMERS"}}, "ignores VLLM_ATTENTION_BACKEND"),
+        ({}, {"environment": {"VLLM_USE_V1": "0"}}, "no V0 engine"),
+        ({}, {"swap_space": 4, "runtime": load_runtime("t4x2-vllm019")}, "ignores swap_space"),
+        ({}, {"attention_backend": "FLASHINFER", "runtime": load_runtime("t4x2-vllm019")}, "nvcc and ninja"),
+    ],
+)
+def test_what_may_go_wrong_is_a_warning(tmp_path: Path, config: dict[str, Any], settings: Any, said: str) -> None:
+    assert said in " | ".join(warned(make_case(tmp_path, config, **settings)))
+
+
+def test_key_value_heads_fewer_than_cards_are_copied(tmp_path: Path) -> None:
+    assert refused(make_case(tmp_path, {"num_key_value_heads": 1}, tensor_parallel_size=2)) == []
+
+
+@pytest.mark.parametrize(
+    ("adapter", "settings", "said"),
+    [
+        ({"r": 513}, {}, "rank 513, vLLM serves up to 512"),
+        ({"r": 8, "rank_pattern": {"q_proj": 600}}, {}, "rank 600"),
+        ({"r": 24}, {"max_lora_rank": 24}, "set it to 32"),
+        ({"r": 24}, {"max_lora_rank": 16}, "max_lora_rank = 16 for an adapter of rank 24"),
+        ({"r": 8, "use_dora": True}, {}, "no adapter with use_dora: merge it"),
+        ({"r": 8, "modules_to_save": ["embed_tokens"]}, {}, "modules_to_save of embed_tokens"),
+    ],
+)
+def test_adapters_that_vllm_cannot_serve_are_refused(
+    tmp_path: Path, adapter: dict[str, Any], settings: dict[str, Any], said: str
+) -> None:
+    case = make_case(tmp_path, **settings)
+    fine = write_adapter(tmp_path / "fine", r=24)
+    assert (
+        refused(replace(case, model=read_model("a", fine, case.model.folder), engine=EngineSettings("vllm", "float16")))
+        == []
+    )
+    model = read_model("a", write_adapter(tmp_path / "adapter", **adapter), case.model.folder)
+    assert said in " | ".join(refused(replace(case, model=model)))
+
+
+def write_adapter(folder: Path, **config: Any) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"task_type": "CAUSAL_LM", **config}))
+    return folder
+
+
+# memory ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_bytes_of_weights_are_those_of_their_headers_in_the_engines_dtype(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m", LLAMA)
+    tensors = {
+        "model.embed_tokens.weight": ("F32", [10, 4], 160),
+        "lm_head.weight": ("F32", [10, 4], 160),  # tied: the same once more
+        "model.layers.0.mlp.up_proj.weight_packed": ("I32", [8, 2], 64),
+        "model.layers.0.mlp.up_proj.weight_scale": ("BF16", [8, 1], 16),
+        "model.layers.0.mlp.up_proj.weight_shape": ("I64", [2], 16),
+    }
+    write_weights(folder / "model.safetensors", tensors)
+    model = read_model("m", folder)
+    assert model.loaded_bytes("float16") == 80 + 64 + 16 + 16
+    assert model.loaded_bytes("float32") == 160 + 64 + 32 + 16
+    assert model.parameters == 40 + 8 * 2 * 8, "eight weights of 4 bits in a number"
+    assert model.active_parameters == 128
+
+
+def test_keys_and_values_of_a_token_are_counted_as_published(tmp_path: Path) -> None:
+    """Llama-3-8B: 2 · 32 layers · 8 heads · 128 · 2 bytes = 128 KiB a token; half of it on each of two cards."""
+    llama = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
+    assert memory.kv_bytes(make_case(tmp_path / "a", llama)) == 128 * 1024
+    assert memory.kv_bytes(make_case(tmp_path / "b", llama, tensor_parallel_size=2)) == 64 * 1024
+    assert memory.kv_bytes(make_case(tmp_path / "c", llama, dtype="float32")) == 256 * 1024
+    assert memory.kv_bytes(make_case(tmp_path / "d", llama, kv_cache_dtype="int8_per_token_head")) == 64 * 1024
+
+
+def finding(case: Case, name: str) -> Finding:
+    (found,) = [one for one in judge(case) if one.name == name]
+    return found
+
+
+def test_a_model_larger_than_a_card_is_refused_and_fits_two(tmp_path: Path) -> None:
+    large = make_case(tmp_path / "a", gigabytes=14.0)
+    found = finding(large, "fits")
+    assert found.level == "refused" and "engine.vllm.tensor_parallel_size=2" in found.detail
+    assert finding(make_case(tmp_path / "b", gigabytes=14.0, tensor_parallel_size=2), "fits").level == "ok"
+    assert finding(make_case(tmp_path / "c", gigabytes=30.0, tensor_parallel_size=2), "fits").level == "refused"
+    assert finding(make_case(tmp_path / "d", gigabytes=14.0, cpu_offload_gb=6), "fits").level == "ok"
+
+
+def test_a_context_that_does_not_fit_is_refused_with_the_length_that_is_needed(tmp_path: Path) -> None:
+    """131072 tokens · 2 · 16 · 8 · 64 · 2 bytes = 4 GiB, beside 9 GiB of weights."""
+    work = Work(shared=100, own=900, new=1)
+    case = make_case(tmp_path / "a", {"max_position_embeddings": 131072}, gigabytes=9.0, work=work)
+    found = finding(case, "fits")
+    assert found.level == "refused" and found.detail.endswith("set engine.vllm.max_model_len=1008")
+    case = make_case(tmp_path / "b", {"max_position_embeddings": 131072}, gigabytes=9.0, work=work, max_model_len=1008)
+    assert finding(case, "fits").level == "ok"
+
+
+def test_room_for_few_sequences_is_a_warning(tmp_path: Path) -> None:
+    case = make_case(tmp_path, kv_cache_memory_bytes=128 * MIB, max_model_len=2048, work=Work(own=2000))
+    found = finding(case, "fits")
+    assert found.level == "warn" and "2 sequences of 2001 tokens" in found.detail, "4096 tokens of 32 KiB"
+
+
+def test_two_loaders_share_the_machines_memory(tmp_path: Path) -> None:
+    """transformers makes the whole model in memory, once for each card: 2 · (3 + 13) GB are more than 29."""
+    large = make_case(tmp_path / "a", kind="transformers", gigabytes=13.0)
+    assert finding(large, "loading").level == "refused"
+    assert finding(make_case(tmp_path / "b", kind="transformers", gigabytes=6.0), "loading").level == "ok"
+    offloaded = make_case(tmp_path / "c", cpu_offload_gb=14)
+    assert "a smaller engine.vllm.cpu_offload_gb" in finding(offloaded, "loading").detail
+
+
+def test_weights_unpacked_by_transformers_count_as_such(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m", LLAMA | {"quantization_config": W4A16})
+    write_weights(folder / "model.safetensors", {"model.layers.0.up.weight_packed": ("I32", [2**20, 2**10], 2**32)})
+    model = read_model("m", folder)
+    runtime = load_runtime("t4x2-vllm032")
+    assert memory.weight_bytes(Case(model, EngineSettings("vllm", "float16"), runtime)) == 2**32
+    assert memory.weight_bytes(Case(model, EngineSettings("transformers", "float16"), runtime)) == 4 * 2**32
+
+
+def test_a_file_that_is_cut_short_and_a_missing_shard_are_named(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m", LLAMA)
+    weights = folder / "model.safetensors"
+    whole = weights.stat().st_size
+    with weights.open("r+b") as file:
+        file.truncate(whole - 1)
+    with pytest.raises(ValueError, match=f"has {whole - 1:,} of {whole:,} bytes: download it again"):
+        read_model("m", folder)
+    weights.write_bytes((2**40).to_bytes(8, "little"))
+    with pytest.raises(ValueError, match="no whole safetensors file"):
+        read_model("m", folder)
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(FileNotFoundError, match=r"lacks model-00002\.safetensors"):
+        read_model("m", folder)
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        read_model("m", tmp_path)
+
+
+# time -----------------------------------------------------------------------------------------------------------
+
+
+def test_time_is_twice_the_weights_for_each_token_over_two_cards(tmp_path: Path) -> None:
+    """2 · 2^27 weights · 1 000 000 tokens / (16.25 TFLOPS · 2 cards) = 8 s, attention 0.01 s, and 180 s to load."""
+    work = Work(shared=0, own=10, prompts=10, new=1, rows=10_000, note="x")
+    (found,) = judge_time(make_case(tmp_path, work=work))
+    assert found.level == "ok" and found.detail.startswith("about 3 min for 10000 rows, an estimate that was not run")
+    (late,) = judge_time(make_case(tmp_path / "b", work=replace(work, rows=100_000_000)))
+    assert late.level == "warn" and "about 23." in late.detail and "the limit is 9 h" in late.detail
+
+
+def test_prompts_are_as_long_as_their_budgets() -> None:
+    prompt = {"shared": "Question: {question}\n", "candidate": "{text}", "chat": False, "budgets": {"question": 90}}
+    work = plan_work({"prompt": prompt, "reranker": {"depth": 8}}, 50)
+    assert (work.shared, work.own, work.prompts, work.rows) == (90 + 3, 256, 8, 50)
+    assert work.tokens == 50 * (93 + 8 * 256) and work.longest == 93 + 256 + 1
+
+
+# the installed vLLM's own checks --------------------------------------------------------------------------------
+
+
+@needs_vllm
+@pytest.mark.timeout(200)
+def test_vllm_is_asked_about_a_gpu_that_is_not_here(tmp_path: Path) -> None:
+    """A group of weights that lies on both cards is refused by vLLM's kernels, and by the sum here."""
+    config = {"hidden_size": 768, "num_attention_heads": 12, "num_key_value_heads": 4, "intermediate_size": 2176}
+    groups = {"group_0": {"targets": ["Linear"], "weights": {**WEIGHTS, "symmetric": False}}}
+    config["quantization_config"] = {**W4A16, "config_groups": groups}
+    case = make_case(tmp_path, config, tensor_parallel_size=2, max_modellen=4)
+    answers = ask_vllm(case)
+    assert answers["dtypes"] == ["float16", "float32"]
+    assert answers["attention"]["valid"][0] == "TRITON_ATTN"
+    assert "compute capability not supported" in answers["attention"]["refused"]["FLASH_ATTN"]
+    assert answers["quantisation"]["schemes"] == {"CompressedTensorsWNA16": 75}
+    assert set(answers["float16_refused"]) <= set(facts.FLOAT16_REFUSED)
+    assert answers["lora_ranks"] == list(facts.LORA_RANKS)
+    assert {name for name, kernel in answers["kernels"].items() if kernel == "MarlinLinearKernel"} == {
+        "q_proj",
+        "o_proj",
+        "gate_proj",
+    }
+    found = {one.split(":")[0]: one for one in refused(replace(case, answers=answers))}
+    assert set(found) == {"kernel", "division", "settings"}
+    assert "1088 is not divisible by group_size = 128" in found["kernel"] and "down_proj" in found["kernel"]
+    assert "1088 rows of down_proj on a card by groups of 128" in found["division"]
+    assert "engine.vllm.max_modellen is unknown" in found["settings"] and "'max_model_len'?" in found["settings"]
+    answers["kernels"].pop("down_proj")
+    said = " ".join(one.detail for one in judge(replace(case, answers=answers)))
+    assert f"Marlin for gate_proj, o_proj, q_proj, vLLM {answers['version']} says so" in said
+
+
+@needs_vllm
+@pytest.mark.timeout(200)
+def test_vllm_says_which_scheme_it_takes_for_floats_of_8_and_4_bits(tmp_path: Path) -> None:
+    """Eight bits are computed as weights only; mxfp4's floor is above a T4."""
+    eight = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"}
+    inputs = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "token", "dynamic": True}
+    four = {"num_bits": 4, "type": "float", "symmetric": True, "strategy": "group", "group_size": 32}
+    groups = {
+        "group_0": {"targets": ["Linear"], "weights": eight, "input_activations": inputs, "format": "float-quantized"},
+        "group_1": {
+            "targets": ["re:.*down_proj"],
+            "weights": {**four, "scale_dtype": "torch.uint8"},
+            "format": "mxfp4-pack-quantized",
+        },
+    }
+    quantisation = {"quant_method": "compressed-tensors", "format": "mixed-precision", "config_groups": groups}
+    case = make_case(tmp_path, {"quantization_config": quantisation})
+    assert refused(case) and "mxfp4-pack-quantized (asks for 8.0)" in refused(case)[0], "by the table"
+    case = replace(case, answers=ask_vllm(case))
+    assert "CompressedTensorsW4A4Mxfp4 (asks for 8.0)" in " | ".join(refused(case))
+    assert "rounds the weights only" in " | ".join(warned(case))
+
+
+def test_another_vllm_than_the_runtimes_is_said(tmp_path: Path) -> None:
+    case = make_case(tmp_path, runtime=load_runtime("t4x2-vllm019"))
+    assert case.source == "by the table of known facts, for vLLM 0.19.1"
+    case = replace(case, answers={"version": "0.32.0"})
+    assert case.source == "vLLM 0.32.0 says so, but the runtime has 0.19.1: ask that one too"
+    assert replace(case, answers={"version": "0.19.1+cpu"}).source == "vLLM 0.19.1+cpu says so"
+
+
+# runs -----------------------------------------------------------------------------------------------------------
+
+
+def test_variables_are_found_in_what_ships(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text(
+        'os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = "1"\n'
+        'more = {"NCCL_P2P_DISABLE": "1"}\nos.environ.setdefault("VLLM_USE_V1", "0")\nname = "VLLM_CACHE_ROOT"\n'
+    )
+    expected = {"VLLM_USE_FLASHINFER_SAMPLER": "1", "NCCL_P2P_DISABLE": "1", "VLLM_USE_V1": "0"}
+    assert read_environment([tmp_path]) == expected
+
+
+def test_adapters_go_with_their_bases_and_what_is_no_model_is_left_out(tmp_path: Path) -> None:
+    base, adapter = write_model(tmp_path / "base", LLAMA), write_adapter(tmp_path / "adapter", r=8)
+    (tmp_path / "blend").mkdir()
+    shipped = {"fold0.a": adapter, "a_base": base, "b": base, "blend": tmp_path / "blend"}
+    found = {model.name: model.base for model in read_shipped(shipped)}
+    assert found == {"fold0.a": base, "b": None}
+    with pytest.raises(ValueError, match="ships no a_base"):
+        list(read_shipped({"a": adapter}))
+
+
+def doctor(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command, how = [sys.executable, "-m", "kaggle_llm.cli", "doctor", *words], {**os.environ, **environment}
+    return subprocess.run(command, cwd=ROOT, env=how, capture_output=True, text=True, timeout=200, check=False)
+
+
+@pytest.mark.timeout(200)
+def test_the_command_ends_with_1_where_something_is_refused(tmp_path: Path) -> None:
+    fine, bad = write_model(tmp_path / "fine", LLAMA), write_model(tmp_path / "bad", LLAMA, gigabytes=20)
+    done = doctor("--runtime", "t4x2-transformers", "--model", str(fine), "--json")
+    report = json.loads(done.stdout)
+    assert done.returncode == 0 and not report["refused"] and report["runtime"] == "t4x2-transformers"
+    assert {"model": "fine", "name": "engine", "level": "ok", "detail": "transformers, float16"} in report["findings"]
+    done = doctor("--runtime", "t4x2-transformers", "--model", str(bad))
+    assert done.returncode == 1 and "refused" in done.stdout and "20.0 GB weights" in done.stdout
+    done = doctor("exp002_rerank", "--runtime", "t4x2-vllm32")
+    assert done.returncode == 1 and "did you mean 't4x2-vllm032'?" in done.stderr
+
+
+def test_nothing_to_examine_is_said() -> None:
+    with pytest.raises(ValueError, match="give a run, or a model folder by --model"):
+        examine(None)
+
+
+@pytest.mark.skipif(not SMOLLM2.is_dir(), reason="make models was not run")
+def test_the_packaged_model_fits_on_a_card_of_its_own(tmp_path: Path) -> None:
+    """134.5 million weights: 269 MB in float16, 538 in float32."""
+    diagnosis = examine(None, "t4x2-transformers", SMOLLM2)
+    assert not diagnosis.refused
+    model = read_model("m", SMOLLM2)
+    assert model.parameters == 134_515_008 and model.loaded_bytes("float16") == 269_030_016
+
+
+@pytest.fixture
+def repository(tmp_path: Path, pico_llm: Path, pico_encoder: Path) -> Path:
+    """exp002_rerank beside pico models: not trained."""
+    root = tmp_path / "repository"
+    for folder in ("exp/exp002_rerank", "submission"):
+        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, folder in {"SmolLM2-135M-Instruct": pico_llm, "all-MiniLM-L6-v2": pico_encoder}.items():
+        shutil.copytree(folder, root / "input" / "models" / name)
+    return root
+
+
+@pytest.mark.timeout(200)
+def test_a_run_is_judged_by_its_config_and_then_by_what_it_ships(repository: Path) -> None:
+    def ask(run: str) -> dict[str, list[str]]:
+        done = doctor(run, "--runtime", "t4x2-transformers", "--rows", "100", "--json", KAGGLE_LLM_ROOT=str(repository))
+        found: dict[str, list[str]] = {}
+        for one in json.loads(done.stdout)["findings"]:
+            found.setdefault(one["model"], []).append(f"{one['name']} {one['level']}: {one['detail']}")
+        return found
+
+    found = ask("exp002_rerank")
+    assert set(found) == {"t4x2-transformers", "retrieval.encoder", "reranker.base"}
+    assert "engine ok: transformers, float32" in found["reranker.base"]
+    assert "for 100 rows" in found["reranker.base"][-1] and "8 prompts a row" in found["reranker.base"][-1]
+
+    adapter = write_adapter(repository / "output" / "adapter", r=8)
+    ship = {"reranker": adapter, "reranker_base": repository / "input" / "models" / "SmolLM2-135M-Instruct"}
+    config = {"engine": {"kind": "transformers", "dtype": "bfloat16", "batch_tokens": 4096, "vllm": {}}}
+    settings = {
+        "config": config,
+        "ship": {name: folder.relative_to(repository).as_posix() for name, folder in ship.items()},
+    }
+    record = {"kind": "run", "key": "", "settings": settings, "inputs": {}, "files": {}, "seed": 0, "git": {}}
+    (repository / "output" / "exp002_rerank").mkdir()
+    (repository / "output" / "exp002_rerank" / "record.json").write_text(
+        json.dumps({**record, "versions": {}, "seconds": 0})
+    )
+    found = ask("exp002_rerank")
+    assert set(found) == {"t4x2-transformers", "reranker"}
+    assert any(one.startswith("dtype refused: a T4 has no bfloat16") for one in found["reranker"])
