@@ -141,12 +141,16 @@ def test_vectors_are_those_of_one_engine_and_a_pool_that_is_forgotten_ends_its_w
     assert {worker.pid for worker in workers_of(os.getpid())} == before
 
 
-def test_logits_of_a_head_are_those_of_one_engine(pico_llm: Path, tmp_path: Path) -> None:
+def test_logits_of_a_head_are_those_of_one_engine_and_refused_where_they_are_no_numbers(
+    pico_llm: Path, tmp_path: Path
+) -> None:
     import torch
     from transformers import AutoConfig, AutoTokenizer, LlamaForTokenClassification
 
     torch.manual_seed(0)
-    LlamaForTokenClassification(AutoConfig.from_pretrained(pico_llm, num_labels=3)).save_pretrained(tmp_path)
+    model = LlamaForTokenClassification(AutoConfig.from_pretrained(pico_llm, num_labels=3))
+    model.model.embed_tokens.weight.data[5] = float("nan")  # no other prompt has this token
+    model.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(pico_llm).save_pretrained(tmp_path)
     prompts = make_prompts(40)
     workers = make_engine(tmp_path, EngineSettings(workers=1))
@@ -155,6 +159,9 @@ def test_logits_of_a_head_are_those_of_one_engine(pico_llm: Path, tmp_path: Path
     for row, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(row, other, atol=1e-5, rtol=0)
     assert workers.logits([]) == []
+    with pytest.raises(NonFiniteError, match=re.escape(f"{tmp_path} gave 6 non-finite of 6 scores")) as refused:
+        workers.logits([[5, 7]])
+    assert refused.value.bad == 6
     workers.close()
 
 
@@ -269,14 +276,6 @@ def test_what_an_engine_raises_is_raised_here_and_the_workers_go_on(engine: Engi
         assert any("in the worker:" in note for note in found.value.__notes__)
     assert pool.choices(prompts, LABELS).shape == (len(prompts), 3)
     assert {worker.pid for worker in workers_of(os.getpid())} == before
-
-
-def test_scores_that_are_not_finite_are_refused_as_by_one_engine(broken_llm: Path) -> None:
-    workers = make_engine(broken_llm, EngineSettings(workers=1))
-    with pytest.raises(NonFiniteError, match=re.escape(f"{broken_llm} gave 6 non-finite of 6 scores")) as found:
-        workers.choices([[7, 8], [9]], LABELS)
-    assert found.value.bad == 6
-    workers.close()
 
 
 class Stubborn(Exception):
