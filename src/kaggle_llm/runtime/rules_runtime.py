@@ -13,7 +13,7 @@ from kaggle_llm.runtime.findings import Finding
 from kaggle_llm.runtime.pins import Runtime
 
 CUDA_13 = Version("13.0")
-CUDA_13_DRIVER = Version("580.65.06")
+CUDA_13_DRIVER = "580.65.06"
 
 
 def judge_presence(case: Case) -> Iterator[Finding]:
@@ -55,7 +55,7 @@ def judge_pins(runtime: Runtime) -> Iterator[Finding]:
     if vllm >= Version("0.20") and cuda < CUDA_13 and not variant.startswith("cu12"):
         why = f"vLLM {vllm} looks for libcudart.so.13, and torch's CUDA is {cuda} (#43435)"
         yield Finding("cuda", "refused", f"{why}: bring the whole CUDA 13 stack, or vLLM 0.19.1, or its +cu129 build")
-    if cuda >= CUDA_13 and Version(runtime.machine.driver) < CUDA_13_DRIVER:
+    if cuda >= CUDA_13 and Version(runtime.machine.driver) < Version(CUDA_13_DRIVER):
         why = f"CUDA {cuda} asks for driver {CUDA_13_DRIVER}, the runtime's lowest is {runtime.machine.driver}"
         yield Finding("driver", "refused", f"{why}: name that one, so that the first cell checks it")
 
