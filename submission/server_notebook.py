@@ -1,0 +1,31 @@
+# %% [markdown]
+# # Predict server, offline
+# For a competition that hands its rows out through `kaggle_evaluation`: the bundle's model answers them one by one.
+
+# %%
+import os
+import sys
+import time
+from pathlib import Path
+
+KAGGLE = Path(os.environ.get("KAGGLE_LLM_KAGGLE", Path.cwd().parent))  # a notebook runs in Kaggle's working folder
+found = {
+    path.resolve() for layout in ("datasets/*/*", "*") for path in KAGGLE.glob(f"input/{layout}/submission/boot.py")
+}
+assert len(found) == 1, f"attach exactly one code dataset made by `kaggle-llm bundle`; attached are {found}"
+(boot_script,) = found
+sys.dont_write_bytecode = True  # the mount is read-only
+sys.path[:0] = [str(boot_script.parent), str(boot_script.parents[1] / "src")]
+
+# %%
+import boot  # noqa: E402
+
+from kaggle_llm.kaggle.server import open_server, run_server  # noqa: E402
+
+deadline = time.time() + float(os.environ.get("KAGGLE_LLM_LIMIT", boot.LIMIT))
+_, _, _, *mounts = boot.predict_command(boot_script.parents[1], KAGGLE, deadline)
+server = open_server(mounts)  # the model is loading from here on
+try:
+    run_server(server)
+finally:
+    server.close()
