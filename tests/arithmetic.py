@@ -55,10 +55,12 @@ server: {call_seconds: 30, fallback: "%(fallback)s"}
 SHOTS = "".join(
     f"Problem: {problem}\\nAnswer: {answer}\\n"
     for problem, answer in (
-        ("Gus has 4 shells and finds 3 more. How many shells has Gus now?", 7),
-        ("Hana had 12 shells and gave 5 of them away. How many shells are left?", 7),
-        ("Ivo fills 3 bags with 6 shells each. How many shells is that?", 18),
-        ("Juno has 8 books and finds 2 more. How many books has Juno now?", 10),
+        ("Gus has 4 shells and finds 3 more. How many shells has Gus now?", "4 + 3 = 7"),
+        ("Hana had 12 shells and gave 5 of them away. How many shells are left?", "12 - 5 = 7"),
+        ("Ivo fills 3 bags with 6 shells each. How many shells is that?", "3 * 6 = 18"),
+        ("Juno has 8 books and finds 2 more. How many books has Juno now?", "8 + 2 = 10"),
+        ("Kim had 9 books and gave 3 of them away. How many books are left?", "9 - 3 = 6"),
+        ("Lea fills 5 bags with 4 books each. How many books is that?", "5 * 4 = 20"),
     )
 )
 SHOTS += "Problem: {problem}\\nAnswer:"

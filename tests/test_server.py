@@ -496,12 +496,12 @@ def test_word_problems_are_answered_by_generation_and_votes_in_the_rerun(pico_ll
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not SMALL_MODEL.is_dir(), reason="the small model is absent: make models")
 def test_a_small_model_solves_some_easy_problems(tmp_path: Path) -> None:
-    kaggle = make_kaggle(tmp_path, SMALL_MODEL, make_problems(3, seed=1), make_config(SHOTS, max_tokens=24, n=8))
+    kaggle = make_kaggle(tmp_path, SMALL_MODEL, make_problems(3, seed=1), make_config(SHOTS, max_tokens=14, n=5))
     hidden = make_problems(5, seed=3)
     answers = answer_hidden(kaggle, hidden).sort("id")
     right = (answers["answer"] == hidden["answer"]).sum()
     print(f"{right} of 5 right", answers["answer"].to_list(), hidden["answer"].to_list())
-    assert answers["id"].to_list() == hidden["id"].to_list() and right >= 1
+    assert answers["id"].to_list() == hidden["id"].to_list() and right >= 3
 
 
 @pytest.mark.timeout(120)
