@@ -19,7 +19,7 @@ import pytest
 from kaggle_llm.inference.engine import EngineSettings
 from kaggle_llm.runtime import facts, memory, rules_engine, rules_numbers, rules_runtime
 from kaggle_llm.runtime.case import Case
-from kaggle_llm.runtime.doctor import examine, read_shipped
+from kaggle_llm.runtime.doctor import examine, examine_case, read_shipped
 from kaggle_llm.runtime.findings import Finding
 from kaggle_llm.runtime.models import read_model
 from kaggle_llm.runtime.pins import Runtime, load_runtime
@@ -207,6 +207,8 @@ def test_a_file_of_llama_cpp_is_refused_where_its_loader_is_gone(tmp_path: Path)
         ({"text_config": {"num_hidden_layers": 8}}, {}, "vision or audio"),
         ({"model_type": "gemma2"}, {"kind": "transformers"}, "overflows in float16"),
         ({}, {"dtype": "float32"}, "no tensor cores"),
+        ({}, {"quantization": "fp8"}, "no floats of 8 bits"),
+        ({"quantization_config": {"quant_method": "fp8"}}, {}, "no floats of 8 bits"),
         ({}, {"tensor_parallel_size": 2}, "may hang"),
         ({}, {"tensor_parallel_size": 2, "disable_custom_all_reduce": False}, "do not reach each other, vLLM's own"),
         ({}, {"enable_prefix_caching": False}, "from its beginning"),
@@ -424,7 +426,24 @@ def test_vllm_says_which_scheme_it_takes_for_floats_of_8_and_4_bits(tmp_path: Pa
     assert refused(case) and "mxfp4-pack-quantized (asks for 8.0)" in refused(case)[0], "by the table"
     case = replace(case, answers=ask_vllm(case))
     assert "CompressedTensorsW4A4Mxfp4 (asks for 8.0)" in " | ".join(refused(case))
-    assert "rounds the weights only" in " | ".join(warned(case))
+    assert "vLLM unpacks the weights" in " | ".join(warned(case))
+
+
+@pytest.mark.timeout(60)
+def test_a_vllm_that_cannot_be_asked_is_said_and_the_table_speaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package of that name that is too old to have a platform."""
+    (tmp_path / "old" / "vllm").mkdir(parents=True)
+    (tmp_path / "old" / "vllm" / "__init__.py").write_text('__version__ = "0.2.0"')
+    monkeypatch.syspath_prepend(str(tmp_path / "old"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "old"))
+    case = make_case(tmp_path, {"quantization_config": AWQ})
+    found = {one.name: one for one in examine_case(case)}
+    assert found["vllm"].level == "warn" and "did not answer: " in found["vllm"].detail
+    assert found["attention"].detail == "TRITON_ATTN, by the table of known facts, for vLLM 0.32.0"
+    assert found["quantisation"].detail == "awq runs on a T4, by the table of known facts, for vLLM 0.32.0"
+    assert found["kernel"].detail.startswith("Marlin, by the table")
 
 
 def test_another_vllm_than_the_runtimes_is_said(tmp_path: Path) -> None:
@@ -468,7 +487,9 @@ def test_the_command_ends_with_1_where_something_is_refused(tmp_path: Path) -> N
     done = doctor("--runtime", "t4x2-transformers", "--model", str(fine), "--json")
     report = json.loads(done.stdout)
     assert done.returncode == 0 and not report["refused"] and report["runtime"] == "t4x2-transformers"
-    assert {"model": "fine", "name": "engine", "level": "ok", "detail": "transformers, float16"} in report["findings"]
+    (engine,) = [one for one in report["findings"] if one["name"] == "engine"]
+    assert engine["model"] == "fine" and engine["level"] == "ok"
+    assert engine["detail"].startswith("transformers, float16; auto:")
     done = doctor("--runtime", "t4x2-transformers", "--model", str(bad))
     assert done.returncode == 1 and "refused" in done.stdout and "20.0 GB weights" in done.stdout
     done = doctor("exp002_rerank", "--runtime", "t4x2-vllm32")
@@ -511,7 +532,7 @@ def test_a_run_is_judged_by_its_config_and_then_by_what_it_ships(repository: Pat
 
     found = ask("exp002_rerank")
     assert set(found) == {"t4x2-transformers", "retrieval.encoder", "reranker.base"}
-    assert "engine ok: transformers, float32" in found["reranker.base"]
+    assert found["reranker.base"][0].startswith("engine ok: transformers, float32")
     assert "for 100 rows" in found["reranker.base"][-1] and "8 prompts a row" in found["reranker.base"][-1]
 
     adapter = write_adapter(repository / "output" / "adapter", r=8)

@@ -73,7 +73,9 @@ def examine_case(case: Case) -> Iterator[Finding]:
             why = f"the installed vLLM did not answer: {answers['error']}"
             yield Finding("vllm", "warn", f"{why}; the table of known facts speaks for it")
         case = replace(case, answers={} if "error" in answers else answers)
-    yield Finding("engine", "ok", f"{'vllm' if case.on_vllm else 'transformers'}, {case.engine.dtype}")
+    served = f"{'vllm' if case.on_vllm else 'transformers'}, {case.engine.dtype}"
+    settled = "; auto: training settles it by what it finds, and CV is computed with that"
+    yield Finding("engine", "ok", served + (settled if case.engine.kind == "auto" else ""))
     yield from judge_memory(case)
     for rule in (*rules_runtime.RULES, *rules_numbers.RULES, *rules_engine.RULES):
         yield from rule(case)

@@ -105,7 +105,6 @@ def judge_quantisation(case: Case) -> Iterator[Finding]:
         yield Finding("quantisation", "warn", f"{method} is not known here, {case.source}: try it on a T4 first")
     else:
         yield Finding("quantisation", "ok", f"{', '.join(floors)} runs on a T4, {case.source}")
-    yield from judge_fallback(case, floors)
 
 
 def judge_no_answer(case: Case, method: str, error: str) -> Finding:
@@ -116,11 +115,12 @@ def judge_no_answer(case: Case, method: str, error: str) -> Finding:
     return Finding("quantisation", "warn", f"{method}: vLLM cannot be asked ({error[:200]}): try it on a T4 first")
 
 
-def judge_fallback(case: Case, floors: dict[str, int | None]) -> Iterator[Finding]:
-    """Activations that were quantised too are not where the GPU has no 8-bit floats."""
-    if "CompressedTensorsW8A16Fp8" in floors and any(group["activations"] for group in case.model.groups):
-        why = "a T4 has no 8-bit floats: vLLM rounds the weights only and computes in float16"
-        yield Finding("precision", "warn", f"{why}, so scores differ from an FP8 card's; 8-bit integers would be kept")
+def judge_activations(case: Case) -> Iterator[Finding]:
+    """Activations that are rounded to floats of 8 or 4 bits elsewhere are not where the GPU has none."""
+    rounded = any((group["activations"] or {}).get("type") == "float" for group in case.model.groups)
+    if case.on_vllm and (rounded or "fp8" in (case.model.method, case.given.get("quantization"))):
+        why = "a T4 has no floats of 8 bits: vLLM unpacks the weights and computes in float16"
+        yield Finding("precision", "warn", f"{why}, so scores differ from another card's; 8-bit integers would be kept")
 
 
 def table_schemes(case: Case) -> dict[str, int | None]:
@@ -167,5 +167,6 @@ RULES = (
     judge_removed_formats,
     judge_mxfp4,
     judge_quantisation,
+    judge_activations,
     judge_kernels,
 )

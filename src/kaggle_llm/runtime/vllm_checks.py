@@ -43,6 +43,7 @@ def _ask(question: str) -> str:
 
 def make_question(case: Case) -> dict[str, Any]:
     model, gpus = case.model, case.runtime.machine.gpus
+    method = case.given.get("quantization")  # of weights in full precision, when they are loaded
     attention = {
         "head_size": model.head_size,
         "kv_cache_dtype": case.kv_cache_dtype,
@@ -55,7 +56,7 @@ def make_question(case: Case) -> dict[str, Any]:
         "memory_gb": gpus.memory_gb,
         "dtype": case.engine.dtype,
         "attention": attention,
-        "quantisation": model.quantisation or None,
+        "quantisation": model.quantisation or ({"quant_method": method} if method else None),
         "layers": list_layers(case),
     }
 
