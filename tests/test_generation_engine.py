@@ -201,3 +201,17 @@ def test_a_regex_that_is_not_known_is_an_error_that_names_it(engine: Transformer
 def test_structure_that_cannot_be_kept_is_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Sampling(max_tokens=9, **settings)
+
+
+@pytest.mark.slow
+def test_vllm_is_asked_for_the_same_by_its_own_names() -> None:
+    """What the texts then are is tested where vLLM runs."""
+    sampling_params = pytest.importorskip("vllm.sampling_params")
+    from kaggle_llm.inference.vllm_engine import structure_of
+
+    choice = structure_of(Sampling(9, options=("Yes", "No")))
+    regex = structure_of(Sampling(9, regex="[a-z]+"))
+    params = sampling_params.SamplingParams(max_tokens=9, stop=["x"], **choice)
+    assert params.structured_outputs.choice == ["Yes", "No"]
+    assert sampling_params.SamplingParams(**regex).structured_outputs.regex == "[a-z]+"
+    assert structure_of(Sampling(9, stop=("x",))) == {}

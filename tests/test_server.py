@@ -280,6 +280,14 @@ def test_a_worker_that_raises_again_and_again_is_made_anew(start: Start, tmp_pat
     assert (tmp_path / "server.log").read_text().count("loading") == 2
 
 
+@pytest.mark.timeout(60)
+def test_a_process_that_ends_between_two_calls_costs_no_row(start: Start) -> None:
+    server = start(fallback="-1")
+    assert ask(server, "one") == [1]
+    os.kill(server._model._worker.process.pid, signal.SIGKILL)
+    assert ask(server, "two words") == [2]
+
+
 # time -------------------------------------------------------------------------------------------------------
 
 
@@ -379,7 +387,7 @@ sample = pl.DataFrame({"id": ["h"], "answer": [0]})
 server.predict(pl.DataFrame({"id": ["h"], "problem": ["one"]}), sample)
 threading.Thread(target=server.predict, args=(pl.DataFrame({"id": ["h"], "problem": [problem]}), sample)).start()
 time.sleep(0.5)
-print(server._worker.process.pid, flush=True)
+print(server._model._worker.process.pid, flush=True)
 time.sleep(600)
 """
 

@@ -1,19 +1,19 @@
-"""The process of a predict server that holds the model: loads it, then answers one call after the other.
+"""The process of a predict server that holds the model: `python -m kaggle_llm.kaggle.serve_worker DESCRIPTOR JOB`.
 
-python -m kaggle_llm.kaggle.serve_worker PIPE SERVED …  (then the arguments of kaggle_llm.kaggle.predict)
-
-PIPE: file descriptor of the connection to the server. Reads SERVED/test.csv, leaves SERVED/submission.csv.
-Ends with the server, however that ends, even in the middle of a call.
+Started by server.py: loads the model, then answers one call after the other. Reads the served folder's test.csv,
+leaves submission.csv there, and server.log in the working folder. Ends with the server, however that ends, also in
+the middle of a call.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import signal
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,37 +23,39 @@ from typing import TYPE_CHECKING
 from kaggle_llm import records
 from kaggle_llm.competition import TEST, Competition, load_competition
 from kaggle_llm.inference.budget import Budget
+from kaggle_llm.inference.worker import Request, listen
 from kaggle_llm.kaggle.predict import Mounts, check_dataset, open_run, parse_mounts
-from kaggle_llm.kaggle.server import ANSWER
+from kaggle_llm.kaggle.server import ANSWER, FAILED
 from kaggle_llm.run import Run, answer, import_predict
 
 if TYPE_CHECKING:
     import polars as pl
 
 WARM_UP = 30.0  # seconds; of the first row's prediction, beside what loads the weights
-TAIL = 4000  # characters of a traceback, so that a message never fills the pipe
+TAIL = 4000  # characters of a traceback, so that a reply never fills the pipe
 
 
-def main() -> None:
-    pipe, served, *words = sys.argv[1:]
-    os.set_inheritable(int(pipe), False)  # what a prediction starts must not hold the pipe open
-    connection, calls = Connection(int(pipe)), SimpleQueue[float]()
-    threading.Thread(target=listen, args=(connection, calls), daemon=True).start()
+def main(descriptor: int, served: Path, words: Sequence[str]) -> None:
+    """Load at the first request, answer at each other one. served: the folder of a call's rows."""
+    os.set_inheritable(descriptor, False)  # with a copy in another process, the server would not see this one's end
+    connection = Connection(descriptor)
+    requests: SimpleQueue[Request | None] = SimpleQueue()
+    threading.Thread(target=listen, args=(connection, requests, os.getppid()), daemon=True).start()
     mounts = parse_mounts(words)
-    run = load_run(mounts, Path(served))
+    write_log(mounts.working / "server.log")
+    requests.get()
+    run = load_run(mounts, served)
     connection.send(("loaded", ""))
-    while True:
-        seconds = calls.get()
+    while (request := requests.get()) is not None:
+        (seconds,) = request[1]
         connection.send(try_to_answer(mounts.exp, run, run.competition, seconds))
 
 
-def listen(connection: Connection, calls: SimpleQueue[float]) -> None:
-    """Pass the calls on; when the server is gone, end this process and what it started, busy or not."""
-    try:
-        while True:
-            calls.put(connection.recv())
-    except (EOFError, OSError):
-        os.killpg(0, signal.SIGKILL)
+def write_log(path: Path) -> None:
+    """From here on, what this process and those that it starts say goes behind what the log holds."""
+    with path.open("ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
 
 
 def load_run(mounts: Mounts, served: Path) -> Run:
@@ -73,7 +75,7 @@ def load_run(mounts: Mounts, served: Path) -> Run:
 def try_to_answer(
     exp: Path, run: Run, competition: Competition, seconds: float, rows: int | None = None
 ) -> tuple[str, str]:
-    """("answered", ""), or ("failed", traceback). rows: of the competition's test set, None for all."""
+    """("answered", ""), or (FAILED, traceback). rows: of the competition's test set, None for all."""
     run.budget = Budget(seconds)
     try:
         ranking = answer(exp, run, competition.table(TEST).slice(0, rows))
@@ -81,7 +83,7 @@ def try_to_answer(
     except BaseException:  # whatever an experiment does, sys.exit() too, costs it this call and not the next one
         what = traceback.format_exc()
         print(what, flush=True)
-        return "failed", what[-TAIL:]
+        return FAILED, what[-TAIL:]
     return "answered", ""
 
 
@@ -94,4 +96,5 @@ def write_answer(competition: Competition, ranking: pl.DataFrame) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    job = json.loads(sys.argv[2])
+    main(int(sys.argv[1]), Path(job["served"]), job["mounts"])

@@ -5,21 +5,20 @@ its own (serve_worker.py), so the server listens at once, and a call that hangs 
 and nothing else: the process is killed and made anew, and the rows get the fallback. Every row goes through
 `answer()`, as in CV: a call's rows are laid out as test.csv in a folder that the competition reads from.
 
-Leaves server.log, what the worker says, in the working folder.
+Leaves server.log, what that process says, in the working folder.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
-import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from multiprocessing import Pipe
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from kaggle_llm.competition import SAMPLE, TEST, read_csv
 from kaggle_llm.config import load_config
 from kaggle_llm.inference.budget import Budget
+from kaggle_llm.inference.pool import OFFLINE, Worker, WorkerLostError
 from kaggle_llm.kaggle.predict import Mounts, parse_mounts
 from kaggle_llm.run import import_predict
 
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     import polars as pl
 
 ANSWER = "submission.csv"
-LOADS = 3  # a worker that failed to load so often in a row will not
-FAILURES = 3  # exceptions in a row after which the worker is made anew: a GPU may be lost
-EASE = 0.8  # of a call's time: then the prediction stops by itself; at the whole of it the worker is killed
-OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+LOADS = 3  # a model that failed to load so often in a row will not
+FAILURES = 3  # exceptions in a row after which the process is made anew: a GPU may be lost
+EASE = 0.8  # of a call's time: then the prediction stops by itself; at the whole of it the process is killed
+FAILED = "failed"  # the first part of a reply that is a traceback
 
 
 @dataclass
@@ -76,7 +76,7 @@ class PredictServer:
         self._temporary = TemporaryDirectory(prefix="served-")
         self._served = Path(self._temporary.name)
         link_tables(mounts.competition, self._served)
-        self._worker = Worker(mounts, self._served, settings.load_seconds)
+        self._model = Model(mounts, self._served, settings.load_seconds)
 
     def predict(self, row: pl.DataFrame, sample_submission: pl.DataFrame) -> pl.DataFrame:
         """The answer to the rows of one call, in the rows, columns and types of their sample submission.
@@ -89,7 +89,7 @@ class PredictServer:
         with self._lock:
             try:
                 found, why = self._ask(row, sample_submission)
-            except (OSError, pl.exceptions.PolarsError) as error:  # a full disk, a table that is no CSV
+            except (OSError, ValueError, pl.exceptions.PolarsError) as error:  # a full disk, a table that is no CSV
                 found, why = None, f"{type(error).__name__}: {error}"
             answer, spare = fit_answer(found, sample_submission, self.settings.fallback)
             self.calls += 1
@@ -100,15 +100,15 @@ class PredictServer:
             return answer
 
     def close(self) -> None:
-        """End the worker and what it started."""
-        self._worker.kill()
+        """End the model's process and what it started."""
+        self._model.kill()
         self._temporary.cleanup()
 
     def _ask(self, row: pl.DataFrame, sample: pl.DataFrame) -> tuple[pl.DataFrame | None, str]:
-        """The worker's answer as text, or what it offered before it was killed; and what went wrong, or ""."""
+        """The answer as text, or what it offered before it was killed; and what went wrong, or ""."""
         end = time.monotonic() + self._share(sample.height)
         wait = self._share(sample.height) if self.calls else self.budget.left()
-        if not self._worker.wait_until_loaded(wait):
+        if not self._model.wait_until_loaded(wait):
             return None, "the model is not loaded"
         seconds = end - time.monotonic() if self.calls else self._share(sample.height)
         if seconds <= 0:
@@ -116,7 +116,7 @@ class PredictServer:
         for name, frame in ((TEST, row), (SAMPLE, sample)):
             write_table(frame, self._served / f"{name}.csv")
         (self._served / ANSWER).unlink(missing_ok=True)
-        why = self._worker.ask(seconds)
+        why = self._model.ask(seconds)
         return (read_csv(self._served / ANSWER) if (self._served / ANSWER).is_file() else None), why
 
     def _share(self, rows: int) -> float:
@@ -127,76 +127,66 @@ class PredictServer:
         return min(left, self.settings.call_seconds)
 
 
-class Worker:
+class Model:
     """The process that holds the model; killed and made anew when it dies, or takes too long.
 
     served: the folder that it reads a call's rows from and writes the answer to.
     """
 
     def __init__(self, mounts: Mounts, served: Path, load_seconds: float) -> None:
-        self.mounts, self.served, self.load_seconds = mounts, served, load_seconds
+        self.bundle, self.load_seconds = mounts.bundle, load_seconds
+        self.job = json.dumps({"served": str(served), "mounts": worker_words(mounts)})
         self.lost = self.failures = 0
         """Loads, and answers, that failed one after the other."""
-        self.loaded, self.started = False, time.monotonic()
         self._start()
 
     def wait_until_loaded(self, seconds: float) -> bool:
-        """Whether the worker takes questions within so many seconds."""
+        """Whether it takes questions within so many seconds; loading goes on if not."""
         end = time.monotonic() + seconds
-        if self.loaded and self.process.poll() is not None:
-            self._replace(f"the worker ended by itself ({self.process.returncode})")
-        while not self.loaded and self.lost < LOADS:
-            kind, _ = self._receive(min(end, self.started + self.load_seconds))
-            if kind == "loaded":
-                self.loaded, self.lost = True, 0
-            elif kind == "late" and time.monotonic() >= end:
-                break
-            else:
+        while self.lost < LOADS:
+            try:
+                self._loading.result(max(end - time.monotonic(), 0.0))
+            except TimeoutError:
+                return False
+            except WorkerLostError as error:
                 self.lost += 1
-                self._replace(f"loading failed ({kind}, {self.lost} of {LOADS} times), see {self.log}")
-        return self.loaded
+                self._replace(f"loading failed, {self.lost} of {LOADS} times: it {error}")
+            else:
+                self.lost = 0
+                if not self._worker.has_ended():
+                    return True
+                self._replace("the model's process ended between two calls")
+        return False
 
     def ask(self, seconds: float) -> str:
         """Have the rows in the served folder answered; returns what went wrong, or ""."""
-        end = time.monotonic() + seconds
         try:
-            self.connection.send(EASE * seconds)
-        except OSError as error:
-            kind, what = "dead", str(error)
-        else:
-            kind, what = self._receive(end)
-        self.failures = self.failures + 1 if kind == "failed" else 0
-        if kind in ("late", "dead") or self.failures == FAILURES:
+            kind, what = self._worker.ask(("answer", (EASE * seconds,)), seconds)
+        except WorkerLostError as error:
+            self._replace(f"the model's process is made anew: it {error}")
+            return f"the model's process {error}"
+        self.failures = self.failures + 1 if kind == FAILED else 0
+        if self.failures == FAILURES:
             self.failures = 0
-            self._replace(f"the worker is made anew: it is {kind}")
-        return {"answered": "", "late": f"killed after {seconds:.1f} s", "dead": "the worker died"}.get(kind, what)
+            self._replace(f"the model's process is made anew: {FAILURES} calls failed one after the other")
+        return str(what)
 
     def kill(self) -> None:
         """End the process and all that it started."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        self.connection.close()
-        self.loaded = False
-
-    @property
-    def log(self) -> Path:
-        return self.mounts.working / "server.log"
+        self._worker.kill()
+        self._worker.connection.close()
 
     def _start(self) -> None:
-        self.connection, theirs = Pipe()
-        words = [str(theirs.fileno()), str(self.served), *worker_words(self.mounts)]
-        with theirs, self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "kaggle_llm.kaggle.serve_worker", *words],
-                env=worker_environment(self.mounts.bundle),
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self.loaded, self.started = False, time.monotonic()
+        command = [sys.executable, "-m", "kaggle_llm.kaggle.serve_worker"]
+        self._worker = Worker(command, self.job, worker_environment(self.bundle))
+        self._loading: Future[object] = Future()
+        threading.Thread(target=self._load, args=(self._worker, self._loading), daemon=True).start()
+
+    def _load(self, worker: Worker, loading: Future[object]) -> None:
+        try:
+            loading.set_result(worker.ask(("load", ()), self.load_seconds))
+        except WorkerLostError as error:
+            loading.set_exception(error)
 
     def _replace(self, why: str) -> None:
         """Kill it, and unless it is of no use, start another one, which loads while the gateway goes on."""
@@ -204,16 +194,6 @@ class Worker:
         self.kill()
         if self.lost < LOADS:
             self._start()
-
-    def _receive(self, end: float) -> tuple[str, str]:
-        """(loaded | answered | failed, traceback) as the worker says; late: nothing up to `end`; dead: it is gone."""
-        try:
-            if not self.connection.poll(max(end - time.monotonic(), 0.0)):
-                return "late", ""
-            kind, what = self.connection.recv()
-        except (EOFError, OSError):
-            return "dead", ""
-        return str(kind), str(what)
 
 
 def open_server(words: Sequence[str]) -> PredictServer:
