@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -51,6 +52,25 @@ def predict_command(code: Path, root: Path, deadline: float) -> list[str]:
     return [*command, "--working", str(root / "working"), "--deadline", str(deadline)]
 
 
+def look_at_machine(code: Path, root: Path) -> None:
+    """Print what the machine is beside the runtime that the bundle was made for.
+
+    Raises RuntimeError on Kaggle where it will not do: no GPU, another Python, too small a disk.
+    """
+    sys.path.insert(0, str(code / "src"))
+    from kaggle_llm.runtime.machine import check_machine
+
+    sys.path.remove(str(code / "src"))
+    runtime = json.loads((code / MANIFEST).read_text(encoding="utf-8"))["runtime"]
+    print(f"the machine beside runtime {runtime['name']}:")
+    found = check_machine(runtime, Path(tempfile.gettempdir()), root / "working")
+    for finding in found:
+        print(f"  {finding.level:8}{finding.name}: {finding.detail}", flush=True)
+    refused = [finding.name for finding in found if finding.level == "refused"]
+    if refused and "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
+        raise RuntimeError(f"this machine will not do ({', '.join(refused)}): the reasons stand above")
+
+
 def environment(code: Path) -> dict[str, str]:
     """The bundle's own package first, whatever else is installed; no network, no writing into the mount."""
     path = os.pathsep.join(part for part in (str(code / "src"), os.environ.get("PYTHONPATH")) if part)
@@ -84,7 +104,9 @@ def main(code: Path, root: Path) -> None:
     Raises RuntimeError where the process fails, or is killed before it offered anything.
     """
     limit = float(os.environ.get("KAGGLE_LLM_LIMIT", LIMIT))
-    command, working = predict_command(code, root, time.time() + limit), root / "working"
+    deadline = time.time() + limit
+    look_at_machine(code, root)
+    command, working = predict_command(code, root, deadline), root / "working"
     how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
     process = subprocess.Popen(command, cwd=working, env=environment(code), start_new_session=True, **how)
     late = threading.Event()
@@ -93,7 +115,7 @@ def main(code: Path, root: Path) -> None:
         late.set()
         kill_session(process.pid)
 
-    timer = threading.Timer(limit, kill)
+    timer = threading.Timer(deadline - time.time(), kill)
     timer.start()
     try:
         for line in process.stdout or ():

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
 import pytest
 from workspace import ROOT
+
+from kaggle_llm.runtime.pins import default_runtime
 
 PREDICT = """
 import subprocess, sys, time
@@ -34,7 +38,9 @@ def mount(root: Path, layout: str, offer: bool = True, seconds: float = 0, code:
     (package.parent / "__init__.py").write_text("")
     (package / "__init__.py").write_text("")
     (package / "predict.py").write_text(PREDICT.format(offer=offer, seconds=seconds, code=code))
-    about = {"slug": "a-code", "competition": "comp", "models": {"reranker": "a-weights"}}
+    shutil.copytree(ROOT / "src" / "kaggle_llm" / "runtime", package.parent / "runtime")
+    runtime = asdict(default_runtime())
+    about = {"slug": "a-code", "competition": "comp", "models": {"reranker": "a-weights"}, "runtime": runtime}
     (folder / "MANIFEST.json").write_text(json.dumps(about))
     weights = root / "input" / layout / "a-weights"
     weights.mkdir()
@@ -47,9 +53,9 @@ def mount(root: Path, layout: str, offer: bool = True, seconds: float = 0, code:
     return folder
 
 
-def boot(root: Path, code: Path, limit: float = 60) -> subprocess.CompletedProcess[str]:
+def boot(root: Path, code: Path, limit: float = 60, **more: str) -> subprocess.CompletedProcess[str]:
     program = f"import boot; from pathlib import Path; boot.main(Path({str(code)!r}), Path({str(root)!r}))"
-    environment = {"PYTHONPATH": str(ROOT / "submission"), "KAGGLE_LLM_LIMIT": str(limit)}
+    environment = {"PYTHONPATH": str(ROOT / "submission"), "KAGGLE_LLM_LIMIT": str(limit), **more}
     command = [sys.executable, "-B", "-c", program]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
@@ -64,6 +70,17 @@ def test_both_mount_layouts_are_found(tmp_path: Path, layout: str) -> None:
     done = boot(tmp_path, mount(tmp_path, layout))
     assert done.returncode == 0, done.stderr
     assert "started" in done.stdout
+
+
+def test_a_machine_that_will_not_do_stops_the_notebook_on_kaggle_only(tmp_path: Path) -> None:
+    code, commands = mount(tmp_path, "datasets/alice"), tmp_path / "commands"
+    commands.mkdir()
+    (commands / "sleep").symlink_to(shutil.which("sleep") or "")
+    here = boot(tmp_path, code, PATH=str(commands))
+    assert here.returncode == 0 and "refused GPUs: nvidia-smi says nothing" in here.stdout
+    there = boot(tmp_path, code, PATH=str(commands), KAGGLE_KERNEL_RUN_TYPE="Batch")
+    assert there.returncode != 0 and "this machine will not do (GPUs" in there.stderr
+    assert "started" not in there.stdout
 
 
 def test_what_is_not_attached_is_named(tmp_path: Path) -> None:

@@ -111,11 +111,14 @@ def doctor(
 
 
 @app.command()
-def bundle(run: Run) -> None:
+def bundle(
+    run: Run, runtime: Annotated[str | None, typer.Option(help="the image and packages that it will run on")] = None
+) -> None:
     """Pack a run into Kaggle datasets: output/bundles/RUN/."""
     from kaggle_llm.kaggle.bundle import bundle_run, print_bundle
+    from kaggle_llm.runtime.pins import DEFAULT
 
-    print_bundle(bundle_run(run))
+    print_bundle(bundle_run(run, runtime or DEFAULT))
 
 
 @app.command()

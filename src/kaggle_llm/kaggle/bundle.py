@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +18,25 @@ from kaggle_llm import paths, records
 from kaggle_llm.experiment import hash_code, hash_input, hash_source
 from kaggle_llm.kaggle.notebook import write_notebook
 from kaggle_llm.kaggle.predict import MANIFEST
+from kaggle_llm.runtime.pins import DEFAULT, load_runtime
 from kaggle_llm.weights.parity import find_fault
 from kaggle_llm.weights.ship import describe_cv
 
 LONGEST_SLUG = 50
 
 
-def bundle_run(run: str) -> Path:
-    """Build the bundle; raises FileNotFoundError where the run is not complete."""
-    folder = paths.bundle_folder(run)
+def bundle_run(run: str, runtime: str = DEFAULT) -> Path:
+    """Build the bundle; raises FileNotFoundError where the run is not complete. runtime: the name of one."""
+    folder, image = paths.bundle_folder(run), asdict(load_runtime(runtime))
 
     def make(target: Path) -> None:
-        fill_bundle(run, target)
+        fill_bundle(run, image, target)
 
     records.make_folder(folder, make, finish=lambda target: None)
     return folder
 
 
-def fill_bundle(run: str, target: Path) -> None:
+def fill_bundle(run: str, runtime: Mapping[str, Any], target: Path) -> None:
     record = read_run(run)
     warn_of_changed_code(run)
     models = {name: paths.absolute(path) for name, path in record.settings["ship"].items()}
@@ -42,6 +44,7 @@ def fill_bundle(run: str, target: Path) -> None:
     slugs = {name: add_model(target, competition, path) for name, path in models.items()}
     code = make_slug(f"{competition}-{run}", "code")
     about: dict[str, Any] = {"run": run, "experiment": run.split("--")[0], "competition": competition, "models": slugs}
+    about["runtime"] = runtime
     add_code(target / code, run, about)
     write_notebook(paths.root() / "submission" / "notebook.py", target / "notebook.ipynb")
     datasets = [describe_dataset(target / slug) for slug in sorted({code, *slugs.values()})]
@@ -49,7 +52,7 @@ def fill_bundle(run: str, target: Path) -> None:
     fault = find_fault(run)
     if fault:
         print(f"not to be pushed as it is: {fault}", file=sys.stderr)
-    about |= {"record": record.key, "git": records.git_state(), "runtime": None}
+    about |= {"record": record.key, "git": records.git_state()}
     config = record.settings["config"]
     about |= {"ship": config.get("ship", "fold0"), "note": describe_cv(config), "parity": fault or "passed"}
     manifest = {**about, "datasets": datasets, "files": files}

