@@ -284,7 +284,9 @@ def test_a_worker_that_raises_again_and_again_is_made_anew(start: Start, tmp_pat
 def test_a_process_that_ends_between_two_calls_costs_no_row(start: Start) -> None:
     server = start(fallback="-1")
     assert ask(server, "one") == [1]
-    os.kill(server._model._worker.process.pid, signal.SIGKILL)
+    pid = server._model._worker.process.pid
+    os.kill(pid, signal.SIGKILL)
+    assert ends(pid)
     assert ask(server, "two words") == [2]
 
 
