@@ -398,6 +398,32 @@ def test_what_a_worker_started_ends_with_it(how: str) -> None:
     worker.kill()
 
 
+ENGINE_PROCESS = """
+import json, multiprocessing, sys, time
+multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,), name="core").start()
+from kaggle_llm.inference import worker
+worker.main(int(sys.argv[1]), json.loads(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_ends_where_a_process_of_its_engine_is_killed(
+    sent: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
+    worker = start_worker(ENGINE_PROCESS)
+    (child,) = wait_until(psutil.Process(worker.process.pid).children)
+    time.sleep(3)  # the worker looks once a second
+    assert not worker.has_ended()
+    child.send_signal(sent)
+    if sent == signal.SIGKILL:
+        wait_until(worker.has_ended, 20)
+        assert "core, a process that worker" in capfd.readouterr().err
+    else:  # as an engine ends its own
+        time.sleep(3)
+        assert not worker.has_ended()
+    worker.kill()
+
+
 def test_a_worker_that_takes_no_request_is_killed_in_time() -> None:
     worker = start_worker("import time; time.sleep(1000)")
     start = time.monotonic()

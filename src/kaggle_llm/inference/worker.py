@@ -14,6 +14,7 @@ import sys
 import threading
 import traceback
 from functools import partial
+from multiprocessing import active_children
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
@@ -55,15 +56,30 @@ def main(descriptor: int, job: dict[str, Any]) -> None:
 
 
 def listen(connection: Connection, requests: SimpleQueue[Request | None], parent: int) -> None:
-    """Pass requests on, in a thread of its own; end the process group when the parent is gone."""
+    """Pass requests on, in a thread of its own; end the process group when the parent or a process of ours is lost.
+
+    Where vLLM's core is killed, as for want of memory, vLLM waits for its answer for ever (0.32).
+    """
+    ours: set[Any] = set()
+    request: Request | None = ("", ())
     try:
         while True:
             while not connection.poll(WATCH):
-                if os.getppid() != parent:
+                ours |= set(active_children())
+                lost = [child.name for child in ours if is_killed(child.exitcode)] if request is not None else []
+                if lost:
+                    print(f"{lost[0]}, a process that worker {os.getpid()} needs, was killed", file=sys.stderr)
+                if lost or os.getppid() != parent:
                     end_group()
-            requests.put(connection.recv())
+            request = connection.recv()
+            requests.put(request)
     except (EOFError, OSError):
         end_group()
+
+
+def is_killed(exitcode: int | None) -> bool:
+    """By the system or a fault of its own: SIGTERM is how vLLM ends its processes."""
+    return exitcode is not None and exitcode < 0 and exitcode != -signal.SIGTERM
 
 
 def end_group() -> None:
