@@ -78,7 +78,7 @@ lock:  ## requirements/*.txt from *.in (needs uv)
 	done
 	# What vLLM adds to cpu.txt; torchvision, torchaudio and torchcodec, which it asks for, break beside this torch.
 	grep -vE '^(torch|setuptools)==' requirements/cpu.txt > .venv/pins.txt
-	grep -vE '^(numpy|setuptools)==' requirements/gpu.txt > .venv/gpu-pins.txt  # numba holds numpy back
+	grep -vE '^(apache-tvm-ffi|numpy|setuptools)==' requirements/gpu.txt > .venv/gpu-pins.txt  # vLLM's own bounds
 	uv pip compile requirements/core.in requirements/vllm-gpu.in --constraint .venv/gpu-pins.txt --python-version 3.11 --python-platform x86_64-manylinux_2_35 --no-header --no-annotate --output-file requirements/vllm-gpu.txt
 	uv pip compile requirements/core.in requirements/vllm-cpu.in --override requirements/vllm-cpu-overrides.in --constraint .venv/pins.txt --python-version 3.11 --no-header --no-annotate --output-file .venv/vllm.txt
 	cut -d' ' -f1 requirements/cpu.txt | grep -vxFf - .venv/vllm.txt | grep -vE '^(cuda|nvidia|triton|torch)' > requirements/vllm-cpu.txt
