@@ -23,6 +23,7 @@ import boot  # noqa: E402
 from kaggle_llm.kaggle.server import open_server, run_server  # noqa: E402
 
 deadline = time.time() + float(os.environ.get("KAGGLE_LLM_LIMIT", boot.LIMIT))
+boot.look_at_machine(boot_script.parents[1], KAGGLE)
 _, _, _, *mounts = boot.predict_command(boot_script.parents[1], KAGGLE, deadline)
 server = open_server(mounts)  # the model is loading from here on
 try:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import random
 import shutil
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 from workspace import ROOT
 
 from kaggle_llm import records
 from kaggle_llm.kaggle.bundle import add_code, add_model, seal_dataset
+from kaggle_llm.runtime.pins import DEFAULT, load_runtime
 
 NAME = "arithmetic"
 NAMES = ("Ada", "Ben", "Chloé", "Dmitri", "Emi", "Farid")
@@ -155,7 +158,8 @@ def make_bundle(root: Path, model: Path, config: str, predict: str = PREDICT) ->
     shutil.copytree(ROOT / "submission", root / "submission", ignore=shutil.ignore_patterns("__pycache__"))
     slug = add_model(root / "bundle", NAME, model)
     code = root / "bundle" / "code"
-    about = {"experiment": "exp001_vote", "competition": NAME, "models": {"model": slug}}
+    about: dict[str, Any] = {"experiment": "exp001_vote", "competition": NAME, "models": {"model": slug}}
+    about["runtime"] = asdict(load_runtime(DEFAULT))
     add_code(code, "exp001_vote", about)
     records.write_text(code / "src" / "kaggle_llm" / "competitions" / f"{NAME}.py", MODULE)
     (code / "MANIFEST.json").unlink()
