@@ -1,6 +1,7 @@
-"""vLLM and transformers give the same numbers for SmolLM2, its adapter too; vLLM starts once.
+"""vLLM and transformers give the same numbers for SmolLM2, its adapter too; vLLM starts twice.
 
-The engine is that of an adapter at run time, and asked without the adapter it is that of the base model.
+One engine is that of an adapter at run time, and asked without the adapter it is that of the base model; one is that
+of a worker process in half precision.
 """
 
 from __future__ import annotations
@@ -39,15 +40,22 @@ def prompter() -> Prompter:
 
 
 @pytest.fixture(scope="module")
-def prompts(prompter: Prompter, tmp_path_factory: pytest.TempPathFactory) -> list[Prompt]:
-    """50 of the reranking prompts of exp002: 7 questions with 8 candidates, shuffled."""
+def questions(prompter: Prompter, tmp_path_factory: pytest.TempPathFactory) -> list[list[Prompt]]:
+    """The reranking prompts of exp002: of each of 12 questions those of 8 candidates, the right one first."""
     folder = tmp_path_factory.mktemp("competition")
     build_competition(folder, folder / "hidden", train_rows=20, hidden_rows=3)
     competition = load_competition(CompetitionSettings(name="demo-misconceptions"), folder)
-    documents = competition.table(competition.documents)
-    rows, ids = competition.table("train").head(7), documents["id"].to_list()
-    made = CandidatePrompts(prompter, documents)
-    asked = [prompt for row in rows.iter_rows(named=True) for prompt in made.prompts(row, ids[:8])]
+    documents, train = competition.table(competition.documents), competition.table("train").head(12)
+    made, ids = CandidatePrompts(prompter, documents), documents["id"].to_list()
+    chosen = [[right, *(i for i in ids if i != right)][:8] for right in train[competition.target]]
+    rows = competition.unlabelled(train).iter_rows(named=True)
+    return [made.prompts(row, items) for row, items in zip(rows, chosen, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def prompts(questions: list[list[Prompt]]) -> list[Prompt]:
+    """50 of them, shuffled."""
+    asked = [prompt for row in questions for prompt in row]
     return [asked[i] for i in np.random.default_rng(0).permutation(len(asked))[:50]]
 
 
@@ -152,3 +160,31 @@ def test_no_process_is_left_behind(served: Any) -> None:
     served.close()
     left = psutil.wait_procs(started, timeout=10)[1]
     assert not left, "close() ends what vLLM started"
+
+
+def mean_reciprocal_rank(scores: np.ndarray) -> float:
+    """Of the first of 8 candidates, by log-odds [questions · 8]."""
+    rows = scores.reshape(-1, 8)
+    return float((1 / (1 + (rows[:, 1:] > rows[:, :1]).sum(1))).mean())
+
+
+def test_half_precision_differs_by_what_batches_alone_do(
+    questions: list[list[Prompt]], prompter: Prompter, record_property: Any
+) -> None:
+    """Single log-probabilities move by up to 0.3 with the batch alone; the metric's difference is reported."""
+    from scipy.stats import spearmanr
+
+    asked = [prompt for row in questions for prompt in row]
+    in_worker = {"workers": 1, "vllm": {"enforce_eager": True, "max_model_len": 512}}
+    found = {}
+    for kind, settings in {"transformers": {}, "vllm": in_worker}.items():
+        engine = make_engine(MODEL, EngineSettings(kind=kind, dtype="bfloat16", **settings))  # type: ignore[arg-type]
+        found[kind] = engine.choices(asked, prompter.labels)
+        engine.close()
+    difference = np.abs(found["vllm"] - found["transformers"])
+    odds = {kind: scores[:, 0] - scores[:, 1] for kind, scores in found.items()}
+    metric = {kind: mean_reciprocal_rank(scores) for kind, scores in odds.items()}
+    print(f"bfloat16: mean |Δ log p| {difference.mean():.4f}, largest {difference.max():.4f}, MRR {metric}")
+    record_property("metric_difference", metric["vllm"] - metric["transformers"])
+    assert difference.mean() <= 0.1
+    assert spearmanr(odds["vllm"], odds["transformers"]).statistic >= 0.95
