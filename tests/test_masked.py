@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import SENTENCES
+from pico import SENTENCES
 
 from kaggle_llm.prompts import load_tokenizer
 from kaggle_llm.training.masked import (

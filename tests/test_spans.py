@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import train_bpe
+from pico import train_bpe
 
 from kaggle_llm.prompts import load_tokenizer
 from kaggle_llm.rankings import check_ranking, make_ranking
