@@ -111,6 +111,10 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         _sync_file(temporary)
         temporary.replace(path)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:  # a full disk does not say which file it refused
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,0 +1,82 @@
+"""Bad input through the whole prediction: test.csv → predict.py of exp002 → submission.csv, on pico models."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from workspace import Workspace, make_workspace
+
+PREDICT = """
+import json, sys
+from functools import partial
+from pathlib import Path
+from kaggle_llm.competition import load_competition
+from kaggle_llm.config import load_config
+from kaggle_llm.cv.decisions import Blend
+from kaggle_llm.kaggle.predict import offer_submission, predict_test
+from kaggle_llm.run import Run, import_predict
+exp, out = Path("exp/exp002_rerank"), Path(sys.argv[1])
+out.mkdir(exist_ok=True)
+Blend(1.0).save(Path("blend"))
+config = load_config(exp / "config.yaml", import_predict(exp).Config, sys.argv[2:])
+competition = load_competition(config.competition)
+names = {"encoder": Path(config.retrieval.encoder), "reranker": Path(config.reranker.base), "blend": Path("blend")}
+with Run(config, competition, names, None, partial(offer_submission, competition, out)) as run:
+    ranking = predict_test(exp, run, out)
+print("RANKING", json.dumps({i: [items, scores] for i, items, scores in ranking.iter_rows()}))
+"""
+HEALTHY = [[f"h{n}", f"What is {n} + 7?", str(n + 7), str(n + 70)] for n in range(4)]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory, pico_llm: Path, pico_encoder: Path) -> Workspace:
+    return make_workspace(tmp_path_factory.mktemp("workspace"), pico_llm, pico_encoder)
+
+
+def predict(
+    workspace: Workspace, rows: list[list[str]], *words: str, before: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    """The prediction of these rows as a process; before: words of the command line in front of it."""
+    folder = workspace.root / "input" / "demo-misconceptions"
+    for name, head, lines in (
+        ("test", ["id", "question", "correct_answer", "wrong_answer"], rows),
+        ("sample_submission", ["id", "misconception_id"], [[row[0], "M001"] for row in rows]),
+    ):
+        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([head, *lines])
+    return workspace.call(*before, sys.executable, "-c", PREDICT, str(workspace.root / "out"), *words)
+
+
+def ranking_of(done: subprocess.CompletedProcess[str]) -> dict[str, list]:
+    assert done.returncode == 0, done.stderr[-3000:]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("RANKING ")]
+    return json.loads(line.removeprefix("RANKING "))
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_test_set_of_no_or_one_row_is_a_submission(workspace: Workspace, count: int) -> None:
+    assert len(ranking_of(predict(workspace, HEALTHY[:count]))) == count
+    assert len((workspace.root / "out" / "submission.csv").read_text().splitlines()) == 1 + count
+
+
+def test_an_id_that_occurs_twice_is_refused_by_name(workspace: Workspace) -> None:
+    twice = predict(workspace, [*HEALTHY, HEALTHY[1]])
+    assert twice.returncode == 1 and "occur more than once, first ['h1']" in twice.stderr
+
+
+def test_a_full_disk_leaves_the_submission_from_before_and_is_named(workspace: Workspace) -> None:
+    """The system refuses the write: a limit on the size of files, above the sample's and below the submission's."""
+    limit = ("sh", "-c", 'ulimit -f 1; exec "$@"', "limited")
+    rows = [*HEALTHY, *([f"r{n}", "What is 2 + 2?", "4", "5"] for n in range(30))]
+    done = predict(workspace, rows, before=limit)
+    assert done.returncode == 1 and "stays as it was" in done.stdout
+    assert str(workspace.root / "out" / "submission.csv") in done.stderr.splitlines()[-1]
+    assert (workspace.root / "out" / "submission.csv").read_text() == "\n".join(
+        ["id,misconception_id", *(f"{row[0]},M001" for row in rows), ""]
+    )
+    assert [path.name for path in (workspace.root / "out").iterdir()] == ["submission.csv"]
