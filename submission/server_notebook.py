@@ -18,9 +18,9 @@ sys.dont_write_bytecode = True  # the mount is read-only
 sys.path[:0] = [str(boot_script.parent), str(boot_script.parents[1] / "src")]
 
 # %%
-import boot  # noqa: E402
+import boot
 
-from kaggle_llm.kaggle.server import open_server, run_server  # noqa: E402
+from kaggle_llm.kaggle.server import open_server, run_server
 
 deadline = time.time() + float(os.environ.get("KAGGLE_LLM_LIMIT", boot.LIMIT))
 boot.look_at_machine(boot_script.parents[1], KAGGLE)

@@ -47,19 +47,21 @@ def test_on_a_t4_alone_groups_are_repeated_before_torch_sees_them(
     torch.testing.assert_close(found, before)
 
 
-def test_packed_rows_never_ask_for_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
+def test_packed_rows_give_each_head_its_groups_keys_without_asking_for_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.Size] = []
     real = torch.nn.functional.scaled_dot_product_attention
 
     def spy(query: Any, key: Any, value: Any, **how: Any) -> Any:
         assert "enable_gqa" not in how
-        asked.append(key.shape[1])
+        asked.append(key.shape)
         return real(query, key, value, **how)
 
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 6, 8, generator=generator) for heads in (4, 2, 2))
+    repeated = [part.repeat_interleave(2, dim=1) for part in (key, value)]
+    expected = real(query, *repeated, is_causal=True).transpose(1, 2)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
-    segments = [attention.Segment(0, 2), attention.Segment(2, 6, ((0, 2),))]
-    module = torch.nn.Linear(1, 1)
-    attention.attend_within_segments(
-        module, torch.zeros(1, 4, 6, 8), torch.zeros(1, 2, 6, 8), torch.zeros(1, 2, 6, 8), None, segments=segments
-    )
-    assert asked == [4, 4]
+    segments = [attention.Segment(0, 2), attention.Segment(2, 6, ((0, 2),))]  # one sequence, in two pieces
+    found, _ = attention.attend_within_segments(torch.nn.Linear(1, 1), query, key, value, None, segments=segments)
+    torch.testing.assert_close(found, expected)
+    assert asked == [(2, 2, 2, 8), (2, 2, 6, 8)]

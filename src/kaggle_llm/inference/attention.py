@@ -65,12 +65,15 @@ def attend_within_segments(
         raise ValueError(f"{type(module).__name__} caps its attention scores at {softcap}: it cannot be packed")
     if sliding_window is not None and longest > sliding_window:
         raise ValueError(f"an example of {longest} tokens exceeds the model's attention window of {sliding_window}")
-    repeats = query.shape[1] // key.shape[1]  # by hand: on a T4 the kernels that know groups are not the fast ones
-    key, value = (part.repeat_interleave(repeats, dim=1) if repeats > 1 else part for part in (key, value))
+    # Grouped heads are rows of a batch that see the same keys, without a copy of them: of torch's kernels for a T4
+    # those that know groups are not the fast ones.
+    groups = key.shape[1]
+    query = query.view(groups, -1, *query.shape[2:])
+    key, value = (part.transpose(0, 1) for part in (key, value))
     found = []
     for segment in segments:
         spans = _join([(-past, 0), *_seen(segment)])
-        keys, values = (_gather(part, spans, past) for part in (key, value))
+        keys, values = (_gather(part, spans, past).expand(-1, query.shape[1], -1, -1) for part in (key, value))
         alone = keys.shape[2] == segment.end - segment.begin
         found.append(
             scaled_dot_product_attention(
@@ -83,7 +86,8 @@ def attend_within_segments(
                 scale=scaling,
             )
         )
-    return torch.cat(found, dim=2).transpose(1, 2), None
+    together = torch.cat(found, dim=2)
+    return together.reshape(1, -1, *together.shape[2:]).transpose(1, 2), None
 
 
 def _seen(segment: Segment) -> list[Span]:

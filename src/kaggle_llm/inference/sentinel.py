@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from kaggle_llm.inference.engine import Completion, Engine, Sampling
+from kaggle_llm.inference.engine import Completion, Engine, LengthError, Sampling
 from kaggle_llm.prompts import Prompt
 
 FIRST = 32  # prompts that are asked before the others
@@ -67,7 +67,10 @@ class Sentinel:
         if len({tuple(prompt) for prompt in prompts[:count]}) >= ENOUGH:
             check(prompts[:count], first)
             self._trusted.add(kind)
-        return first, ask(prompts[count:])
+        try:
+            return first, ask(prompts[count:])
+        except LengthError as error:
+            raise LengthError(error.index + count, error.length, error.limit, error.folder) from error
 
     def _check_scores(self, prompts: Sequence[Prompt], scores: np.ndarray | list[np.ndarray]) -> None:
         """Raises SickModelError where all rows are the same."""

@@ -46,7 +46,9 @@ def fill_bundle(run: str, runtime: Mapping[str, Any], target: Path) -> None:
     about: dict[str, Any] = {"run": run, "experiment": run.split("--")[0], "competition": competition, "models": slugs}
     about["runtime"] = runtime
     add_code(target / code, run, about)
-    write_notebook(paths.root() / "submission" / "notebook.py", target / "notebook.ipynb")
+    served = record.settings["config"].get("server") is not None
+    source = "server_notebook.py" if served else "notebook.py"
+    write_notebook(paths.root() / "submission" / source, target / "notebook.ipynb")
     datasets = [describe_dataset(target / slug) for slug in sorted({code, *slugs.values()})]
     files = list_entries(target, sealed_hashes(target))
     fault = find_fault(run)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -79,18 +80,26 @@ def write_submission(competition: Competition, working: Path, ranking: pl.DataFr
 
 def offer_submission(competition: Competition, working: Path, ranking: pl.DataFrame) -> None:
     """The same while the prediction goes on: what cannot be written is said, and the one from before stays."""
-    try:
+    with say_what_is_not_written():
         write_submission(competition, working, ranking)
         print(f"offered a submission of {ranking.height} rows", flush=True)
-    except OSError as error:
-        print(f"{working / 'submission.csv'} stays as it was: {error}", flush=True)
 
 
 def offer_sample(competition: Competition, working: Path, ids: Sequence[str]) -> None:
     """The sample submission is one before anything is computed, where it has the rows of the test set."""
     sample = competition.sample()
     if sample[sample.columns[0]].to_list() == list(ids):
-        records.write_text(working / "submission.csv", sample.write_csv())
+        with say_what_is_not_written():
+            records.write_text(working / "submission.csv", sample.write_csv())
+
+
+@contextmanager
+def say_what_is_not_written() -> Iterator[None]:
+    """A full disk is no reason to end: until the last submission it may have room again."""
+    try:
+        yield
+    except OSError as error:
+        print(f"the submission stays as it was: {error}", flush=True)
 
 
 def predict_test(exp: Path, run: Run, working: Path) -> pl.DataFrame:

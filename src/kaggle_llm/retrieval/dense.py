@@ -19,8 +19,9 @@ class DenseIndex:
     """Documents as vectors of unit length, exact search."""
 
     def __init__(self, engine: Engine, folder: Path, ids: Sequence[str], texts: Sequence[str], max_tokens: int) -> None:
-        self.engine, self.ids, self.max_tokens = engine, list(ids), max_tokens
+        self.engine, self.ids = engine, list(ids)
         self._tokenizer = load_tokenizer(folder)
+        self.max_tokens = min(max_tokens, self._tokenizer.model_max_length)  # an encoder may take fewer
         self._documents = self._embed(texts)
 
     def search(self, ids: Sequence[str], queries: Sequence[str], k: int) -> pl.DataFrame:

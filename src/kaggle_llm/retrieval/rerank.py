@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kaggle_llm.inference.budget import Budget
-from kaggle_llm.inference.engine import Engine
+from kaggle_llm.inference.engine import Engine, LengthError
 from kaggle_llm.prompts import CandidatePrompts
 from kaggle_llm.rankings import make_ranking, ranking_schema, top
 
@@ -53,10 +53,13 @@ def rerank(
 def _rerank_chunk(rows: pl.DataFrame, prompts: CandidatePrompts, engine: Engine) -> pl.DataFrame:
     items = rows["candidates"].to_list()
     asked = [
-        prompt
+        (row["id"], prompt)
         for row, kept in zip(rows.iter_rows(named=True), items, strict=True)
         for prompt in prompts.prompts(row, kept)
     ]
-    logprobs = engine.choices(asked, prompts.prompter.labels)
+    try:
+        logprobs = engine.choices([prompt for _, prompt in asked], prompts.prompter.labels)
+    except LengthError as error:
+        raise ValueError(f"row {asked[error.index][0]!r}: {error}") from error
     log_odds = iter((logprobs[:, 0] - logprobs[:, 1]).tolist())
     return make_ranking(rows["id"].to_list(), items, [[next(log_odds) for _ in kept] for kept in items])
