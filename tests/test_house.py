@@ -22,7 +22,7 @@ ROOMS = (
 )
 ORDER = ROOMS.split()
 HEAVY = {"torch", "transformers", "vllm", "sentence_transformers", "peft", "polars", "omegaconf", "sklearn", "bm25s"}
-HEAVY |= {
+HEAVY |= {"xgrammar", 
     "trl",
     "datasets",
     "datasketch",

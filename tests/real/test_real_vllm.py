@@ -133,6 +133,23 @@ def test_greedy_completions_are_those_of_transformers(plain: Any, engine: Any, p
     assert plain.generate(prompts[:3], how) == engine.generate(prompts[:3], how)
 
 
+@pytest.mark.parametrize(
+    "how",
+    [
+        Sampling(max_tokens=16, stop=("the", ".")),
+        Sampling(max_tokens=6, options=(" Yes", " No, it is not")),
+        Sampling(max_tokens=6, regex=" [0-9]{1,3}"),
+    ],
+    ids=["stop", "options", "regex"],
+)
+def test_stops_and_structure_are_those_of_transformers(
+    how: Sampling, plain: Any, engine: Any, prompts: list[Prompt]
+) -> None:
+    found = plain.generate(prompts[:3], how)
+    assert found == engine.generate(prompts[:3], how)
+    assert all(one.text for (one,) in found) or how.stop
+
+
 def test_samples_are_n_and_the_same_for_a_seed_only(plain: Any, prompts: list[Prompt]) -> None:
     sampling, other = (Sampling(max_tokens=8, temperature=1.0, n=3, seed=seed) for seed in (1, 2))
     first, again, second = (plain.generate(prompts[:2], how) for how in (sampling, sampling, other))
