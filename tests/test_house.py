@@ -22,7 +22,8 @@ ROOMS = (
 )
 ORDER = ROOMS.split()
 HEAVY = {"torch", "transformers", "vllm", "sentence_transformers", "peft", "polars", "omegaconf", "sklearn", "bm25s"}
-HEAVY |= {"xgrammar", 
+HEAVY |= {
+    "xgrammar",
     "trl",
     "datasets",
     "datasketch",

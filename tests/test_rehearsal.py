@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -64,6 +65,34 @@ def test_what_depends_on_other_rows_or_on_changed_code_is_caught(trained: Worksp
     assert done.returncode == 1 and report["ok"] is False and report["rows"] == 9
     failed = {name for name, ok in checks_of(report).items() if not ok}
     assert failed == {"row independence", "replay"}
+
+
+SLOW = """    found = loaded.search(rows)
+    run.offer(found)
+    for _ in run.budget.take(list(rows.iter_slices(4)), "second look"):
+        time.sleep(1)
+    return found
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_too_short_a_limit_ends_in_time_with_a_valid_file_and_says_what_it_cut(trained: Workspace) -> None:
+    succeed(trained.cli("new", "exp001_retrieve", "exp904_slow"))
+    succeed(trained.train("exp904_slow", "--smoke"))
+    predict = trained.root / "exp" / "exp904_slow" / "predict.py"
+    source = predict.read_text().replace("from dataclasses", "import time\nfrom dataclasses", 1)
+    predict.write_text(source.removesuffix("    return loaded.search(rows)\n") + SLOW)
+    succeed(trained.cli("bundle", "exp904_slow--smoke"))
+    done = trained.cli("rehearse", "exp904_slow--smoke", "--rows", "200", "--limit", "30s")
+    report = report_of(trained, "exp904_slow--smoke")
+    assert done.returncode == 1 and report["rows"] == report["submission"]["rows"] == 200
+    checks, details = checks_of(report), {check["name"]: check["detail"] for check in report["checks"]}
+    assert checks["notebook"] and checks["submission"] and not checks["time"]
+    found = re.fullmatch(
+        r"(\d+) s of 30 s for 200 rows, cut by the time limit: second look of (\d+) rows", details["time"]
+    )
+    assert found and int(found[1]) <= 30 and 0 < int(found[2]) < 200
 
 
 @pytest.mark.timeout(400)
