@@ -13,7 +13,6 @@ from kaggle_llm.inference.chunks import (
     Chunk,
     ChunkQueue,
     chunk_tokens,
-    count_shared,
     cut_by_length,
     cut_by_prefix,
 )
@@ -164,10 +163,3 @@ def test_after_an_error_nothing_is_taken_and_the_first_error_stays() -> None:
     queue.stop(KeyError("second"))
     assert queue.take() is None
     assert queue.error is first
-
-
-@pytest.mark.parametrize("seed", range(50))
-def test_shared_tokens_are_counted_as_a_loop_does(seed: int) -> None:
-    first, second = unlike(seed, 2, 8)
-    assert count_shared(first, second) == len(second) - own_tokens([first, second], [0, 1])[1]
-    assert count_shared(first, first) == len(first)

@@ -67,6 +67,16 @@ def test_common_prefix_ends_at_the_first_difference(first: list[int], second: li
     assert common_prefix(first, second) == common_prefix(second, first) == shared
 
 
+@pytest.mark.parametrize("seed", range(50))
+def test_common_prefix_is_counted_as_a_loop_does(seed: int) -> None:
+    rng = random.Random(seed)
+    first, second = (rng.choices(range(3), k=rng.randint(0, 8)) for _ in range(2))
+    shared = 0
+    while shared < min(len(first), len(second)) and first[shared] == second[shared]:
+        shared += 1
+    assert common_prefix(first, second) == shared
+
+
 def test_instructions_questions_and_candidates_are_three_levels_in_any_order() -> None:
     instruction = list(range(20))
     prompts = [[*instruction, *row, end, 7] for end in (1, 2) for row in (ROW_A, ROW_B)]

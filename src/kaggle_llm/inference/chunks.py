@@ -5,7 +5,6 @@ Pure functions on token ids, and the queue that the workers take from.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from itertools import pairwise
 from threading import Lock
 from typing import Any
 
+from kaggle_llm.inference.prefixes import common_prefix
 from kaggle_llm.prompts import Prompt
 
 TOKENS = 2**17  # of a chunk at most: some minutes of a large model on a T4
@@ -39,7 +39,7 @@ def cut_by_prefix(prompts: Sequence[Prompt], workers: int) -> list[Chunk]:
     one before.
     """
     order = sorted(range(len(prompts)), key=lambda i: tuple(prompts[i]))
-    shared = [0, *(count_shared(prompts[one], prompts[other]) for one, other in pairwise(order))][: len(order)]
+    shared = [0, *(common_prefix(prompts[one], prompts[other]) for one, other in pairwise(order))][: len(order)]
     return _cut(order, [len(prompts[i]) for i in order], shared, workers)
 
 
@@ -50,12 +50,6 @@ def cut_by_length(prompts: Sequence[Prompt], workers: int, new: int = 0) -> list
     """
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     return _cut(order, [len(prompts[i]) + new for i in order], [0] * len(order), workers)
-
-
-def count_shared(first: Prompt, second: Prompt) -> int:
-    """Number of leading tokens that both share."""
-    lengths = range(1, min(len(first), len(second)) + 1)
-    return bisect_left(lengths, True, key=lambda length: first[:length] != second[:length])
 
 
 def chunk_tokens(lengths: Sequence[int], shared: Sequence[int], workers: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -65,9 +66,9 @@ def _grow(keys: Sequence[Prompt], order: Sequence[int], begin: int, levels: int)
 
 
 def common_prefix(first: Prompt, second: Prompt) -> int:
-    """Number of leading tokens that both share."""
-    pairs = zip(first, second, strict=False)
-    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+    """Number of leading tokens that both, of one type, share."""
+    lengths = range(1, min(len(first), len(second)) + 1)
+    return bisect_left(lengths, True, key=lambda length: first[:length] != second[:length])
 
 
 def gather(nodes: Sequence[Node], budget: int) -> Iterator[list[Node]]:

@@ -1,0 +1,1 @@
+"""Pinned Kaggle images and their machines; checks of models and machines against them."""
