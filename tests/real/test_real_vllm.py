@@ -137,7 +137,7 @@ def test_greedy_completions_are_those_of_transformers(plain: Any, engine: Any, p
     "how",
     [
         Sampling(max_tokens=16, stop=("the", ".")),
-        Sampling(max_tokens=6, options=(" Yes", " No, it is not")),
+        Sampling(max_tokens=14, options=(" Yes", " No, it is not")),
         Sampling(max_tokens=6, regex=" [0-9]{1,3}"),
     ],
     ids=["stop", "options", "regex"],
