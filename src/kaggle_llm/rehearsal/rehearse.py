@@ -49,7 +49,7 @@ def rehearse(run: str, rows: int | None = None, limit: str = "9h", replay: int |
         checks += [network, check_notebook(hidden), check_time(hidden), check_origin(hidden), check_mount(hidden)]
         checks += [submission_check, check_independence(hidden)]
     score = None
-    if submission is not None and submission_check.ok:
+    if submission is not None and submission_check.ok and not hidden.error:
         score = hidden.competition.metric.score(hidden.competition.ranking_of(submission), truth)
     if replay is not None:
         checks.append(replay_fold(folder / "replay", run, record, replay, bundle, settings, seconds))

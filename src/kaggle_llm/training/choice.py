@@ -48,7 +48,8 @@ class ChoiceTask:
     ) -> None:
         self.settings, self.distillation = settings, distillation or DistillationSettings()
         if any(len(label) != 1 for label in labels):
-            raise ValueError(f"labels {[list(label) for label in labels]}: each must be one token")
+            lengths = [len(label) for label in labels]
+            raise ValueError(f"prompt.labels are of {lengths} tokens: training needs one each, choose other words")
         self.labels = [label[0] for label in labels]
         if len(set(self.labels)) < len(self.labels):
             raise ValueError(f"labels {self.labels}: two of them are the same token")
