@@ -2,14 +2,22 @@
 
 import math
 import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import polars as pl
 import pytest
 
+from kaggle_llm.competition import CompetitionSettings, load_competition
+from kaggle_llm.demo.competition import build_competition
 from kaggle_llm.rankings import check_ranking, make_ranking, top
+from kaggle_llm.retrieval import retriever
 from kaggle_llm.retrieval.fusion import fuse_by_rank
 from kaggle_llm.retrieval.lexical import LexicalIndex
 from kaggle_llm.retrieval.negatives import draw_groups
+from kaggle_llm.retrieval.retriever import RetrievalSettings
+from kaggle_llm.run import Run
 
 TEXTS = {  # no stop words and no punctuation, so that a split gives the words
     "d1": "adds numerators adds denominators",
@@ -147,3 +155,28 @@ def test_draws_repeat_for_a_seed_and_are_shuffled() -> None:
 def test_documents_without_a_word_are_refused() -> None:
     with pytest.raises(ValueError, match="none of 2 documents holds a word"):
         LexicalIndex(["a", "b"], ["the of", "?"])
+
+
+def test_rows_are_searched_for_some_at_a_time_and_found_as_if_all_at_once(
+    pico_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The long rankings that are fused are those of a part of the rows: memory does not grow with the test set."""
+    build_competition(tmp_path, tmp_path / "hidden", train_rows=20, hidden_rows=3)
+    competition = load_competition(CompetitionSettings("demo-misconceptions"), tmp_path)
+    settings = RetrievalSettings(str(pico_encoder), query="{question} {wrong_answer}", k=5)
+    sizes: list[int] = []
+    real = retriever.fuse_by_rank
+
+    def note(rankings: list[pl.DataFrame], *more: Any) -> pl.DataFrame:
+        sizes.append(rankings[0].height)
+        return real(rankings, *more)
+
+    monkeypatch.setattr(retriever, "fuse_by_rank", note)
+    rows = competition.unlabelled(competition.table("train"))
+    with Run(SimpleNamespace(retrieval=settings), competition, {"encoder": pico_encoder}) as run:
+        index = retriever.Retriever(run)
+        whole = index.search(rows)
+        monkeypatch.setattr(retriever, "ROWS", 8)
+        assert index.search(rows).equals(whole) and whole["id"].to_list() == rows["id"].to_list()
+        assert index.search(rows.head(0)).height == 0
+    assert sizes == [20, 8, 8, 4]

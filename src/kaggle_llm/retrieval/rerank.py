@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 CHUNK = 16  # rows that are scored at a time: the grain of the progress bar and of the time budget
-OFTEN = 60.0  # seconds
+OFTEN = 60.0  # seconds between two offers of what there is so far
 PATIENCE = 5.0  # seconds between two lines of progress: a notebook's log keeps each
 
 
@@ -40,14 +40,14 @@ def rerank(
     asked = rows.with_columns(candidates=top(candidates, depth)["items"])
     chunks = list(asked.iter_slices(CHUNK))
     taken = budget.take(chunks, "reranking")
-    found, said = pl.DataFrame(schema=ranking_schema()), budget.clock()
+    parts, said = [pl.DataFrame(schema=ranking_schema())], budget.clock()
     for chunk in tqdm(taken, "reranking", len(chunks), unit=f" x {CHUNK} rows", mininterval=PATIENCE):
-        found = pl.concat([found, _rerank_chunk(chunk, prompts, engine)])
+        parts.append(_rerank_chunk(chunk, prompts, engine))
         if on_progress and budget.clock() - said > OFTEN:
-            on_progress(found)
+            on_progress(pl.concat(parts))
             said = budget.clock()
     prompts.prompter.report_cuts()
-    return found
+    return pl.concat(parts)
 
 
 def _rerank_chunk(rows: pl.DataFrame, prompts: CandidatePrompts, engine: Engine) -> pl.DataFrame:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kaggle_llm.prompts import fill_template
+from kaggle_llm.rankings import ranking_schema
 from kaggle_llm.retrieval.dense import DenseIndex
 from kaggle_llm.retrieval.fusion import fuse_by_rank
 from kaggle_llm.retrieval.lexical import LexicalIndex
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     import polars as pl
 
     from kaggle_llm.run import Run
+
+ROWS = 256  # that are searched for and fused at a time
 
 
 @dataclass
@@ -52,7 +55,17 @@ class Retriever:
         self.dense = DenseIndex(run.engine("encoder"), run.model("encoder"), ids, texts, self.settings.max_tokens)
 
     def search(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """RANKING of the first k candidates of each row."""
+        """RANKING of the first k candidates of each row.
+
+        Some rows at a time: the rankings that are fused have four times as many places, and their memory is that of a
+        part of the rows, however many there are.
+        """
+        import polars as pl
+
+        found = [self._search(part) for part in rows.iter_slices(ROWS)]
+        return pl.concat([pl.DataFrame(schema=ranking_schema()), *found])
+
+    def _search(self, rows: pl.DataFrame) -> pl.DataFrame:
         ids = rows["id"].to_list()
         queries = [fill_template(self.settings.query, row) for row in rows.iter_rows(named=True)]
         found = [index.search(ids, queries, self.settings.depth) for index in (self.lexical, self.dense)]
