@@ -90,7 +90,7 @@ def sweep(
 @app.command()
 def doctor(
     run: Annotated[str | None, typer.Argument(help="a run, trained or not")] = None,
-    runtime: Annotated[str, typer.Option(help="a name of src/kaggle_llm/runtime/runtimes/")] = "",
+    runtime: Annotated[str | None, typer.Option(help="a name of src/kaggle_llm/runtime/runtimes/")] = None,
     model: Annotated[Path | None, typer.Option(help="this model folder alone, with RUN's config or without")] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="rows of the test set, for the estimate of time")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,

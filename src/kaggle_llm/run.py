@@ -6,7 +6,6 @@ CV, rehearsal, notebook, replay and parity all go through `answer()`, so what co
 from __future__ import annotations
 
 import importlib
-import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -155,9 +154,9 @@ def ask_uncertain_first(
     """The RANKINGs of one more member for as many rows as the time is enough for, some at a time."""
     budget = run.budget.fork()
     ids = most_uncertain_first(mean)
-    size = len(ids) if math.isinf(budget.left()) else max(FEWEST, -(-len(ids) // SHARES))
+    parts = budget.split(ids, max(FEWEST, -(-len(ids) // SHARES)))
     with Run(run.config, run.competition, models, budget) as member:
-        for asked in budget.take([ids[at : at + size] for at in range(0, len(ids), size or 1)]):
+        for asked in budget.take(parts):
             ranking = predict.predict(select_rows(rows, asked), member.loaded(predict), member)
             if budget.cuts.total():
                 return

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import TypeVar
 
+S = TypeVar("S")
 T = TypeVar("T", bound=Sized)
+RESERVE, LARGEST_RESERVE = 0.05, 300.0  # share of a limit, and seconds, that are kept for what follows a prediction
 
 
 class Budget:
@@ -40,6 +42,11 @@ class Budget:
         fork.end, fork.start = self.end, self.start
         return fork
 
+    def split(self, items: Sequence[S], size: int) -> list[Sequence[S]]:
+        """Parts of `size` items between which the time can run out; one where there is no limit."""
+        size = max(len(items), 1) if math.isinf(self.left()) else size
+        return [items[at : at + size] for at in range(0, len(items), size)]
+
     def take(self, chunks: Iterable[T], what: str = "prediction") -> Iterator[T]:
         """Chunks as long as the next one ends in time, at the slowest pace per row seen so far.
 
@@ -59,6 +66,12 @@ class Budget:
             seconds = self.clock() - begin
             self.start = self.start if paces else max(self.start, seconds)
             paces.append(seconds / max(len(chunk), 1))
+
+
+def budget_until(deadline: float) -> Budget:
+    """Of a prediction whose parent ends it at the deadline, in seconds since the epoch."""
+    limit = max(deadline - time.time(), 0.0)
+    return Budget(limit, min(LARGEST_RESERVE, RESERVE * limit))
 
 
 def describe_cuts(cuts: Mapping[str, int]) -> str:

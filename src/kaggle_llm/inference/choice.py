@@ -5,7 +5,6 @@ The same prompts in training (`list_examples`) and in prediction (`rank_options`
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -117,22 +116,16 @@ def rank_options(
         for (i, order), row in zip(shown, engine.choices(prompts, labels), strict=True):
             found.setdefault(i, []).append(to_names(row - np.logaddexp.reduce(row), order))
 
-    for chosen in budget.take(_split(range(len(questions)), budget), "choice"):
+    for chosen in budget.take(budget.split(range(len(questions)), CHUNK), "choice"):
         ask(chosen, [first])
     if others and len(found) == len(questions):
         uncertain = sorted(found, key=lambda i: _margin(found[i][0]))
-        for chosen in budget.take(_split(uncertain, budget), "choice in other orders"):
+        for chosen in budget.take(budget.split(uncertain, CHUNK), "choice in other orders"):
             ask(chosen, others)
     prompter.report_cuts()
     asked = [questions[i] for i in found]
     scores = [_average(np.stack(rows), settings) for rows in found.values()]
     return make_ranking([question.row["id"] for question in asked], [question.names for question in asked], scores)
-
-
-def _split(indices: Sequence[int], budget: Budget) -> list[Sequence[int]]:
-    """Parts between which the budget decides; one where there is nothing to decide."""
-    size = max(len(indices), 1) if math.isinf(budget.left()) else CHUNK
-    return [indices[at : at + size] for at in range(0, len(indices), size)]
 
 
 def _margin(scores: np.ndarray) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,21 +36,18 @@ class Sentinel:
         self._trusted: set[str] = set()
 
     def choices(self, prompts: Sequence[Prompt], labels: Sequence[Prompt]) -> np.ndarray:
-        first, rest = self._ask("choices", prompts, lambda part: self.engine.choices(part, labels), self._check_scores)
-        return np.concatenate([first, rest])
+        parts = self._ask("choices", prompts, lambda part: self.engine.choices(part, labels), self._check_scores)
+        return np.concatenate(parts)
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
-        first, rest = self._ask(
-            "generate", prompts, lambda part: self.engine.generate(part, sampling), self._check_texts
-        )
-        return [*first, *rest]
+        parts = self._ask("generate", prompts, lambda part: self.engine.generate(part, sampling), self._check_texts)
+        return list(chain.from_iterable(parts))
 
     def embed(self, prompts: Sequence[Prompt]) -> np.ndarray:
         return self.engine.embed(prompts)
 
     def logits(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
-        first, rest = self._ask("logits", prompts, self.engine.logits, self._check_scores)
-        return [*first, *rest]
+        return list(chain.from_iterable(self._ask("logits", prompts, self.engine.logits, self._check_scores)))
 
     def close(self) -> None:
         self.engine.close()
@@ -60,17 +58,18 @@ class Sentinel:
         prompts: Sequence[Prompt],
         ask: Callable[[Sequence[Prompt]], Answers],
         check: Callable[[Sequence[Prompt], Answers], None],
-    ) -> tuple[Answers, Answers]:
-        """Answers of the first prompts, which are checked once for each kind of call, and of the others."""
-        count = 0 if kind in self._trusted else FIRST
-        first = ask(prompts[:count])
-        if len({tuple(prompt) for prompt in prompts[:count]}) >= ENOUGH:
-            check(prompts[:count], first)
+    ) -> list[Answers]:
+        """Answers of all prompts; of the first ones by themselves until those of their kind were looked at."""
+        if kind in self._trusted:
+            return [ask(prompts)]
+        first = ask(prompts[:FIRST])
+        if len({tuple(prompt) for prompt in prompts[:FIRST]}) >= ENOUGH:
+            check(prompts[:FIRST], first)
             self._trusted.add(kind)
         try:
-            return first, ask(prompts[count:])
+            return [first, ask(prompts[FIRST:])] if len(prompts) > FIRST else [first]
         except LengthError as error:
-            raise LengthError(error.index + count, error.length, error.limit, error.folder) from error
+            raise LengthError(error.index + FIRST, error.length, error.limit, error.folder) from error
 
     def _check_scores(self, prompts: Sequence[Prompt], scores: np.ndarray | list[np.ndarray]) -> None:
         """Raises SickModelError where all rows are the same."""

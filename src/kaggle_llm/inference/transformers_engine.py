@@ -103,8 +103,14 @@ class TransformersEngine:
         return [found[i] for i in range(len(prompts))]
 
     def module(self, kind: str) -> Any:
-        """The torch module that answers calls of this kind: choices, generate, embed or logits."""
-        return {"embed": lambda: self._sentence, "logits": lambda: self._head}.get(kind, lambda: self._causal)()
+        """The torch module that answers calls of this kind: choices, generate, embed or logits.
+
+        Whether a language model can share beginnings has been tried out by then: who watches it sees prompts only.
+        """
+        if kind in ("embed", "logits"):
+            return self._sentence if kind == "embed" else self._head
+        self._shares(0)
+        return self._causal
 
     def close(self) -> None:
         """Give the memory back."""

@@ -33,10 +33,7 @@ ANSWER, ERROR = "answer", "error"
 
 def main(descriptor: int, job: dict[str, Any]) -> None:
     """Answer until the end. job: folder, base and settings of the engine, which is made at the first call."""
-    os.set_inheritable(descriptor, False)  # with a copy in another process, the pool would not see this one's end
-    connection = Connection(descriptor)
-    requests: SimpleQueue[Request | None] = SimpleQueue()
-    threading.Thread(target=listen, args=(connection, requests, os.getppid()), daemon=True).start()
+    connection, requests = open_requests(descriptor)
     base = Path(job["base"]) if job["base"] else None
     make = partial(make_engine, Path(job["folder"]), EngineSettings(**job["settings"]), base)
     engine: Engine | None = None
@@ -53,6 +50,15 @@ def main(descriptor: int, job: dict[str, Any]) -> None:
         connection.send(reply)
     if engine is not None:
         engine.close()
+
+
+def open_requests(descriptor: int) -> tuple[Connection, SimpleQueue[Request | None]]:
+    """The connection to the process that started this one, and where its requests arrive."""
+    os.set_inheritable(descriptor, False)  # with a copy in another process, the parent would not see this one's end
+    connection = Connection(descriptor)
+    requests: SimpleQueue[Request | None] = SimpleQueue()
+    threading.Thread(target=listen, args=(connection, requests, os.getppid()), daemon=True).start()
+    return connection, requests
 
 
 def listen(connection: Connection, requests: SimpleQueue[Request | None], parent: int) -> None:

@@ -22,7 +22,7 @@ import kaggle_llm
 from kaggle_llm import records
 from kaggle_llm.competition import TEST, Competition, load_competition
 from kaggle_llm.config import load_config
-from kaggle_llm.inference.budget import Budget, describe_cuts
+from kaggle_llm.inference.budget import budget_until, describe_cuts
 from kaggle_llm.run import Run, answer, import_predict
 
 if TYPE_CHECKING:
@@ -67,10 +67,8 @@ def open_run(mounts: Mounts) -> Run:
         raise ImportError(f"kaggle_llm comes from {package.parent}, not from the bundle {mounts.bundle}")
     config = load_config(mounts.bundle / "config.yaml", import_predict(mounts.exp).Config)
     competition = load_competition(config.competition, mounts.competition)
-    limit = max(mounts.deadline - time.time(), 0.0)
-    budget = Budget(limit, reserve=min(300.0, 0.05 * limit))
-
-    return Run(config, competition, mounts.models, budget, partial(offer_submission, competition, mounts.working))
+    offer = partial(offer_submission, competition, mounts.working)
+    return Run(config, competition, mounts.models, budget_until(mounts.deadline), offer)
 
 
 def write_submission(competition: Competition, working: Path, ranking: pl.DataFrame) -> None:

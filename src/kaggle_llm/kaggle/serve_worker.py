@@ -10,20 +10,17 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
-from multiprocessing.connection import Connection
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from kaggle_llm import records
 from kaggle_llm.competition import TEST, Competition, load_competition
 from kaggle_llm.inference.budget import Budget
-from kaggle_llm.inference.worker import Request, listen
+from kaggle_llm.inference.worker import open_requests
 from kaggle_llm.kaggle.predict import Mounts, check_dataset, open_run, parse_mounts
 from kaggle_llm.kaggle.server import ANSWER, FAILED
 from kaggle_llm.run import Run, answer, import_predict
@@ -37,10 +34,7 @@ TAIL = 4000  # characters of a traceback, so that a reply never fills the pipe
 
 def main(descriptor: int, served: Path, words: Sequence[str]) -> None:
     """Load at the first request, answer at each other one. served: the folder of a call's rows."""
-    os.set_inheritable(descriptor, False)  # with a copy in another process, the server would not see this one's end
-    connection = Connection(descriptor)
-    requests: SimpleQueue[Request | None] = SimpleQueue()
-    threading.Thread(target=listen, args=(connection, requests, os.getppid()), daemon=True).start()
+    connection, requests = open_requests(descriptor)
     mounts = parse_mounts(words)
     write_log(mounts.working / "server.log")
     requests.get()

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from kaggle_llm.competition import SAMPLE, TEST, read_csv
 from kaggle_llm.config import load_config
-from kaggle_llm.inference.budget import Budget
+from kaggle_llm.inference.budget import budget_until
 from kaggle_llm.inference.pool import OFFLINE, Worker, WorkerLostError
 from kaggle_llm.kaggle.predict import Mounts, parse_mounts
 from kaggle_llm.run import import_predict
@@ -68,8 +68,7 @@ class PredictServer:
     def __init__(self, mounts: Mounts, settings: ServerSettings) -> None:
         check_fallback(mounts.competition, settings)
         self.mounts = mounts
-        limit = max(mounts.deadline - time.time(), 0.0)
-        self.settings, self.budget = settings, Budget(limit, reserve=min(300.0, 0.05 * limit))
+        self.settings, self.budget = settings, budget_until(mounts.deadline)
         self.rows = self.fallbacks = self.calls = 0
         """Rows and calls so far, and the rows among them that got the fallback."""
         self._lock = threading.Lock()

@@ -41,8 +41,6 @@ def measure_headroom(model: Path, prompts: Sequence[Prompt], kind: str, base: Pa
     """
     engine = TransformersEngine(model, EngineSettings(dtype="float32"), base)
     layers: dict[str, float] = {}
-    if kind not in ("embed", "logits"):
-        engine.choices(prompts[:1], [(0,)])  # before anybody watches: the first call tries the model out
     hooks = [part.register_forward_hook(watch(name, layers)) for name, part in engine.module(kind).named_modules()]
     try:
         if kind in ("embed", "logits"):
