@@ -101,3 +101,7 @@ def test_scaling_measures_what_the_rehearsal_of_each_size_took(tmp_path: Path) -
     assert report["benchmark"] == "scaling" and {"machine", "versions"} <= set(report)
     ((name, figures),) = [(one["name"], one["figures"]) for one in report["contenders"]]
     assert name == "kaggle_llm" and figures["peak_rss_mb"] > 100 and figures["start_seconds"] > 0
+    sizes = report["contenders"][0]["sizes"]
+    assert [size["rows"] for size in sizes] == [20, 60]
+    (step,) = figures["steps"]
+    assert step["seconds_per_1000_rows"] == pytest.approx(25 * (sizes[1]["seconds"] - sizes[0]["seconds"]))
