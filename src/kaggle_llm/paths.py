@@ -57,6 +57,11 @@ def rehearsals_folder(run: str) -> Path:
     return root() / "output" / "rehearsals" / run
 
 
+def pushes_folder(slug: str) -> Path:
+    """What a push notes of one dataset or kernel, and what came back from it."""
+    return root() / "output" / "pushes" / slug
+
+
 def hidden_folder(competition: str) -> Path:
     """A demo's hidden test and its solution: outside input/, for rehearsals only."""
     return root() / "output" / "hidden" / competition

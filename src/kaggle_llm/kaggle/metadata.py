@@ -1,0 +1,141 @@
+"""dataset-metadata.json and kernel-metadata.json, and the rules that Kaggle's client and server keep.
+
+All are checked before anything is sent: what the server refuses half an hour later, or changes without a word, is
+said here with the field, the value and the rule.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kaggle_llm import records
+
+DATASET, KERNEL = "dataset-metadata.json", "kernel-metadata.json"
+MOST_ENTRIES = 50  # top-level files of a dataset
+SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+OWNED = re.compile(r"[^/\s]+/[a-z0-9]+(-[a-z0-9]+)*")
+MODEL_SOURCE = re.compile(r"[^/\s]+/[^/\s]+/[^/\s]+/[^/\s]+/\d+")
+IMAGE = re.compile(r"[\w./-]+@sha256:[0-9a-f]{64}")
+ACCELERATOR = "NvidiaTeslaT4"
+LICENCES = ("other", "apache-2.0", "copyright-authors", "CC0-1.0", "CC-BY-4.0", "CC-BY-SA-4.0", "CC-BY-NC-SA-4.0")
+
+Problem = tuple[str, Any, str]  # field, value, rule
+
+
+def describe_dataset(slug: str, owner: str) -> dict[str, Any]:
+    """dataset-metadata.json of a private dataset; who may read it is decided when it is made public by hand."""
+    return {"title": slug, "id": f"{owner}/{slug}", "licenses": [{"name": "other"}]}
+
+
+def describe_kernel(
+    slug: str,
+    owner: str,
+    runtime: Mapping[str, Any],
+    competition: str,
+    datasets: list[str],
+    models: list[str],
+) -> dict[str, Any]:
+    """kernel-metadata.json of a private notebook without internet on the runtime's image and GPUs.
+
+    runtime: asdict of a Runtime; datasets: slugs of the owner's; models: Kaggle model sources.
+    """
+    return {
+        "id": f"{owner}/{slug}",
+        "title": slug,
+        "code_file": "notebook.ipynb",
+        "language": "python",
+        "kernel_type": "notebook",
+        "is_private": True,
+        "enable_gpu": True,
+        "enable_tpu": False,
+        "enable_internet": False,
+        "machine_shape": runtime["machine"]["accelerator"],
+        "docker_image": runtime["image"]["ref"],
+        "docker_image_pinning_type": "original",
+        "competition_sources": [competition],
+        "dataset_sources": [f"{owner}/{name}" for name in sorted(datasets)],
+        "kernel_sources": [],
+        "model_sources": sorted(models),
+    }
+
+
+def check_dataset(folder: Path) -> None:
+    """Raises ValueError with every rule that the folder of a dataset breaks."""
+    raise_problems(folder / DATASET, list(find_dataset_problems(records.read_json(folder / DATASET), folder)))
+
+
+def check_kernel(folder: Path) -> None:
+    """Raises ValueError with every rule that the folder of a kernel breaks."""
+    raise_problems(folder / KERNEL, list(find_kernel_problems(records.read_json(folder / KERNEL), folder)))
+
+
+def raise_problems(path: Path, problems: list[Problem]) -> None:
+    if problems:
+        said = "; ".join(f"{field} = {value!r}: {rule}" for field, value, rule in problems)
+        raise ValueError(f"{path.parent.name}/{path.name}: {said}")
+
+
+def find_dataset_problems(metadata: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
+    owner, _, slug = str(metadata.get("id", "")).partition("/")
+    title, licences, subtitle = metadata.get("title", ""), metadata.get("licenses", []), metadata.get("subtitle")
+    if not (owner and SLUG.fullmatch(slug) and 6 <= len(slug) <= 50):
+        yield "id", metadata.get("id"), "owner/slug, the slug of 6 to 50 lower-case letters, digits and hyphens"
+    if not 6 <= len(title) <= 50:
+        yield "title", title, "6 to 50 characters"
+    names = [licence.get("name") for licence in licences]
+    if len(names) != 1 or names[0] not in LICENCES:
+        yield "licenses", names, f"exactly one of {', '.join(LICENCES)}"
+    if subtitle and not 20 <= len(subtitle) <= 80:
+        yield "subtitle", subtitle, "20 to 80 characters, or none"
+    entries = [path for path in folder.iterdir() if path.name != DATASET]
+    if not 1 <= len(entries) <= MOST_ENTRIES:
+        yield "files", len(entries), f"1 to {MOST_ENTRIES} at the top level: put the others into a folder"
+
+
+def find_kernel_problems(metadata: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
+    owner, _, slug = str(metadata.get("id", "")).partition("/")
+    title = metadata.get("title", "")
+    if not (owner and SLUG.fullmatch(slug) and 5 <= len(slug) <= 50):
+        yield "id", metadata.get("id"), "owner/slug without a version, the slug of 5 to 50 characters"
+    if len(title) < 5 or slugify(title) != slug:
+        yield "title", title, f"5 characters or more that become the slug {slug!r}: the server names the kernel by it"
+    if not (folder / str(metadata.get("code_file"))).is_file():
+        yield "code_file", metadata.get("code_file"), "a file beside the metadata"
+    yield from find_wrong_values(metadata)
+    for field, pattern, rule in (
+        ("dataset_sources", OWNED, "owner/slug each"),
+        ("model_sources", MODEL_SOURCE, "owner/model/framework/variation/version each, the version a number"),
+        ("competition_sources", SLUG, "the competition's slug each"),
+    ):
+        for value in metadata.get(field, []):
+            if not pattern.fullmatch(value):
+                yield field, value, rule
+    if not metadata.get("competition_sources"):
+        yield "competition_sources", [], "the competition has to be attached: its test set is mounted by it"
+
+
+def find_wrong_values(metadata: Mapping[str, Any]) -> Iterator[Problem]:
+    """What a submission of ours always says, and what the CLI would take for true where it is left out."""
+    wanted = {
+        "language": "python",
+        "kernel_type": "notebook",
+        "is_private": True,
+        "enable_gpu": True,
+        "enable_tpu": False,
+        "enable_internet": False,
+        "machine_shape": ACCELERATOR,
+        "docker_image_pinning_type": "original",
+    }
+    for field, value in wanted.items():
+        if metadata.get(field) != value:
+            yield field, metadata.get(field), f"{value!r}, written out"
+    if not IMAGE.fullmatch(str(metadata.get("docker_image"))):
+        yield "docker_image", metadata.get("docker_image"), "an image by its digest: image@sha256:…"
+
+
+def slugify(title: str) -> str:
+    """As the CLI makes a slug of a title of plain letters: lower case, everything else one hyphen."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")

@@ -1,0 +1,31 @@
+"""Rows of a test.csv of any number: for rehearsals and for timed runs on Kaggle."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+def draw_rows(test: pl.DataFrame, id_column: str, rows: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """So many rows of test.csv, drawn with a fixed seed, and the id that each had: columns id (new) and old.
+
+    Above their number they are repeated under new ids.
+    """
+    import numpy as np
+    import polars as pl
+
+    rng = np.random.default_rng(0)
+    times = -(-rows // max(test.height, 1))
+    order = np.concatenate([np.empty(0, int), *(rng.permutation(test.height) for _ in range(times))])[:rows]
+    drawn = test[order.tolist()]
+    old = drawn[id_column].to_list()
+    new = pl.Series(id_column, [i if n < test.height else f"{i}-{n // test.height}" for n, i in enumerate(old)])
+    return drawn.with_columns(new), pl.DataFrame({"id": new, "old": pl.Series(old, dtype=pl.String())})
+
+
+def rename_rows(frame: pl.DataFrame, names: pl.DataFrame) -> pl.DataFrame:
+    """The rows of a frame with a column id, once for every new name of theirs, in the order of `names`."""
+    found = names.join(frame.rename({"id": "old"}), on="old", maintain_order="left")
+    return found.drop("old")

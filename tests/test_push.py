@@ -1,0 +1,230 @@
+"""The round trip through the real kaggle CLI, against a server on this machine with a plan of faults."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kaggle_forks import Forks
+from kaggle_server import OWNER, Dataset, Fault, Kaggle, Kernel, environment, serve
+
+from kaggle_llm import records
+from kaggle_llm.kaggle import client, datasets
+from kaggle_llm.kaggle.datasets import ensure_dataset, list_folder
+from kaggle_llm.kaggle.kernels import ensure_kernel, follow_kernel, write_kernel
+from kaggle_llm.kaggle.metadata import describe_kernel
+from kaggle_llm.kaggle.notebook import write_notebook
+from kaggle_llm.runtime.pins import load_runtime
+
+ROOT = Path(__file__).resolve().parents[1]
+SLUG = "demo-weights-0123abcd"
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    forks = Forks(tmp_path_factory.mktemp("home"))
+    yield forks
+    forks.close()
+
+
+@pytest.fixture
+def forked(forks: Forks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The CLI in forks, nobody waits, output/ in tmp_path."""
+    monkeypatch.setattr(client, "start_program", forks.start_program)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(datasets, "PATIENCE", 60.0)
+    monkeypatch.setenv("KAGGLE_LLM_ROOT", str(tmp_path))
+    return tmp_path
+
+
+def talk(kaggle: Kaggle, home: Path, monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    for name, value in environment(home, proxy).items():
+        monkeypatch.setenv(name, value)
+
+
+def write_dataset(folder: Path, seed: int = 0, files: int = 3) -> Path:
+    """A dataset as a bundle has it: folders, one small file, MANIFEST.json."""
+    rng = random.Random(seed)
+    for number in range(files):
+        path = folder / "model" / f"part{number}.bin"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(rng.randbytes(rng.randint(0, 2000)))
+    (folder / "config.yaml").write_text(f"seed: {seed}\n")
+    entries = [
+        {"path": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": records.hash_file(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in ("MANIFEST.json", "dataset-metadata.json")
+    ]
+    records.write_json(folder / "MANIFEST.json", {"slug": folder.name, "kind": "weights", "files": entries})
+    return folder
+
+
+def held_by(kaggle: Kaggle, folder: Path) -> bool:
+    """Whether the server's last version is exactly the folder, byte by byte."""
+    dataset = kaggle.datasets.get(f"{OWNER}/{folder.name}")
+    files = {name: (folder / name).read_bytes() for name in list_folder(folder)}
+    return dataset is not None and dataset.versions[-1] == files
+
+
+def repeated(kaggle: Kaggle) -> int:
+    """Versions that hold what the one before them held."""
+    return sum(
+        first == second
+        for dataset in kaggle.datasets.values()
+        for first, second in zip(dataset.versions, dataset.versions[1:], strict=False)
+    )
+
+
+def push_all(dataset: Path, root: Path) -> int:
+    """A dataset, then a notebook on it, followed to its end; the kernel's version."""
+    ensure_dataset(dataset, OWNER)
+    runtime = {"image": {"ref": load_runtime("t4x2-vllm032").image.ref}, "machine": {"accelerator": "NvidiaTeslaT4"}}
+    metadata = describe_kernel("demo-notebook", OWNER, runtime, "demo", [dataset.name], [])
+    write_notebook(ROOT / "submission" / "notebook.py", root / "notebook.ipynb")
+    kernel = root / "output" / "pushes" / "demo-notebook" / "kernel"
+    stamp = write_kernel(kernel, root / "notebook.ipynb", metadata, records.hash_file(dataset / "MANIFEST.json"))
+    version = ensure_kernel(kernel, stamp)
+    output = follow_kernel(metadata["id"], version)
+    assert (output / "submission.csv").read_bytes() == b"id,x\n1,2\n"
+    return version
+
+
+def finish_well(_: Kaggle, kernel: Kernel) -> None:
+    kernel.status, kernel.output, kernel.log = "COMPLETE", {"submission.csv": b"id,x\n1,2\n"}, "done\n"
+
+
+def test_a_dataset_is_created_once_and_versioned_when_its_content_changes(
+    forked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kaggle, folder = Kaggle(), write_dataset(forked / SLUG)
+    with serve(kaggle) as proxy:
+        talk(kaggle, forked, monkeypatch, proxy)
+        assert ensure_dataset(folder, OWNER) == 1 and held_by(kaggle, folder)
+        received = kaggle.received
+        assert ensure_dataset(folder, OWNER) == 1 and kaggle.received == received, "nothing is sent again"
+        write_dataset(folder, seed=1)
+        assert ensure_dataset(folder, OWNER) == 2 and held_by(kaggle, folder)
+        many = write_dataset(forked / "demo-many-files", files=450)
+        assert ensure_dataset(many, OWNER) == 1 and held_by(kaggle, many), "a listing of three pages"
+    assert not (folder / "dataset-metadata.json").exists(), "the bundle stays as it is"
+    assert kaggle.calls["CreateDataset"] == 2 and kaggle.calls["CreateDatasetVersion"] == 1
+
+
+EXPECTED = {
+    # fault → what the first start says ("" where it succeeds), tried in the order of a push
+    Fault("GetDatasetStatus", 1, "429"): "",
+    Fault("GetDatasetStatus", 1, "401"): "Kaggle does not know you",
+    Fault("StartBlobUpload", 1, "drop"): "",
+    Fault("PUT", 1, "503"): "",
+    Fault("PUT", 1, "lost"): "",
+    Fault("PUT", 1, "refuse"): "did not arrive",
+    Fault("PUT", 2, "vanish"): "did not arrive",
+    Fault("CreateDataset", 1, "429"): "",
+    Fault("CreateDataset", 1, "500"): "",
+    Fault("CreateDataset", 1, "400"): "it stumbled",
+    Fault("CreateDataset", 1, "exists"): "already in use",
+    Fault("CreateDataset", 1, "unready"): "",
+    Fault("CreateDataset", 1, "never-ready"): "is not ready after 1 min",
+    Fault("CreateDataset", 1, "failed"): "Kaggle says failed",
+    Fault("ListDatasetFiles", 2, "504"): "",
+    Fault("SaveKernel", 1, "503"): "503",
+    Fault("SaveKernel", 1, "lost"): "",
+    Fault("SaveKernel", 1, "push-error"): "Maximum batch GPU session count",
+    Fault("SaveKernel", 1, "no-source"): "dataset_sources lacks",
+    Fault("SaveKernel", 1, "fails"): "RuntimeError: no GPU",
+    Fault("GetKernelSessionStatus", 1, "drop"): "",
+    Fault("ListKernelSessionOutput", 1, "500"): "",
+}
+
+
+@pytest.mark.parametrize("fault", EXPECTED, ids=lambda fault: f"{fault.method}-{fault.kind}")
+def test_each_fault_has_its_message_and_the_same_command_goes_on(
+    forked: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    kaggle, folder = Kaggle(faults=(fault,), execute=finish_well), write_dataset(forked / SLUG)
+    with serve(kaggle) as proxy:
+        talk(kaggle, forked, monkeypatch, proxy)
+        if message := EXPECTED[fault]:
+            with pytest.raises(OSError, match=re.escape(message)):
+                push_all(folder, forked)
+        else:
+            push_all(folder, forked)
+        for dataset in kaggle.datasets.values():  # the night is over
+            dataset.looks, dataset.status = 0, "READY"
+        push_all(folder, forked)
+    assert held_by(kaggle, folder) and repeated(kaggle) == 0
+
+
+RANDOM = {
+    "GetDatasetStatus": ("429", "500", "503", "504", "401", "drop", "lost"),
+    "GetDataset": ("429", "500", "drop"),
+    "StartBlobUpload": ("429", "500", "503", "drop", "lost", "401"),
+    "PUT": ("refuse", "vanish", "503", "500", "drop", "lost"),
+    "CreateDataset": ("429", "500", "503", "400", "401", "drop", "lost", "exists", "unready", "never-ready", "failed"),
+    "CreateDatasetVersion": ("429", "500", "503", "401", "drop", "lost", "unready", "never-ready", "failed"),
+    "ListDatasetFiles": ("429", "500", "503", "drop", "401"),
+    "SaveKernel": ("429", "500", "503", "401", "drop", "lost", "push-error", "no-source", "fails"),
+    "GetKernel": ("429", "500", "drop", "401"),
+    "GetKernelSessionStatus": ("429", "500", "503", "drop"),
+    "ListKernelSessionOutput": ("429", "500", "503", "drop"),
+}
+
+
+def draw_plan(seed: int) -> tuple[Fault, ...]:
+    rng = random.Random(seed)
+    methods = rng.choices(list(RANDOM), k=rng.randint(1, 4))
+    return tuple(Fault(method, rng.randint(1, 3), rng.choice(RANDOM[method])) for method in methods)
+
+
+@pytest.mark.timeout(280)
+def test_no_plan_of_faults_ends_in_a_wrong_success(forked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    try_plans(range(30), forked, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+@pytest.mark.parametrize("part", range(4))
+def test_none_of_200_plans_of_faults_ends_in_a_wrong_success(
+    forked: Path, monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
+    try_plans(range(100 + 50 * part, 150 + 50 * part), forked, monkeypatch)
+
+
+def try_plans(seeds: range, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each start ends with the server holding the manifest's files, or with an error; no content becomes two versions.
+
+    The CLI itself repeats CreateDatasetVersion when its answer is lost, within one call: only it makes two of one.
+    """
+    outcomes = []
+    for seed in seeds:
+        root = folder / str(seed)
+        monkeypatch.setenv("KAGGLE_LLM_ROOT", str(root))
+        kaggle, dataset = Kaggle(faults=draw_plan(seed), execute=finish_well), write_dataset(root / SLUG, seed)
+        if seed % 2:  # an older version is there
+            kaggle.datasets[f"{OWNER}/{SLUG}"] = Dataset([{"config.yaml": b"old"}])
+        with serve(kaggle) as proxy:
+            talk(kaggle, root, monkeypatch, proxy)
+            failures = len(outcomes)
+            for _ in range(6):
+                try:
+                    version = push_all(dataset, root)
+                except OSError as error:
+                    outcomes.append(str(error))
+                    assert str(error) and "Traceback" not in str(error)
+                    for stored in kaggle.datasets.values():
+                        stored.looks, stored.status = 0, "READY"
+                    continue
+                break
+            assert held_by(kaggle, dataset), f"plan {seed}: {kaggle.faults}"
+            pushed = kaggle.kernels[f"{OWNER}/demo-notebook"][version - 1].request
+            assert pushed["datasetDataSources"] == [f"{OWNER}/{SLUG}"], f"plan {seed}: {kaggle.faults}"
+            by_cli = sum((fault.method, fault.kind) == ("CreateDatasetVersion", "lost") for fault in kaggle.faults)
+            assert len(outcomes) - failures < 6 and repeated(kaggle) <= by_cli, f"plan {seed}: {kaggle.faults}"
+            texts = [kernel.request["text"] for kernel in kaggle.kernels[f"{OWNER}/demo-notebook"]]
+            refused = sum(fault.kind in ("no-source", "fails") for fault in kaggle.faults)
+            assert len(texts) - len(set(texts)) <= refused, f"plan {seed}: {kaggle.faults}"
+    assert len(outcomes) > len(seeds) // 10, "some plans do end in an error first"
