@@ -16,6 +16,7 @@ from workspace import ROOT
 
 from kaggle_llm import records
 from kaggle_llm.kaggle.bundle import add_code, add_model, seal_dataset
+from kaggle_llm.kaggle.hashes import Hashes
 from kaggle_llm.runtime.pins import DEFAULT, load_runtime
 
 NAME = "arithmetic"
@@ -156,12 +157,12 @@ def make_bundle(root: Path, model: Path, config: str, predict: str = PREDICT) ->
     records.write_text(experiment / "predict.py", predict)
     records.write_text(run / "config.yaml", config)
     shutil.copytree(ROOT / "submission", root / "submission", ignore=shutil.ignore_patterns("__pycache__"))
-    slug = add_model(root / "bundle", NAME, model)
+    slug = add_model(root / "bundle", NAME, model, Hashes())
     code = root / "bundle" / "code"
     about: dict[str, Any] = {"experiment": "exp001_vote", "competition": NAME, "models": {"model": slug}}
     about["runtime"] = asdict(load_runtime(DEFAULT))
-    add_code(code, "exp001_vote", about)
+    about |= {"sources": {}, "wheels": None}
+    add_code(code, "exp001_vote")
     records.write_text(code / "src" / "kaggle_llm" / "competitions" / f"{NAME}.py", MODULE)
-    (code / "MANIFEST.json").unlink()
-    seal_dataset(code, about)
+    seal_dataset(code, "code", about, Hashes())
     return code, root / "bundle" / slug / "model"

@@ -57,6 +57,11 @@ def rehearsals_folder(run: str) -> Path:
     return root() / "output" / "rehearsals" / run
 
 
+def wheels_folder(runtime: str) -> Path:
+    """The dataset with the wheels of a runtime."""
+    return root() / "output" / "wheels" / runtime
+
+
 def pushes_folder(slug: str) -> Path:
     """What a push notes of one dataset or kernel, and what came back from it."""
     return root() / "output" / "pushes" / slug

@@ -22,6 +22,7 @@ from kaggle_llm import paths
 
 RECORD = "record.json"
 ADAPTER = "adapter_config.json"  # PEFT's: a folder with it is an adapter
+GIT = "git.json"  # at the root of what was sent away to be trained: the git state of the repository it came from
 WEIGHTS = "weights.json"  # beside a model: what its weights were made from, and how
 CODE = ("src", "exp", "submission", "requirements", "pyproject.toml")
 RECORDED_PACKAGES = (
@@ -134,17 +135,35 @@ def read_record(folder: Path) -> Record | None:
 
 
 def git_state() -> dict[str, Any]:
-    """Commit and whether the code in the work tree differs from it; empty outside a checkout."""
+    """{"commit", "dirty"}, and "diff" (the hash of `read_changes`) where the code in the work tree differs from it.
 
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(paths.root()), *words], capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else ""
+    Empty outside a checkout, but for a GIT file that a training on Kaggle has been given.
+    """
+    commit = run_git("rev-parse", "HEAD").strip()
+    if not commit:
+        sent = paths.root() / GIT
+        return dict(read_json(sent)) if sent.is_file() else {}
+    changes = read_changes()
+    state = {"commit": commit, "dirty": bool(changes)}
+    return state | ({"diff": hashlib.sha256(changes.encode()).hexdigest()} if changes else {})
 
+
+def read_changes() -> str:
+    """What the code in the work tree has that the last commit has not, as `git apply` takes it; new files too."""
+    changes = [run_git("diff", "HEAD", "--binary", "--", *CODE)]
+    for name in run_git("ls-files", "--others", "--exclude-standard", "-z", "--", *CODE).split("\0")[:-1]:
+        changes.append(run_git("diff", "--no-index", "--binary", "--", "/dev/null", name))
+    return "".join(changes)
+
+
+def run_git(*words: str) -> str:
+    """What git says in the repository; "" where there is none, or no git."""
+    command = ["git", "-C", str(paths.root()), *words]
     try:
-        commit = git("rev-parse", "HEAD")
+        done = subprocess.run(command, capture_output=True, text=True, check=False, errors="replace")
     except FileNotFoundError:
-        return {}
-    return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--", *CODE))} if commit else {}
+        return ""
+    return done.stdout if done.returncode in (0, 1) else ""  # 1: `diff --no-index` found a difference
 
 
 def package_versions() -> dict[str, str]:

@@ -1,7 +1,8 @@
-"""A complete run → output/bundles/<run>/: Kaggle datasets of code and weights, the notebook, MANIFEST.json.
+"""A complete run → output/bundles/<run>/: Kaggle datasets of code, weights and wheels, the notebook, MANIFEST.json.
 
 Split by how often things change: one code dataset of the run, one dataset per model, named after its content, so
-that unchanged weights are not uploaded again. Weights are hard links where the file system has them.
+that unchanged weights are not uploaded again, and the runtime's wheels. A base model that exists on Kaggle is named as
+a model source instead. Weights and wheels are hard links where the file system has them.
 """
 
 from __future__ import annotations
@@ -16,49 +17,76 @@ from typing import Any
 
 from kaggle_llm import paths, records
 from kaggle_llm.experiment import hash_code, hash_input, hash_source
+from kaggle_llm.kaggle.hashes import Hashes
+from kaggle_llm.kaggle.metadata import DATASET, MODEL_SOURCE, MOST_ENTRIES
 from kaggle_llm.kaggle.notebook import write_notebook
 from kaggle_llm.kaggle.predict import MANIFEST
+from kaggle_llm.kaggle.secrets import check_secrets
 from kaggle_llm.runtime.pins import DEFAULT, load_runtime
 from kaggle_llm.weights.parity import find_fault
 from kaggle_llm.weights.ship import describe_cv
 
 LONGEST_SLUG = 50
+NAME = re.compile(r"[A-Za-z0-9._-]+")  # of a file or folder; others are changed on the way up, or unpacking fails
+
+Place = Callable[[Path, Path], None]
 
 
 def bundle_run(run: str, runtime: str = DEFAULT) -> Path:
-    """Build the bundle; raises FileNotFoundError where the run is not complete. runtime: the name of one."""
-    folder, image = paths.bundle_folder(run), asdict(load_runtime(runtime))
+    """Build the bundle; raises FileNotFoundError where the run is not complete. runtime: the name of one.
+
+    Raises ValueError for secrets, pickles, links that leave their folder, and names that Kaggle does not keep.
+    """
+    folder = paths.bundle_folder(run)
 
     def make(target: Path) -> None:
-        fill_bundle(run, image, target)
+        with Hashes() as hashes:
+            fill_bundle(run, runtime, target, hashes)
 
     records.make_folder(folder, make, finish=lambda target: None)
     return folder
 
 
-def fill_bundle(run: str, runtime: Mapping[str, Any], target: Path) -> None:
-    record = read_run(run)
+def fill_bundle(run: str, runtime: str, target: Path, hashes: Hashes) -> None:
+    record, config = read_run(run), read_run(run).settings["config"]
     warn_of_changed_code(run)
-    models = {name: paths.absolute(path) for name, path in record.settings["ship"].items()}
-    competition = record.settings["config"]["competition"]["name"]
-    slugs = {name: add_model(target, competition, path) for name, path in models.items()}
+    competition = config["competition"]["name"]
+    shipped = {name: paths.absolute(path) for name, path in record.settings["ship"].items()}
+    sources = check_sources(config.get("sources", {}), shipped)
+    models = {name: sources.get(name) or add_model(target, competition, path, hashes) for name, path in shipped.items()}
+    wheels = add_wheels(target, runtime)
+    about: dict[str, Any] = {"run": run, "experiment": run.split("--")[0], "competition": competition, "models": models}
+    about["sources"] = {source: list_entries(shipped[name], hashes) for name, source in sources.items()}
+    about |= {"wheels": wheels, "runtime": asdict(load_runtime(runtime))}
     code = make_slug(f"{competition}-{run}", "code")
-    about: dict[str, Any] = {"run": run, "experiment": run.split("--")[0], "competition": competition, "models": slugs}
-    about["runtime"] = runtime
-    add_code(target / code, run, about)
-    served = record.settings["config"].get("server") is not None
+    add_code(target / code, run)
+    seal_dataset(target / code, "code", about, hashes)
+    served = config.get("server") is not None
     source = "server_notebook.py" if served else "notebook.py"
     write_notebook(paths.root() / "submission" / source, target / "notebook.ipynb")
-    datasets = [describe_dataset(target / slug) for slug in sorted({code, *slugs.values()})]
-    files = list_entries(target, sealed_hashes(target))
+    weights = {slug for slug in models.values() if "/" not in slug}
+    datasets = [describe_dataset(target / slug) for slug in sorted({code, *weights, *([wheels] if wheels else [])})]
     fault = find_fault(run)
     if fault:
         print(f"not to be pushed as it is: {fault}", file=sys.stderr)
     about |= {"record": record.key, "git": records.git_state()}
-    config = record.settings["config"]
     about |= {"ship": config.get("ship", "fold0"), "note": describe_cv(config), "parity": fault or "passed"}
-    manifest = {**about, "datasets": datasets, "files": files}
+    manifest = {**about, "datasets": datasets, "files": list_entries(target, hashes)}
     records.write_json(target / MANIFEST, manifest)
+
+
+def check_sources(sources: Mapping[str, str], shipped: Mapping[str, Path]) -> dict[str, str]:
+    """The config's `sources`: shipped model → where Kaggle has it. Raises ValueError for what is no such thing."""
+    for name, source in sources.items():
+        if not MODEL_SOURCE.fullmatch(source):
+            raise ValueError(
+                f"sources.{name} = {source!r}: write owner/model/framework/variation/version with a number"
+            )
+        if name not in shipped:
+            raise ValueError(f"sources.{name}: the run ships no model of this name; it ships {', '.join(shipped)}")
+        if (shipped[name] / records.RECORD).is_file():
+            raise ValueError(f"sources.{name}: {paths.relative(shipped[name])} was made here, Kaggle has no such model")
+    return dict(sources)
 
 
 def read_run(run: str) -> records.Record:
@@ -80,53 +108,96 @@ def warn_of_changed_code(run: str) -> None:
             print(f"{paths.relative(path)}: {', '.join(changed)} changed since: train again", file=sys.stderr)
 
 
-def add_code(folder: Path, run: str, about: Mapping[str, Any]) -> None:
+def add_code(folder: Path, run: str) -> None:
     """src/, the experiment, the boot script and the resolved config: small, uploaded every time."""
-    experiment = paths.experiment_folder(run)
+    add_sources(folder, paths.experiment_folder(run))
+    shutil.copyfile(paths.run_folder(run) / "config.yaml", folder / "config.yaml")
+
+
+def add_sources(folder: Path, experiment: Path) -> None:
+    """src/, exp/<experiment>/ and submission/ below `folder`."""
     package = Path(__file__).resolve().parents[1]
     for source, target in (
         (package, folder / "src" / package.name),
         (experiment, folder / "exp" / experiment.name),
         (paths.root() / "submission", folder / "submission"),
     ):
+        check_links(source)
         for path in list_code(source, everything=source == experiment):
             (target / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / path, target / path)
-    shutil.copyfile(paths.run_folder(run) / "config.yaml", folder / "config.yaml")
-    seal_dataset(folder, about)
 
 
 def list_code(folder: Path, everything: bool) -> Iterator[Path]:
-    """Relative paths of the .py files below `folder`, or of everything: an experiment may bring a template."""
+    """Relative paths of code and its settings below `folder`, or of everything: an experiment may bring a template."""
     for path in records.list_files(folder):
-        if everything or path.suffix == ".py":
+        if everything or path.suffix in (".py", ".yaml"):
             yield path.relative_to(folder)
 
 
-def add_model(
-    target: Path, competition: str, source: Path, place: Callable[[Path, Path], None] = records.link_or_copy
-) -> str:
+def add_model(target: Path, competition: str, source: Path, hashes: Hashes, place: Place = records.link_or_copy) -> str:
     """One dataset with the folder model/, its files put there by `place`; returns its slug, made of the content."""
-    hashes = records.hash_files(source)
+    found = hashes.of_folder(source)
     record = records.read_record(source)
-    if record and record.files != hashes:
-        changed = sorted(name for name in {*record.files, *hashes} if record.files.get(name) != hashes.get(name))
+    if record and record.files != found:
+        changed = sorted(name for name in {*record.files, *found} if record.files.get(name) != found.get(name))
         raise ValueError(f"{paths.relative(source)} was changed after it was made ({changed[0]}): train it again")
-    slug = make_slug(competition, f"weights-{records.hash_json(hashes)[:8]}")
+    slug = make_slug(competition, f"weights-{records.hash_json(found)[:8]}")
     folder = target / slug
     if not folder.exists():
-        for name in hashes:
+        check_links(source)
+        for name in found:
             place(source / name, folder / "model" / name)
-        seal_dataset(folder, {}, {f"model/{name}": sha256 for name, sha256 in hashes.items()})
+        seal_dataset(folder, "weights", {}, hashes)
     return slug
 
 
-def seal_dataset(folder: Path, about: Mapping[str, Any], known: Mapping[str, str] | None = None) -> None:
-    """dataset-metadata.json (the owner is added at push) and the dataset's own MANIFEST.json."""
-    metadata = {"title": folder.name, "id": folder.name, "licenses": [{"name": "other"}]}
-    entries = list_entries(folder, known)
-    records.write_json(folder / "dataset-metadata.json", metadata)
-    records.write_json(folder / MANIFEST, {"slug": folder.name, **about, "files": entries})
+def add_wheels(target: Path, runtime: str) -> str | None:
+    """The runtime's wheels, where `kaggle-llm wheels` has made them; their slug."""
+    source = paths.wheels_folder(runtime)
+    if not (source / MANIFEST).is_file():
+        if load_runtime(runtime).brought():
+            print(f"without wheels: kaggle-llm wheels {runtime}, then bundle again, before a push", file=sys.stderr)
+        return None
+    slug = str(records.read_json(source / MANIFEST)["slug"])
+    for path in records.list_files(source):
+        records.link_or_copy(path, target / slug / path.relative_to(source))
+    return slug
+
+
+def seal_dataset(folder: Path, kind: str, about: Mapping[str, Any], hashes: Hashes) -> None:
+    """dataset-metadata.json (the owner is added at push), a mark of the content, and the dataset's own MANIFEST.json.
+
+    The mark is a file with the content's hash in its name: a listing of names on Kaggle says what lies there.
+    Raises ValueError for what must not travel.
+    """
+    check_secrets(folder)
+    entries = list_entries(folder, hashes)
+    check_names(folder, [entry["path"] for entry in entries])
+    content = records.hash_json([entries, kind, dict(about)])
+    records.write_text(folder / f"CONTENT-{content[:16]}.txt", f"{content}\n")
+    manifest = {"slug": folder.name, "kind": kind, **about, "content": content, "files": list_entries(folder, hashes)}
+    records.write_json(folder / MANIFEST, manifest)
+    records.write_json(folder / DATASET, {"title": folder.name, "id": folder.name, "licenses": [{"name": "other"}]})
+    entered = [path.name for path in folder.iterdir() if path.name != DATASET]
+    if len(entered) > MOST_ENTRIES:
+        raise ValueError(f"{folder.name} has {len(entered)} files and folders at its top, Kaggle takes {MOST_ENTRIES}")
+
+
+def check_names(folder: Path, names: list[str]) -> None:
+    for name in names:
+        odd = [part for part in name.split("/") if not NAME.fullmatch(part)]
+        if odd:
+            raise ValueError(
+                f"{folder.name}/{name}: Kaggle does not keep the name {odd[0]!r}: use letters, digits and ._-"
+            )
+
+
+def check_links(folder: Path) -> None:
+    """Raises ValueError for a symbolic link below `folder` that leads out of it: nobody sees what would travel."""
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{paths.relative(path)} is a link to {path.resolve()}, outside its folder: copy it there")
 
 
 def describe_dataset(folder: Path) -> dict[str, Any]:
@@ -134,23 +205,26 @@ def describe_dataset(folder: Path) -> dict[str, Any]:
     return {"slug": folder.name, "folder": folder.name, "bytes": size}
 
 
-def list_entries(folder: Path, known: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """{path, bytes, sha256} of every file below `folder`; known: hashes that need not be computed again."""
-    known = known or {}
+def list_entries(folder: Path, hashes: Hashes | None = None) -> list[dict[str, Any]]:
+    """{path, bytes, sha256} of every file below `folder`; hashes: those that need not be computed again."""
+    find = hashes.of if hashes else records.hash_file
     return [
-        {"path": name, "bytes": path.stat().st_size, "sha256": known.get(name) or records.hash_file(path)}
+        {"path": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": find(path)}
         for path in records.list_files(folder)
-        for name in [path.relative_to(folder).as_posix()]
     ]
 
 
-def sealed_hashes(folder: Path) -> dict[str, str]:
-    """The hashes that the datasets below `folder` were sealed with, a moment ago."""
-    return {
-        f"{manifest.parent.name}/{entry['path']}": entry["sha256"]
-        for manifest in folder.glob(f"*/{MANIFEST}")
-        for entry in records.read_json(manifest)["files"]
-    }
+def identify_bundle(manifest: Mapping[str, Any]) -> str:
+    """What a bundle holds, as one hash: of its files, not of what was noted of them."""
+    return records.hash_json(manifest["files"])
+
+
+def find_changes(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Files of a bundle that are not what its manifest lists."""
+    with Hashes() as hashes:
+        found = {entry["path"]: entry["sha256"] for entry in list_entries(folder, hashes) if entry["path"] != MANIFEST}
+    listed = {entry["path"]: entry["sha256"] for entry in manifest["files"]}
+    return sorted(name for name in {*listed, *found} if listed.get(name) != found.get(name))
 
 
 def make_slug(text: str, ending: str) -> str:

@@ -18,6 +18,7 @@ from kaggle_llm.competition import (
     read_csv,
 )
 from kaggle_llm.kaggle.bundle import add_model
+from kaggle_llm.kaggle.hashes import Hashes
 from kaggle_llm.kaggle.predict import MANIFEST
 from kaggle_llm.rehearsal.sandbox import NAMESPACE, find_method
 
@@ -49,9 +50,11 @@ def exchange_models(kaggle: Path, models: Mapping[str, Path]) -> None:
     datasets = kaggle / "input" / "datasets" / OWNER
     (code,) = (path.parent.parent for path in datasets.glob("*/submission/boot.py"))
     manifest = records.read_json(code / MANIFEST)
-    manifest["models"] = {
-        name: add_model(datasets, manifest["competition"], path, place_file) for name, path in models.items()
-    }
+    with Hashes() as hashes:
+        manifest["models"] = {
+            name: add_model(datasets, manifest["competition"], path, hashes, place_file)
+            for name, path in models.items()
+        }
     records.write_json(code / MANIFEST, manifest)
 
 

@@ -1,0 +1,38 @@
+"""sha256 of large files that are read again and again: remembered by what the file system says of them.
+
+Leaves output/.hashes.json: device, inode, size and time of change → sha256. A name is not in the key: a hard link in a
+bundle is the file that it links to.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kaggle_llm import paths, records
+
+
+class Hashes:
+    """Use it with `with`: what was read is written down at the end."""
+
+    def __init__(self) -> None:
+        self._path = paths.root() / "output" / ".hashes.json"
+        self._known: dict[str, str] = records.read_json(self._path) if self._path.is_file() else {}
+        self._used: dict[str, str] = {}
+
+    def __enter__(self) -> Hashes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._used.keys() <= self._known.keys():
+            records.write_json(self._path, {**self._known, **self._used})
+
+    def of(self, path: Path) -> str:
+        """sha256 (hex) of a file; read where it is new, or its size or time changed."""
+        stat = path.stat()
+        key = f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}"
+        self._used[key] = self._known.get(key) or self._used.get(key) or records.hash_file(path)
+        return self._used[key]
+
+    def of_folder(self, folder: Path) -> dict[str, str]:
+        """As records.hash_files."""
+        return {path.relative_to(folder).as_posix(): self.of(path) for path in records.list_files(folder)}

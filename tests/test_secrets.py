@@ -1,0 +1,124 @@
+"""Secrets, pickles and links never travel; hashes, tokenizers and weights do."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from workspace import Workspace, succeed
+
+from kaggle_llm.kaggle.secrets import check_secrets, find_secrets
+
+SMOKE = "exp001_retrieve--smoke"
+HEX = "0123456789abcdef" * 2
+LETTERS = "Ab3dEf6hIj9lMn2pQr5tUv8xYz1bCd4fGh7j"
+
+
+def write(name: str, text: str | bytes) -> Callable[[Path], None]:
+    def plant(folder: Path) -> None:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+
+    return plant
+
+
+def save_tensors(folder: Path) -> None:
+    import torch
+
+    torch.save({"weight": torch.zeros(3)}, folder / "model.bin")
+
+
+def link_outside(folder: Path) -> None:
+    (folder / "prompt.txt").symlink_to("/etc/hostname")
+
+
+# What somebody leaves in an experiment's folder, and what the message calls it.
+PLANTED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "kaggle.json": (
+        write("kaggle.json", json.dumps({"username": "me", "key": HEX})),
+        "kaggle.json is a file of secrets",
+    ),
+    "its content elsewhere": (write("notes.txt", f'login {{"username": "me", "key": "{HEX}"}}'), "a Kaggle account"),
+    ".env": (write(".env", "A=1\n"), ".env is a file of secrets"),
+    "an environment variable": (
+        write("run.sh", f"\n\nexport KAGGLE_KEY={HEX}\n"),
+        "run.sh line 3 looks like a Kaggle API",
+    ),
+    "Hugging Face": (write("load.py", f'login("hf_{LETTERS}")\n'), "load.py line 1 looks like a Hugging Face token"),
+    "W&B": (write("track.yaml", f"WANDB_API_KEY: {HEX}{HEX[:8]}\n"), "a W&B key"),
+    "OpenAI": (write("label.py", f'client = OpenAI(api_key="sk-proj-{LETTERS}")\n'), "an OpenAI or Anthropic key"),
+    "GitHub": (write("install.sh", f"git clone https://ghp_{LETTERS}@github.com/a/b\n"), "a GitHub token"),
+    "AWS": (write("data.py", 'key = "AKIAIOSFODNN7EXAMPLE"\n'), "an AWS key"),
+    "a private key": (write("deploy.txt", "-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl\n"), "a private key"),
+    "its file": (write("server.pem", "x"), "server.pem is a file of secrets"),
+    ".netrc": (write(".netrc", "machine api.wandb.ai login user password x\n"), ".netrc is a file of secrets"),
+    "a git folder": (write(".git/config", "[remote]\n"), "a folder of secrets"),
+    "a password": (write("db.yaml", 'password: "correct-horse-battery-staple"\n'), "a password or key"),
+    "a pickle": (write("features.dat", pickle.dumps({"a": [1, 2]})), "features.dat is a pickle"),
+    "a torch file": (save_tensors, "model.bin is a pickle"),
+    "a link": (link_outside, "prompt.txt is a link to"),
+}
+
+
+@pytest.fixture(scope="module")
+def copied(trained: Workspace) -> Workspace:
+    succeed(trained.train("exp001_retrieve", "--smoke"))
+    return trained
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_a_bundle_with_a_planted_secret_is_refused(
+    copied: Workspace, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kaggle_llm.kaggle.bundle import bundle_run
+
+    monkeypatch.setenv("KAGGLE_LLM_ROOT", str(copied.root))
+    folder, (plant, message) = copied.root / "exp" / "exp001_retrieve", PLANTED[kind]
+    before = set(folder.rglob("*"))
+    plant(folder)
+    try:
+        with pytest.raises(ValueError, match=r"not bundled|is a link") as refusal:
+            bundle_run(SMOKE)
+    finally:
+        for path in sorted(set(folder.rglob("*")) - before, reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+    assert message in str(refusal.value) and "exp001_retrieve" in str(refusal.value)
+    assert HEX not in str(refusal.value) and LETTERS not in str(refusal.value), "the message does not repeat the secret"
+    assert not (copied.output / "bundles" / SMOKE).exists()
+
+
+def test_a_clean_bundle_passes(copied: Workspace) -> None:
+    succeed(copied.cli("bundle", SMOKE))
+    assert (copied.output / "bundles" / SMOKE / "MANIFEST.json").is_file()
+
+
+def test_what_only_looks_like_a_secret_passes(tmp_path: Path) -> None:
+    """Records full of hashes, a config that names a token's budget, code that reads a key at run time."""
+    write("record.json", json.dumps({"key": HEX * 2, "inputs": {"token": HEX * 2}, "files": {"a.json": HEX * 2}}))(
+        tmp_path
+    )
+    write("tokenizer_config.json", json.dumps({"pad_token": "<pad>", "tokenizer_class": "X", "token": None}))(tmp_path)
+    write("config.yaml", "max_tokens: 4096\nunk_token: '<unk>'\nsecret_name: kaggle\n")(tmp_path)
+    write("code.py", 'key = os.environ["WANDB_API_KEY"]\napi_key = read_secret("x")\nHF_TOKEN = os.getenv("A")\n')(
+        tmp_path
+    )
+    write("prompt.txt", "Password: what was wrong? The username and key are public.\n")(tmp_path)
+    assert list(find_secrets(tmp_path)) == []
+
+
+def test_a_large_tokenizer_and_weights_are_looked_at_fast(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    vocabulary = {f"{rng.getrandbits(60):x}": n for n in range(500_000)}
+    write("tokenizer.json", json.dumps(vocabulary))(tmp_path)
+    write("model.safetensors", b"\x08\0\0\0\0\0\0\0{}" + os.urandom(1 << 20) * 64)(tmp_path)
+    start = time.process_time()
+    check_secrets(tmp_path)
+    megabytes = (tmp_path / "tokenizer.json").stat().st_size / 1e6
+    assert time.process_time() - start < 0.05 * megabytes, f"{megabytes:.0f} MB of text"
