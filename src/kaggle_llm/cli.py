@@ -138,12 +138,52 @@ def parity(
 @app.command()
 def push(
     run: Run,
+    words: Annotated[list[str] | None, typer.Argument(help="with --train: as train.py takes them")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="only time and score this many held-out rows there")] = None,
+    train: Annotated[bool, typer.Option("--train", help="run train.py there; output/ comes back")] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="with --train: the smallest run")] = False,
     accept_parity: Annotated[str, typer.Option(metavar="REASON", help="push in spite of parity; goes on record")] = "",
 ) -> None:
-    """Upload RUN's bundle through the kaggle CLI; refused where parity is missing or was not passed."""
+    """Upload RUN's bundle through the kaggle CLI, run its notebook there, compare its output with the rehearsal's."""
+    if train:
+        from kaggle_llm.kaggle.remote import train_remotely
+
+        print(train_remotely(run, [*(words or []), *(["--smoke"] if smoke else [])]))
+        return
+    if words or smoke:
+        raise typer.BadParameter(f"{words or '--smoke'} goes with --train only")
+    if rows:
+        from kaggle_llm.kaggle.timed import push_timed
+
+        push_timed(run, rows, accept_parity)
+        return
     from kaggle_llm.kaggle.push import push_run
 
-    push_run(run, accept_parity)
+    if not push_run(run, accept_parity)["output"]["ok"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def submit(run: Run, message: Annotated[str, typer.Option("-m", "--message", help="what is new in it")]) -> None:
+    """Submit the pushed kernel of RUN's bundle, behind every gate; wait for its score: output/RUN/submissions.json."""
+    from kaggle_llm.kaggle.submit import submit_run
+
+    submit_run(run, message)
+
+
+@app.command()
+def trace(
+    path: Annotated[str, typer.Argument(help="a submission.csv, a folder of output/, or a run")],
+    again: Annotated[bool, typer.Option("--again", help="the commands that make it again")] = False,
+) -> None:
+    """The ancestry of any artefact, back to the raw data."""
+    from kaggle_llm.trace import list_commands, print_trace, trace_path
+
+    node = trace_path(path)
+    if again:
+        print("\n".join(list_commands(node)))
+    else:
+        print_trace(node)
 
 
 @app.command()

@@ -79,7 +79,9 @@ def start(file: str, config: type[C]) -> Experiment:
     arguments = parse_arguments(sys.argv[1:])
     loaded: Any = load_config(folder / "config.yaml", config, arguments.overrides, arguments.smoke)
     loaded.engine = resolve_engine(loaded.engine)  # what computes CV is what ships
-    return Experiment(folder, run_name(folder.name, arguments), loaded, arguments.smoke)
+    words = [*arguments.overrides, *([f"run={arguments.run}"] if arguments.run else [])]
+    words += ["--smoke"] if arguments.smoke else []
+    return Experiment(folder, run_name(folder.name, arguments), loaded, arguments.smoke, words)
 
 
 def parse_arguments(words: Sequence[str]) -> Arguments:
@@ -112,8 +114,8 @@ def run_name(experiment: str, arguments: Arguments) -> str:
 class Experiment:
     """A run in the making."""
 
-    def __init__(self, exp: Path, name: str, config: Any, smoke: bool) -> None:
-        self.exp, self.name, self.config, self.smoke = exp, name, config, smoke
+    def __init__(self, exp: Path, name: str, config: Any, smoke: bool, words: Sequence[str] = ()) -> None:
+        self.exp, self.name, self.config, self.smoke, self.words = exp, name, config, smoke, list(words)
         self.folder = paths.run_folder(name)
         self.started = time.monotonic()
         self._lock = lock_run(self.folder) if processes.is_first() else None
@@ -122,6 +124,7 @@ class Experiment:
         self._fold_models: dict[str, dict[str, str]] = {}
         if processes.is_first():
             self._say_what_changed()
+            records.keep_changes(self.folder)
 
     def step(
         self,
@@ -232,6 +235,7 @@ class Experiment:
             "config": asdict(self.config),
             "ship": {name: paths.relative(path) for name, path in models.items()},
             "fold_models": self._fold_models,
+            "words": self.words,
         }
         inputs = {path.name: records.hash_file(path) for path in sorted(self.competition.folder.glob("*.csv"))}
         inputs |= {name: records.hash_content(path) for name, path in models.items()}

@@ -156,6 +156,18 @@ def read_changes() -> str:
     return "".join(changes)
 
 
+def keep_changes(run: Path) -> None:
+    """What was not committed when a run was started, in its diffs/: the code of a later day may not be this one."""
+    changes = read_changes()
+    if changes:
+        write_text(diff_path(run, hashlib.sha256(changes.encode()).hexdigest()), changes)
+
+
+def diff_path(run: Path, diff: str) -> Path:
+    """Where a run keeps changes, by the "diff" of a `git_state`."""
+    return run / "diffs" / f"{diff[:12]}.diff"
+
+
 def run_git(*words: str) -> str:
     """What git says in the repository; "" where there is none, or no git."""
     command = ["git", "-C", str(paths.root()), *words]

@@ -89,9 +89,7 @@ class Ancestry:
         bundle = manifest if manifest.is_file() else paths.bundle_folder(report["run"]) / MANIFEST
         details = [f"ok {report['ok']}, {report['rows']} rows of {report['test']}, score {report['score']}"]
         command = f"kaggle-llm rehearse {report['run']}"
-        return Node(
-            f"rehearsal {paths.relative(folder)}", details, [self.bundle(records.read_json(bundle))], [command]
-        )
+        return Node(f"rehearsal {paths.relative(folder)}", details, [self.bundle(records.read_json(bundle))], [command])
 
     def kernel(self, output: Path) -> Node:
         """A run on Kaggle, by the folder with its output."""
@@ -145,7 +143,7 @@ class Ancestry:
         if commit:
             yield f"git checkout {commit}"
         if record.git.get("diff"):
-            yield f"git apply {paths.relative(diff_path(folder, record.git['diff']))}"
+            yield f"git apply {paths.relative(records.diff_path(folder, record.git['diff']))}"
         name = record.settings["config"]["competition"]["name"]
         yield "make env models data" if name.startswith("demo-") else f"make env models && kaggle-llm fetch {name}"
         yield shlex.join(["python", f"exp/{experiment}/train.py", *record.settings.get("words", [])])
@@ -192,11 +190,6 @@ def describe_git(git: Mapping[str, Any]) -> str:
         return "git: made outside a repository"
     changes = f", with uncommitted changes (diff {git.get('diff', '?')[:SHORT]})" if git.get("dirty") else ""
     return f"git {git['commit'][:SHORT]}{changes}"
-
-
-def diff_path(run: Path, diff: str) -> Path:
-    """Where a run keeps the changes that were not committed."""
-    return run / "diffs" / f"{diff[:SHORT]}.diff"
 
 
 def list_commands(node: Node) -> list[str]:
