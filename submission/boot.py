@@ -1,13 +1,16 @@
 """Find the bundle under Kaggle's mounts and run its prediction as a process. Standard library only.
 
-Called by the notebook, before anything of the bundle can be imported.
+Called by the notebook, before anything of the bundle can be imported. Leaves submission.csv and timing.json in
+working/: {"rows", "install_seconds", "load_seconds", "seconds"}.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,38 +21,89 @@ from pathlib import Path
 
 MANIFEST = "MANIFEST.json"
 LIMIT = 9 * 3600 - 600.0  # seconds; Kaggle's usual limit counts from before the notebook starts
+LAYOUTS = ("datasets/*/*", "*")  # how Kaggle mounts datasets now, and did before; any other place is searched for
+TICK = 60.0  # seconds between two lines that say how much time is left
+PROBE = 2**20  # bytes that must fit into the working folder
 
 
-def find_datasets(mount: Path) -> dict[str, Path]:
-    """slug → folder of every attached dataset of ours, told by its manifest, the newest mount layout first."""
+def find_datasets(mount: Path, wanted: set[str]) -> dict[str, Path]:
+    """slug → folder of every attached dataset of ours, told by its manifest, the newest mount layout first.
+
+    wanted: slugs without which all of the mount is searched.
+    """
     found: dict[str, Path] = {}
-    for pattern in ("datasets/*/*", "*"):
-        for path in sorted(mount.glob(f"{pattern}/{MANIFEST}")):
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(manifest, dict) and "slug" in manifest:  # somebody else's dataset may have a MANIFEST too
-                found.setdefault(manifest["slug"], path.parent)
+    for path in (path for layout in LAYOUTS for path in sorted(mount.glob(f"{layout}/{MANIFEST}"))):
+        add_dataset(found, path.parent)
+    if not wanted <= set(found):
+        for folder, folders, files in os.walk(mount):
+            if MANIFEST in files and add_dataset(found, Path(folder)):
+                folders.clear()  # nothing of ours lies inside another dataset of ours
     return found
+
+
+def add_dataset(found: dict[str, Path], folder: Path) -> bool:
+    """Whether the folder is a dataset of ours: somebody else's may have a MANIFEST too."""
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    ours = isinstance(manifest, dict) and "slug" in manifest
+    if ours:
+        found.setdefault(manifest["slug"], folder)
+    return ours
 
 
 def find_competition(mount: Path, name: str) -> Path:
     for folder in (mount / "competitions" / name, mount / name):
         if folder.is_dir():
             return folder
+    for folder, folders, _ in os.walk(mount):
+        if name in folders:
+            return Path(folder) / name
     raise FileNotFoundError(f"competition {name} is not attached: there is no {mount / 'competitions' / name}")
+
+
+def find_model(mount: Path, source: str) -> Path:
+    """A Kaggle model "owner/model/framework/variation/version" under its mount, in whatever case it is spelt."""
+    for place in (f"models/{source}", source.partition("/")[2]):
+        wanted = (mount / place).as_posix().lower()
+        depth = "/".join("*" for _ in place.split("/"))
+        for folder in [mount / place, *mount.glob(depth)]:
+            if folder.as_posix().lower() == wanted and folder.is_dir():
+                return folder
+    raise FileNotFoundError(f"model {source} is not attached: there is no {mount / 'models' / source}")
+
+
+def read_manifest(folder: Path) -> dict:
+    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
 
 
 def predict_command(code: Path, root: Path, deadline: float) -> list[str]:
     """The process that writes working/submission.csv, every folder spelled out. deadline: seconds since the epoch."""
-    manifest = json.loads((code / MANIFEST).read_text(encoding="utf-8"))
-    datasets = find_datasets(root / "input")
-    missing = sorted(set(manifest["models"].values()) - set(datasets))
+    manifest, mount = read_manifest(code), root / "input"
+    slugs = {slug for slug in manifest["models"].values() if "/" not in slug}
+    datasets = find_datasets(mount, slugs)
+    missing = sorted(slugs - set(datasets))
     if missing:
         raise FileNotFoundError(f"dataset(s) {missing} are not attached; attached are {sorted(datasets)}")
+    competition = choose_rows(find_competition(mount, manifest["competition"]), datasets)
     command = [sys.executable, "-m", "kaggle_llm.kaggle.predict", "--bundle", str(code)]
-    command += ["--competition", str(find_competition(root / "input", manifest["competition"]))]
+    command += ["--competition", str(competition)]
     for name, slug in sorted(manifest["models"].items()):
-        command += ["--model", f"{name}={datasets[slug] / 'model'}"]
+        folder = datasets[slug] / "model" if slug in datasets else find_model(mount, slug)
+        command += ["--model", f"{name}={folder}"]
     return [*command, "--working", str(root / "working"), "--deadline", str(deadline)]
+
+
+def choose_rows(competition: Path, datasets: dict[str, Path]) -> Path:
+    """The competition's folder; in a timed run one with the attached rows as its test set, never in a rerun."""
+    rows = [folder for folder in datasets.values() if read_manifest(folder).get("kind") == "rows"]
+    if not rows or "KAGGLE_IS_COMPETITION_RERUN" in os.environ:
+        return competition
+    staged = Path(tempfile.mkdtemp(prefix="rows-"))
+    own = [path for path in rows[0].iterdir() if path.suffix == ".csv"]
+    for path in [*own, *competition.iterdir()]:
+        if not (staged / path.name).is_symlink():
+            (staged / path.name).symlink_to(path)
+    print(f"the rows of {rows[0].name} instead of the test set", flush=True)
+    return staged
 
 
 def look_at_machine(code: Path, root: Path) -> None:
@@ -61,7 +115,7 @@ def look_at_machine(code: Path, root: Path) -> None:
     from kaggle_llm.runtime.machine import check_machine
 
     sys.path.remove(str(code / "src"))
-    runtime = json.loads((code / MANIFEST).read_text(encoding="utf-8"))["runtime"]
+    runtime = read_manifest(code)["runtime"]
     print(f"the machine beside runtime {runtime['name']}:")
     found = check_machine(runtime, Path(tempfile.gettempdir()), root / "working")
     for finding in found:
@@ -69,16 +123,86 @@ def look_at_machine(code: Path, root: Path) -> None:
     refused = [finding.name for finding in found if finding.level == "refused"]
     if refused and "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
         raise RuntimeError(f"this machine will not do ({', '.join(refused)}): the reasons stand above")
+    check_room(root / "working")
 
 
-def environment(code: Path) -> dict[str, str]:
-    """The bundle's own package first, whatever else is installed; no network, no writing into the mount."""
-    path = os.pathsep.join(part for part in (str(code / "src"), os.environ.get("PYTHONPATH")) if part)
+def check_room(working: Path) -> None:
+    """Raises RuntimeError where nothing can be written, which a prediction would learn only at its end."""
+    probe = working / ".probe"
+    try:
+        probe.write_bytes(bytes(PROBE))
+    except OSError as error:
+        raise RuntimeError(f"{working} takes no file of {PROBE // 2**20} MB ({error}): make room in it") from error
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+
+
+def install_wheels(code: Path, root: Path) -> Path | None:
+    """The folder with the bundle's own packages, installed without network and once a session; None where it has none.
+
+    The image's packages stay as they are: only the processes started from here see this folder.
+    Raises RuntimeError with the wheel's name where one is broken or of another Python.
+    """
+    manifest = read_manifest(code)
+    if manifest.get("wheels") is None:
+        return None
+    datasets = find_datasets(root / "input", {manifest["wheels"]})
+    if manifest["wheels"] not in datasets:
+        raise FileNotFoundError(f"dataset {manifest['wheels']} is not attached; attached are {sorted(datasets)}")
+    python, here = manifest["runtime"]["image"]["python"], ".".join(map(str, sys.version_info[:2]))
+    if python != here and "KAGGLE_KERNEL_RUN_TYPE" not in os.environ:
+        print(f"the wheels are for Python {python}, this is {here}: this environment's packages are used", flush=True)
+        return None
+    source = datasets[manifest["wheels"]]
+    site = Path(tempfile.gettempdir()) / f"kaggle_llm_site-{read_manifest(source)['content'][:16]}"
+    if not (site / "INSTALLED").is_file():
+        start = time.monotonic()
+        shutil.rmtree(site, ignore_errors=True)
+        run_pip(check_wheels(source / "wheels"), site)
+        (site / "INSTALLED").touch()
+        print(f"packages installed in {time.monotonic() - start:.0f} s: {site}", flush=True)
+    return site
+
+
+def check_wheels(source: Path) -> list[Path]:
+    """The wheels of SHA256SUMS under their own names, in a folder of links; raises RuntimeError for a broken one.
+
+    A line of SHA256SUMS: hash, name in the dataset, name of the wheel (which Kaggle may not keep).
+    """
+    links = Path(tempfile.mkdtemp(prefix="wheels-"))
+    for line in (source / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
+        digest, stored, name = line.split()
+        path = source / stored
+        if not path.is_file():
+            raise RuntimeError(f"wheel {name} is missing in {source}: was the upload cut?")
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                raise RuntimeError(f"wheel {name} in {source} is not the one of SHA256SUMS: upload the wheels again")
+        (links / name).symlink_to(path)
+    return sorted(links.iterdir())
+
+
+def run_pip(wheels: list[Path], site: Path) -> None:
+    command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--no-compile", "--target", str(site)]
+    command += ["--disable-pip-version-check", "--no-warn-conflicts", "--quiet", *map(str, wheels)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the wheels do not install: {done.stderr.strip()[-1000:]}")
+
+
+def environment(code: Path, site: Path | None = None) -> dict[str, str]:
+    """The bundle's own packages first, whatever else is installed; no network, no writing into the mount."""
+    parts = (str(code / "src"), str(site) if site else "", os.environ.get("PYTHONPATH"))
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    image = {"USE_TF": "0", "TRANSFORMERS_NO_TF": "1", "VLLM_NO_USAGE_STATS": "1"}  # the image has TensorFlow too
+    libraries = os.pathsep.join(part for part in ("/usr/local/nvidia/lib64", os.environ.get("LIBRARY_PATH")) if part)
     return {
         **os.environ,
         **offline,
-        "PYTHONPATH": path,
+        **image,
+        "LIBRARY_PATH": libraries,  # where Triton looks for the driver when it compiles
+        "PYTHONPATH": os.pathsep.join(part for part in parts if part),
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
     }
@@ -97,26 +221,22 @@ def kill_session(session: int) -> None:
         os.killpg(session, signal.SIGKILL)
 
 
-def main(code: Path, root: Path) -> None:
-    """Run the prediction of the bundle `code`, its log shown as it comes; kill it at the time limit.
-
-    root: the folder of Kaggle's input/ and working/. What was offered before a kill stays a valid submission.
-    Raises RuntimeError where the process fails, or is killed before it offered anything.
-    """
-    limit = float(os.environ.get("KAGGLE_LLM_LIMIT", LIMIT))
-    deadline = time.time() + limit
-    look_at_machine(code, root)
-    command, working = predict_command(code, root, deadline), root / "working"
+def run_process(command: list[str], folder: Path, variables: dict[str, str], deadline: float) -> int | None:
+    """Exit code of a command, its log shown as it comes, and the time that is left; None where it was killed for it."""
     how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
-    process = subprocess.Popen(command, cwd=working, env=environment(code), start_new_session=True, **how)
-    late = threading.Event()
+    process = subprocess.Popen(command, cwd=folder, env=variables, start_new_session=True, **how)
+    ended, late = threading.Event(), threading.Event()
 
-    def kill() -> None:
-        late.set()
-        kill_session(process.pid)
+    def watch() -> None:
+        while not ended.wait(min(TICK, max(deadline - time.time(), 0))):
+            left = deadline - time.time()
+            if left <= 0:
+                late.set()
+                return kill_session(process.pid)
+            print(f"{left / 60:.0f} min left", flush=True)
 
-    timer = threading.Timer(deadline - time.time(), kill)
-    timer.start()
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     try:
         for line in process.stdout or ():
             print(line, end="", flush=True)
@@ -125,10 +245,45 @@ def main(code: Path, root: Path) -> None:
         kill_session(process.pid)
         raise
     finally:
-        timer.cancel()
-    if late.is_set() and (working / "submission.csv").is_file():
-        print(f"killed at the limit of {limit:.0f} s: submission.csv is what was offered before")
-    elif late.is_set():
+        ended.set()
+        watcher.join()
+    return None if late.is_set() else returned
+
+
+def main(code: Path, root: Path) -> None:
+    """Run the prediction of the bundle `code`, its log shown as it comes; kill it at the time limit.
+
+    root: the folder of Kaggle's input/ and working/. What was offered before a kill stays a valid submission.
+    Raises RuntimeError where the process fails, or is killed before it offered anything.
+    """
+    limit, start = float(os.environ.get("KAGGLE_LLM_LIMIT", LIMIT)), time.time()
+    look_at_machine(code, root)
+    command, working = predict_command(code, root, start + limit), root / "working"
+    site = install_wheels(code, root)
+    installed = time.time() - start
+    returned = run_process(command, working, environment(code, site), start + limit)
+    if returned is None and not (working / "submission.csv").is_file():
         raise RuntimeError(f"killed at the limit of {limit:.0f} s, before any submission was offered")
+    if returned is None:
+        print(f"killed at the limit of {limit:.0f} s: submission.csv is what was offered before")
     elif returned:
         raise RuntimeError(f"prediction ended with exit code {returned}: its log stands above")
+    else:
+        write_timing(working, installed)
+
+
+def write_timing(working: Path, installed: float) -> None:
+    done = json.loads((working / "prediction.json").read_text(encoding="utf-8"))
+    timing = {"rows": done["rows"], "install_seconds": round(installed, 1)}
+    timing |= {name: done[name] for name in ("load_seconds", "seconds")}
+    (working / "timing.json").write_text(json.dumps(timing), encoding="utf-8")
+
+
+def show_result(working: Path) -> None:
+    """How many rows, in what time, what was cut, and the first lines."""
+    path = working / "prediction.json"
+    done = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else "ended by the time limit"
+    print(f"submission.csv: {done}")
+    with (working / "submission.csv").open(encoding="utf-8") as file:
+        for _, line in zip(range(6), file, strict=False):
+            print(line[:120].rstrip())

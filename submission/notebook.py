@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 KAGGLE = Path(os.environ.get("KAGGLE_LLM_KAGGLE", "/kaggle"))  # moved by rehearsals
-found = {
-    path.resolve() for layout in ("datasets/*/*", "*") for path in KAGGLE.glob(f"input/{layout}/submission/boot.py")
-}
+places = [path for layout in ("datasets/*/*", "*") for path in KAGGLE.glob(f"input/{layout}/submission/boot.py")]
+found = {path.resolve() for path in places or (KAGGLE / "input").rglob("submission/boot.py")}
 assert len(found) == 1, f"attach exactly one code dataset made by `kaggle-llm bundle`; attached are {found}"
 (boot_script,) = found
 sys.dont_write_bytecode = True  # the mount is read-only
@@ -22,6 +21,4 @@ import boot
 boot.main(code=boot_script.parents[1], root=KAGGLE)
 
 # %%
-import polars as pl
-
-pl.read_csv(KAGGLE / "working" / "submission.csv", infer_schema=False)
+boot.show_result(KAGGLE / "working")

@@ -9,9 +9,8 @@ import time
 from pathlib import Path
 
 KAGGLE = Path(os.environ.get("KAGGLE_LLM_KAGGLE", Path.cwd().parent))  # a notebook runs in Kaggle's working folder
-found = {
-    path.resolve() for layout in ("datasets/*/*", "*") for path in KAGGLE.glob(f"input/{layout}/submission/boot.py")
-}
+places = [path for layout in ("datasets/*/*", "*") for path in KAGGLE.glob(f"input/{layout}/submission/boot.py")]
+found = {path.resolve() for path in places or (KAGGLE / "input").rglob("submission/boot.py")}
 assert len(found) == 1, f"attach exactly one code dataset made by `kaggle-llm bundle`; attached are {found}"
 (boot_script,) = found
 sys.dont_write_bytecode = True  # the mount is read-only
@@ -24,6 +23,10 @@ from kaggle_llm.kaggle.server import open_server, run_server
 
 deadline = time.time() + float(os.environ.get("KAGGLE_LLM_LIMIT", boot.LIMIT))
 boot.look_at_machine(boot_script.parents[1], KAGGLE)
+site = boot.install_wheels(boot_script.parents[1], KAGGLE)
+if site:
+    sys.path.append(str(site))  # behind the image's own packages, which the gateway needs as they are
+    os.environ["PYTHONPATH"] = str(site)
 _, _, _, *mounts = boot.predict_command(boot_script.parents[1], KAGGLE, deadline)
 server = open_server(mounts)  # the model is loading from here on
 try:

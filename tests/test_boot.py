@@ -20,6 +20,7 @@ PREDICT = """
 import subprocess, sys, time
 from pathlib import Path
 working = Path(sys.argv[sys.argv.index("--working") + 1])
+(working / "prediction.json").write_text('{{"rows": 3, "load_seconds": 1.5, "seconds": 2.5}}')
 if {offer}:
     (working / "submission.csv").write_text("id,cell\\n")
 worker = subprocess.Popen(["sleep", "{seconds}"], process_group=0)
@@ -41,6 +42,7 @@ def mount(root: Path, layout: str, offer: bool = True, seconds: float = 0, code:
     shutil.copytree(ROOT / "src" / "kaggle_llm" / "runtime", package.parent / "runtime")
     runtime = asdict(default_runtime())
     about = {"slug": "a-code", "competition": "comp", "models": {"reranker": "a-weights"}, "runtime": runtime}
+    about |= {"kind": "code", "wheels": None}
     (folder / "MANIFEST.json").write_text(json.dumps(about))
     weights = root / "input" / layout / "a-weights"
     weights.mkdir()

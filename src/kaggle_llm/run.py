@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self
@@ -53,6 +55,8 @@ class Run:
         self.config, self.competition, self.models = config, competition, dict(models)
         self.budget = budget or Budget()
         self._on_offer = on_offer
+        self.loading = 0.0
+        """Seconds that went into loading models, whatever the number of rows."""
         self._engines: dict[str, Engine] = {}
         self._loaded: Any = None
 
@@ -66,7 +70,8 @@ class Run:
         """The engine for model(name): made once, closed with the run."""
         if name not in self._engines:
             settings = getattr(self.config, "engine", EngineSettings())
-            engine = make_engine(self.model(name), settings, self.models.get(f"{name}_base"))
+            with self._count_loading():
+                engine = make_engine(self.model(name), settings, self.models.get(f"{name}_base"))
             self._engines[name] = Sentinel(engine, self.model(name))
         return self._engines[name]
 
@@ -78,8 +83,16 @@ class Run:
     def loaded(self, predict: ModuleType) -> Any:
         """What predict.load made, once a run; its time counts."""
         if self._loaded is None:
-            self._loaded = predict.load(self)
+            with self._count_loading():
+                self._loaded = predict.load(self)
         return self._loaded
+
+    @contextmanager
+    def _count_loading(self) -> Iterator[None]:
+        """What is loaded inside of it is not counted twice."""
+        before, start = self.loading, time.monotonic()
+        yield
+        self.loading = before + time.monotonic() - start
 
     def members(self) -> dict[str, dict[str, Path]]:
         """fold<k> → its models under their own names, in the order of the folds; without an ensemble "" → all models.

@@ -3,20 +3,21 @@
 python -m kaggle_llm.kaggle.predict --bundle DIR --competition DIR --model NAME=DIR --working DIR --deadline EPOCH
 
 submission.csv is there from the first seconds on, as the sample says it, and is replaced by what is better. Also leaves
-origin.json (the folders that code and models really came from) and prediction.json (rows, what the time cut of how many
-rows, seconds).
+origin.json (the folders that code and models really came from) and prediction.json (rows, what the time cut of how
+many rows, seconds, the content of the bundle).
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import kaggle_llm
 from kaggle_llm import records
@@ -100,40 +101,83 @@ def say_what_is_not_written() -> Iterator[None]:
         print(f"the submission stays as it was: {error}", flush=True)
 
 
-def predict_test(exp: Path, run: Run, working: Path) -> pl.DataFrame:
-    """The RANKING of the test set, and submission.csv."""
+def predict_test(exp: Path, run: Run, working: Path, before: Sequence[Future[None]] = ()) -> pl.DataFrame:
+    """The RANKING of the test set, and submission.csv. before: what must have ended well until the last is written."""
     rows = run.competition.table(TEST)
     print(f"{rows.height} rows", flush=True)
     offer_sample(run.competition, working, rows["id"].to_list())
     ranking = answer(exp, run, rows)
+    for check in before:
+        check.result()
     write_submission(run.competition, working, ranking)
     return ranking
 
 
-def check_dataset(folder: Path) -> None:
-    """Every file that the dataset's manifest lists is there, with its size, and its hash where it is small."""
-    for entry in records.read_json(folder / MANIFEST)["files"]:
+def check_mounts(mounts: Mounts) -> list[tuple[Path, str]]:
+    """Check every dataset and model source before use; the large files, and the hashes that they must have."""
+    code = records.read_json(mounts.bundle / MANIFEST)
+    large = check_dataset(mounts.bundle)
+    for name, folder in mounts.models.items():
+        source = code["models"].get(name)
+        if source in code["sources"]:
+            large += check_files(folder, code["sources"][source])
+        else:
+            large += check_dataset(folder.parent)
+    return large
+
+
+def check_dataset(folder: Path) -> list[tuple[Path, str]]:
+    return check_files(folder, records.read_json(folder / MANIFEST)["files"])
+
+
+def check_files(folder: Path, entries: Sequence[Mapping[str, Any]]) -> list[tuple[Path, str]]:
+    """Every file that is listed is there, with its size, and its hash where it is small; the others with their hash.
+
+    Raises FileNotFoundError, or ValueError for another content.
+    """
+    large = []
+    for entry in entries:
         path = folder / entry["path"]
         if not path.is_file():
             raise FileNotFoundError(f"{entry['path']} is missing in {folder}: was the upload cut?")
         size = path.stat().st_size
-        if size != entry["bytes"] or (size < HASHED_BELOW and records.hash_file(path) != entry["sha256"]):
+        if size != entry["bytes"]:
             raise ValueError(f"{path} is not the file of the manifest ({size} bytes, {entry['bytes']} expected)")
+        if size >= HASHED_BELOW:
+            large.append((path, entry["sha256"]))
+        else:
+            check_hash(path, entry["sha256"])
+    return large
+
+
+def check_hash(path: Path, sha256: str) -> None:
+    found = records.hash_file(path)
+    if found != sha256:
+        raise ValueError(f"{path} is not the file of the manifest (sha256 {found[:12]}, {sha256[:12]} expected)")
 
 
 def main() -> None:
     start = time.monotonic()
     mounts = parse_mounts()
-    for folder in (mounts.bundle, *(path.parent for path in mounts.models.values())):
-        check_dataset(folder)
+    large = check_mounts(mounts)
     run = open_run(mounts)
     origin = {"package": Path(kaggle_llm.__file__).resolve(), **mounts.models}
     records.write_json(mounts.working / "origin.json", {name: str(path.resolve()) for name, path in origin.items()})
     print(f"models {', '.join(mounts.models)}, {mounts.deadline - time.time():.0f} s left", flush=True)
-    ranking = predict_test(mounts.exp, run, mounts.working)
+    checked = time.monotonic() - start
+    with ThreadPoolExecutor(1) as beside:  # while the engine loads the same files
+        hashed = [beside.submit(check_hash, *entry) for entry in large]
+        ranking = predict_test(mounts.exp, run, mounts.working, hashed)
     ranking.write_parquet(mounts.working / "ranking.parquet")
     seconds = round(time.monotonic() - start, 1)
-    done = {"rows": ranking.height, "cut": dict(run.budget.cuts), "seconds": seconds}
+    done = {
+        "rows": ranking.height,
+        "cut": dict(run.budget.cuts),
+        "seconds": seconds,
+        "load_seconds": round(checked + run.loading, 1),
+        "content": records.read_json(mounts.bundle / MANIFEST)["content"],
+        "sha256": records.hash_file(mounts.working / "submission.csv"),
+    }
     records.write_json(mounts.working / "prediction.json", done)
     said = [f"submission.csv: {ranking.height} rows in {seconds:.0f} s", describe_cuts(run.budget.cuts)]
     print(", ".join(filter(None, said)), flush=True)

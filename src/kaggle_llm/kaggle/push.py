@@ -146,11 +146,10 @@ def share_first(found: pl.DataFrame, expected: pl.DataFrame) -> float:
 
 def find_foreign_output(bundle: Path, output: Path) -> list[str]:
     """Whether the output is of this bundle: right after a push, Kaggle may still show the run before."""
-    path, (marker,) = output / "prediction.json", bundle.glob("*-code/CONTENT-*.txt")
+    path = output / "prediction.json"
     found = records.read_json(path).get("content") if path.is_file() else None
-    return (
-        [] if found == marker.stem else [f"it is the output of {found}, not of {marker.stem}: push again in a minute"]
-    )
+    wanted = read_code_manifest(bundle, records.read_json(bundle / MANIFEST))["content"]
+    return [] if found == wanted else [f"the output is of content {found}, not of {wanted}: push again in a minute"]
 
 
 def competition_of(run: str) -> Competition:

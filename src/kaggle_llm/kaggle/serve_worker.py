@@ -21,7 +21,7 @@ from kaggle_llm import records
 from kaggle_llm.competition import TEST, Competition, load_competition
 from kaggle_llm.inference.budget import Budget
 from kaggle_llm.inference.worker import open_requests
-from kaggle_llm.kaggle.predict import Mounts, check_dataset, open_run, parse_mounts
+from kaggle_llm.kaggle.predict import Mounts, check_mounts, open_run, parse_mounts
 from kaggle_llm.kaggle.server import ANSWER, FAILED
 from kaggle_llm.run import Run, answer, import_predict
 
@@ -55,8 +55,7 @@ def write_log(path: Path) -> None:
 def load_run(mounts: Mounts, served: Path) -> Run:
     """The bundle's Run on the served folder, its models in memory: one row of the mounted test set is predicted."""
     start = time.monotonic()
-    for folder in (mounts.bundle, *(path.parent for path in mounts.models.values())):
-        check_dataset(folder)
+    check_mounts(mounts)
     run = open_run(replace(mounts, competition=served, working=served))
     if len(run.members()) == 1:  # an ensemble's members take turns
         run.loaded(import_predict(mounts.exp))
