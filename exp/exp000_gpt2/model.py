@@ -33,7 +33,9 @@ class GPT2Settings:
 
     def __post_init__(self) -> None:
         if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd = {self.n_embd} is no multiple of n_head = {self.n_head}: heads share the features")
+            raise ValueError(
+                f"n_embd = {self.n_embd} is no multiple of n_head = {self.n_head}: heads share the features"
+            )
 
 
 class Projection(nn.Module):
@@ -71,7 +73,7 @@ class Attention(nn.Module):
         return self.c_proj(found), (key, value)
 
     def split_heads(self, x: Tensor) -> Tensor:
-        """[B, T, C] → [B, H, T, D]. A head owns D neighbouring features, so C is viewed as (H, D), and only then H moves
+        """[B, T, C] → [B, H, T, D]. A head owns D neighbouring features, so C is viewed as (H, D), and then H moves
         before T; a view as (B, H, T, D) at once would mix tokens with features."""
         batch, length, features = x.shape
         return x.view(batch, length, self.n_head, features // self.n_head).transpose(1, 2)
@@ -132,12 +134,14 @@ class GPT2(nn.Module):
     def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
         """Token ids [B, T] → logits [B, T, V]: row t says what token t + 1 is.
 
-        cache: from earlier calls with the tokens before these; this call's keys and values are put into it. Start with [].
+        cache: from earlier calls, with the tokens before these; this call's keys and values go into it. Start with [].
         Raises ValueError for more tokens than there are positions.
         """
         before = cache[0][0].shape[2] if cache else 0
         if before + ids.shape[1] > self.settings.n_positions:
-            raise ValueError(f"{before + ids.shape[1]} tokens, but n_positions = {self.settings.n_positions}: cut the text")
+            raise ValueError(
+                f"{before + ids.shape[1]} tokens, but n_positions = {self.settings.n_positions}: cut the text"
+            )
         position = torch.arange(before, before + ids.shape[1], device=ids.device)
         x = self.transformer["wte"](ids) + self.transformer["wpe"](position)  # [B, T, C] + [T, C]
         presents: Cache = []
@@ -168,7 +172,7 @@ class GPT2(nn.Module):
         draw: torch.Generator | None = None,
         cached: bool = True,
     ) -> Tensor:
-        """ids [B, T] continued to [B, T + tokens]. temperature 0: always the likeliest token; top_k: among so many only.
+        """ids [B, T] continued to [B, T + tokens]. temperature 0: the likeliest token; top_k: among so many only.
 
         With the cache a step computes one token; without it all of them again, with the same result.
         """

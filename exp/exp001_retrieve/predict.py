@@ -21,6 +21,8 @@ class Config:
     retrieval: RetrievalSettings
     engine: EngineSettings = field(default_factory=EngineSettings)
     leaks: LeakSettings = field(default_factory=LeakSettings)
+    models: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
     seed: int = 0
 
 

@@ -48,6 +48,8 @@ class Config:
     parity: ParitySettings = field(default_factory=ParitySettings)
     ship: Ship = "fold0"
     leaks: LeakSettings = field(default_factory=LeakSettings)
+    models: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
     seed: int = 0
 
 

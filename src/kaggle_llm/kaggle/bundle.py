@@ -76,17 +76,21 @@ def fill_bundle(run: str, runtime: str, target: Path, hashes: Hashes) -> None:
 
 
 def check_sources(sources: Mapping[str, str], shipped: Mapping[str, Path]) -> dict[str, str]:
-    """The config's `sources`: shipped model → where Kaggle has it. Raises ValueError for what is no such thing."""
-    for name, source in sources.items():
+    """Shipped model → where Kaggle has it, by the config's `sources`: model folder → Kaggle model source.
+
+    Raises ValueError for what is no such source, and for a model that was made here.
+    """
+    found = {}
+    for name, path in shipped.items():
+        source = sources.get(paths.relative(path))
+        if source is None:
+            continue
         if not MODEL_SOURCE.fullmatch(source):
-            raise ValueError(
-                f"sources.{name} = {source!r}: write owner/model/framework/variation/version with a number"
-            )
-        if name not in shipped:
-            raise ValueError(f"sources.{name}: the run ships no model of this name; it ships {', '.join(shipped)}")
-        if (shipped[name] / records.RECORD).is_file():
-            raise ValueError(f"sources.{name}: {paths.relative(shipped[name])} was made here, Kaggle has no such model")
-    return dict(sources)
+            raise ValueError(f"sources: {source!r} for {name}: write owner/model/framework/variation/1, 1 the version")
+        if (path / records.RECORD).is_file():
+            raise ValueError(f"sources: {paths.relative(path)} was made here, Kaggle has no such model")
+        found[name] = source
+    return found
 
 
 def read_run(run: str) -> records.Record:

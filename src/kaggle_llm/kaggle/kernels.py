@@ -88,7 +88,7 @@ def machine_shape(folder: Path) -> str:
 def find_version(ref: str, stamp: str) -> int:
     """The number of the last version with this stamp, looked for from the last number that is known."""
     path = pushed_path(ref)
-    pushed = records.read_json(path) if path.is_file() else {"stamp": "", "version": 0}
+    pushed: dict[str, Any] = records.read_json(path) if path.is_file() else {"stamp": "", "version": 0}
     version = int(pushed["version"])
     found = version if pushed["stamp"] == stamp else 0
     while remote := pull_kernel(f"{ref}/{version + 1}"):

@@ -93,7 +93,7 @@ def is_pickle(path: Path, head: bytes) -> bool:
 def examine_text(text: bytes) -> Iterator[str]:
     """Looks for the words first, which is as fast as reading, and for a pattern only near them."""
     lower = text.lower()
-    found = {}
+    found: dict[int, str] = {}
     for what, (words, pattern) in PATTERNS.items():
         secret = re.compile(pattern, re.IGNORECASE if what in CASELESS else 0)
         for place in (place for word in words for place in find_all(lower, word)):

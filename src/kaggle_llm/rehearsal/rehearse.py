@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from kaggle_llm import paths, records
 from kaggle_llm.competition import CompetitionSettings, load_competition, read_csv
 from kaggle_llm.inference.budget import describe_cuts
-from kaggle_llm.kaggle.bundle import list_entries, read_run
+from kaggle_llm.kaggle.bundle import identify_bundle, list_entries, read_run
 from kaggle_llm.kaggle.predict import MANIFEST
 from kaggle_llm.rehearsal.checks import Check, compare_rankings, largest_difference
 from kaggle_llm.rehearsal.rerun import Rerun, execute_notebook, last_words
@@ -53,8 +53,11 @@ def rehearse(run: str, rows: int | None = None, limit: str = "9h", replay: int |
         score = hidden.competition.metric.score(hidden.competition.ranking_of(submission), truth)
     if replay is not None:
         checks.append(replay_fold(folder / "replay", run, record, replay, bundle, settings, seconds))
+    manifest = records.read_json(bundle / MANIFEST)
+    records.write_json(folder / MANIFEST, manifest)  # for trace: the bundle may be made again
     report = {
         "run": run,
+        "bundle": identify_bundle(manifest),
         "ok": all(check.ok for check in checks),
         "checks": [asdict(check) for check in checks],
         "rows": test.height,

@@ -1,0 +1,114 @@
+"""Training on Kaggle's own GPUs: `kaggle-llm push EXP --train [key=value …]`.
+
+Sends the code and the models that the config names, runs train.py in a kernel, and brings output/<run>/ here, as if it
+had been trained here: records hold no absolute path, and the git state of this repository goes along.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from kaggle_llm import paths, records
+from kaggle_llm.config import load_config
+from kaggle_llm.experiment import parse_arguments, run_name
+from kaggle_llm.kaggle.bundle import add_model, add_sources, add_wheels, make_slug, seal_dataset
+from kaggle_llm.kaggle.client import find_owner
+from kaggle_llm.kaggle.datasets import ensure_dataset
+from kaggle_llm.kaggle.hashes import Hashes
+from kaggle_llm.kaggle.kernels import ensure_kernel, follow_kernel, write_kernel
+from kaggle_llm.kaggle.metadata import describe_kernel
+from kaggle_llm.kaggle.notebook import write_notebook
+from kaggle_llm.kaggle.predict import MANIFEST
+from kaggle_llm.run import import_predict
+from kaggle_llm.runtime.pins import DEFAULT, load_runtime
+
+ARCHIVE, ABOUT = "run.tar", "run.json"  # what the kernel leaves: output/<run>/, and its hash
+
+
+def train_remotely(experiment: str, words: Sequence[str], runtime: str = DEFAULT) -> Path:
+    """output/<run>/ of `train.py WORDS`, made on Kaggle. words: as train.py takes them.
+
+    Raises FileExistsError where the run is complete here, OSError where the kernel fails or its output is not whole.
+    """
+    exp, arguments = paths.experiment_folder(experiment), parse_arguments(words)
+    run = run_name(exp.name, arguments)
+    if records.read_record(paths.run_folder(run)):
+        raise FileExistsError(f"{run} is complete here: give it another name with run=name")
+    config = asdict(load_config(exp / "config.yaml", import_predict(exp).Config, arguments.overrides, arguments.smoke))
+    owner, competition = find_owner(), config["competition"]["name"]
+    slug = make_slug(f"{competition}-{run}", "training")
+    about = {"run": run, "experiment": exp.name, "competition": competition, "words": list(words)}
+    folder = paths.pushes_folder(slug) / "datasets"
+    with Hashes() as hashes:
+        records.make_folder(folder, lambda to: fill_datasets(to, slug, about, config, runtime, hashes), lambda _: None)
+    datasets = sorted(path for path in folder.iterdir() if path.is_dir())
+    for path in datasets:
+        ensure_dataset(path, owner)
+    code = records.read_json(folder / slug / MANIFEST)
+    sources = [source for source in code["models"].values() if "/" in source]
+    metadata = describe_kernel(slug, owner, code["runtime"], competition, [path.name for path in datasets], sources)
+    notebook, kernel = paths.pushes_folder(slug) / "notebook.ipynb", paths.pushes_folder(slug) / "kernel"
+    write_notebook(paths.root() / "submission" / "train_notebook.py", notebook)
+    stamp = write_kernel(
+        kernel, notebook, metadata, records.hash_json([records.hash_file(path / MANIFEST) for path in datasets])
+    )
+    output = follow_kernel(metadata["id"], ensure_kernel(kernel, stamp))
+    return take_over(run, output, code["content"])
+
+
+def fill_datasets(
+    target: Path, slug: str, about: Mapping[str, Any], config: Mapping[str, Any], runtime: str, hashes: Hashes
+) -> None:
+    """The code, every model that the config names and Kaggle has not, and the runtime's wheels."""
+    competition, sources = config["competition"], config.get("sources", {})
+    models = {
+        name: sources.get(name) or add_model(target, competition["name"], paths.absolute(name), hashes)
+        for name in sorted(set(find_models(config)))
+    }
+    wheels = add_wheels(target, runtime)
+    add_sources(target / slug, paths.experiment_folder(about["experiment"]))
+    records.write_json(target / slug / records.GIT, records.git_state())
+    folder = competition["dir"] or f"input/{competition['name']}"
+    more = {"models": models, "wheels": wheels, "competition_folder": folder, "runtime": asdict(load_runtime(runtime))}
+    seal_dataset(target / slug, "code", {**about, **more}, hashes)
+
+
+def find_models(config: Any) -> Iterator[str]:
+    """Every model folder that a config names, at any depth."""
+    if isinstance(config, Mapping):
+        for part in config.values():
+            yield from find_models(part)
+    elif isinstance(config, str) and "/" in config and (paths.absolute(config) / "config.json").is_file():
+        yield config
+
+
+def take_over(run: str, output: Path, content: str) -> Path:
+    """output/<run>/ out of what the kernel left; raises OSError where it is not whole, or of another training."""
+    where = paths.relative(output)
+    if not (output / ABOUT).is_file() or not (output / ARCHIVE).is_file():
+        raise OSError(f"{where} has no {ABOUT} and {ARCHIVE}: its log says how far the training came")
+    about = records.read_json(output / ABOUT)
+    if (about["run"], about["content"]) != (run, content):
+        raise OSError(f"{where} is of another training ({about['run']}): start the same command again in a minute")
+    if records.hash_file(output / ARCHIVE) != about["sha256"]:
+        raise OSError(f"{where}/{ARCHIVE} did not arrive whole: start the same command again")
+    with tempfile.TemporaryDirectory(dir=paths.root() / "output", prefix=".unpacked-") as unpacked:
+        with tarfile.open(output / ARCHIVE) as archive:
+            archive.extractall(unpacked, filter="data")
+
+        parent = paths.run_folder(run) / "parent.json"
+        if parent.is_file():
+            shutil.copyfile(parent, Path(unpacked) / run / parent.name)
+
+        def move(target: Path) -> None:
+            target.rmdir()
+            (Path(unpacked) / run).rename(target)
+
+        records.make_folder(paths.run_folder(run), move, lambda _: None)
+    return paths.run_folder(run)

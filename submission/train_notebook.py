@@ -1,0 +1,21 @@
+# %% [markdown]
+# # Training, offline
+# The experiment's train.py on the attached data and models; its run comes out as one archive.
+
+# %%
+import os
+import sys
+from pathlib import Path
+
+KAGGLE = Path(os.environ.get("KAGGLE_LLM_KAGGLE", "/kaggle"))
+places = [path for layout in ("datasets/*/*", "*") for path in KAGGLE.glob(f"input/{layout}/submission/train_boot.py")]
+found = {path.resolve() for path in places or (KAGGLE / "input").rglob("submission/train_boot.py")}
+assert len(found) == 1, f"attach exactly one code dataset made by `kaggle-llm push --train`; attached are {found}"
+(boot_script,) = found
+sys.dont_write_bytecode = True  # the mount is read-only
+sys.path.insert(0, str(boot_script.parent))
+
+# %%
+import train_boot
+
+train_boot.main(code=boot_script.parents[1], root=KAGGLE)
