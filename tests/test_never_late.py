@@ -18,6 +18,7 @@ import pytest
 from kaggle_llm import run as rooms
 from kaggle_llm.competition import CompetitionSettings, load_competition, read_csv
 from kaggle_llm.inference.budget import Budget
+from kaggle_llm.inference.members import Member, MemberError
 from kaggle_llm.kaggle.predict import offer_submission, predict_test
 from kaggle_llm.rankings import make_ranking, top
 from kaggle_llm.retrieval import rerank as reranking
@@ -34,17 +35,24 @@ class Crash(Exception):
     pass
 
 
+@dataclass
+class Nothing:
+    """A config."""
+
+
 class Clock:
     def __init__(self) -> None:
-        self.now = 0.0
+        self.now, self.patience = 0.0, LIMIT
+        """patience: when a member that has said nothing until then is lost."""
 
     def __call__(self) -> float:
         return self.now
 
     def work(self, seconds: float) -> None:
-        self.now = min(self.now + seconds, LIMIT)
-        if self.now >= LIMIT:
-            raise Killed
+        end = min(LIMIT, self.patience)
+        self.now = min(self.now + seconds, end)
+        if self.now >= end:
+            raise Killed if end == LIMIT else Crash
 
 
 @dataclass(frozen=True)
@@ -159,6 +167,33 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
+class FakeProcess:
+    """A MemberProcess without a process: what a member is asked is answered here, by the same clock."""
+
+    loading = 0.0
+
+    def __init__(self, predict: Predict, member: Member, folder: Path) -> None:
+        self.predict = predict
+        self.models: list[Model] = []
+
+    def __enter__(self) -> "FakeProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def answer(self, rows: pl.DataFrame, budget: Budget, seconds: float, offer: Any = None) -> pl.DataFrame:
+        clock = self.predict.clock
+        clock.patience = clock.now + seconds
+        try:
+            run: Any = rooms.Run(Nothing(), None, {}, budget, offer)  # type: ignore[arg-type]
+            self.models = self.models or [self.predict.load(run)]
+            return self.predict.predict(rows, self.models[0], run)
+        except Crash as error:
+            raise MemberError("it crashed, or took too long") from error
+        finally:
+            clock.patience = LIMIT
+
+
 def predict_in(
     weather: Weather, seed: int, competition: Any, working: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[str, Clock, rooms.Run]:
@@ -167,13 +202,15 @@ def predict_in(
     names = [f"fold{n}.model" for n in range(weather.members)] if weather.members > 1 else ["model"]
     budget = Budget(LIMIT, reserve=0.05 * LIMIT, clock=clock)
     offer = partial(offer_submission, competition, working)
-    run = rooms.Run(SimpleNamespace(), competition, {name: Path(name) for name in names}, budget, offer)
-    monkeypatch.setattr(rooms, "import_predict", lambda _: Predict(weather, clock, rng))
+    run = rooms.Run(Nothing(), competition, {name: Path(name) for name in names}, budget, offer)
+    predict = Predict(weather, clock, rng)
+    monkeypatch.setattr(rooms, "import_predict", lambda _: predict)
+    monkeypatch.setattr(rooms, "MemberProcess", partial(FakeProcess, predict))
     try:
         predict_test(Path(), run, working)
     except Killed:
         return "killed", clock, run
-    except Crash:
+    except (Crash, MemberError):
         return "crashed", clock, run
     return "done", clock, run
 

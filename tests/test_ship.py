@@ -1,4 +1,4 @@
-"""What ships: a fold's weights, an ensemble, an average, a refit; and an ensemble's answer is the members' mean."""
+"""What ships: a fold's weights, an ensemble, an average, a refit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from workspace import Workspace, make_workspace, succeed
 
 from kaggle_llm.rankings import average_rankings, make_ranking
-from kaggle_llm.run import Run, answer_together
+from kaggle_llm.run import Run
 from kaggle_llm.weights.ship import choose_models, describe_cv
 
 FOLD = pl.Series([-1, 0, 2, 0, 2])
@@ -63,39 +63,6 @@ def test_the_mean_of_rankings_by_hand() -> None:
         average_rankings([first, make_ranking(["a", "b"], [["q"], []], [[1.0], []])])
 
 
-class Members:
-    """A predict.py whose answer is told by the model's path; `slow` members cut a row."""
-
-    def __init__(self, slow: Sequence[str] = ()) -> None:
-        self.slow, self.asked = slow, []
-
-    def load(self, run: Run) -> str:
-        return run.model("reranker").name
-
-    def predict(self, rows: pl.DataFrame, loaded: str, run: Run) -> pl.DataFrame:
-        self.asked.append(loaded)
-        run.budget.cuts.update(["reranking"] * (loaded in self.slow))
-        score = float(loaded[-1])
-        run.offer(make_ranking(rows["id"].to_list(), [["early"]] * rows.height, [[0.0]] * rows.height))
-        return make_ranking(rows["id"].to_list(), [["x", "y"]] * rows.height, [[score, 0.5]] * rows.height)
-
-
-def ensemble(slow: Sequence[str] = ()) -> tuple[pl.DataFrame, list[pl.DataFrame], Run, Members]:
-    offers: list[pl.DataFrame] = []
-    run = Run(SimpleNamespace(), None, choose("folds"), on_offer=offers.append)  # type: ignore[arg-type]
-    predict = Members(slow)
-    members = list(run.members().values())
-    return answer_together(predict, run, pl.DataFrame({"id": ["a"]}), members), offers, run, predict  # type: ignore[arg-type]
-
-
-def test_an_ensemble_answers_with_the_mean_of_its_members_and_never_offers_less_than_before() -> None:
-    ranking, offers, run, predict = ensemble()
-    assert run.members()["fold2"] == {"encoder": Path("encoder"), "reranker": Path("fold2")}
-    assert predict.asked == ["fold0", "fold2"]
-    assert ranking["items"].to_list() == [["x", "y"]] and ranking["scores"].to_list() == [[1.0, 0.5]]
-    assert [offer["items"].to_list()[0][0] for offer in offers] == ["early", "y", "x"], "no early one of the second"
-
-
 def test_members_stand_in_the_order_of_their_folds() -> None:
     """As text fold10 comes before fold2, and would be compared on the rows of another fold."""
     models = {f"fold{k}.reranker": Path(f"{k}") for k in (10, 2, 0)}
@@ -103,14 +70,6 @@ def test_members_stand_in_the_order_of_their_folds() -> None:
     assert list(members) == ["fold0", "fold2", "fold10"]
     assert members["fold10"] == {"encoder": Path("e"), "reranker": Path("10")}
     assert Run(SimpleNamespace(), None, {"encoder": Path("e")}).members() == {"": {"encoder": Path("e")}}  # type: ignore[arg-type]
-
-
-def test_a_member_that_the_time_would_cut_is_left_out() -> None:
-    ranking, _, run, _ = ensemble(slow=["fold2"])
-    assert ranking["scores"].to_list() == [[0.5, 0.0]] and run.budget.cuts == {"member 2 of 2": 1}
-    ranking, _, run, predict = ensemble(slow=["fold0"])
-    assert ranking["scores"].to_list() == [[0.5, 0.0]] and predict.asked == ["fold0"]
-    assert run.budget.cuts == {"reranking": 1, "member 2 of 2": 1}
 
 
 TWO_FOLDS = ("--smoke", "folds.validate=[0,1]")

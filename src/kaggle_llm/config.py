@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,6 +55,15 @@ def load_config(path: Path, schema: type[C], overrides: Sequence[str] = (), smok
     if errors:
         raise ConfigError(f"{path.name}: {len(errors)} problem(s)\n  - " + "\n  - ".join(errors))
     return config
+
+
+def build_config(values: Mapping[str, Any], schema: type[C]) -> C:
+    """A resolved config as plain values → its dataclass; raises ConfigError as `load_config` does."""
+    errors: list[str] = []
+    config = _build(schema, dict(values), "", errors)
+    if errors:
+        raise ConfigError(f"config: {len(errors)} problem(s)\n  - " + "\n  - ".join(errors))
+    return typing.cast(C, config)
 
 
 def save_config(config: Any, path: Path) -> None:

@@ -41,6 +41,7 @@ PREDICTION_ROOMS = (
     "prompts.py",
     "rankings.py",
     "run.py",
+    "member.py",
     "inference",
     "retrieval",
     "cv/decisions.py",

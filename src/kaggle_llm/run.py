@@ -6,11 +6,13 @@ CV, rehearsal, notebook, replay and parity all go through `answer()`, so what co
 from __future__ import annotations
 
 import importlib
+import math
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self
@@ -19,6 +21,7 @@ from kaggle_llm.competition import Competition
 from kaggle_llm.inference.budget import Budget
 from kaggle_llm.inference.engine import Engine, EngineSettings
 from kaggle_llm.inference.maker import make_engine
+from kaggle_llm.inference.members import Member, MemberError, MemberProcess
 from kaggle_llm.inference.sentinel import Sentinel
 from kaggle_llm.rankings import (
     average_rankings,
@@ -124,56 +127,70 @@ class Run:
 
 def answer(exp: Path, run: Run, rows: pl.DataFrame) -> pl.DataFrame:
     """Load, predict, check: the RANKING of `rows` (columns id and the test set's texts), in their order."""
-    predict = import_predict(exp)
     members = run.members()
     if len(members) > 1:
-        return answer_together(predict, run, rows, list(members.values()))
+        config = asdict(run.config)
+        return answer_together(run, rows, [Member(exp, config, models) for models in members.values()])
+    predict = import_predict(exp)
     ranking: pl.DataFrame = predict.predict(rows, run.loaded(predict), run)
     return check_ranking(ranking, rows["id"].to_list())
 
 
-def answer_together(
-    predict: ModuleType, run: Run, rows: pl.DataFrame, members: Sequence[Mapping[str, Path]]
-) -> pl.DataFrame:
-    """The mean RANKING of an ensemble's members, one after the other, each with the memory to itself.
+def answer_together(run: Run, rows: pl.DataFrame, members: Sequence[Member]) -> pl.DataFrame:
+    """The mean RANKING of an ensemble's members, one after the other, each in a process with the memory to itself.
 
-    From the second member on, rows that are most uncertain so far are asked first: where the time ends, the others keep
-    the mean of the members before.
+    From the second member on, rows that are most uncertain so far are asked first: where the time or the member ends,
+    the other rows keep the mean of the members before. Raises MemberError where the first member gives no answer, and
+    where another one gives none and nobody would learn of it: without a time limit nothing is ever cut.
     """
     import polars as pl
 
     first, *others = members
-    with Run(run.config, run.competition, first, run.budget, run.offer) as member:
-        mean = check_ranking(predict.predict(rows, member.loaded(predict), member), rows["id"].to_list())
+    with MemberProcess(first, run.competition.folder) as process:  # waited for as long as a single model is
+        mean = process.answer(rows, run.budget, math.inf, run.offer)
+    run.loading += process.loading
     run.offer(mean)
-    answers = [mean]
-    for number, models in enumerate(others, 2):
+    answers, late = [mean], run.budget.cuts.total() > 0
+    for number, member in enumerate(others, 2):
+        name, waiting, budget = f"member {number} of {len(members)}", len(members) - number + 1, run.budget.fork()
         parts = [pl.DataFrame(schema=ranking_schema())]
-        for part in ask_uncertain_first(predict, run, rows, models, mean) if not run.budget.cuts.total() else ():
+        for part in ask_uncertain_first(run, rows, member, name, mean, budget, waiting) if not late else ():
             parts.append(part)
             asked = part["id"].to_list()
             together = average_rankings([*(select_rows(answer, asked) for answer in answers), part])
             mean = replace_rows(mean, together)
             run.offer(mean)
-        answers.append(pl.concat(parts))
-        if left_out := rows.height - answers[-1].height:
-            run.budget.cuts[f"member {number} of {len(members)}"] = left_out
+        late = late or budget.cuts.total() > 0  # another one would have no more time; one that died has taken none
+        found = pl.concat(parts)
+        if found.height == rows.height:
+            answers.append(found)
+        else:  # of one that died, what it said stays in the mean only until another member is asked
+            run.budget.cuts[name] = rows.height - found.height
     return mean
 
 
 def ask_uncertain_first(
-    predict: ModuleType, run: Run, rows: pl.DataFrame, models: Mapping[str, Path], mean: pl.DataFrame
+    run: Run, rows: pl.DataFrame, member: Member, name: str, mean: pl.DataFrame, budget: Budget, waiting: int
 ) -> Iterator[pl.DataFrame]:
-    """The RANKINGs of one more member for as many rows as the time is enough for, some at a time."""
-    budget = run.budget.fork()
+    """The RANKINGs of one more member for as many rows as the time and the member last, some at a time.
+
+    waiting: members that have not answered yet, this one too: one that hangs leaves the others their share of the time.
+    """
     ids = most_uncertain_first(mean)
     parts = budget.split(ids, max(FEWEST, -(-len(ids) // SHARES)))
-    with Run(run.config, run.competition, models, budget) as member:
-        for asked in budget.take(parts):
-            ranking = predict.predict(select_rows(rows, asked), member.loaded(predict), member)
-            if budget.cuts.total():
-                return
-            yield check_ranking(ranking, asked)
+    with MemberProcess(member, run.competition.folder) as process:
+        try:
+            for asked in budget.take(parts):
+                patience = budget.left() / waiting + budget.reserve / 2
+                ranking = process.answer(select_rows(rows, asked), budget, patience)
+                if budget.cuts.total():
+                    break
+                yield ranking
+        except MemberError as error:
+            if math.isinf(budget.left()):
+                raise
+            print(f"{name} is left out from here on: {error}", flush=True)
+    run.loading += process.loading
 
 
 def import_predict(exp: Path) -> ModuleType:

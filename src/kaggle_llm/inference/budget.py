@@ -25,7 +25,7 @@ class Budget:
     ) -> None:
         if not (limit >= 0 and reserve >= 0):  # also not a number
             raise ValueError(f"limit = {limit} s, reserve = {reserve} s: both must be 0 or more")
-        self.clock = clock
+        self.clock, self.reserve = clock, reserve
         self.end = clock() + limit - reserve
         self.start = 0.0
         """Seconds of the longest first chunk so far."""
@@ -39,7 +39,7 @@ class Budget:
     def fork(self) -> Budget:
         """One with the same end and the same experience, that counts its own cuts."""
         fork = Budget(clock=self.clock)
-        fork.end, fork.start = self.end, self.start
+        fork.reserve, fork.end, fork.start = self.reserve, self.end, self.start
         return fork
 
     def split(self, items: Sequence[S], size: int) -> list[Sequence[S]]:

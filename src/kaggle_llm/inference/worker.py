@@ -13,43 +13,53 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from functools import partial
 from multiprocessing import active_children
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
-from kaggle_llm.inference.engine import Engine, EngineSettings
+from kaggle_llm.inference.engine import EngineSettings
 from kaggle_llm.inference.maker import make_engine
 
 WATCH = 1.0  # seconds between two looks at the parent
 BROKEN = {"EngineDeadError", "AcceleratorError"}  # vLLM's core died; CUDA is of no use to this process any more
 
-Request = tuple[str, tuple[Any, ...]]  # a method of Engine and its arguments; None: the end
+Request = tuple[str, tuple[Any, ...]]  # a method and its arguments; None: the end
 Reply = tuple[str, Any]  # ANSWER and what the method gave, or ERROR and the exception
 ANSWER, ERROR = "answer", "error"
+OWN = ("__main__", "predict")  # modules of this process: the caller has others of these names, or none
 
 
 def main(descriptor: int, job: dict[str, Any]) -> None:
     """Answer until the end. job: folder, base and settings of the engine, which is made at the first call."""
     connection, requests = open_requests(descriptor)
     base = Path(job["base"]) if job["base"] else None
-    make = partial(make_engine, Path(job["folder"]), EngineSettings(**job["settings"]), base)
-    engine: Engine | None = None
+    serve(connection, requests, partial(make_engine, Path(job["folder"]), EngineSettings(**job["settings"]), base))
+
+
+class Closable(Protocol):
+    def close(self) -> None: ...
+
+
+def serve(connection: Connection, requests: SimpleQueue[Request | None], make: Callable[[], Closable]) -> None:
+    """Answer requests with the methods of what `make` makes at the first one, which is closed at the end."""
+    served: Closable | None = None
     while (request := requests.get()) is not None:
         kind, arguments = request
         try:
-            engine = engine or make()
-            reply: Reply = (ANSWER, getattr(engine, kind)(*arguments))
+            served = served or make()
+            reply: Reply = (ANSWER, getattr(served, kind)(*arguments))
         except BaseException as error:  # the caller's to judge, but for those after which nothing works here
             if not isinstance(error, Exception) or BROKEN & {kind.__name__ for kind in type(error).__mro__}:
                 traceback.print_exc()
                 end_group()
             reply = (ERROR, make_portable(error))
         connection.send(reply)
-    if engine is not None:
-        engine.close()
+    if served is not None:
+        served.close()
 
 
 def open_requests(descriptor: int) -> tuple[Connection, SimpleQueue[Request | None]]:
@@ -97,8 +107,8 @@ def make_portable(error: BaseException) -> BaseException:
     """The exception with this process's traceback as a note; a RuntimeError in words where it cannot be pickled."""
     note = "".join(traceback.format_exception(error))
     try:
-        if type(pickle.loads(pickle.dumps(error))) is not type(error):
-            raise TypeError("pickled as another type")
+        if type(pickle.loads(pickle.dumps(error))) is not type(error) or type(error).__module__ in OWN:
+            raise TypeError("pickled as another type, or of this process only")
     except (TypeError, ValueError, AttributeError, ImportError, pickle.PickleError):
         error = RuntimeError(f"{type(error).__name__}: {error}")
     error.__cause__ = error.__context__ = None
