@@ -40,7 +40,8 @@ def run_notebook(workspace: Workspace) -> object:
         runner = ROOT / "src" / "kaggle_llm" / "rehearsal" / "execute.py"
         command = [sys.executable, str(runner), "notebook.ipynb", "executed.ipynb"]
         kept = {key: value for key, value in os.environ.items() if "KAGGLE" not in key and "proxy" not in key.lower()}
-        more = {"KAGGLE_LLM_KAGGLE": str(root), "OMP_NUM_THREADS": "1"}
+        (root / "tmp").mkdir()
+        more = {"KAGGLE_LLM_KAGGLE": str(root), "OMP_NUM_THREADS": "1", "TMPDIR": str(root / "tmp")}
         done = subprocess.run(
             command, cwd=root / "working", env=kept | more, capture_output=True, text=True, timeout=240
         )

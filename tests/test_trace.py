@@ -1,0 +1,91 @@
+"""The ancestry of an artefact reaches the raw data, wherever the artefact was copied to."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from workspace import Workspace, succeed
+
+from kaggle_llm.records import hash_file, read_json
+
+RUN = "exp002_rerank--smoke"
+
+
+@pytest.fixture(scope="module")
+def rehearsed(trained: Workspace) -> Workspace:
+    succeed(trained.cli("bundle", RUN))
+    succeed(trained.cli("rehearse", RUN))
+    return trained
+
+
+@pytest.mark.timeout(400)
+def test_a_copied_submission_is_traced_to_the_raw_csv(rehearsed: Workspace, tmp_path: Path) -> None:
+    copy = tmp_path / "best.csv"
+    shutil.copyfile(rehearsed.output / "rehearsals" / RUN / "latest" / "submission.csv", copy)
+    said = succeed(rehearsed.cli("trace", str(copy)))
+    for name in ("train.csv", "test.csv", "misconceptions.csv"):
+        raw = hash_file(rehearsed.root / "input" / "demo-misconceptions" / name)
+        assert f"input/demo-misconceptions/{name}  sha256 {raw}" in said
+    record = read_json(rehearsed.output / RUN / "record.json")
+    for part in (
+        f"bundle of {RUN}",
+        f"key {record['key'][:12]}, seed 0",
+        "merged output/",
+        "adapter output/",
+        "folds ",
+    ):
+        assert part in said
+    assert re.search(r"base = input/models/SmolLM2-135M-Instruct  content [0-9a-f]{12}", said)
+    assert f"torch {record['versions']['torch']}" in said and said.count("as it lies here") == 4
+    commands = succeed(rehearsed.cli("trace", str(copy), "--again")).splitlines()
+    assert commands[-3] == "python exp/exp002_rerank/train.py --smoke"
+    assert [command.split()[1] for command in commands[-2:]] == ["bundle", "rehearse"]
+
+
+@pytest.mark.timeout(400)
+def test_what_changed_since_is_said(rehearsed: Workspace, tmp_path: Path) -> None:
+    root = tmp_path / "other"
+    shutil.copytree(rehearsed.root, root, symlinks=True)
+    other = Workspace(root)
+    with (root / "input" / "demo-misconceptions" / "train.csv").open("a") as file:
+        file.write("\n")
+    said = succeed(other.cli("trace", RUN))
+    assert "another file lies here now" in said
+    shutil.rmtree(root / "output" / RUN / "fold0" / "adapter")
+    assert "adapter  content " in succeed(other.cli("trace", RUN)), "a lost parent is shown by its hash"
+
+
+def test_what_nobody_recorded_is_refused(rehearsed: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "submission.csv").write_text("id,x\n")
+    done = rehearsed.cli("trace", str(tmp_path / "submission.csv"))
+    assert done.returncode == 1 and "no record here has" in done.stderr
+    done = rehearsed.cli("trace", "nothing")
+    assert done.returncode == 1 and "neither a path nor a run" in done.stderr
+
+
+def test_uncommitted_changes_are_kept_and_apply_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kaggle_llm.records import diff_path, git_state, keep_changes
+
+    def git(*words: str) -> None:
+        command = ["git", "-C", str(tmp_path / "a"), "-c", "user.name=a", "-c", "user.email=a@b", *words]
+        subprocess.run(command, check=True, capture_output=True)
+
+    (tmp_path / "a" / "exp").mkdir(parents=True)
+    (tmp_path / "a" / "exp" / "old.py").write_text("x = 1\n")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "a")
+    monkeypatch.setenv("KAGGLE_LLM_ROOT", str(tmp_path / "a"))
+    assert git_state()["dirty"] is False and "diff" not in git_state()
+    subprocess.run(["git", "clone", "-q", tmp_path / "a", tmp_path / "b"], check=True)
+    (tmp_path / "a" / "exp" / "old.py").write_text("x = 2\n")
+    (tmp_path / "a" / "exp" / "new idea.py").write_text("y = 3\n")
+    keep_changes(tmp_path / "run")
+    diff = diff_path(tmp_path / "run", git_state()["diff"])
+    subprocess.run(["git", "-C", tmp_path / "b", "apply", diff], check=True)
+    for name in ("old.py", "new idea.py"):
+        assert (tmp_path / "b" / "exp" / name).read_text() == (tmp_path / "a" / "exp" / name).read_text()
