@@ -18,8 +18,8 @@ EXPERIMENTS = sorted(path.parent for path in (ROOT / "exp").glob("*/train.py"))
 # A module may import from its own room and from rooms before it.
 ROOMS = (
     "errors paths processes records folders tables config metrics rankings competition competitions prompts "
-    "spans inference run member borrowed experiment cv retrieval training weights runtime kaggle rehearsal demo board "
-    "trace cli"
+    "spans inference borrowed run member fingerprint experiment cv retrieval training weights runtime kaggle rehearsal "
+    "demo board trace cli"
 )
 ORDER = ROOMS.split()
 HEAVY = {"torch", "transformers", "vllm", "sentence_transformers", "peft", "polars", "omegaconf", "sklearn", "bm25s"}

@@ -42,7 +42,7 @@ def describe_shipped(folder: Path) -> str:
     record = folder / "record.json"
     config = json.loads(record.read_text(encoding="utf-8"))["settings"]["config"] if record.is_file() else {}
     how, note = config.get("ship", "fold0"), describe_cv(config)
-    return "" if how == "fold0" else f"{how} ({note})" if note else how
+    return f"{how} ({note})" if note else "" if how == "fold0" else how
 
 
 def print_board(entries: list[dict[str, Any]]) -> None:

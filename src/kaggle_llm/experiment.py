@@ -6,7 +6,6 @@ record.json of the run, written last.
 
 from __future__ import annotations
 
-import ast
 import fcntl
 import hashlib
 import json
@@ -14,15 +13,18 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kaggle_llm import paths, processes, records
+from kaggle_llm.borrowed import check_held_out, find_fold, find_shipped, join_models
 from kaggle_llm.competition import TRAIN, Competition, load_competition
 from kaggle_llm.config import ConfigError, load_config, save_config
 from kaggle_llm.errors import report_errors
+from kaggle_llm.fingerprint import hash_code, hash_input, hash_source
 from kaggle_llm.folders import read_idea
 from kaggle_llm.inference.maker import resolve_engine
 from kaggle_llm.metrics import bootstrap_interval, paired_difference
@@ -34,19 +36,7 @@ if TYPE_CHECKING:
 
 C = TypeVar("C")
 
-# Rooms whose code a prediction runs through: a change there makes predictions again.
-PREDICTION_ROOMS = (
-    "competition.py",
-    "competitions",
-    "prompts.py",
-    "rankings.py",
-    "run.py",
-    "member.py",
-    "inference",
-    "retrieval",
-    "cv/decisions.py",
-    "cv/thresholds.py",
-)
+PREDICTION = "prediction code"  # among the inputs of a step that runs predict.py
 USAGE = """usage: python {file} [key=value ...] [run=name] [--smoke] [--debug]
 
 {idea}
@@ -123,6 +113,8 @@ class Experiment:
         self.competition: Competition = load_competition(config.competition)
         self.competition.check()
         self._fold_models: dict[str, dict[str, str]] = {}
+        self._borrowed: dict[str, str] = getattr(config, "models", {})
+        self._beside = find_shipped(self._borrowed)
         if processes.is_first():
             self._say_what_changed()
             records.keep_changes(self.folder)
@@ -144,6 +136,9 @@ class Experiment:
         folder = self.folder / name
         described = _as_mapping(settings)
         hashed = {key: hash_input(value) for key, value in (inputs or {}).items()}
+        beside = self._find_beside(name)
+        if PREDICTION in hashed:
+            hashed |= {f"models.{key}": hash_input(path) for key, path in beside.items()}
         seed = getattr(self.config, "seed", 0)
         kind = re.sub(r"^fold-?\d+/", "", name)
         known = processes.share(records.read_record(folder) if processes.is_first() else None)
@@ -164,12 +159,27 @@ class Experiment:
             files = records.hash_files(made)
             records.write_record(made, records.make_record(kind, described, hashed, seed, files, seconds))
 
-        if processes.is_first():
-            records.make_folder(folder, make, finish)
-        elif together:
-            make(records.temporary_folder(folder))
+        with self._borrow(beside):
+            if processes.is_first():
+                records.make_folder(folder, make, finish)
+            elif together:
+                make(records.temporary_folder(folder))
         processes.share(None)
         return folder
+
+    def _find_beside(self, step: str) -> dict[str, Path]:
+        """The borrowed models that go with a step: a fold's in fold<k>/…, else those that ship."""
+        fold = re.match(r"fold(\d+)/", step)
+        return find_fold(self._borrowed, int(fold[1])) if fold else find_shipped(self._borrowed)
+
+    @contextmanager
+    def _borrow(self, models: dict[str, Path]) -> Iterator[None]:
+        """Inside of it, every Run has these models too."""
+        before, self._beside = self._beside, models
+        try:
+            yield
+        finally:
+            self._beside = before
 
     @property
     def about(self) -> dict[str, Any]:
@@ -186,18 +196,23 @@ class Experiment:
     @property
     def settings(self) -> dict[str, Any]:
         """The config for a step's key, without what a step takes as its inputs (rows, weights) or is only checked."""
-        elsewhere = ("competition", "folds", "leaks", "merge", "quantize", "average", "ship", "parity")
+        elsewhere = {"competition", "folds", "leaks", "merge", "quantize", "average", "ship", "parity"}
+        elsewhere |= {"models", "sources"}
         return {name: value for name, value in asdict(self.config).items() if name not in elsewhere}
 
     def prediction_inputs(self, rows: pl.DataFrame, models: Mapping[str, Path]) -> dict[str, Any]:
         """All that a prediction of `rows` comes from, as a step's inputs: rows, documents, models and code."""
         documents = self.competition.table(self.competition.documents)
-        code = {"predict.py": hash_source(self.exp / "predict.py"), "prediction code": hash_code()}
+        code = {"predict.py": hash_source(self.exp / "predict.py"), PREDICTION: hash_code()}
         return {"rows": rows, "documents": documents, **code, **models}
 
     def run(self, models: Mapping[str, Path]) -> Run:
         """A Run with these models, as CV uses it: for what is fitted on predictions."""
-        return Run(self.config, self.competition, models)
+        return Run(self.config, self.competition, self.add_borrowed(models))
+
+    def add_borrowed(self, models: Mapping[str, Path]) -> dict[str, Path]:
+        """The models, and those that the config takes from elsewhere: in a step of fold k that fold's."""
+        return join_models(models, self._beside)
 
     def score(
         self,
@@ -216,6 +231,7 @@ class Experiment:
         folds = sorted(set(fold.to_list()) - {-1})
         if not folds:
             raise ValueError("no row has a fold of 0 or more: there is nothing to validate")
+        check_held_out(self._borrowed, {k: train.filter(fold == k)["id"].to_list() for k in folds})
         after = self._predict_folds("oof", folds, fold, train, models)
         base = self._predict_folds("before", folds, fold, train, before) if before else None
         if not processes.is_first():
@@ -231,6 +247,7 @@ class Experiment:
         """What bundle takes, and nothing else. Completes the run: writes config.yaml and record.json."""
         if not processes.is_first():
             return
+        models = join_models(models, find_shipped(self._borrowed))
         save_config(self.config, self.folder / "config.yaml")
         settings = {
             "config": asdict(self.config),
@@ -260,7 +277,8 @@ class Experiment:
         for k in folds:
             found = models(k)
             if name == "oof":
-                self._fold_models[str(k)] = {key: paths.relative(path) for key, path in found.items()}
+                every = join_models(found, find_fold(self._borrowed, k))
+                self._fold_models[str(k)] = {key: paths.relative(path) for key, path in every.items()}
             rows = self.competition.unlabelled(train.filter(fold == k))
             path = self._predict_fold(f"fold{k}/{name}", rows, found)
             parts.append(pl.read_parquet(path).with_columns(fold=pl.lit(k)))
@@ -354,33 +372,6 @@ def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False) if value is not None else "none"
     return text if len(text) <= 40 else f"{text[:12]}…{text[-1]}"
-
-
-def hash_input(value: Any) -> str:
-    """Content hash of a step's input: a path, a polars frame or series, a dataclass, or a value of JSON."""
-    import polars as pl
-
-    if isinstance(value, Path):
-        return records.hash_content(value)
-    if isinstance(value, pl.Series):
-        value = value.to_frame()
-    if isinstance(value, pl.DataFrame):
-        return records.hash_json([value.columns, value.rows()])
-    return records.hash_json(asdict(value) if is_dataclass(value) and not isinstance(value, type) else value)
-
-
-def hash_source(path: Path) -> str:
-    """Hash of what a Python file does: comments and layout do not count."""
-    return records.hash_json(ast.dump(ast.parse(path.read_text(encoding="utf-8"))))
-
-
-def hash_code() -> str:
-    """Hash of the source that a prediction runs through."""
-    package = Path(__file__).parent
-    files: list[Path] = []
-    for room in PREDICTION_ROOMS:
-        files += sorted((package / room).glob("*.py")) if (package / room).is_dir() else [package / room]
-    return records.hash_json({path.relative_to(package).as_posix(): hash_source(path) for path in files})
 
 
 def _as_mapping(settings: Any) -> dict[str, Any]:

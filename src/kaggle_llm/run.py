@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self
 
+from kaggle_llm.borrowed import list_members
 from kaggle_llm.competition import Competition
 from kaggle_llm.inference.budget import Budget
 from kaggle_llm.inference.engine import Engine, EngineSettings
@@ -36,14 +36,13 @@ if TYPE_CHECKING:
     import polars as pl
 
 SHARES, FEWEST = 50, 16  # in how many parts a further member answers, of how many rows at least
-MEMBER = re.compile(r"fold(\d+)\.")  # what the name of one fold's model begins with in an ensemble
 
 
 class Run:
     """One prediction: config, competition, budget and models. Alike in CV, rehearsal and on Kaggle.
 
     models: name → folder: fold k's in CV, the shipped ones in a bundle. An adapter X needs its base X_base beside it;
-    the names fold<k>.X are an ensemble: see `members`.
+    the names fold<k>.X are an ensemble: see `list_members`.
     on_offer: called with every ranking that predict.py offers; None in CV.
     """
 
@@ -98,18 +97,8 @@ class Run:
         self.loading = before + time.monotonic() - start
 
     def members(self) -> dict[str, dict[str, Path]]:
-        """fold<k> → its models under their own names, in the order of the folds; without an ensemble "" → all models.
-
-        Models without a fold belong to every member.
-        """
-        shared = {name: path for name, path in self.models.items() if not MEMBER.match(name)}
-        folds = sorted({int(found[1]) for name in self.models if (found := MEMBER.match(name))})
-        members = {f"fold{k}": dict(shared) for k in folds} or {"": shared}
-        for name, path in self.models.items():
-            if MEMBER.match(name):
-                fold, _, own = name.partition(".")
-                members[fold][own] = path
-        return members
+        """The models of each member of an ensemble, else "" → all models."""
+        return list_members(self.models)
 
     def __enter__(self) -> Self:
         return self

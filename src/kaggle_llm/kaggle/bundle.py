@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kaggle_llm import paths, records
-from kaggle_llm.experiment import hash_code, hash_input, hash_source
+from kaggle_llm.fingerprint import hash_code, hash_input, hash_source
 from kaggle_llm.kaggle.hashes import Hashes
 from kaggle_llm.kaggle.metadata import DATASET, MODEL_SOURCE, MOST_ENTRIES
 from kaggle_llm.kaggle.notebook import write_notebook
@@ -169,20 +169,21 @@ def add_wheels(target: Path, runtime: str) -> str | None:
     return slug
 
 
-def seal_dataset(folder: Path, kind: str, about: Mapping[str, Any], hashes: Hashes) -> None:
+def seal_dataset(folder: Path, kind: str, about: Mapping[str, Any], hashes: Hashes, slug: str | None = None) -> None:
     """dataset-metadata.json (the owner is added at push), a mark of the content, and the dataset's own MANIFEST.json.
 
     The mark is a file with the content's hash in its name: a listing of names on Kaggle says what lies there.
-    Raises ValueError for what must not travel.
+    slug: where it is not the folder's name. Raises ValueError for what must not travel.
     """
     check_secrets(folder)
     entries = list_entries(folder, hashes)
     check_names(folder, [entry["path"] for entry in entries])
     content = records.hash_json([entries, kind, dict(about)])
     records.write_text(folder / f"CONTENT-{content[:16]}.txt", f"{content}\n")
-    manifest = {"slug": folder.name, "kind": kind, **about, "content": content, "files": list_entries(folder, hashes)}
+    slug = slug or folder.name
+    manifest = {"slug": slug, "kind": kind, **about, "content": content, "files": list_entries(folder, hashes)}
     records.write_json(folder / MANIFEST, manifest)
-    records.write_json(folder / DATASET, {"title": folder.name, "id": folder.name, "licenses": [{"name": "other"}]})
+    records.write_json(folder / DATASET, {"title": slug, "id": slug, "licenses": [{"name": "other"}]})
     entered = [path.name for path in folder.iterdir() if path.name != DATASET]
     if len(entered) > MOST_ENTRIES:
         raise ValueError(f"{folder.name} has {len(entered)} files and folders at its top, Kaggle takes {MOST_ENTRIES}")

@@ -63,7 +63,8 @@ def collect_prompts(
     rng = random.Random(experiment.config.seed)
     found = []
     asked = experiment.competition.unlabelled(rows)
-    with RecordingRun(name, experiment.config, experiment.competition, models) as run:
+    every = experiment.add_borrowed(models)
+    with RecordingRun(name, experiment.config, experiment.competition, every) as run:
         for row in tqdm(asked.iter_slices(1), "calibration prompts", asked.height, mininterval=5.0):
             run.calls.clear()
             ask(row, run.loaded(import_predict(experiment.exp)), run)

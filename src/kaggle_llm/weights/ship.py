@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from kaggle_llm import paths, records
+from kaggle_llm.borrowed import list_runs
 from kaggle_llm.weights.soup import untrained_rows
 
 if TYPE_CHECKING:
@@ -52,9 +54,17 @@ def name_members(models: Mapping[int, Models]) -> dict[str, Path]:
 
 
 def describe_cv(config: Mapping[str, Any]) -> str:
-    """What the CV of a run says about what it ships; "" where it is the score of just that."""
+    """What the CV of a run says about what it ships; "" where it is the score of just that.
+
+    config: as its record has it. Models that it takes from other runs count too, as far as those runs are here.
+    """
     how = config.get("ship", "fold0")
-    return {
+    note = {
         "average": "no CV of its own: the average of folds saw every row in training",
         "full": "no CV of its own: the refit saw every row in training",
     }.get(how, "")
+    for name, run in list_runs(config.get("models", {})):
+        record = records.read_record(paths.run_folder(run))
+        if not note and record and (theirs := describe_cv(record.settings["config"])):
+            note = f"models.{name} has {theirs}"
+    return note
