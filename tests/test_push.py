@@ -194,6 +194,35 @@ def test_none_of_200_plans_of_faults_ends_in_a_wrong_success(
     try_plans(range(100 + 50 * part, 150 + 50 * part), forked, monkeypatch)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_20_plans_of_faults_of_a_dataset_through_real_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of the CLI is patched; what this project waits is a hundredth."""
+    real = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: real(seconds / 100))
+    methods = [method for method in RANDOM if "Kernel" not in method]
+    failures = 0
+    for seed in range(20):
+        rng, root = random.Random(seed), tmp_path / str(seed)
+        monkeypatch.setenv("KAGGLE_LLM_ROOT", str(root))
+        (method,) = rng.choices(methods)
+        kinds = [kind for kind in RANDOM[method] if kind != "never-ready"]
+        kaggle = Kaggle(faults=(Fault(method, rng.randint(1, 2), rng.choice(kinds)),))
+        dataset = write_dataset(root / SLUG, seed)
+        with serve(kaggle) as proxy:
+            talk(kaggle, root, monkeypatch, proxy)
+            try:
+                ensure_dataset(dataset, OWNER)
+            except OSError:
+                failures += 1
+                kaggle.datasets.get(f"{OWNER}/{SLUG}", Dataset()).status = "READY"
+                ensure_dataset(dataset, OWNER)
+        assert held_by(kaggle, dataset) and repeated(kaggle) == 0, f"plan {seed}: {kaggle.faults}"
+    assert failures
+
+
 def try_plans(seeds: range, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each start ends with the server holding the manifest's files, or with an error; no content becomes two versions.
 
