@@ -7,23 +7,48 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 import pytest
-from workspace import Workspace, succeed
+from light import RUN as LIGHT
+from light import bundle_edited, make_light_workspace
+from workspace import ROOT, Workspace, succeed
 
 import kaggle_llm.rehearsal.sandbox as sandbox
 from kaggle_llm.rehearsal.checks import compare_rankings, largest_difference
-from kaggle_llm.rehearsal.rehearse import parse_duration
+from kaggle_llm.rehearsal.memory import Usage
+from kaggle_llm.rehearsal.report import parse_duration
+from kaggle_llm.rehearsal.session import Session, Site
+from kaggle_llm.rehearsal.stage import OWNED
+from kaggle_llm.rehearsal.verdicts import check_bundle, check_mount, check_origin, check_time
 
 SMOKE = "exp002_rerank--smoke"
+DRILLS = ("a missing dataset", "a wrong wheel", "a corrupt weight file", "a full working folder")
+CHECKS = [
+    *("bundle", "public", "network", "notebook", "time", "origin", "submission", "row independence", "hostile"),
+    *(f"drill: {name}" for name in DRILLS),
+    *("mount", "memory"),
+]
 REHEARSAL = Path(sandbox.__file__).parent
 
 
 def report_of(workspace: Workspace, run: str) -> dict:
     return json.loads((workspace.output / "rehearsals" / run / "latest" / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def light(tmp_path_factory: pytest.TempPathFactory, pico_llm: Path, pico_encoder: Path) -> Iterator[Workspace]:
+    with pytest.MonkeyPatch.context() as patch:
+        workspace = make_light_workspace(tmp_path_factory.mktemp("light"), pico_llm, pico_encoder)
+        patch.setenv("KAGGLE_LLM_ROOT", str(workspace.root))
+        yield workspace
+
+
+def failed_in(report: dict) -> set[str]:
+    return {name for name, ok in checks_of(report).items() if not ok}
 
 
 def checks_of(report: dict) -> dict[str, bool]:
@@ -33,62 +58,56 @@ def checks_of(report: dict) -> dict[str, bool]:
 @pytest.mark.timeout(400)
 def test_a_bundle_is_rehearsed_offline_and_replayed(trained: Workspace) -> None:
     succeed(trained.cli("bundle", SMOKE))
-    succeed(trained.cli("rehearse", SMOKE, "--replay", "0"))
+    done = succeed(trained.cli("rehearse", SMOKE, "--replay", "0"))
     report = report_of(trained, SMOKE)
     assert report["ok"] is True and report["network"] == "blocked"
     assert report["network_method"] in ("namespace", "guard")
-    names = {"bundle", "network", "notebook", "time", "origin", "mount", "submission", "row independence", "replay"}
-    assert checks_of(report) == dict.fromkeys(names, True)
+    assert checks_of(report) == dict.fromkeys([*CHECKS, "replay"], True)
+    assert [session["rows"] for session in report["sessions"]] == [3, 6, 20, 4]
+    layouts = [session["layout"] for session in report["sessions"]]
+    assert layouts[:3] == ["input/<slug>", "input/datasets/<owner>/<slug>", "input/…/<slug>"]
+    assert report["sessions"][1]["seconds"] == report["seconds"] and report["memory_method"]
     assert report["rows"] == 6 and report["submission"]["rows"] == 6 and 0 <= report["score"] <= 1
     assert report["seconds"] > 0 and report["peak_rss_mb"] > 0
     folder = trained.output / "rehearsals" / SMOKE / "latest"
-    assert {p.name for p in folder.iterdir()} >= {"report.json", "submission.csv", "executed.ipynb", "log.txt"}
-    assert not (folder / "kaggle").exists(), "the stand-in is gone"
+    left = {"report.json", "report.txt", "submission.csv", "executed.ipynb", "log.txt", "timing.json", "MANIFEST.json"}
+    assert {path.name for path in folder.iterdir()} >= {*left, "public", "hostile", "replay", "drills"}
+    assert not {"kaggle", "depot"} & {path.name for path in folder.iterdir()}, "the stand-in is gone"
+    assert json.loads((folder / "timing.json").read_text())["rows"] == 6
+    assert (folder / "report.txt").read_text() in done, "what is printed is kept"
     hidden = pl.read_csv(trained.output / "hidden" / "demo-misconceptions" / "test.csv")
     assert pl.read_csv(folder / "submission.csv")["id"].to_list() == hidden["id"].to_list()
 
 
 @pytest.mark.timeout(400)
-def test_what_depends_on_other_rows_or_on_changed_code_is_caught(trained: Workspace) -> None:
+def test_what_depends_on_other_rows_or_on_changed_code_is_caught(light: Workspace) -> None:
     """A prediction that looks at the number of rows, put in after training: CV is not what ships."""
-    succeed(trained.cli("new", "exp001_retrieve", "exp902_leaky"))
-    succeed(trained.train("exp902_leaky", "--smoke"))
-    predict = trained.root / "exp" / "exp902_leaky" / "predict.py"
-    source = predict.read_text()
-    last = "    return loaded.search(rows)\n"
-    assert source.endswith(last)
-    leaky = "    found = loaded.search(rows)\n    return found.with_columns(pl.col('scores') + 0.1 * rows.height)\n"
-    predict.write_text(source.removesuffix(last) + leaky)
-    succeed(trained.cli("bundle", "exp902_leaky--smoke"))
-    done = trained.cli("rehearse", "exp902_leaky--smoke", "--replay", "0", "--rows", "9")
-    report = report_of(trained, "exp902_leaky--smoke")
+    bundle_edited(light, "start = [n + rows.height % 7 for n in start]")
+    done = light.cli("rehearse", LIGHT, "--replay", "0", "--rows", "9")
+    report = report_of(light, LIGHT)
     assert done.returncode == 1 and report["ok"] is False and report["rows"] == 9
-    failed = {name for name, ok in checks_of(report).items() if not ok}
-    assert failed == {"row independence", "replay"}
+    assert failed_in(report) == {"row independence", "hostile", "replay"}
 
 
-SLOW = """    found = loaded.search(rows)
-    run.offer(found)
-    for _ in run.budget.take(list(rows.iter_slices(4)), "second look"):
-        time.sleep(1)
-    return found
+SLOW = """
+import time
+found = make_ranking(rows["id"].to_list(), [loaded[n : n + 25] for n in start], [range(25, 0, -1)] * len(start))
+run.offer(found)
+for _ in run.budget.take(list(rows.iter_slices(4)), "second look"):
+    time.sleep(1)
+return found
 """
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_too_short_a_limit_ends_in_time_with_a_valid_file_and_says_what_it_cut(trained: Workspace) -> None:
-    succeed(trained.cli("new", "exp001_retrieve", "exp904_slow"))
-    succeed(trained.train("exp904_slow", "--smoke"))
-    predict = trained.root / "exp" / "exp904_slow" / "predict.py"
-    source = predict.read_text().replace("from dataclasses", "import time\nfrom dataclasses", 1)
-    predict.write_text(source.removesuffix("    return loaded.search(rows)\n") + SLOW)
-    succeed(trained.cli("bundle", "exp904_slow--smoke"))
-    done = trained.cli("rehearse", "exp904_slow--smoke", "--rows", "200", "--limit", "30s")
-    report = report_of(trained, "exp904_slow--smoke")
+def test_too_short_a_limit_ends_in_time_with_a_valid_file_and_says_what_it_cut(light: Workspace) -> None:
+    bundle_edited(light, SLOW)
+    done = light.cli("rehearse", LIGHT, "--rows", "200", "--limit", "30s")
+    report = report_of(light, LIGHT)
     assert done.returncode == 1 and report["rows"] == report["submission"]["rows"] == 200
-    checks, details = checks_of(report), {check["name"]: check["detail"] for check in report["checks"]}
-    assert checks["notebook"] and checks["submission"] and not checks["time"]
+    details = {check["name"]: check["detail"] for check in report["checks"]}
+    assert failed_in(report) == {"time", "hostile"}
     found = re.fullmatch(
         r"(\d+) s of 30 s for 200 rows, cut by the time limit: second look of (\d+) rows", details["time"]
     )
@@ -96,19 +115,35 @@ def test_too_short_a_limit_ends_in_time_with_a_valid_file_and_says_what_it_cut(t
 
 
 @pytest.mark.timeout(400)
-def test_a_failing_prediction_ends_in_a_report_that_says_why(trained: Workspace) -> None:
-    succeed(trained.cli("new", "exp001_retrieve", "exp903_broken"))
-    succeed(trained.train("exp903_broken", "--smoke"))
-    predict = trained.root / "exp" / "exp903_broken" / "predict.py"
-    predict.write_text(predict.read_text().replace("loaded.search(rows)", "loaded.search(rows.head(2))"))
-    succeed(trained.cli("bundle", "exp903_broken--smoke"))
-    done = trained.cli("rehearse", "exp903_broken--smoke")
-    report = report_of(trained, "exp903_broken--smoke")
+def test_a_failing_prediction_ends_in_a_report_that_says_why(light: Workspace) -> None:
+    bundle_edited(light, "return make_ranking(['a', 'b'], [loaded[:1]] * 2, [[1.0]] * 2)")
+    done = light.cli("rehearse", LIGHT)
+    report = report_of(light, LIGHT)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    failed = {name for name, ok in checks_of(report).items() if not ok}
-    assert failed == {"notebook", "time", "row independence"} and report["score"] is None
-    log = (trained.output / "rehearsals" / "exp903_broken--smoke" / "latest" / "log.txt").read_text()
+    assert failed_in(report) == {"public", "notebook", "time", "row independence", "hostile"}
+    assert report["score"] is None and report["sessions"][1]["rows"] is None
+    log = (light.output / "rehearsals" / LIGHT / "latest" / "log.txt").read_text()
     assert "6 rows asked, 2 rows ranked" in log
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("rows", [0, 1])
+def test_no_and_one_row_are_rehearsed(light: Workspace, rows: int) -> None:
+    bundle_edited(light)
+    succeed(light.cli("rehearse", LIGHT, "--rows", str(rows)))
+    report = report_of(light, LIGHT)
+    assert report["rows"] == report["submission"]["rows"] == rows == report["sessions"][1]["rows"]
+    assert (report["score"] is None) == (rows == 0)
+    assert report["sessions"][2]["rows"] == 16 + (rows or 4), "hostile rows need healthy ones"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ten_thousand_rows_are_rehearsed(trained: Workspace) -> None:
+    succeed(trained.cli("bundle", SMOKE))
+    succeed(replace(trained, timeout=800).cli("rehearse", SMOKE, "--rows", "10000"))
+    report = report_of(trained, SMOKE)
+    assert report["rows"] == report["submission"]["rows"] == 10_000
 
 
 @pytest.mark.parametrize("method", ["namespace", "guard"])
@@ -119,19 +154,20 @@ def test_outside_a_sandbox_nothing_is_proven(method: str) -> None:
 
 
 @pytest.mark.timeout(400)
-def test_without_namespaces_the_guard_rehearses_the_same(trained: Workspace, tmp_path: Path) -> None:
-    succeed(trained.train("exp001_retrieve", "--smoke"))
-    succeed(trained.cli("bundle", "exp001_retrieve--smoke"))
+def test_without_namespaces_the_guard_rehearses_the_same(light: Workspace, tmp_path: Path) -> None:
+    bundle_edited(light)
     (tmp_path / "bin").mkdir()
     path = {"PATH": str(tmp_path / "bin")}  # where there is no unshare
-    succeed(trained.call(sys.executable, "-m", "kaggle_llm.cli", "rehearse", "exp001_retrieve--smoke", **path))
-    report = report_of(trained, "exp001_retrieve--smoke")
+    succeed(light.call(sys.executable, "-m", "kaggle_llm.cli", "rehearse", LIGHT, "--replay", "0", **path))
+    report = report_of(light, LIGHT)
     assert report["ok"] and report["network"] == "blocked" and report["network_method"] == "guard"
+    assert checks_of(report) == dict.fromkeys([*CHECKS, "replay"], True)
+    (full,) = (check["detail"] for check in report["checks"] if check["name"] == "drill: a full working folder")
+    assert full.startswith("not drilled")
 
 
 def test_a_changed_bundle_and_a_run_made_again_are_caught(trained: Workspace) -> None:
     from kaggle_llm.records import read_record
-    from kaggle_llm.rehearsal.rehearse import check_bundle
 
     succeed(trained.cli("bundle", SMOKE))
     bundle, record = trained.output / "bundles" / SMOKE, read_record(trained.output / SMOKE)
@@ -149,11 +185,11 @@ def test_a_replay_of_a_fold_that_is_not_there_is_refused_at_once(trained: Worksp
     assert done.returncode != 0 and "has the folds 0" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_nothing_to_rehearse_is_said(trained: Workspace) -> None:
-    done = trained.cli("rehearse", "exp001_retrieve--none")
+def test_nothing_to_rehearse_is_said(light: Workspace) -> None:
+    done = light.cli("rehearse", "exp001_retrieve--none")
     assert done.returncode != 0 and "is no complete run" in done.stderr
-    succeed(trained.train("exp001_retrieve", "--smoke", "run=bare"))
-    done = trained.cli("rehearse", "exp001_retrieve--bare-smoke")
+    succeed(light.train("exp001_retrieve", "--smoke", "run=bare"))
+    done = light.cli("rehearse", "exp001_retrieve--bare-smoke")
     assert done.returncode != 0 and "has no bundle: run `kaggle-llm bundle" in done.stderr
 
 
@@ -192,10 +228,10 @@ except OSError as error:
     print("read-only:", error.strerror)
 print([name for _, name in socket.if_nameindex()], sorted(os.listdir(os.environ["REPOSITORY"] + "/src")))
 """
-    box = sandbox.Sandbox(tmp_path / "kaggle", tmp_path / "mount")
+    box = sandbox.Sandbox(tmp_path / "kaggle", tmp_path / "mount", tmp_path)
     log = tmp_path / "log.txt"
-    repository = {"REPOSITORY": str(sandbox.paths.root())}
-    assert box.run([sys.executable, "-c", code], log, repository, 60).returncode == 0, log.read_text()
+    repository = {"REPOSITORY": str(ROOT)}
+    assert box.run([sys.executable, "-c", code], log, repository, 60) == 0, log.read_text()
     assert log.read_text().splitlines() == ["read-only: Read-only file system", "['lo'] []"]
     assert (tmp_path / "kaggle" / "working" / "a").read_text() == "x"
     with pytest.raises(subprocess.TimeoutExpired):
@@ -203,19 +239,19 @@ print([name for _, name in socket.if_nameindex()], sorted(os.listdir(os.environ[
 
 
 def test_cut_rows_foreign_code_and_a_written_mount_fail_their_checks(tmp_path: Path) -> None:
-    from kaggle_llm.rehearsal.rehearse import check_mount, check_origin, check_time
-    from kaggle_llm.rehearsal.rerun import Rerun
-
-    (tmp_path / "kaggle" / "working").mkdir(parents=True)
-    box = sandbox.Sandbox(tmp_path / "kaggle", tmp_path / "kaggle")
-    rerun = Rerun(tmp_path, box, None, tmp_path, 60.0, 1.0, 1, "", [])  # type: ignore[arg-type]
-    assert check_mount(rerun).ok and not check_mount(replace(rerun, written=["datasets/a/b"])).ok
+    working = tmp_path / "kaggle" / "working"
+    working.mkdir(parents=True)
+    box = sandbox.Sandbox(tmp_path / "kaggle", tmp_path / "kaggle", tmp_path)
+    site = Site(tmp_path, tmp_path, None, None, box, 60.0, 1)  # type: ignore[arg-type]
+    session = Session("rerun", OWNED, site, tmp_path, None, tmp_path, 1.0, Usage(1), "", [])  # type: ignore[arg-type]
+    written = replace(session, written=["datasets/a/b"])
+    assert check_mount([session]).ok and not check_mount([session, written]).ok
     for cut, ok in (({}, True), ({"reranking": 3}, False)):
         (tmp_path / "prediction.json").write_text(json.dumps({"rows": 9, "cut": cut, "seconds": 5}))
-        assert check_time(rerun).ok is ok and ("reranking of 3 rows" in check_time(rerun).detail) is not ok
+        assert check_time(session).ok is ok and ("reranking of 3 rows" in check_time(session).detail) is not ok
     for package, ok in ((tmp_path / "kaggle" / "input" / "a", True), (tmp_path / "src", False)):
-        (tmp_path / "kaggle" / "working" / "origin.json").write_text(json.dumps({"package": str(package)}))
-        assert check_origin(rerun).ok is ok
+        (working / "origin.json").write_text(json.dumps({"package": str(package)}))
+        assert check_origin(session).ok is ok
 
 
 def test_rankings_are_compared_by_list_and_score() -> None:

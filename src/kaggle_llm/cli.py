@@ -111,6 +111,14 @@ def doctor(
 
 
 @app.command()
+def wheels(runtime: Annotated[str, typer.Argument(help="a name of src/kaggle_llm/runtime/runtimes/")]) -> None:
+    """Lock and download what RUNTIME brings along, for its image's Python: output/wheels/RUNTIME/."""
+    from kaggle_llm.kaggle.wheelhouse import make_wheelhouse, print_wheelhouse
+
+    print_wheelhouse(make_wheelhouse(runtime))
+
+
+@app.command()
 def bundle(
     run: Run, runtime: Annotated[str | None, typer.Option(help="the image and packages that it will run on")] = None
 ) -> None:
@@ -189,15 +197,16 @@ def trace(
 @app.command()
 def rehearse(
     run: Run,
-    rows: Annotated[int | None, typer.Option(min=1, help="rows of the hidden test, resampled")] = None,
-    limit: Annotated[str, typer.Option(help="time limit, such as 9h or 30m")] = "9h",
+    rows: Annotated[int | None, typer.Option(min=0, help="rows of the hidden test, resampled")] = None,
+    limit: Annotated[str, typer.Option(help="time limit of a session, such as 9h or 30m")] = "9h",
     replay: Annotated[int | None, typer.Option(help="also replay this fold's validation rows")] = None,
+    memory: Annotated[str | None, typer.Option(help="such as 29GB, of all processes; without: the runtime's")] = None,
 ) -> None:
-    """Run the bundle's notebook offline on a hidden test: output/rehearsals/RUN/latest/report.json."""
-    from kaggle_llm.rehearsal.rehearse import print_report
+    """Run the bundle's notebook offline on public, hidden and hostile rows: output/rehearsals/RUN/latest/."""
     from kaggle_llm.rehearsal.rehearse import rehearse as run_rehearsal
+    from kaggle_llm.rehearsal.report import print_report
 
-    report = run_rehearsal(run, rows, limit, replay)
+    report = run_rehearsal(run, rows, limit, replay, memory)
     print_report(report)
     if not report["ok"]:
         raise typer.Exit(1)

@@ -1,6 +1,6 @@
 """Run first inside new namespaces: loopback up, the stand-in mounted, the repository covered; then the command.
 
-Standard library only, started by path. argv[1]: JSON with kaggle, mount, covered, command.
+Standard library only, started by path. argv[1]: JSON with kaggle, mount, covered, full, command.
 """
 
 import fcntl
@@ -43,6 +43,13 @@ def mount_stand_in(kaggle: str, target: str) -> None:
         mount("-o", ",".join(["remount", "bind", "ro", *locked_flags(source)]), source)
 
 
+def mount_full_disk(folder: str) -> None:
+    """One page, and a file that takes it."""
+    mount("-t", "tmpfs", "-o", "size=4k", "full", folder)
+    with open(os.path.join(folder, "full"), "wb") as file:
+        file.write(bytes(4096))
+
+
 def main() -> None:
     plan = json.loads(sys.argv[1])
     bring_up_loopback()
@@ -51,6 +58,8 @@ def main() -> None:
     mount_stand_in(plan["kaggle"], plan["mount"])
     for folder in plan["covered"]:
         mount("-t", "tmpfs", "-o", "size=4k,mode=555", "covered", folder)
+    if plan["full"]:
+        mount_full_disk(os.path.join(plan["mount"], "working"))
     if os.path.isdir(os.path.join(plan["mount"], "working")):
         os.chdir(os.path.join(plan["mount"], "working"))
     os.execvp(plan["command"][0], plan["command"])

@@ -20,10 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kaggle_llm import paths
+from kaggle_llm.rehearsal.memory import Usage, enter, limited_group
 
 HERE = Path(__file__).parent
 KEPT = ("PATH", "LANG", "OMP_NUM_THREADS", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
 NAMESPACE, GUARD = "namespace", "guard"
+ANY_MEMORY = 2**50  # bytes: no limit
 
 
 @functools.cache
@@ -36,7 +38,8 @@ def find_method() -> str:
     with tempfile.TemporaryDirectory(dir=place, prefix=".trial-") as kaggle, tempfile.TemporaryDirectory() as mount:
         for name in ("input", "working"):
             (Path(kaggle) / name).mkdir()
-        trial = _inside(Sandbox(Path(kaggle), Path(mount)), [sys.executable, "-c", "pass"], NAMESPACE)
+        box = Sandbox(Path(kaggle), Path(mount), Path(mount))
+        trial = _inside(box, [sys.executable, "-c", "pass"], NAMESPACE)
         done = subprocess.run(trial, capture_output=True, check=False, timeout=60)
     return NAMESPACE if done.returncode == 0 else GUARD
 
@@ -47,28 +50,45 @@ class Sandbox:
 
     kaggle: Path
     mount: Path
+    home: Path
+    """HOME and TMPDIR of what runs inside."""
+    full: bool = False
+    """working/ is a disk without room; only where the method is NAMESPACE."""
 
     def run(
-        self, command: Sequence[str], log: Path, environment: Mapping[str, str], timeout: float
-    ) -> subprocess.CompletedProcess[bytes]:
-        """Run to the end with output appended to `log`; raises subprocess.TimeoutExpired after killing all of it."""
-        method = find_method()
-        with tempfile.TemporaryDirectory() as home, log.open("ab") as out:
-            variables = self._environment(home, method, environment)
-            line, working = _inside(self, command, method), self.kaggle / "working"
-            process = subprocess.Popen(line, cwd=working, stdout=out, stderr=out, env=variables)
+        self,
+        command: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str],
+        timeout: float,
+        usage: Usage | None = None,
+    ) -> int:
+        """The exit code, with output appended to `log`.
+
+        Raises subprocess.TimeoutExpired, or MemoryError above the limit of `usage`, after killing all of it.
+        """
+        usage, method = usage or Usage(ANY_MEMORY), find_method()
+        with limited_group(usage) as group, log.open("ab") as out:
+            line = _inside(self, command, method)
+            process = subprocess.Popen(
+                enter(group, line) if group else line,
+                cwd=self.kaggle / "working",
+                stdout=out,
+                stderr=out,
+                env=self._environment(method, environment),
+            )
             try:
-                code = process.wait(timeout)
-            except BaseException:  # too late, or interrupted: nothing of it goes on alone
+                return usage.wait(process, timeout)
+            except BaseException:  # too late, too large, or interrupted: nothing of it goes on alone
                 kill_tree(process.pid)
                 process.wait()
                 raise
-        return subprocess.CompletedProcess(list(command), code)
 
-    def _environment(self, home: str, method: str, more: Mapping[str, str]) -> dict[str, str]:
+    def _environment(self, method: str, more: Mapping[str, str]) -> dict[str, str]:
         """A clean one: no settings of ours, a home that is thrown away, no token of the user's."""
         kept = {name: os.environ[name] for name in KEPT if name in os.environ}
-        found = {**kept, "HOME": home, "TMPDIR": home, "KAGGLE_LLM_KAGGLE": str(self.mount), **more}
+        home = {"HOME": str(self.home), "TMPDIR": str(self.home)}
+        found = {**kept, **home, "KAGGLE_LLM_KAGGLE": str(self.mount), **more}
         if method == GUARD:
             found["PYTHONPATH"] = os.pathsep.join([str(HERE / "guard"), *found.get("PYTHONPATH", "").split(os.pathsep)])
         return found
@@ -82,6 +102,7 @@ def _inside(sandbox: Sandbox, command: Sequence[str], method: str) -> list[str]:
         "kaggle": str(sandbox.kaggle),
         "mount": str(sandbox.mount),
         "covered": [str(folder) for folder in covered_folders()],
+        "full": sandbox.full,
         "command": list(command),
     }
     spaces = ["unshare", "--user", "--map-root-user", "--net", "--mount", "--pid", "--fork", "--kill-child"]
@@ -100,7 +121,8 @@ def kill_tree(pid: int) -> None:
     """Kill a process and all below it: a notebook's kernel has a session of its own."""
     import psutil
 
-    parent = psutil.Process(pid)
-    for process in [*parent.children(recursive=True), parent]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(pid)
+        for process in [*parent.children(recursive=True), parent]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()

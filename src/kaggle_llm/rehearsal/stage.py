@@ -1,9 +1,14 @@
-"""The stand-in for /kaggle on disk: datasets as Kaggle mounts them, the competition with a hidden test swapped in."""
+"""The stand-in for /kaggle on disk: datasets and models as Kaggle mounts them, the competition with another test set.
+
+A bundle's datasets are put into a depot once; each session moves them to where one of the layouts mounts them.
+"""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +25,7 @@ from kaggle_llm.competition import (
 from kaggle_llm.kaggle.bundle import add_model
 from kaggle_llm.kaggle.hashes import Hashes
 from kaggle_llm.kaggle.predict import MANIFEST
+from kaggle_llm.kaggle.rows import draw_rows, rename_rows
 from kaggle_llm.rehearsal.sandbox import NAMESPACE, find_method
 
 if TYPE_CHECKING:
@@ -28,12 +34,55 @@ if TYPE_CHECKING:
 OWNER = "rehearsal"
 
 
-def stage_datasets(bundle: Path, kaggle: Path) -> None:
-    """The bundle's datasets at input/datasets/<owner>/<slug>/."""
+@dataclass(frozen=True)
+class Layout:
+    """Where Kaggle mounts things below input/."""
+
+    name: str
+    datasets: str
+    competitions: str
+    models: str | None
+    """Of model sources; None: without their owner, as Kaggle did before."""
+
+
+OWNED = Layout("input/datasets/<owner>/<slug>", f"datasets/{OWNER}", "competitions", "models")
+FLAT = Layout("input/<slug>", "", "", None)
+NESTED = Layout("input/…/<slug>", f"moved/again/{OWNER}/datasets", "moved/again/competitions", "models")
+
+
+@dataclass(frozen=True)
+class Depot:
+    """Datasets and model sources that no session has mounted at the moment."""
+
+    folder: Path
+
+    @property
+    def datasets(self) -> Path:
+        return self.folder / "datasets"
+
+    @property
+    def sources(self) -> Path:
+        return self.folder / "sources"
+
+    @property
+    def code(self) -> Path:
+        return find_code(self.datasets)
+
+
+def find_code(datasets: Path) -> Path:
+    (code,) = (path.parents[1] for path in datasets.glob("*/submission/boot.py"))
+    return code
+
+
+def fill_depot(bundle: Path, shipped: Mapping[str, Path], depot: Depot) -> None:
+    """The bundle's datasets, and of the models that it takes from Kaggle the folders that they have here."""
     for dataset in records.read_json(bundle / MANIFEST)["datasets"]:
         for path in records.list_files(bundle / dataset["folder"]):
-            place_file(path, kaggle / "input" / "datasets" / OWNER / path.relative_to(bundle))
-    (kaggle / "working").mkdir()
+            place_file(path, depot.datasets / path.relative_to(bundle))
+    manifest = records.read_json(depot.code / MANIFEST)
+    for name, source in manifest["models"].items():
+        for entry in manifest["sources"].get(source, ()):
+            place_file(shipped[name] / entry["path"], depot.sources / source / entry["path"])
 
 
 def place_file(source: Path, target: Path) -> None:
@@ -45,34 +94,53 @@ def place_file(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def exchange_models(kaggle: Path, models: Mapping[str, Path]) -> None:
+def exchange_models(depot: Depot, models: Mapping[str, Path]) -> None:
     """Other weights under the same names: what a replay runs."""
-    datasets = kaggle / "input" / "datasets" / OWNER
-    (code,) = (path.parent.parent for path in datasets.glob("*/submission/boot.py"))
-    manifest = records.read_json(code / MANIFEST)
+    manifest = records.read_json(depot.code / MANIFEST)
     with Hashes() as hashes:
         manifest["models"] = {
-            name: add_model(datasets, manifest["competition"], path, hashes, place_file)
+            name: add_model(depot.datasets, manifest["competition"], path, hashes, place_file)
             for name, path in models.items()
         }
-    records.write_json(code / MANIFEST, manifest)
+    records.write_json(depot.code / MANIFEST, manifest)
 
 
-def stage_competition(settings: CompetitionSettings, test: pl.DataFrame, kaggle: Path) -> Competition:
-    """The competition's folder with `test` as its test.csv and a sample submission of the same ids."""
+@contextmanager
+def attach(depot: Depot, mount: Path, layout: Layout) -> Iterator[Path]:
+    """The depot under `mount` (input/) while it is open; yields the folder of the code dataset there."""
+    moves = [(path, mount / layout.datasets / path.name) for path in sorted(depot.datasets.iterdir())]
+    for path in sorted(depot.sources.glob("*/*/*/*/*")):
+        source = path.relative_to(depot.sources)
+        moves.append((path, mount / (layout.models or "") / (source if layout.models else Path(*source.parts[1:]))))
+    for away, there in moves:
+        there.parent.mkdir(parents=True, exist_ok=True)
+        away.rename(there)
+    try:
+        yield find_code(mount / layout.datasets)
+    finally:
+        for away, there in moves:
+            there.rename(away)
+        shutil.rmtree(mount)
+
+
+def stage_competition(settings: CompetitionSettings, test: bytes | None, folder: Path) -> Competition:
+    """The competition's folder with `test` as its test.csv and a sample submission of the same ids.
+
+    None: with its own ones, which everybody sees.
+    """
     import polars as pl
 
     source = load_competition(settings)
-    folder = kaggle / "input" / "competitions" / settings.name
     for path in records.list_files(source.folder):
-        if path.name not in (f"{TEST}.csv", f"{SAMPLE}.csv"):
+        if test is None or path.name not in (f"{TEST}.csv", f"{SAMPLE}.csv"):
             place_file(path, folder / path.relative_to(source.folder))
-    test.write_csv(folder / f"{TEST}.csv")
-    sample = source.sample()
-    ids = load_competition(settings, folder).table(TEST)["id"]
-    id_column, cell_column = sample.columns
-    cell = sample[cell_column].first() or ""
-    pl.DataFrame({id_column: ids, cell_column: [cell] * ids.len()}).write_csv(folder / f"{SAMPLE}.csv")
+    if test is not None:
+        (folder / f"{TEST}.csv").write_bytes(test)
+        sample = source.sample()
+        ids = load_competition(settings, folder).table(TEST)["id"]
+        id_column, cell_column = sample.columns
+        cell = sample[cell_column].first() or ""
+        pl.DataFrame({id_column: ids, cell_column: [cell] * ids.len()}).write_csv(folder / f"{SAMPLE}.csv")
     return load_competition(settings, folder)
 
 
@@ -94,20 +162,9 @@ def hidden_test(settings: CompetitionSettings, rows: int | None) -> tuple[pl.Dat
         origin = "training rows: the score is no estimate"
     truth = competition.truth(labelled)
     if rows is not None:
-        test, truth = _resample(test, truth, competition.tables[TEST].id, rows)
+        column = competition.tables[TEST].id
+        if column not in test.columns or set(test[column]) != set(truth["id"]):
+            raise ValueError("--rows: read() reshapes test.csv, so its rows cannot be drawn; rehearse without it")
+        test, names = draw_rows(test, column, rows)
+        truth = rename_rows(truth, names)
     return test, truth, origin
-
-
-def _resample(test: pl.DataFrame, truth: pl.DataFrame, id_column: str, rows: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    import numpy as np
-    import polars as pl
-
-    if set(test[id_column]) != set(truth["id"]):
-        raise ValueError("--rows: read() reshapes test.csv, so its rows cannot be drawn; rehearse without it")
-    rng = np.random.default_rng(0)
-    order = np.concatenate([rng.permutation(test.height) for _ in range(-(-rows // test.height))])[:rows]
-    drawn = test[order.tolist()]
-    old = drawn[id_column]
-    new = pl.Series(id_column, [i if n < test.height else f"{i}-{n // test.height}" for n, i in enumerate(old)])
-    answers = pl.DataFrame({"old": old, "id": new}).join(truth.rename({"id": "old"}), on="old", maintain_order="left")
-    return drawn.with_columns(new), answers.select("id", "items")

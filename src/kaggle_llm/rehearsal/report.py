@@ -1,0 +1,40 @@
+"""The report of a rehearsal, for people; and what people write on its command line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from kaggle_llm.tables import print_table
+
+
+def print_report(report: Mapping[str, Any]) -> None:
+    rows = [[check["name"], "ok" if check["ok"] else "FAILED", check["detail"]] for check in report["checks"]]
+    title = f"rehearsal of {report['run']}: {report['rows']} rows of {report['test']}"
+    print_table(title, ("check", "", "detail"), rows)
+    names = ("name", "layout", "rows", "seconds", "peak_rss_mb")
+    found = [[str(session[name]) for name in names] for session in report["sessions"]]
+    print_table("sessions", ("session", "layout", "rows", "seconds", "peak MB"), found)
+    score = "none" if report["score"] is None else f"{report['score']:.4f}"
+    print(f"ok: {report['ok']}, private score: {score} (CV {report['cv']:.4f}), {report['seconds']} s, ", end="")
+    print(f"{report['peak_rss_mb']} MB")
+
+
+def describe_report(report: Mapping[str, Any]) -> str:
+    """What `print_report` prints."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        print_report(report)
+    return text.getvalue()
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of "9h", "90m", "30s" or "1h30m"."""
+    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
+    if not text.strip() or found is None:
+        raise ValueError(f"limit {text!r}: write it like 9h, 90m, 30s or 1h30m")
+    hours, minutes, seconds = (float(part or 0) for part in found.groups())
+    return hours * 3600 + minutes * 60 + seconds
