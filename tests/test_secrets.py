@@ -35,6 +35,14 @@ def save_tensors(folder: Path) -> None:
     torch.save({"weight": torch.zeros(3)}, folder / "model.bin")
 
 
+def save_zip(folder: Path) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(folder / "index.zip", "w") as archive:
+        archive.writestr("first.txt", "x" * 10_000)
+        archive.writestr("deep/vectors.pkl", "x")
+
+
 def link_outside(folder: Path) -> None:
     (folder / "prompt.txt").symlink_to("/etc/hostname")
 
@@ -53,6 +61,12 @@ PLANTED: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "Hugging Face": (write("load.py", f'login("hf_{LETTERS}")\n'), "load.py line 1 looks like a Hugging Face token"),
     "W&B": (write("track.yaml", f"WANDB_API_KEY: {HEX}{HEX[:8]}\n"), "a W&B key"),
+    "W&B in code": (write("log.py", f'wandb.login(key="{HEX}{HEX[:8]}")\n'), "a W&B key"),
+    "set in code": (
+        write("env.py", f'\nos.environ["KAGGLE_KEY"] = "{HEX}"\n'),
+        "env.py line 2 looks like a Kaggle API",
+    ),
+    "a token file": (write(".huggingface/token", "x"), "a folder of secrets"),
     "OpenAI": (write("label.py", f'client = OpenAI(api_key="sk-proj-{LETTERS}")\n'), "an OpenAI or Anthropic key"),
     "GitHub": (write("install.sh", f"git clone https://ghp_{LETTERS}@github.com/a/b\n"), "a GitHub token"),
     "AWS": (write("data.py", 'key = "AKIAIOSFODNN7EXAMPLE"\n'), "an AWS key"),
@@ -63,6 +77,8 @@ PLANTED: dict[str, tuple[Callable[[Path], None], str]] = {
     "a password": (write("db.yaml", 'password: "correct-horse-battery-staple"\n'), "a password or key"),
     "a pickle": (write("features.dat", pickle.dumps({"a": [1, 2]})), "features.dat is a pickle"),
     "a torch file": (save_tensors, "model.bin is a pickle"),
+    "an archive with one": (save_zip, "index.zip is a pickle"),
+    "joblib's": (write("model.joblib", b"x\x9c\x01"), "model.joblib is a pickle"),
     "a link": (link_outside, "prompt.txt is a link to"),
 }
 
@@ -109,6 +125,9 @@ def test_what_only_looks_like_a_secret_passes(tmp_path: Path) -> None:
     write("code.py", 'key = os.environ["WANDB_API_KEY"]\napi_key = read_secret("x")\nHF_TOKEN = os.getenv("A")\n')(
         tmp_path
     )
+    write("notes.txt", "risk-free-of-all-the-hyphens, sk-, PK\nkey: value\ntoken = sample\n")(tmp_path)
+    write("zip.txt", b"PK is how an archive begins")(tmp_path)
+    write("model.safetensors", (0x0280).to_bytes(8, "little") + b'{"__metadata__":{}}')(tmp_path)
     write("prompt.txt", "Password: what was wrong? The username and key are public.\n")(tmp_path)
     assert list(find_secrets(tmp_path)) == []
 
@@ -121,4 +140,4 @@ def test_a_large_tokenizer_and_weights_are_looked_at_fast(tmp_path: Path) -> Non
     start = time.process_time()
     check_secrets(tmp_path)
     megabytes = (tmp_path / "tokenizer.json").stat().st_size / 1e6
-    assert time.process_time() - start < 0.05 * megabytes, f"{megabytes:.0f} MB of text"
+    assert time.process_time() - start < 0.02 * megabytes, f"{megabytes:.0f} MB of text"

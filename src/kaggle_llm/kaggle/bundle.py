@@ -28,6 +28,7 @@ from kaggle_llm.weights.ship import describe_cv
 
 LONGEST_SLUG = 50
 NAME = re.compile(r"[A-Za-z0-9._-]+")  # of a file or folder; others are changed on the way up, or unpacking fails
+LEFT = {".cache", ".huggingface", ".git"}  # folders that the kaggle CLI leaves out, and that no model needs
 
 Place = Callable[[Path, Path], None]
 
@@ -48,15 +49,18 @@ def bundle_run(run: str, runtime: str = DEFAULT) -> Path:
 
 
 def fill_bundle(run: str, runtime: str, target: Path, hashes: Hashes) -> None:
-    record, config = read_run(run), read_run(run).settings["config"]
+    record = read_run(run)
+    config, competition = record.settings["config"], record.settings["config"]["competition"]["name"]
     warn_of_changed_code(run)
-    competition = config["competition"]["name"]
     shipped = {name: paths.absolute(path) for name, path in record.settings["ship"].items()}
     sources = check_sources(config.get("sources", {}), shipped)
-    models = {name: sources.get(name) or add_model(target, competition, path, hashes) for name, path in shipped.items()}
+    place = place_from(paths.bundle_folder(run), target, hashes)
+    models = {
+        name: sources.get(name) or add_model(target, competition, path, hashes, place) for name, path in shipped.items()
+    }
     wheels = add_wheels(target, runtime)
     about: dict[str, Any] = {"run": run, "experiment": run.split("--")[0], "competition": competition, "models": models}
-    about["sources"] = {source: list_entries(shipped[name], hashes) for name, source in sources.items()}
+    about["sources"] = {source: list_model(shipped[name], hashes) for name, source in sources.items()}
     about |= {"wheels": wheels, "runtime": asdict(load_runtime(runtime))}
     code = make_slug(f"{competition}-{run}", "code")
     add_code(target / code, run)
@@ -65,14 +69,41 @@ def fill_bundle(run: str, runtime: str, target: Path, hashes: Hashes) -> None:
     source = "server_notebook.py" if served else "notebook.py"
     write_notebook(paths.root() / "submission" / source, target / "notebook.ipynb")
     weights = {slug for slug in models.values() if "/" not in slug}
-    datasets = [describe_dataset(target / slug) for slug in sorted({code, *weights, *([wheels] if wheels else [])})]
-    fault = find_fault(run)
+    datasets = sorted({code, *weights, *([wheels] if wheels else [])})
+    seal_bundle(
+        target, run, record, {**about, "datasets": [describe_dataset(target / slug) for slug in datasets]}, hashes
+    )
+
+
+def seal_bundle(target: Path, run: str, record: records.Record, about: Mapping[str, Any], hashes: Hashes) -> None:
+    """The bundle's own MANIFEST.json.
+
+    The same content keeps the commit with which it was bundled first, where that commit was all of the code.
+    """
+    config, fault = record.settings["config"], find_fault(run)
     if fault:
         print(f"not to be pushed as it is: {fault}", file=sys.stderr)
-    about |= {"record": record.key, "git": records.git_state()}
-    about |= {"ship": config.get("ship", "fold0"), "note": describe_cv(config), "parity": fault or "passed"}
-    manifest = {**about, "datasets": datasets, "files": list_entries(target, hashes)}
+    manifest = {**about, "record": record.key, "git": records.git_state(), "ship": config.get("ship", "fold0")}
+    manifest |= {"note": describe_cv(config), "parity": fault or "passed", "files": list_entries(target, hashes)}
+    path = paths.bundle_folder(run) / MANIFEST
+    before = records.read_json(path) if path.is_file() else {"git": {}}
+    if {**before, "git": {}} == {**manifest, "git": {}} and not before["git"].get("dirty"):
+        manifest["git"] = before["git"]
     records.write_json(target / MANIFEST, manifest)
+
+
+def place_from(before: Path, target: Path, hashes: Hashes) -> Place:
+    """Link to what the bundle before has of the same name and content, else to the source.
+
+    So what cannot be linked to, on another disk, is copied once and not for every bundle.
+    """
+
+    def place(source: Path, path: Path) -> None:
+        had = before / path.relative_to(target)
+        same = had.is_file() and hashes.of(had) == hashes.of(source)
+        records.link_or_copy(had if same else source, path)
+
+    return place
 
 
 def check_sources(sources: Mapping[str, str], shipped: Mapping[str, Path]) -> dict[str, str]:
@@ -141,7 +172,7 @@ def list_code(folder: Path, everything: bool) -> Iterator[Path]:
 
 def add_model(target: Path, competition: str, source: Path, hashes: Hashes, place: Place = records.link_or_copy) -> str:
     """One dataset with the folder model/, its files put there by `place`; returns its slug, made of the content."""
-    found = hashes.of_folder(source)
+    found = {entry["path"]: entry["sha256"] for entry in list_model(source, hashes)}
     record = records.read_record(source)
     if record and record.files != found:
         changed = sorted(name for name in {*record.files, *found} if record.files.get(name) != found.get(name))
@@ -203,6 +234,11 @@ def check_links(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"{paths.relative(path)} is a link to {path.resolve()}, outside its folder: copy it there")
+
+
+def list_model(folder: Path, hashes: Hashes) -> list[dict[str, Any]]:
+    """The entries of a model's files, without what a download leaves beside them."""
+    return [entry for entry in list_entries(folder, hashes) if not LEFT & set(entry["path"].split("/"))]
 
 
 def describe_dataset(folder: Path) -> dict[str, Any]:

@@ -6,9 +6,13 @@ bundle is the file that it links to.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from kaggle_llm import paths, records
+
+SMALL = 2**20  # bytes; to read so few again costs nothing
+FRESH = 2e9  # nanoseconds; a file that was changed just now may be changed again at the same tick of its clock
 
 
 class Hashes:
@@ -29,10 +33,8 @@ class Hashes:
     def of(self, path: Path) -> str:
         """sha256 (hex) of a file; read where it is new, or its size or time changed."""
         stat = path.stat()
+        if stat.st_size < SMALL or time.time_ns() - stat.st_mtime_ns < FRESH:
+            return records.hash_file(path)
         key = f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}"
         self._used[key] = self._known.get(key) or self._used.get(key) or records.hash_file(path)
         return self._used[key]
-
-    def of_folder(self, folder: Path) -> dict[str, str]:
-        """As records.hash_files."""
-        return {path.relative_to(folder).as_posix(): self.of(path) for path in records.list_files(folder)}

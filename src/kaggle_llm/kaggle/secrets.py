@@ -7,6 +7,7 @@ or an unmistakable beginning, makes it one. A message names file and line, never
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,37 +17,41 @@ FILES = re.compile(
     r"(client_secret|service[-_]account).*\.json|settings\.wandb)",
     re.IGNORECASE,
 )
-FOLDERS = {".git", ".ssh", ".aws", ".kaggle", ".gnupg", ".azure", "wandb"}
-VALUE = rb"[\"']?\s*[:=]\s*[\"']?(?![\"'{<$%])[0-9A-Za-z+/_.~-]{8,}(?![\w(.\[])"
-# What it looks like: words that every such secret is near, in lower case, and the pattern.
-PATTERNS = {
-    "a private key": ((b"private key",), rb"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
-    "a Kaggle API key": ((b"kaggle_", b"kgat_"), rb"KAGGLE_(KEY|API_TOKEN)" + VALUE + rb"|\bKGAT_[0-9a-zA-Z]{16,}"),
-    "a Kaggle account": (
-        (b"username",),
-        rb"[\"']username[\"']\s*:\s*[\"'][^\"']+[\"']\s*,\s*[\"']key[\"']\s*:\s*[\"'][0-9a-f]{32}[\"']",
-    ),
-    "a Hugging Face token": (
-        (b"hf_", b"huggingface", b"hugging_face"),
-        rb"\bhf_[0-9A-Za-z]{30,}|(HF|HUGGING_?FACE)_?(HUB)?_?TOKEN" + VALUE,
-    ),
-    "a W&B key": ((b"wandb_api_key",), rb"WANDB_API_KEY" + VALUE),
-    "an OpenAI or Anthropic key": ((b"sk-",), rb"\bsk-(ant-|proj-)?[0-9A-Za-z_-]{20,}"),
-    "a GitHub token": ((b"ghp_", b"gho_", b"ghs_", b"github_pat_"), rb"\b(gh[pos]_[0-9A-Za-z]{36}|github_pat_\w{22})"),
-    "an AWS key": ((b"akia", b"asia", b"aws_secret"), rb"\b(AKIA|ASIA)[0-9A-Z]{16}\b|aws_secret_access_key" + VALUE),
-    "a Google API key": ((b"aiza",), rb"\bAIza[0-9A-Za-z_-]{35}"),
-    "a Slack token": ((b"xox",), rb"\bxox[abprs]-[0-9A-Za-z-]{10,}"),
-    "a password or key": (
-        (b"api", b"secret", b"auth", b"access", b"passw"),
+FOLDERS = {".git", ".ssh", ".aws", ".kaggle", ".gnupg", ".azure", ".docker", ".huggingface", ".config", "wandb"}
+VALUE = rb"[\"']?\]?\s*[:=]\s*[\"']?(?![\"'{<$%])[0-9A-Za-z+/_.~-]{8,}(?![\w(.\[])"
+TEXT = rb"[\"'][^\"'\n]+[\"']"
+# What it looks like, by its own beginning: the beginning, and all of it.
+BEGINNINGS = [
+    ("a private key", b"-----BEGIN ", rb"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
+    ("a Kaggle API key", b"KGAT_", rb"\bKGAT_[0-9a-zA-Z]{16,}"),
+    ("a Hugging Face token", b"hf_", rb"\bhf_[0-9A-Za-z]{30,}"),
+    ("an OpenAI or Anthropic key", b"sk-", rb"\bsk-(ant-|proj-)?[0-9A-Za-z_-]{20,}"),
+    *(("a GitHub token", word, rb"\bgh[pos]_[0-9A-Za-z]{36}") for word in (b"ghp_", b"gho_", b"ghs_")),
+    ("a GitHub token", b"github_pat_", rb"\bgithub_pat_\w{22}"),
+    *(("an AWS key", word, rb"\b(AKIA|ASIA)[0-9A-Z]{16}\b") for word in (b"AKIA", b"ASIA")),
+    ("a Google API key", b"AIza", rb"\bAIza[0-9A-Za-z_-]{35}"),
+    ("a Slack token", b"xox", rb"\bxox[abprs]-[0-9A-Za-z-]{10,}"),
+]
+# What it looks like, by the name that it is given.
+NAMES = [
+    ("a Kaggle API key", rb"KAGGLE_(KEY|API_TOKEN)" + VALUE),
+    ("a Kaggle account", rb"[\"']username[\"']\s*:\s*" + TEXT + rb"\s*,\s*[\"']key[\"']\s*:\s*[\"'][0-9a-f]{32}[\"']"),
+    ("a Hugging Face token", rb"(HF|HUGGING_?FACE)_?(HUB)?_?TOKEN" + VALUE),
+    ("a W&B key", rb"WANDB_API_KEY" + VALUE + rb"|wandb\.login\(\s*key\s*=\s*[\"'][0-9a-f]{40}"),
+    ("an AWS key", rb"aws_secret_access_key" + VALUE),
+    (
+        "a password or key",
         rb"\b(api[_-]?key|secret[_-]?key|auth[_-]?token|access[_-]?token|password|passwd)"
         rb"[\"']?\s*[:=]\s*[\"'][0-9A-Za-z+/_.~-]{16,}={0,2}[\"']",
     ),
-}
-CASELESS = {"a Hugging Face token", "a W&B key", "a password or key", "a Kaggle API key"}
-WINDOW = 300  # bytes behind a word in which its secret ends; a little before it one may begin
+]
+ENDS = (b"key", b"token", b"password", b"passwd")  # of every such name, in lower case
+GIVEN = re.compile(rb"[\"']?\]?\s*[:=]\s*[\"']?[0-9A-Za-z+/_.~-]{8}")  # what stands behind it where a value follows
+BEFORE, BEHIND = 150, 300  # bytes around the end of a name in which all of it lies
 HEAD = 4096  # bytes that tell text from binary, and a pickle from both
-PICKLE = re.compile(rb"\x80[\x02-\x05].", re.DOTALL)
-ARCHIVED_PICKLE = re.compile(rb"data\.pkl|\.pkl\b")
+PICKLE = re.compile(rb"\x80[\x02-\x05]")
+SAFETENSORS = re.compile(rb".{8}\{\"", re.DOTALL)  # its first 8 bytes are a number, and may be any
+PICKLED = (".pkl", ".pickle", ".joblib")
 
 
 def check_secrets(folder: Path) -> None:
@@ -78,31 +83,47 @@ def examine_file(path: Path) -> Iterator[str]:
     with path.open("rb") as file:
         head = file.read(HEAD)
     if is_pickle(path, head):
-        yield "is a pickle, which runs code when it is read: save tensors as safetensors, other things as JSON"
+        yield "is a pickle, which runs code when it is read: keep tensors as safetensors, other things as JSON"
     elif b"\0" not in head:
         yield from examine_text(path.read_bytes())
 
 
 def is_pickle(path: Path, head: bytes) -> bool:
-    """By content: a bare pickle, or an archive with one, as torch.save makes it."""
-    if head.startswith(b"PK\x03\x04"):
-        return bool(ARCHIVED_PICKLE.search(head))
-    return bool(PICKLE.match(head)) or path.suffix in (".pkl", ".pickle", ".joblib")
+    """By content: a bare pickle, or an archive with one, as torch.save makes it. A compressed one only by its name.
+
+    A wheel is code anyway, and may bring its tests.
+    """
+    if path.suffix in PICKLED:
+        return True
+    if head.startswith(b"PK") and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return path.suffix != ".whl" and any(name.endswith(PICKLED) for name in archive.namelist())
+    return bool(PICKLE.match(head)) and not SAFETENSORS.match(head)
 
 
 def examine_text(text: bytes) -> Iterator[str]:
-    """Looks for the words first, which is as fast as reading, and for a pattern only near them."""
-    lower = text.lower()
+    """Looks for words first, which is almost as fast as reading, and for a pattern only where one stands."""
     found: dict[int, str] = {}
-    for what, (words, pattern) in PATTERNS.items():
-        secret = re.compile(pattern, re.IGNORECASE if what in CASELESS else 0)
-        for place in (place for word in words for place in find_all(lower, word)):
-            start = max(place - 40, 0)
-            if near := secret.search(text[start : place + WINDOW]):
-                found.setdefault(start + near.start(), what)
+    for what, word, pattern in BEGINNINGS:
+        secret = re.compile(pattern)
+        found |= {place: what for place in find_all(text, word) if secret.match(text, place)}
+    lower = text.lower()
+    for word in ENDS:
+        for place in find_all(lower, word):
+            if GIVEN.match(text, place + len(word)):
+                found |= dict(find_named(text, place))
     for place, what in sorted(found.items()):
         line = text.count(b"\n", 0, place) + 1
         yield f"line {line} looks like {what}"
+
+
+def find_named(text: bytes, place: int) -> Iterator[tuple[int, str]]:
+    """Where a secret begins whose name ends near `place`, and what it looks like."""
+    start = max(place - BEFORE, 0)
+    for what, pattern in NAMES:
+        if near := re.search(pattern, text[start : place + BEHIND], re.IGNORECASE):
+            yield start + near.start(), what
+            return
 
 
 def find_all(text: bytes, word: bytes) -> Iterator[int]:
