@@ -44,6 +44,8 @@ class Image:
     glibc: str
     torch: str
     transformers: str
+    companions: dict[str, str]
+    """What its torch was built or released with: where that torch is used, so are they."""
     why: str
 
 
@@ -83,6 +85,8 @@ class Runtime:
     torch: Pin
     transformers: Pin
     vllm: VllmPin | None
+    day: str
+    """RFC 3339. What nobody pins is never newer: the same pins give the same wheels, whenever they are collected."""
     site_gb: float
     """Disk that the packages take when installed, in GiB: an estimate; 0 where next to nothing is brought."""
     packages: dict[str, Pin] = field(default_factory=dict)
@@ -90,10 +94,17 @@ class Runtime:
 
     def brought(self) -> dict[str, str]:
         """Package → version of all that the wheelhouse pins; what the image has in this version stays out."""
-        own = {"torch": self.image.torch, "transformers": self.image.transformers}
         pins: dict[str, Any] = {"torch": self.torch, "transformers": self.transformers, "vllm": self.vllm}
-        core = {name: pin.version for name, pin in pins.items() if pin and pin.version != own.get(name)}
+        core = {name: pin.version for name, pin in pins.items() if pin and name not in self.kept()}
         return core | {name: pin.version for name, pin in self.packages.items()}
+
+    def kept(self) -> dict[str, str]:
+        """Package → version of what the image has and a wheelhouse never brings beside it."""
+        torch = {"torch": self.image.torch, **self.image.companions}
+        transformers = {"transformers": self.image.transformers}
+        return (torch if self.torch.version == self.image.torch else {}) | (
+            transformers if self.transformers.version == self.image.transformers else {}
+        )
 
 
 def list_runtimes() -> list[str]:
