@@ -28,6 +28,7 @@ LIMITS = ("memory.max", "memory.limit_in_bytes")  # of version 2 and of version 
 WITHOUT_SWAP = (("memory.swap.max", 0), ("memory.memsw.limit_in_bytes", 1))  # Kaggle has none; times the limit
 EVENTS = ("memory.events", "memory.oom_control")
 ENTER = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
+SHOWN = 120  # characters of a command line
 PATIENCE = 5.0  # seconds until a group whose processes were killed is empty
 
 
@@ -49,9 +50,8 @@ class Usage:
         return self.stopped or self.peak > self.limit
 
     def __str__(self) -> str:
-        what = "over the limit" if self.over else "limit"
-        whose = f"largest process {show_bytes(self.largest)} ({self.name})"
-        return f"{what} of {show_bytes(self.limit)}: peak {show_bytes(self.peak)}, {whose}"
+        limit = f"over the limit of {show_bytes(self.limit)}" + (", the kernel says" if self.stopped else "")
+        return f"{limit}: seen {show_bytes(self.peak)}, largest process {show_bytes(self.largest)} ({self.name})"
 
     def look(self, pid: int) -> None:
         """Measure the tree now, and keep it where it is the peak."""
@@ -83,7 +83,7 @@ def measure_tree(pid: int) -> list[tuple[int, str]]:
         parent = psutil.Process(pid)
         for process in [parent, *parent.children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                found.append((measure_process(process), " ".join(process.cmdline())[-200:]))
+                found.append((measure_process(process), " ".join(process.cmdline())[:SHOWN]))
     return found
 
 
@@ -127,16 +127,16 @@ def list_parents() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def limited_group(usage: Usage) -> Iterator[Path | None]:
-    """A control group with the limit, None where there can be none; afterwards `usage` says whether it was hit."""
+    """A control group with the limit, None where there can be none. Raises MemoryError at the end where it was hit."""
     parent = find_parent()
     if parent is None:
         yield None
         return
     with _made_group(parent, usage.limit) as group:
-        try:
-            yield group
-        finally:
-            usage.stopped = bool(group and count_kills(group))
+        yield group
+        usage.stopped = bool(group and count_kills(group))
+    if usage.stopped:
+        raise MemoryError(str(usage))
 
 
 @contextlib.contextmanager

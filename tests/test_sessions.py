@@ -1,0 +1,197 @@
+"""Sessions of a rehearsal and drills: that each catches what it is there for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+import pytest
+from light import RUN, bundle_edited, make_light_workspace, open_light_site
+from workspace import Workspace
+
+from kaggle_llm import records
+from kaggle_llm.competition import CompetitionSettings
+from kaggle_llm.rehearsal.checks import Check
+from kaggle_llm.rehearsal.drills import run_drills
+from kaggle_llm.rehearsal.memory import MIB
+from kaggle_llm.rehearsal.rehearse import Findings, rehearse, rehearse_hostile, rehearse_public, rehearse_rerun
+from kaggle_llm.rehearsal.session import PUBLIC, Site, open_session
+from kaggle_llm.rehearsal.stage import FLAT, NESTED, OWNED, Depot, Layout, attach, fill_depot, hidden_test
+from kaggle_llm.rehearsal.verdicts import check_memory
+
+pytestmark = pytest.mark.timeout(200)
+
+
+@pytest.fixture(scope="module")
+def light(tmp_path_factory: pytest.TempPathFactory, pico_llm: Path, pico_encoder: Path) -> Iterator[Workspace]:
+    with pytest.MonkeyPatch.context() as patch:
+        workspace = make_light_workspace(tmp_path_factory.mktemp("light"), pico_llm, pico_encoder)
+        patch.setenv("KAGGLE_LLM_ROOT", str(workspace.root))
+        yield workspace
+
+
+def by_name(found: Findings) -> dict[str, Check]:
+    return {check.name: check for check in found.checks}
+
+
+def public_and_rerun(site: Site) -> Findings:
+    found = Findings()
+    rehearse_public(site, found)
+    rehearse_rerun(site, hidden_test(site.settings, None)[0], found)
+    return found
+
+
+REMEMBERS = """
+path = Path({folder}) / "count"
+if not path.is_file():
+    path.write_text(str(rows.height))
+start = start[: int(path.read_text())]
+rows = rows.head(len(start))
+"""
+
+
+@pytest.mark.parametrize("folder", ['"."', 'os.environ["TMPDIR"]', "Path.home()"])
+def test_a_row_count_remembered_from_the_public_test_is_caught(light: Workspace, tmp_path: Path, folder: str) -> None:
+    """In working/, in the folder for temporary files, at home."""
+    with open_light_site(light, tmp_path / "site", REMEMBERS.format(folder=folder)) as site:
+        found = by_name(public_and_rerun(site))
+    assert found["public"].ok and not found["notebook"].ok
+    assert "6 rows asked, 3 rows ranked" in (tmp_path / "site" / "log.txt").read_text()
+
+
+def test_the_public_run_alone_is_no_rerun(light: Workspace, tmp_path: Path) -> None:
+    edit = 'assert ("KAGGLE_IS_COMPETITION_RERUN" in os.environ) == (rows.height != 3)'
+    with open_light_site(light, tmp_path / "site", edit) as site:
+        assert all(check.ok for check in public_and_rerun(site).checks)
+    assert not (tmp_path / "site" / "kaggle").exists() and not (tmp_path / "site" / "depot").exists()
+
+
+def test_what_the_public_run_left_is_no_answer_of_the_rerun(light: Workspace, tmp_path: Path) -> None:
+    """A rerun that fails has no submission, no prediction.json and no origin, though the run before had."""
+    with open_light_site(light, tmp_path / "site", 'assert rows.height == 3, "public only"') as site:
+        found = by_name(public_and_rerun(site))
+    failed = {name for name, check in found.items() if not check.ok}
+    assert failed == {"notebook", "time", "row independence"}
+    assert found["submission"].ok, "the sample of the hidden rows, which is there from the first seconds"
+    assert pl.read_csv(tmp_path / "site" / "submission.csv").height == 6
+    assert not (tmp_path / "site" / "prediction.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        ('assert "" not in rows["question"].to_list(), "no question"', "exit code 1"),
+        ('assert rows["wrong_answer"].str.len_bytes().max() < 200_000, "too long"', "exit code 1"),
+        ('start = [n + (rows["question"].to_list().count("") > 1) for n in start]', "beside hostile rows: row "),
+    ],
+    ids=["empty", "200 kB", "neighbours"],
+)
+def test_what_breaks_on_hostile_rows_only_is_caught(light: Workspace, tmp_path: Path, edit: str, words: str) -> None:
+    with open_light_site(light, tmp_path / "site", edit) as site:
+        found, test = Findings(), hidden_test(site.settings, None)[0]
+        rehearse_rerun(site, test, found)
+        assert all(check.ok for check in found.checks)
+        rehearse_hostile(site, test, found)
+    assert not by_name(found)["hostile"].ok and words in by_name(found)["hostile"].detail
+
+
+def test_more_memory_than_the_limit_fails_and_names_the_process(light: Workspace, tmp_path: Path) -> None:
+    edit = "import time; held = [(b'x' * (100 * 2**20), time.sleep(0.2)) for _ in range(30)]"
+    with open_light_site(light, tmp_path / "site", edit, memory=800 * MIB) as site:
+        found = Findings()
+        rehearse_public(site, found)
+    check = check_memory(found.sessions)
+    assert not check.ok and check.detail.startswith("public: over the limit of 800 MB")
+    assert "kaggle_llm.kaggle.predict" in check.detail and "killed" in by_name(found)["public"].detail
+    assert found.sessions[0].usage.largest > 400 * MIB
+
+
+@pytest.mark.parametrize("layout", [FLAT, OWNED, NESTED], ids=lambda layout: layout.name)
+def test_the_notebook_runs_under_each_mount_layout(light: Workspace, tmp_path: Path, layout: Layout) -> None:
+    with open_light_site(light, tmp_path / "site") as site, open_session(site, PUBLIC, layout, None) as session:
+        assert not session.error and (session.folder / "submission.csv").is_file()
+        assert session.code.is_relative_to(site.sandbox.kaggle / "input" / layout.datasets)
+
+
+SILENT = (  # file of the bundle, what it says, what it says no more
+    ("submission/boot.py", "    for name, slug in sorted(manifest[", "    for name, slug in sorted({}["),
+    ("submission/boot.py", "    if missing:\n", "    if False:\n"),
+    ("submission/boot.py", "    if done.returncode:\n", "    if False:\n"),
+    (
+        "submission/boot.py",
+        'raise RuntimeError(f"{working} takes no file',
+        'raise RuntimeError(f"something takes no file',
+    ),
+    ("src/kaggle_llm/kaggle/predict.py", "    if found != sha256:\n", "    if False:\n"),
+)
+
+
+def test_drills_are_passed_and_a_notebook_that_overlooks_the_damage_fails_them(
+    light: Workspace, tmp_path: Path
+) -> None:
+    with open_light_site(light, tmp_path / "site") as site:
+        assert all(check.ok for check in run_drills(site))
+    with open_light_site(light, tmp_path / "silent") as site:
+        for name, old, new in SILENT:
+            path = site.depot.code / name
+            assert old in path.read_text()
+            records.write_text(path, path.read_text().replace(old, new))
+        reseal(site.depot.code)
+        found = run_drills(site)
+    assert [check.ok for check in found] == [False] * 4, found
+
+
+def reseal(folder: Path) -> None:
+    """The manifest lists what lies there."""
+    manifest = records.read_json(folder / "MANIFEST.json")
+    for entry in manifest["files"]:
+        path = folder / entry["path"]
+        entry |= {"bytes": path.stat().st_size, "sha256": records.hash_file(path)}
+    records.write_json(folder / "MANIFEST.json", manifest)
+
+
+def test_drills_leave_bundle_and_stand_in_as_they_were(light: Workspace, tmp_path: Path) -> None:
+    bundle = bundle_edited(light)
+    before = records.hash_files(bundle)
+    with open_light_site(light, tmp_path / "site") as site:
+        depot = records.hash_files(site.depot.folder)
+        run_drills(site)
+        assert records.hash_files(site.depot.folder) == depot
+    assert records.hash_files(bundle) == before
+
+
+def test_models_from_kaggle_are_attached_where_kaggle_mounts_them(light: Workspace, tmp_path: Path) -> None:
+    """Under their owner, and without it as before."""
+    source = "owner/model/framework/variation/3"
+    encoder = light.root / "input" / "models" / "all-MiniLM-L6-v2"
+    bundle, depot = tmp_path / "bundle", Depot(tmp_path / "depot")
+    (bundle / "a-code" / "submission").mkdir(parents=True)
+    (bundle / "a-code" / "submission" / "boot.py").touch()
+    listed = [{"path": "config.json"}]
+    records.write_json(bundle / "a-code" / "MANIFEST.json", {"models": {"e": source}, "sources": {source: listed}})
+    records.write_json(bundle / "MANIFEST.json", {"datasets": [{"slug": "a-code", "folder": "a-code"}]})
+    fill_depot(bundle, {"e": encoder}, depot)
+    for layout, place in ((OWNED, f"models/{source}"), (FLAT, "model/framework/variation/3")):
+        with attach(depot, tmp_path / "input", layout):
+            assert (tmp_path / "input" / place / "config.json").is_file()
+        assert not (tmp_path / "input").exists()
+
+
+def test_rows_of_a_reshaped_test_set_are_not_drawn(light: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kaggle_llm.competitions.demo_misconceptions import DemoMisconceptions
+
+    wide = lambda self, ids: pl.DataFrame({"row": list(ids)})  # noqa: E731
+    monkeypatch.setattr(DemoMisconceptions, "test_csv", wide)
+    (light.output / "hidden").rename(light.output / "elsewhere")
+    try:
+        with pytest.raises(ValueError, match=r"reshapes test\.csv, so its rows cannot be drawn"):
+            hidden_test(CompetitionSettings("demo-misconceptions"), 5)
+    finally:
+        (light.output / "elsewhere").rename(light.output / "hidden")
+
+
+def test_memory_in_other_words_than_a_size_is_refused_at_once(light: Workspace) -> None:
+    bundle_edited(light)
+    with pytest.raises(ValueError, match="memory 'much': write it like 29GB"):
+        rehearse(RUN, memory="much")
