@@ -18,6 +18,7 @@ from kaggle_llm import records
 from kaggle_llm.kaggle.bundle import seal_dataset
 from kaggle_llm.kaggle.hashes import Hashes
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 RUN = "exp001_retrieve--up"
 COMPETITION = "demo-misconceptions"
 # kaggle-llm as a command of this shell, that waits for a hundredth of the time.
@@ -87,7 +88,6 @@ def call(workspace: Workspace, variables: dict[str, str], *words: str) -> subpro
     )
 
 
-@pytest.mark.timeout(400)
 def test_a_bundle_goes_to_kaggle_is_timed_there_and_submitted_once(
     shipped: Workspace, kaggle: tuple[Kaggle, dict[str, str]]
 ) -> None:
@@ -152,7 +152,6 @@ def test_a_bundle_goes_to_kaggle_is_timed_there_and_submitted_once(
     assert refused.returncode == 1 and "was not rehearsed" in refused.stderr
 
 
-@pytest.mark.timeout(400)
 def test_a_training_on_kaggle_comes_back_as_if_it_was_made_here(
     shipped: Workspace, kaggle: tuple[Kaggle, dict[str, str]]
 ) -> None:
