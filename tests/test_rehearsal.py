@@ -122,8 +122,8 @@ def test_a_failing_prediction_ends_in_a_report_that_says_why(light: Workspace) -
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert failed_in(report) == {"public", "notebook", "time", "row independence", "hostile"}
     assert report["score"] is None and report["sessions"][1]["rows"] is None
-    log = (light.output / "rehearsals" / LIGHT / "latest" / "log.txt").read_text()
-    assert "6 rows asked, 2 rows ranked" in log
+    (said,) = (check["detail"] for check in report["checks"] if check["name"] == "notebook")
+    assert said.startswith("exit code 1: ValueError: ") and "6 rows asked, 2 rows ranked" in said
 
 
 @pytest.mark.timeout(400)

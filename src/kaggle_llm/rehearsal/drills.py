@@ -18,7 +18,7 @@ from kaggle_llm import records
 from kaggle_llm.kaggle.predict import HASHED_BELOW, MANIFEST
 from kaggle_llm.rehearsal.checks import Check
 from kaggle_llm.rehearsal.sandbox import NAMESPACE, find_method
-from kaggle_llm.rehearsal.session import RERUN_VARIABLE, Site, clear_working
+from kaggle_llm.rehearsal.session import RERUN_VARIABLE, Site, clear_working, read_lines
 from kaggle_llm.rehearsal.stage import OWNED, attach, stage_competition
 
 PATIENCE = 60.0  # seconds for what must not even start
@@ -72,7 +72,7 @@ def boot_in(site: Site, code: Path, log: Path) -> list[str] | None:
         done = site.sandbox.run([sys.executable, "-c", BOOT, str(seen), str(root)], log, environment, 2 * PATIENCE)
     except subprocess.TimeoutExpired:
         return None
-    return log.read_text(encoding="utf-8", errors="replace").splitlines() if done else None
+    return read_lines(log) if done else None
 
 
 def find_models(code: Path) -> dict[str, Path]:

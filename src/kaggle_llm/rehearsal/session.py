@@ -5,6 +5,7 @@ Leaves in the session's folder log.txt and what KEPT names; the stand-in is gone
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,9 @@ from kaggle_llm.rehearsal.stage import Depot, Layout, attach, fill_depot, stage_
 
 PUBLIC, RERUN, HOSTILE, REPLAY = "public", "rerun", "hostile", "replay"
 RERUN_VARIABLE = "KAGGLE_IS_COMPETITION_RERUN"
+ERROR = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
+POINTS_UP = "its log stands above"  # of an error of the boot script
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 GRACE = 120.0  # seconds after the limit until the notebook itself is killed
 KEPT = ("executed.ipynb", "submission.csv", "ranking.parquet", "prediction.json", "timing.json")
 MARKS = (*KEPT, "origin.json")  # what a prediction leaves in working/
@@ -142,7 +146,7 @@ def execute(site: Site, name: str, layout: Layout, folder: Path, competition: Co
     try:
         code_of_exit = site.sandbox.run(command, log, environment, site.limit + GRACE, usage)
         if code_of_exit:
-            error = f"exit code {code_of_exit}: {last_words(log)}"
+            error = f"exit code {code_of_exit}: {find_error(log)}"
     except subprocess.TimeoutExpired:
         error = f"still running {GRACE:.0f} s after the limit of {site.limit:.0f} s: killed"
     except MemoryError as stopped:
@@ -175,7 +179,19 @@ def describe_session(session: Session) -> dict[str, object]:
     }
 
 
+def find_error(log: Path) -> str:
+    """The error that the prediction died of, else what the boot script said last."""
+    errors = [line for line in read_lines(log) if ERROR.match(line)]
+    own = [line for line in errors if not line.endswith(POINTS_UP)]
+    return [last_words(log), *errors[-1:], *own[-1:]][-1][-300:]
+
+
 def last_words(log: Path) -> str:
     """The last line that says something."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1][-300:] if lines else "no output"
+    return ["no output", *read_lines(log)][-1][-300:]
+
+
+def read_lines(log: Path) -> list[str]:
+    """Those that say something, without colours."""
+    text = COLOUR.sub("", log.read_text(encoding="utf-8", errors="replace"))
+    return [line.strip() for line in text.splitlines() if line.strip()]
