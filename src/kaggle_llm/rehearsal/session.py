@@ -24,7 +24,7 @@ from kaggle_llm.rehearsal.stage import Depot, Layout, attach, fill_depot, stage_
 
 PUBLIC, RERUN, HOSTILE, REPLAY = "public", "rerun", "hostile", "replay"
 RERUN_VARIABLE = "KAGGLE_IS_COMPETITION_RERUN"
-ERROR = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
+ERROR = re.compile(r"[\w.]*(Error|Exception): ")
 POINTS_UP = "its log stands above"  # of an error of the boot script
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 GRACE = 120.0  # seconds after the limit until the notebook itself is killed
