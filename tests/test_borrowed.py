@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from workspace import Workspace, succeed
 
 from kaggle_llm import records
 from kaggle_llm.borrowed import check_held_out, find_fold, find_shipped, join_models
+from kaggle_llm.competition import CompetitionSettings
+from kaggle_llm.experiment import Experiment
 from kaggle_llm.weights.ship import describe_cv
 
 OOF = {"id": ["a", "b", "c"], "fold": [0, 0, 1]}
@@ -115,6 +118,31 @@ def test_a_note_of_a_lender_without_cv_is_passed_on(root: Path) -> None:
     assert describe_cv({"models": {"x": "r:ranker"}}).startswith("models.x has no CV of its own: the refit")
     make_run(root, "r", FOLDS["0"], FOLDS)
     assert describe_cv({"models": {"x": "r:ranker", "y": "input/models/e"}}) == ""
+
+
+@dataclass
+class Config:
+    competition: CompetitionSettings
+    models: dict[str, str]
+
+
+def test_whatever_a_fold_is_made_with_is_the_fold_s_own(root: Path, trained: Workspace) -> None:
+    """Also what is fitted on predictions in its training: the shipped model may have seen the fold's rows."""
+    make_run(root, "r", {"ranker": "output/r/full/merged"}, FOLDS)
+    data = CompetitionSettings("demo-misconceptions", str(trained.root / "input" / "demo-misconceptions"))
+    experiment = Experiment(root / "exp", "mine", Config(data, {"teacher": "r:ranker"}), smoke=True)
+    made: dict[str, Path] = {}
+    for name in ("fold0/blend", "fold1/blend", "average/blend", "full/blend"):
+
+        def make(folder: Path, name: str = name) -> None:
+            made[name] = experiment.run({"own": Path("own")}).models["teacher"]
+
+        experiment.step(name, make)
+    assert made == {
+        **{f"fold{k}/blend": root / f"output/r/fold{k}/merged" for k in (0, 1)},
+        **dict.fromkeys(("average/blend", "full/blend"), root / "output/r/full/merged"),
+    }
+    assert experiment.run({}).models == {"teacher": root / "output/r/full/merged"}, "outside of a step"
 
 
 LENDER = "exp002_rerank--smoke"
