@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-KAGGLE = Path(os.environ.get("KAGGLE_LLM_KAGGLE", "/kaggle"))
+KAGGLE = Path(os.environ.get("KAGGLE_LLM_KAGGLE", Path.cwd().parent))  # a notebook runs in Kaggle's working folder
 places = [path for layout in ("datasets/*/*", "*") for path in KAGGLE.glob(f"input/{layout}/submission/train_boot.py")]
 found = {path.resolve() for path in places or (KAGGLE / "input").rglob("submission/train_boot.py")}
 assert len(found) == 1, f"attach exactly one code dataset made by `kaggle-llm push --train`; attached are {found}"
