@@ -22,6 +22,7 @@ def rehearsed(trained: Workspace) -> Workspace:
     return trained
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_copied_submission_is_traced_to_the_raw_csv(rehearsed: Workspace, tmp_path: Path) -> None:
     copy = tmp_path / "best.csv"
@@ -46,6 +47,7 @@ def test_a_copied_submission_is_traced_to_the_raw_csv(rehearsed: Workspace, tmp_
     assert [command.split()[1] for command in commands[-2:]] == ["bundle", "rehearse"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_what_changed_since_is_said(rehearsed: Workspace, tmp_path: Path) -> None:
     root = tmp_path / "other"
@@ -59,11 +61,11 @@ def test_what_changed_since_is_said(rehearsed: Workspace, tmp_path: Path) -> Non
     assert "adapter  content " in succeed(other.cli("trace", RUN)), "a lost parent is shown by its hash"
 
 
-def test_what_nobody_recorded_is_refused(rehearsed: Workspace, tmp_path: Path) -> None:
+def test_what_nobody_recorded_is_refused(trained: Workspace, tmp_path: Path) -> None:
     (tmp_path / "submission.csv").write_text("id,x\n")
-    done = rehearsed.cli("trace", str(tmp_path / "submission.csv"))
+    done = trained.cli("trace", str(tmp_path / "submission.csv"))
     assert done.returncode == 1 and "no record here has" in done.stderr
-    done = rehearsed.cli("trace", "nothing")
+    done = trained.cli("trace", "nothing")
     assert done.returncode == 1 and "neither a path nor a run" in done.stderr
 
 

@@ -3,7 +3,7 @@
 What ships, on pico models, so that all that is not the model shows: a repository of its own with the demo competition,
 `train.py --smoke` of exp002_rerank, `kaggle-llm bundle`, and for each size `kaggle-llm rehearse --rows`. Seconds are
 those of the prediction's own process (prediction.json: from its start to the submission; imports and the notebook are
-outside), memory is the peak of the rehearsal's largest process (report.json). Start-up is the seconds of a prediction
+outside), memory is the peak of the rehearsal's processes (report.json). Start-up is the seconds of a prediction
 of one row. A rehearsal that is not ok is an error.
 """
 
