@@ -43,7 +43,10 @@ def find_datasets(mount: Path, wanted: set[str]) -> dict[str, Path]:
 
 def add_dataset(found: dict[str, Path], folder: Path) -> bool:
     """Whether the folder is a dataset of ours: somebody else's may have a MANIFEST too."""
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    try:
+        manifest = read_manifest(folder)
+    except ValueError:  # no JSON, or no text
+        return False
     ours = isinstance(manifest, dict) and "slug" in manifest
     if ours:
         found.setdefault(manifest["slug"], folder)
@@ -98,7 +101,11 @@ def choose_rows(competition: Path, datasets: dict[str, Path]) -> Path:
     if not rows or "KAGGLE_IS_COMPETITION_RERUN" in os.environ:
         return competition
     staged = Path(tempfile.mkdtemp(prefix="rows-"))
-    own = [path for path in rows[0].iterdir() if path.suffix == ".csv"]
+    listed = {entry["path"]: entry["sha256"] for entry in read_manifest(rows[0])["files"]}
+    own = [rows[0] / name for name in listed if name.endswith(".csv")]
+    for path in own:
+        if not path.is_file() or hash_file(path) != listed[path.name]:
+            raise ValueError(f"{path} is not the file of the manifest: upload the rows again")
     for path in [*own, *competition.iterdir()]:
         if not (staged / path.name).is_symlink():
             (staged / path.name).symlink_to(path)
@@ -159,10 +166,18 @@ def install_wheels(code: Path, root: Path) -> Path | None:
     if not (site / "INSTALLED").is_file():
         start = time.monotonic()
         shutil.rmtree(site, ignore_errors=True)
-        run_pip(check_wheels(source / "wheels"), site)
+        wheels = check_wheels(source / "wheels")
+        print(f"installing {len(wheels)} packages", flush=True)
+        run_pip(wheels, site)
         (site / "INSTALLED").touch()
-        print(f"packages installed in {time.monotonic() - start:.0f} s: {site}", flush=True)
+        print(f"installed in {time.monotonic() - start:.0f} s: {site}", flush=True)
     return site
+
+
+def list_paths(site: Path) -> list[str]:
+    """The folder and those below it that its .pth files name, which Python itself reads in its own folders only."""
+    lines = [line.strip() for path in sorted(site.glob("*.pth")) for line in path.read_text().splitlines()]
+    return [str(site), *(str(site / line) for line in lines if line and (site / line).is_dir())]
 
 
 def check_wheels(source: Path) -> list[Path]:
@@ -175,17 +190,24 @@ def check_wheels(source: Path) -> list[Path]:
         digest, stored, name = line.split()
         path = source / stored
         if not path.is_file():
-            raise RuntimeError(f"wheel {name} is missing in {source}: was the upload cut?")
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                raise RuntimeError(f"wheel {name} in {source} is not the one of SHA256SUMS: upload the wheels again")
+            why = "unpacked, so it cannot be installed" if path.is_dir() else "missing: was the upload cut?"
+            raise RuntimeError(f"wheel {name} in {source} is {why}")
+        if hash_file(path) != digest:
+            raise RuntimeError(f"wheel {name} in {source} is not the one of SHA256SUMS: upload the wheels again")
         (links / name).symlink_to(path)
     return sorted(links.iterdir())
 
 
+def hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def run_pip(wheels: list[Path], site: Path) -> None:
-    command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--no-compile", "--target", str(site)]
-    command += ["--disable-pip-version-check", "--no-warn-conflicts", "--quiet", *map(str, wheels)]
+    """Without the settings of a pip.conf, and whatever lies beside the notebook."""
+    command = [sys.executable, "-P", "-m", "pip", "--isolated", "install", "--no-index", "--no-deps", "--no-compile"]
+    command += ["--target", str(site), "--disable-pip-version-check", "--no-warn-conflicts", "--quiet"]
+    command += map(str, wheels)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the wheels do not install: {done.stderr.strip()[-1000:]}")
@@ -193,7 +215,7 @@ def run_pip(wheels: list[Path], site: Path) -> None:
 
 def environment(code: Path, site: Path | None = None) -> dict[str, str]:
     """The bundle's own packages first, whatever else is installed; no network, no writing into the mount."""
-    parts = (str(code / "src"), str(site) if site else "", os.environ.get("PYTHONPATH"))
+    parts = (str(code / "src"), *(list_paths(site) if site else []), os.environ.get("PYTHONPATH"))
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     image = {"USE_TF": "0", "TRANSFORMERS_NO_TF": "1", "VLLM_NO_USAGE_STATS": "1"}  # the image has TensorFlow too
     libraries = os.pathsep.join(part for part in ("/usr/local/nvidia/lib64", os.environ.get("LIBRARY_PATH")) if part)
@@ -260,7 +282,7 @@ def main(code: Path, root: Path) -> None:
     look_at_machine(code, root)
     command, working = predict_command(code, root, start + limit), root / "working"
     site = install_wheels(code, root)
-    installed = time.time() - start
+    started = time.time()
     returned = run_process(command, working, environment(code, site), start + limit)
     if returned is None and not (working / "submission.csv").is_file():
         raise RuntimeError(f"killed at the limit of {limit:.0f} s, before any submission was offered")
@@ -269,21 +291,25 @@ def main(code: Path, root: Path) -> None:
     elif returned:
         raise RuntimeError(f"prediction ended with exit code {returned}: its log stands above")
     else:
-        write_timing(working, installed)
+        write_timing(working, started - start, time.time() - started)
 
 
-def write_timing(working: Path, installed: float) -> None:
+def write_timing(working: Path, installed: float, seconds: float) -> None:
+    """installed: all before the process of the prediction; seconds: of that process, its start and imports too."""
     done = json.loads((working / "prediction.json").read_text(encoding="utf-8"))
+    around = max(seconds - done["seconds"], 0)
     timing = {"rows": done["rows"], "install_seconds": round(installed, 1)}
-    timing |= {name: done[name] for name in ("load_seconds", "seconds")}
+    timing |= {"load_seconds": round(done["load_seconds"] + around, 1), "seconds": round(seconds, 1)}
     (working / "timing.json").write_text(json.dumps(timing), encoding="utf-8")
 
 
 def show_result(working: Path) -> None:
     """How many rows, in what time, what was cut, and the first lines."""
     path = working / "prediction.json"
-    done = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else "ended by the time limit"
-    print(f"submission.csv: {done}")
+    done = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"ended": "by the time limit"}
+    for name in ("rows", "cut", "seconds", "load_seconds", "ended"):
+        if name in done:
+            print(f"{name:14}{'nothing' if done[name] == {} else done[name]}")
     with (working / "submission.csv").open(encoding="utf-8") as file:
         for _, line in zip(range(6), file, strict=False):
             print(line[:120].rstrip())

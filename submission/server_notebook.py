@@ -24,9 +24,8 @@ from kaggle_llm.kaggle.server import open_server, run_server
 deadline = time.time() + float(os.environ.get("KAGGLE_LLM_LIMIT", boot.LIMIT))
 boot.look_at_machine(boot_script.parents[1], KAGGLE)
 site = boot.install_wheels(boot_script.parents[1], KAGGLE)
-if site:
-    sys.path.append(str(site))  # behind the image's own packages, which the gateway needs as they are
-    os.environ["PYTHONPATH"] = str(site)
+os.environ |= boot.environment(boot_script.parents[1], site)  # the model's process has the bundle's own packages
+sys.path += boot.list_paths(site) if site else []  # behind the image's own, which the gateway needs as they are
 _, _, _, *mounts = boot.predict_command(boot_script.parents[1], KAGGLE, deadline)
 server = open_server(mounts)  # the model is loading from here on
 try:

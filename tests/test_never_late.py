@@ -170,8 +170,6 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 class FakeProcess:
     """A MemberProcess without a process: what a member is asked is answered here, by the same clock."""
 
-    loading = 0.0
-
     def __init__(self, predict: Predict, member: Member, folder: Path) -> None:
         self.predict = predict
         self.models: list[Model] = []

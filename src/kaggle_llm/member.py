@@ -49,12 +49,12 @@ class Answering:
 
     def answer(
         self, rows: pl.DataFrame, seconds: float, start: float, offers: bool
-    ) -> tuple[pl.DataFrame, Counter[str], float, float]:
-        """The RANKING, what was cut, the longest first chunk so far (s), and the time that went into loading (s)."""
-        self.run.budget, self.run.loading, self._wanted = Budget(seconds), 0.0, offers
+    ) -> tuple[pl.DataFrame, Counter[str], float]:
+        """The RANKING, what was cut, and the longest first chunk so far (s)."""
+        self.run.budget, self._wanted = Budget(seconds), offers
         self.run.budget.start = start
         ranking = answer(self.exp, self.run, rows)
-        return ranking, self.run.budget.cuts, self.run.budget.start, self.run.loading
+        return ranking, self.run.budget.cuts, self.run.budget.start
 
     def close(self) -> None:
         self.run.close()

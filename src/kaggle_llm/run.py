@@ -8,9 +8,7 @@ from __future__ import annotations
 import importlib
 import math
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +18,7 @@ from kaggle_llm.borrowed import list_members
 from kaggle_llm.competition import Competition
 from kaggle_llm.inference.budget import Budget
 from kaggle_llm.inference.engine import Engine, EngineSettings
+from kaggle_llm.inference.loading import note_loading
 from kaggle_llm.inference.maker import make_engine
 from kaggle_llm.inference.members import Member, MemberError, MemberProcess
 from kaggle_llm.inference.sentinel import Sentinel
@@ -57,8 +56,6 @@ class Run:
         self.config, self.competition, self.models = config, competition, dict(models)
         self.budget = budget or Budget()
         self._on_offer = on_offer
-        self.loading = 0.0
-        """Seconds that went into loading models, whatever the number of rows."""
         self._engines: dict[str, Engine] = {}
         self._loaded: Any = None
 
@@ -72,7 +69,7 @@ class Run:
         """The engine for model(name): made once, closed with the run."""
         if name not in self._engines:
             settings = getattr(self.config, "engine", EngineSettings())
-            with self._count_loading():
+            with note_loading():
                 engine = make_engine(self.model(name), settings, self.models.get(f"{name}_base"))
             self._engines[name] = Sentinel(engine, self.model(name))
         return self._engines[name]
@@ -85,16 +82,9 @@ class Run:
     def loaded(self, predict: ModuleType) -> Any:
         """What predict.load made, once a run; its time counts."""
         if self._loaded is None:
-            with self._count_loading():
+            with note_loading():
                 self._loaded = predict.load(self)
         return self._loaded
-
-    @contextmanager
-    def _count_loading(self) -> Iterator[None]:
-        """What is loaded inside of it is not counted twice."""
-        before, start = self.loading, time.monotonic()
-        yield
-        self.loading = before + time.monotonic() - start
 
     def members(self) -> dict[str, dict[str, Path]]:
         """The models of each member of an ensemble, else "" → all models."""
@@ -137,7 +127,6 @@ def answer_together(run: Run, rows: pl.DataFrame, members: Sequence[Member]) -> 
     first, *others = members
     with MemberProcess(first, run.competition.folder) as process:  # waited for as long as a single model is
         mean = process.answer(rows, run.budget, math.inf, run.offer)
-    run.loading += process.loading
     run.offer(mean)
     answers, late = [mean], run.budget.cuts.total() > 0
     for number, member in enumerate(others, 2):
@@ -179,7 +168,6 @@ def ask_uncertain_first(
             if math.isinf(budget.left()):
                 raise
             print(f"{name} is left out from here on: {error}", flush=True)
-    run.loading += process.loading
 
 
 def import_predict(exp: Path) -> ModuleType:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from kaggle_llm.inference.budget import Budget
+from kaggle_llm.inference.loading import note_loading
 from kaggle_llm.inference.pool import ERROR, Worker, WorkerLostError, end_workers, make_environment
 
 if TYPE_CHECKING:
@@ -49,8 +50,6 @@ class MemberProcess:
         job = {"exp": str(member.exp), "config": dict(member.config), "models": models, "competition": str(competition)}
         self._job = json.dumps(job)
         self._workers: dict[int, Worker] = {}
-        self.loading = 0.0
-        """Seconds that went into starting it and loading its models, whatever the number of rows."""
 
     def __enter__(self) -> Self:
         return self
@@ -73,19 +72,17 @@ class MemberProcess:
         while reply == OFFER and offer:
             offer(found)
             reply, found = self._ask(("go on", ()), end)
-        ranking, cuts, budget.start, loading = found
-        self.loading += loading
+        ranking, cuts, budget.start = found
         budget.cuts.update(cuts)
         answer: pl.DataFrame = ranking
         return answer
 
     def _start(self, end: float) -> None:
         """Start the process and have it load what predict.load loads."""
-        start = time.monotonic()
         environment = {**os.environ, **make_environment([], 1)}
-        self._workers[0] = Worker([sys.executable, "-m", MODULE], self._job, environment)
-        self._ask(("load", ()), end)
-        self.loading += time.monotonic() - start
+        with note_loading():
+            self._workers[0] = Worker([sys.executable, "-m", MODULE], self._job, environment)
+            self._ask(("load", ()), end)
 
     def _ask(self, request: tuple[str, tuple[Any, ...]], end: float) -> tuple[str, Any]:
         try:

@@ -37,7 +37,7 @@ CLOSING = 40.0  # seconds; vLLM gives its own processes 30
 KILLING = 10.0  # seconds; what waits for a GPU that hangs cannot be killed
 # What a worker is told of this environment. torchrun's RANK and the like would make it wait for others.
 KEPT = re.compile(
-    "(PATH|HOME|USER|LANG|TZ|TMPDIR|VIRTUAL_ENV|CC|HF_HOME)$|HF_HUB|KAGGLE_LLM|LC_|LD_|PYTHON|TRANSFORMERS|XDG|"
+    "(PATH|HOME|USER|LANG|TZ|TMPDIR|VIRTUAL_ENV|CC|HF_HOME|LIBRARY_PATH|USE_TF)$|HF_HUB|KAGGLE_LLM|LC_|LD_|PYTHON|TRANSFORMERS|XDG|"
     "CUDA|FLASHINFER|GOMP|KMP|MKL|NCCL|NVIDIA|OMP|OPENBLAS|PYTORCH|TORCH_|TORCHINDUCTOR|TRITON|VLLM"
 )
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}

@@ -22,6 +22,7 @@ from queue import SimpleQueue
 from typing import Any, Protocol
 
 from kaggle_llm.inference.engine import EngineSettings
+from kaggle_llm.inference.loading import note_loading
 from kaggle_llm.inference.maker import make_engine
 
 WATCH = 1.0  # seconds between two looks at the parent
@@ -50,7 +51,9 @@ def serve(connection: Connection, requests: SimpleQueue[Request | None], make: C
     while (request := requests.get()) is not None:
         kind, arguments = request
         try:
-            served = served or make()
+            if served is None:
+                with note_loading():
+                    served = make()
             reply: Reply = (ANSWER, getattr(served, kind)(*arguments))
         except BaseException as error:  # the caller's to judge, but for those after which nothing works here
             if not isinstance(error, Exception) or BROKEN & {kind.__name__ for kind in type(error).__mro__}:

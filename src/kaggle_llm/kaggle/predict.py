@@ -4,19 +4,21 @@ python -m kaggle_llm.kaggle.predict --bundle DIR --competition DIR --model NAME=
 
 submission.csv is there from the first seconds on, as the sample says it, and is replaced by what is better. Also leaves
 origin.json (the folders that code and models really came from) and prediction.json (rows, what the time cut of how
-many rows, seconds, the content of the bundle).
+many rows, seconds, how many of them went into checks and loading, the content of the bundle).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import kaggle_llm
@@ -24,13 +26,14 @@ from kaggle_llm import records
 from kaggle_llm.competition import TEST, Competition, load_competition
 from kaggle_llm.config import load_config
 from kaggle_llm.inference.budget import budget_until, describe_cuts
+from kaggle_llm.inference.loading import VARIABLE, count_loading
 from kaggle_llm.run import Run, answer, import_predict
 
 if TYPE_CHECKING:
     import polars as pl
 
 MANIFEST = "MANIFEST.json"
-HASHED_BELOW = 100 * 2**20  # bytes; larger files are checked by their size alone
+HASHED_BELOW = 100 * 2**20  # bytes; larger files are hashed while an engine loads them
 
 
 @dataclass(frozen=True)
@@ -101,14 +104,13 @@ def say_what_is_not_written() -> Iterator[None]:
         print(f"the submission stays as it was: {error}", flush=True)
 
 
-def predict_test(exp: Path, run: Run, working: Path, before: Sequence[Future[None]] = ()) -> pl.DataFrame:
-    """The RANKING of the test set, and submission.csv. before: what must have ended well until the last is written."""
+def predict_test(exp: Path, run: Run, working: Path, before: Callable[[], None] = lambda: None) -> pl.DataFrame:
+    """The RANKING of the test set, and submission.csv. before: called until the last one is written."""
     rows = run.competition.table(TEST)
     print(f"{rows.height} rows", flush=True)
     offer_sample(run.competition, working, rows["id"].to_list())
     ranking = answer(exp, run, rows)
-    for check in before:
-        check.result()
+    before()
     write_submission(run.competition, working, ranking)
     return ranking
 
@@ -156,6 +158,25 @@ def check_hash(path: Path, sha256: str) -> None:
         raise ValueError(f"{path} is not the file of the manifest (sha256 {found[:12]}, {sha256[:12]} expected)")
 
 
+@contextmanager
+def hash_beside(files: Sequence[tuple[Path, str]]) -> Iterator[Callable[[], None]]:
+    """Hash large files while the engine loads them; yields what waits for it and raises ValueError for another content.
+
+    Also where the engine fails first: over such a file, its own words may name anything.
+    """
+    with ThreadPoolExecutor(1) as beside:
+        checks = [beside.submit(check_hash, *entry) for entry in files]
+
+        def finish() -> None:
+            for check in checks:
+                check.result()
+
+        try:
+            yield finish
+        finally:
+            finish()
+
+
 def main() -> None:
     start = time.monotonic()
     mounts = parse_mounts()
@@ -165,16 +186,19 @@ def main() -> None:
     records.write_json(mounts.working / "origin.json", {name: str(path.resolve()) for name, path in origin.items()})
     print(f"models {', '.join(mounts.models)}, {mounts.deadline - time.time():.0f} s left", flush=True)
     checked = time.monotonic() - start
-    with ThreadPoolExecutor(1) as beside:  # while the engine loads the same files
-        hashed = [beside.submit(check_hash, *entry) for entry in large]
-        ranking = predict_test(mounts.exp, run, mounts.working, hashed)
+    with TemporaryDirectory() as folder, hash_beside(large) as finish:
+        loads = Path(folder) / "loads"
+        loads.touch()
+        os.environ[VARIABLE] = str(loads)
+        ranking = predict_test(mounts.exp, run, mounts.working, finish)
+        loading = count_loading(loads)
     ranking.write_parquet(mounts.working / "ranking.parquet")
     seconds = round(time.monotonic() - start, 1)
     done = {
         "rows": ranking.height,
         "cut": dict(run.budget.cuts),
         "seconds": seconds,
-        "load_seconds": round(checked + run.loading, 1),
+        "load_seconds": round(checked + loading, 1),
         "content": records.read_json(mounts.bundle / MANIFEST)["content"],
         "sha256": records.hash_file(mounts.working / "submission.csv"),
     }

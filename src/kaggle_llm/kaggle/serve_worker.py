@@ -21,7 +21,7 @@ from kaggle_llm import records
 from kaggle_llm.competition import TEST, Competition, load_competition
 from kaggle_llm.inference.budget import Budget
 from kaggle_llm.inference.worker import open_requests
-from kaggle_llm.kaggle.predict import Mounts, check_mounts, open_run, parse_mounts
+from kaggle_llm.kaggle.predict import Mounts, check_mounts, hash_beside, open_run, parse_mounts
 from kaggle_llm.kaggle.server import ANSWER, FAILED
 from kaggle_llm.run import Run, answer, import_predict
 
@@ -55,12 +55,12 @@ def write_log(path: Path) -> None:
 def load_run(mounts: Mounts, served: Path) -> Run:
     """The bundle's Run on the served folder, its models in memory: one row of the mounted test set is predicted."""
     start = time.monotonic()
-    check_mounts(mounts)
-    run = open_run(replace(mounts, competition=served, working=served))
-    if len(run.members()) == 1:  # an ensemble's members take turns
-        run.loaded(import_predict(mounts.exp))
-    mounted = load_competition(run.config.competition, mounts.competition)
-    _, what = try_to_answer(mounts.exp, run, mounted, WARM_UP, rows=1)
+    with hash_beside(check_mounts(mounts)):
+        run = open_run(replace(mounts, competition=served, working=served))
+        if len(run.members()) == 1:  # an ensemble's members take turns
+            run.loaded(import_predict(mounts.exp))
+        mounted = load_competition(run.config.competition, mounts.competition)
+        _, what = try_to_answer(mounts.exp, run, mounted, WARM_UP, rows=1)
     print(f"loaded in {time.monotonic() - start:.0f} s {what}", flush=True)
     return run
 
