@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-import zipfile
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tiny_wheels import write_wheel
 
 from kaggle_llm import records
 from kaggle_llm.kaggle import wheelhouse
@@ -23,25 +22,6 @@ from kaggle_llm.runtime.wheels import download_wheels, read_lock, resolve_pins, 
 IMAGE = load_runtime("t4x2-transformers").image  # Python 3.13, glibc 2.35
 PURE, ABI3 = "py3-none-any", "cp38-abi3-manylinux_2_17_x86_64"
 BINARY = "cp313-cp313-manylinux_2_28_x86_64"
-
-
-def write_wheel(folder: Path, name: str, version: str, tag: str, needs: Sequence[str] = ()) -> Path:
-    """A wheel with one module, that says its version."""
-    path, about = folder / f"{name}-{version}-{tag}.whl", f"{name}-{version}.dist-info"
-    metadata = [
-        f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}",
-        *(f"Requires-Dist: {need}" for need in needs),
-    ]
-    with zipfile.ZipFile(path, "w") as wheel:
-        files = {
-            f"{name}.py": f"VERSION = {version!r}\n",
-            f"{about}/METADATA": "\n".join(metadata) + "\n",
-            f"{about}/WHEEL": f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: {tag}\n",
-        }
-        lines = [f"{file},," for file in (*files, f"{about}/RECORD")]
-        for file, text in {**files, f"{about}/RECORD": "\n".join(lines)}.items():
-            wheel.writestr(zipfile.ZipInfo(file), text)
-    return path
 
 
 @pytest.fixture
