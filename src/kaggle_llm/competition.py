@@ -29,6 +29,8 @@ class CompetitionSettings:
     """Kaggle's name of the competition; its module is competitions/<name with underscores>.py."""
     dir: str = ""
     """Folder with the CSV files; empty: input/<name>."""
+    hidden_rows: int | None = None
+    """Rows of the hidden test, as the competition's page says: what `submit` extrapolates the time to."""
 
 
 @dataclass(frozen=True)
