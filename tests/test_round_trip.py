@@ -18,7 +18,7 @@ from kaggle_llm import records
 from kaggle_llm.kaggle.bundle import seal_dataset
 from kaggle_llm.kaggle.hashes import Hashes
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 RUN = "exp001_retrieve--up"
 COMPETITION = "demo-misconceptions"
 # kaggle-llm as a command of this shell, that waits for a hundredth of the time.
@@ -84,7 +84,7 @@ def call(workspace: Workspace, variables: dict[str, str], *words: str) -> subpro
     more = {"KAGGLE_LLM_ROOT": str(workspace.root), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", FAST, *words]
     return subprocess.run(
-        command, cwd=workspace.root, env={**clean, **variables, **more}, capture_output=True, text=True, timeout=280
+        command, cwd=workspace.root, env={**clean, **variables, **more}, capture_output=True, text=True, timeout=600
     )
 
 
