@@ -313,11 +313,10 @@ def test_a_call_waits_no_longer_than_its_share_while_the_model_is_loaded_again(
 ) -> None:
     server = start(call_seconds=2.5, fallback="-1")
     assert ask(server, "one") == [1]
-    monkeypatch.setenv("TEST_LOADING", "3")
+    monkeypatch.setenv("TEST_LOADING", "2.3")
     before = time.monotonic()
-    found = ask(server, "Crash", *["word"] * 6)
-    assert found[:2] == [-1, -1] and found[-1] == 1, "the load goes on while calls fall back"
-    assert time.monotonic() - before < 20, "six waits of 2.5 s at most, and a busy machine"
+    assert ask(server, "Crash", "two words", "three") == [-1, -1, 1], "the load goes on while calls fall back"
+    assert time.monotonic() - before < 8
 
 
 @pytest.mark.timeout(60)
@@ -343,10 +342,10 @@ def test_a_model_that_hangs_while_loading_is_loaded_again(start: Start, monkeypa
 @pytest.mark.timeout(60)
 def test_at_the_end_of_the_time_every_call_is_answered_at_once(start: Start) -> None:
     """A hanging first row takes no more than the time there is, less the reserve."""
-    server = start(limit=4.0, fallback="-1")
+    server = start(limit=8.0, fallback="-1")
     before = time.monotonic()
-    assert ask(server, "Hang") == [-1] and time.monotonic() - before < 5
-    time.sleep(max(0.0, 4 - (time.monotonic() - before)))
+    assert ask(server, "Hang") == [-1] and time.monotonic() - before < 8
+    time.sleep(max(0.0, 8 - (time.monotonic() - before)))
     before = time.monotonic()
     assert ask(server, *["one"] * 20) == [-1] * 20 and time.monotonic() - before < 1
 
