@@ -5,7 +5,7 @@ import os
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +99,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory, pico_llm: Path, pico_encod
     workspace = make_workspace(tmp_path_factory.mktemp("workspace"), pico_llm, pico_encoder)
     succeed(workspace.train("exp002_rerank", "--smoke"))
     return workspace
+
+
+@pytest.fixture(scope="module")
+def light(tmp_path_factory: pytest.TempPathFactory, pico_llm: Path, pico_encoder: Path) -> Iterator[Workspace]:
+    """A repository with an experiment whose session takes seconds: see light.py. The tests' own root while it lasts."""
+    from light import make_light_workspace
+
+    with pytest.MonkeyPatch.context() as patch:
+        workspace = make_light_workspace(tmp_path_factory.mktemp("light"), pico_llm, pico_encoder)
+        patch.setenv("KAGGLE_LLM_ROOT", str(workspace.root))
+        yield workspace

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 OWNER = "alice"
+STALL = 3.0  # seconds
 STATUSES = {"429": 429, "500": 500, "503": 503, "504": 504, "401": 401, "400": 400}
 Files = dict[str, bytes]
 
@@ -29,7 +30,8 @@ Files = dict[str, bytes]
 class Fault:
     """What goes wrong at the `call`-th call (from 1) of `method`, or of "PUT" or "GET".
 
-    Kinds: an HTTP status; drop (the connection, before anything is done), lost (the answer, after it was done); for a
+    Kinds: an HTTP status; drop (the connection, before anything is done), lost (the answer, after it was done), stall
+    (no answer for STALL seconds); for a
     PUT refuse (403) and vanish (said to have arrived); for a dataset exists, unready, never-ready, failed; for a kernel
     push-error, no-source, fails.
     """
@@ -261,6 +263,9 @@ class Handler(BaseHTTPRequestHandler):
         body, method = self._body(), self.path.rpartition("/")[2]
         with self.kaggle.lock:
             kind = self.kaggle.fault(method)
+        if kind == "stall":
+            threading.Event().wait(STALL)
+        with self.kaggle.lock:
             if kind == "drop":
                 return self._hang_up()
             if kind in STATUSES:

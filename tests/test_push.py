@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kaggle_forks import Forks
@@ -37,6 +38,7 @@ def forked(forks: Forks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     monkeypatch.setattr(client, "start_program", forks.start_program)
     monkeypatch.setattr(time, "sleep", lambda _: None)
     monkeypatch.setattr(datasets, "PATIENCE", 60.0)
+    monkeypatch.setattr(client, "SILENCE", 2.0)
     monkeypatch.setenv("KAGGLE_LLM_ROOT", str(tmp_path))
     return tmp_path
 
@@ -118,6 +120,7 @@ EXPECTED = {
     # fault → what the first start says ("" where it succeeds), tried in the order of a push
     Fault("GetDatasetStatus", 1, "429"): "",
     Fault("GetDatasetStatus", 1, "401"): "Kaggle does not know you",
+    Fault("GetDatasetStatus", 1, "stall"): "",
     Fault("StartBlobUpload", 1, "drop"): "",
     Fault("PUT", 1, "503"): "",
     Fault("PUT", 1, "lost"): "",
@@ -157,6 +160,44 @@ def test_each_fault_has_its_message_and_the_same_command_goes_on(
             dataset.looks, dataset.status = 0, "READY"
         push_all(folder, forked)
     assert held_by(kaggle, folder) and repeated(kaggle) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("answered", [False, True])
+def test_an_interrupt_at_any_call_of_the_cli_loses_nothing(
+    forked: Path, monkeypatch: pytest.MonkeyPatch, answered: bool
+) -> None:
+    """Ctrl-C before the n-th call, or after it, before anything was noted of its answer; for every n."""
+    real, calls = client.start_program, 0
+
+    def interrupt(*words: Any) -> tuple[int, str]:
+        nonlocal calls
+        calls += 1
+        if calls == at and not answered:
+            raise KeyboardInterrupt
+        answer = real(*words)
+        if calls == at:
+            raise KeyboardInterrupt
+        return answer
+
+    monkeypatch.setattr(client, "start_program", interrupt)
+    at = interrupted = 0
+    while at == interrupted:
+        at, calls = at + 1, 0
+        root = forked / str(at)
+        monkeypatch.setenv("KAGGLE_LLM_ROOT", str(root))
+        kaggle, dataset = Kaggle(execute=finish_well), write_dataset(root / SLUG, at)
+        with serve(kaggle) as proxy:
+            talk(kaggle, root, monkeypatch, proxy)
+            try:
+                push_all(dataset, root)
+            except KeyboardInterrupt:
+                interrupted += 1
+                push_all(dataset, root)
+        assert held_by(kaggle, dataset) and repeated(kaggle) == 0
+        assert len(kaggle.kernels[f"{OWNER}/demo-notebook"]) == 1, f"pushed twice after an interrupt at call {at}"
+    assert interrupted > 8, "a push has more calls than that"
 
 
 RANDOM = {

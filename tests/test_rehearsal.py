@@ -7,14 +7,13 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 import pytest
 from light import RUN as LIGHT
-from light import bundle_edited, make_light_workspace
+from light import bundle_edited
 from workspace import ROOT, Workspace, succeed
 
 import kaggle_llm.rehearsal.sandbox as sandbox
@@ -37,14 +36,6 @@ REHEARSAL = Path(sandbox.__file__).parent
 
 def report_of(workspace: Workspace, run: str) -> dict:
     return json.loads((workspace.output / "rehearsals" / run / "latest" / "report.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def light(tmp_path_factory: pytest.TempPathFactory, pico_llm: Path, pico_encoder: Path) -> Iterator[Workspace]:
-    with pytest.MonkeyPatch.context() as patch:
-        workspace = make_light_workspace(tmp_path_factory.mktemp("light"), pico_llm, pico_encoder)
-        patch.setenv("KAGGLE_LLM_ROOT", str(workspace.root))
-        yield workspace
 
 
 def failed_in(report: dict) -> set[str]:

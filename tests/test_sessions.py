@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 import pytest
-from light import RUN, bundle_edited, make_light_workspace, open_light_site
+from light import RUN, bundle_edited, open_light_site
 from workspace import Workspace
 
 from kaggle_llm import records
@@ -21,14 +20,6 @@ from kaggle_llm.rehearsal.stage import FLAT, NESTED, OWNED, Depot, Layout, attac
 from kaggle_llm.rehearsal.verdicts import check_memory
 
 pytestmark = pytest.mark.timeout(200)
-
-
-@pytest.fixture(scope="module")
-def light(tmp_path_factory: pytest.TempPathFactory, pico_llm: Path, pico_encoder: Path) -> Iterator[Workspace]:
-    with pytest.MonkeyPatch.context() as patch:
-        workspace = make_light_workspace(tmp_path_factory.mktemp("light"), pico_llm, pico_encoder)
-        patch.setenv("KAGGLE_LLM_ROOT", str(workspace.root))
-        yield workspace
 
 
 def by_name(found: Findings) -> dict[str, Check]:

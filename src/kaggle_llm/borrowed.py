@@ -7,7 +7,7 @@ fold k. `name: <folder>` is a model that nobody here trained, the same in every 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kaggle_llm import paths, records
@@ -33,34 +33,44 @@ def list_members(models: Models) -> dict[str, dict[str, Path]]:
 
 def find_shipped(borrowed: Mapping[str, str]) -> dict[str, Path]:
     """What ships beside the experiment's own models, by name; as fold<k>.<name> where the other run ships its folds."""
-    found: dict[str, Path] = {}
-    for name, text in borrowed.items():
-        if ":" not in text:
-            found |= find_folder(name, text)
-            continue
-        run, model = split_name(name, text)
-        members = list_members(read_models(read_complete(name, run).settings["ship"]))
+
+    def pick(name: str, text: str, run: records.Record, model: str) -> dict[str, Path]:
+        members = list_members(read_models(run.settings["ship"]))
         own = {fold: pick_model(name, text, models, model) for fold, models in members.items()}
         first, *others = own.values()
         if all(other == first for other in others):
-            found |= first
-        else:
-            found |= {f"{fold}.{key}": path for fold, models in own.items() for key, path in models.items()}
-    return found
+            return first
+        return {f"{fold}.{key}": path for fold, models in own.items() for key, path in models.items()}
+
+    return find_models(borrowed, pick)
 
 
 def find_fold(borrowed: Mapping[str, str], fold: int) -> dict[str, Path]:
     """What predicts fold `fold` in CV, by name: of another run the model that it trained without its own such fold."""
+
+    def pick(name: str, text: str, run: records.Record, model: str) -> dict[str, Path]:
+        models = run.settings["fold_models"]
+        if str(fold) not in models:
+            lender = text.partition(":")[0]
+            raise ValueError(
+                f"models.{name} = {text!r}: {lender} validated fold {', '.join(models)} and not fold {fold}"
+            )
+        return pick_model(name, text, read_models(models[str(fold)]), model)
+
+    return find_models(borrowed, pick)
+
+
+def find_models(
+    borrowed: Mapping[str, str], pick: Callable[[str, str, records.Record, str], dict[str, Path]]
+) -> dict[str, Path]:
+    """Folders as they are, and what `pick` takes of another run: (name, its text, the run's record, the model)."""
     found: dict[str, Path] = {}
     for name, text in borrowed.items():
-        if ":" not in text:
+        if ":" in text:
+            run, model = split_name(name, text)
+            found |= pick(name, text, read_complete(name, run), model)
+        else:
             found |= find_folder(name, text)
-            continue
-        run, model = split_name(name, text)
-        models = read_complete(name, run).settings["fold_models"]
-        if str(fold) not in models:
-            raise ValueError(f"models.{name} = {text!r}: {run} validated fold {', '.join(models)} and not fold {fold}")
-        found |= pick_model(name, text, read_models(models[str(fold)]), model)
     return found
 
 

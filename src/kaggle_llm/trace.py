@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from kaggle_llm import paths, records
+from kaggle_llm.kaggle.bundle import identify_bundle
+from kaggle_llm.kaggle.predict import MANIFEST
+from kaggle_llm.kaggle.push import PUSH
 
-MANIFEST, REPORT, PUSH = "MANIFEST.json", "report.json", "push.json"
+REPORT = "report.json"
 SHORT = 12  # characters of a hash that are shown
 RAW = ".csv"
 
@@ -103,11 +106,19 @@ class Ancestry:
         run, runtime = manifest["run"], manifest["runtime"]["name"]
         details = [describe_git(manifest["git"]), f"runtime {runtime}"]
         details += [f"dataset {dataset['slug']}: {dataset['bytes'] / 1e6:.1f} MB" for dataset in manifest["datasets"]]
+        details += list(self.list_kernels(manifest))
         record = records.read_record(paths.run_folder(run))
         if record is None or record.key != manifest["record"]:
             details.append(f"{run} was made again since: what stands below is not what was bundled")
         command = f"kaggle-llm bundle {run} --runtime {runtime}"
         return Node(f"bundle of {run}", details, [self.run(run)] if record else [], [command])
+
+    def list_kernels(self, manifest: Mapping[str, Any]) -> Iterator[str]:
+        """Where exactly this bundle was pushed to."""
+        for path in sorted(paths.root().glob(f"output/pushes/*/{PUSH}")):
+            pushed = records.read_json(path)
+            if pushed["bundle"] == identify_bundle(manifest):
+                yield f"kernel {pushed['kernel']} version {pushed['version']}"
 
     def run(self, run: str) -> Node:
         return self.artefact(paths.run_folder(run))
@@ -119,7 +130,7 @@ class Ancestry:
         if record.kind == "run":
             return self.whole_run(folder, record)
         details = [f"key {record.key[:SHORT]}, seed {record.seed}, {record.seconds:.0f} s", describe_git(record.git)]
-        parents = [self.parent(name, digest, folder) for name, digest in record.inputs.items()]
+        parents = [self.parent(name, digest) for name, digest in record.inputs.items()]
         return Node(f"{record.kind} {paths.relative(folder)}", details, parents)
 
     def whole_run(self, folder: Path, record: records.Record) -> Node:
@@ -148,14 +159,13 @@ class Ancestry:
         yield "make env models data" if name.startswith("demo-") else f"make env models && kaggle-llm fetch {name}"
         yield shlex.join(["python", f"exp/{experiment}/train.py", *record.settings.get("words", [])])
 
-    def parent(self, name: str, digest: str, near: Path) -> Node:
-        """What an input was, by its content: an artefact with a record, a model folder, or only a hash."""
+    def parent(self, name: str, digest: str, path: Path | None = None) -> Node:
+        """What an input was, by its content: an artefact with a record, a model folder (at `path`), or only a hash."""
         for folder in self.known.get(digest, []):
             made = self.artefact(folder)
             return replace(made, title=f"{name} = {made.title}")
-        if near.is_dir() and not (near / records.RECORD).is_file() and records.hash_content(near) == digest:
-            return Node(f"{name} = {paths.relative(near)}  content {digest[:SHORT]}")
-        base = self.base_models.get(digest)
+        here = path is not None and path.is_dir() and records.hash_content(path) == digest
+        base = path if here else self.base_models.get(digest)
         return Node(f"{name}{f' = {paths.relative(base)}' if base else ''}  content {digest[:SHORT]}")
 
     def raw(self, name: str, digest: str, competition: Mapping[str, Any]) -> Node:

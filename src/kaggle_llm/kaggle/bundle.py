@@ -18,7 +18,7 @@ from typing import Any
 from kaggle_llm import paths, records
 from kaggle_llm.fingerprint import hash_code, hash_input, hash_source
 from kaggle_llm.kaggle.hashes import Hashes
-from kaggle_llm.kaggle.metadata import DATASET, MODEL_SOURCE, MOST_ENTRIES
+from kaggle_llm.kaggle.metadata import DATASET, MODEL_SOURCE, MOST_ENTRIES, describe_dataset
 from kaggle_llm.kaggle.notebook import write_notebook
 from kaggle_llm.kaggle.predict import MANIFEST
 from kaggle_llm.kaggle.secrets import check_secrets
@@ -71,7 +71,7 @@ def fill_bundle(run: str, runtime: str, target: Path, hashes: Hashes) -> None:
     weights = {slug for slug in models.values() if "/" not in slug}
     datasets = sorted({code, *weights, *([wheels] if wheels else [])})
     seal_bundle(
-        target, run, record, {**about, "datasets": [describe_dataset(target / slug) for slug in datasets]}, hashes
+        target, run, record, {**about, "datasets": [measure_dataset(target / slug) for slug in datasets]}, hashes
     )
 
 
@@ -214,7 +214,7 @@ def seal_dataset(folder: Path, kind: str, about: Mapping[str, Any], hashes: Hash
     slug = slug or folder.name
     manifest = {"slug": slug, "kind": kind, **about, "content": content, "files": list_entries(folder, hashes)}
     records.write_json(folder / MANIFEST, manifest)
-    records.write_json(folder / DATASET, {"title": slug, "id": slug, "licenses": [{"name": "other"}]})
+    records.write_json(folder / DATASET, describe_dataset(slug))
     entered = [path.name for path in folder.iterdir() if path.name != DATASET]
     if len(entered) > MOST_ENTRIES:
         raise ValueError(f"{folder.name} has {len(entered)} files and folders at its top, Kaggle takes {MOST_ENTRIES}")
@@ -241,7 +241,7 @@ def list_model(folder: Path, hashes: Hashes) -> list[dict[str, Any]]:
     return [entry for entry in list_entries(folder, hashes) if not LEFT & set(entry["path"].split("/"))]
 
 
-def describe_dataset(folder: Path) -> dict[str, Any]:
+def measure_dataset(folder: Path) -> dict[str, Any]:
     size = sum(path.stat().st_size for path in records.list_files(folder))
     return {"slug": folder.name, "folder": folder.name, "bytes": size}
 

@@ -20,14 +20,23 @@ OWNED = re.compile(r"[^/\s]+/[a-z0-9]+(-[a-z0-9]+)*")
 MODEL_SOURCE = re.compile(r"[^/\s]+/[^/\s]+/[^/\s]+/[^/\s]+/\d+")
 IMAGE = re.compile(r"[\w./-]+@sha256:[0-9a-f]{64}")
 ACCELERATOR = "NvidiaTeslaT4"
+ALWAYS = {  # written out: the CLI takes internet for on where nothing is said
+    "language": "python",
+    "kernel_type": "notebook",
+    "is_private": True,
+    "enable_gpu": True,
+    "enable_tpu": False,
+    "enable_internet": False,
+    "docker_image_pinning_type": "original",
+}
 LICENCES = ("other", "apache-2.0", "copyright-authors", "CC0-1.0", "CC-BY-4.0", "CC-BY-SA-4.0", "CC-BY-NC-SA-4.0")
 
 Problem = tuple[str, Any, str]  # field, value, rule
 
 
-def describe_dataset(slug: str, owner: str) -> dict[str, Any]:
-    """dataset-metadata.json of a private dataset; who may read it is decided when it is made public by hand."""
-    return {"title": slug, "id": f"{owner}/{slug}", "licenses": [{"name": "other"}]}
+def describe_dataset(slug: str, owner: str = "") -> dict[str, Any]:
+    """dataset-metadata.json; the CLI makes datasets private. The owner is known when it is pushed."""
+    return {"title": slug, "id": f"{owner}/{slug}" if owner else slug, "licenses": [{"name": "other"}]}
 
 
 def describe_kernel(
@@ -46,15 +55,9 @@ def describe_kernel(
         "id": f"{owner}/{slug}",
         "title": slug,
         "code_file": "notebook.ipynb",
-        "language": "python",
-        "kernel_type": "notebook",
-        "is_private": True,
-        "enable_gpu": True,
-        "enable_tpu": False,
-        "enable_internet": False,
+        **ALWAYS,
         "machine_shape": runtime["machine"]["accelerator"],
         "docker_image": runtime["image"]["ref"],
-        "docker_image_pinning_type": "original",
         "competition_sources": [competition],
         "dataset_sources": [f"{owner}/{name}" for name in sorted(datasets)],
         "kernel_sources": [],
@@ -118,18 +121,8 @@ def find_kernel_problems(metadata: Mapping[str, Any], folder: Path) -> Iterator[
 
 
 def find_wrong_values(metadata: Mapping[str, Any]) -> Iterator[Problem]:
-    """What a submission of ours always says, and what the CLI would take for true where it is left out."""
-    wanted = {
-        "language": "python",
-        "kernel_type": "notebook",
-        "is_private": True,
-        "enable_gpu": True,
-        "enable_tpu": False,
-        "enable_internet": False,
-        "machine_shape": ACCELERATOR,
-        "docker_image_pinning_type": "original",
-    }
-    for field, value in wanted.items():
+    """What a submission of ours always says, on the GPUs that code competitions give."""
+    for field, value in {**ALWAYS, "machine_shape": ACCELERATOR}.items():
         if metadata.get(field) != value:
             yield field, metadata.get(field), f"{value!r}, written out"
     if not IMAGE.fullmatch(str(metadata.get("docker_image"))):

@@ -6,7 +6,7 @@ Leaves output/pushes/<kernel>/push.json, which `submit` reads: {"run", "bundle",
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,8 @@ def push_run(run: str, accept_parity: str = "") -> dict[str, Any]:
     """
     folder, manifest = open_bundle(run, accept_parity)
     owner, slug = find_owner(), kernel_slug(manifest)
-    ref, version, datasets = push_kernel_of(folder, manifest, owner, slug, [])
+    code, folders = read_code_manifest(folder, manifest), list_datasets(folder, manifest)
+    ref, version, datasets = push_notebook(folder / "notebook.ipynb", code, folders, owner, slug)
     output = follow_kernel(ref, version)
     pushed: dict[str, Any] = {
         "run": run,
@@ -69,28 +70,31 @@ def open_bundle(run: str, accept_parity: str = "") -> tuple[Path, dict[str, Any]
     return folder, manifest
 
 
-def push_kernel_of(
-    folder: Path, manifest: dict[str, Any], owner: str, slug: str, more: Sequence[Path]
+def push_notebook(
+    notebook: Path, code: Mapping[str, Any], folders: Sequence[Path], owner: str, slug: str
 ) -> tuple[str, int, dict[str, int]]:
-    """The bundle's datasets and `more`, then the notebook on them: its name, its version, and that of each dataset."""
-    folders = [folder / dataset["folder"] for dataset in manifest["datasets"]] + list(more)
+    """Datasets, then the notebook on them: its name, its version, and that of each dataset.
+
+    code: the manifest of the code dataset. folders: all datasets.
+    """
     datasets = {path.name: ensure_dataset(path, owner) for path in folders}
-    code = read_code_manifest(folder, manifest)
     sources = [source for source in code["models"].values() if "/" in source]
     metadata = describe_kernel(slug, owner, code["runtime"], code["competition"], list(datasets), sources)
     content = records.hash_json([records.hash_file(path / MANIFEST) for path in folders])
     kernel = paths.pushes_folder(slug) / "kernel"
-    stamp = write_kernel(kernel, folder / "notebook.ipynb", metadata, content)
+    stamp = write_kernel(kernel, notebook, metadata, content)
     return metadata["id"], ensure_kernel(kernel, stamp), datasets
 
 
-def read_code_manifest(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+def list_datasets(folder: Path, manifest: Mapping[str, Any]) -> list[Path]:
+    """The folders of a bundle's datasets."""
+    return [folder / dataset["folder"] for dataset in manifest["datasets"]]
+
+
+def read_code_manifest(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest of the bundle's code dataset: what the notebook reads on Kaggle."""
-    (code,) = (
-        found
-        for dataset in manifest["datasets"]
-        if (found := records.read_json(folder / dataset["folder"] / MANIFEST)).get("kind") == "code"
-    )
+    found = [records.read_json(path / MANIFEST) for path in list_datasets(folder, manifest)]
+    (code,) = (one for one in found if one.get("kind") == "code")
     return dict(code)
 
 

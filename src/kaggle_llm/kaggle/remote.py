@@ -19,12 +19,11 @@ from kaggle_llm.config import load_config
 from kaggle_llm.experiment import parse_arguments, run_name
 from kaggle_llm.kaggle.bundle import add_model, add_sources, add_wheels, make_slug, seal_dataset
 from kaggle_llm.kaggle.client import find_owner
-from kaggle_llm.kaggle.datasets import ensure_dataset
 from kaggle_llm.kaggle.hashes import Hashes
-from kaggle_llm.kaggle.kernels import ensure_kernel, follow_kernel, write_kernel
-from kaggle_llm.kaggle.metadata import describe_kernel
+from kaggle_llm.kaggle.kernels import follow_kernel
 from kaggle_llm.kaggle.notebook import write_notebook
 from kaggle_llm.kaggle.predict import MANIFEST
+from kaggle_llm.kaggle.push import push_notebook
 from kaggle_llm.run import import_predict
 from kaggle_llm.runtime.pins import DEFAULT, load_runtime
 
@@ -48,17 +47,10 @@ def train_remotely(experiment: str, words: Sequence[str], runtime: str = DEFAULT
     with Hashes() as hashes:
         records.make_folder(folder, lambda to: fill_datasets(to, slug, about, config, runtime, hashes), lambda _: None)
     datasets = sorted(path for path in folder.iterdir() if path.is_dir())
-    for path in datasets:
-        ensure_dataset(path, owner)
-    code = records.read_json(folder / slug / MANIFEST)
-    sources = [source for source in code["models"].values() if "/" in source]
-    metadata = describe_kernel(slug, owner, code["runtime"], competition, [path.name for path in datasets], sources)
-    notebook, kernel = paths.pushes_folder(slug) / "notebook.ipynb", paths.pushes_folder(slug) / "kernel"
+    notebook, code = paths.pushes_folder(slug) / "notebook.ipynb", records.read_json(folder / slug / MANIFEST)
     write_notebook(paths.root() / "submission" / "train_notebook.py", notebook)
-    stamp = write_kernel(
-        kernel, notebook, metadata, records.hash_json([records.hash_file(path / MANIFEST) for path in datasets])
-    )
-    output = follow_kernel(metadata["id"], ensure_kernel(kernel, stamp))
+    ref, version, _ = push_notebook(notebook, code, datasets, owner, slug)
+    output = follow_kernel(ref, version)
     return take_over(run, output, code["content"])
 
 

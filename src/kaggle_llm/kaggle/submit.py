@@ -1,13 +1,13 @@
 """`kaggle-llm submit`: the exact kernel version that was pushed, behind every gate, once; then its score.
 
 Leaves output/<run>/submissions.json, a list in the order of submission, which git keeps: {"date", "message", "kernel",
-"version", "ref", "status", "public_score", "private_score", "cv", "hours", "timed", "bundle", "git"}.
+"version", "ref", "status", "public_score", "private_score", "cv", "timed", "bundle", "git"}.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from kaggle_llm import paths, records
 from kaggle_llm.kaggle.bundle import find_changes, identify_bundle
 from kaggle_llm.kaggle.client import KaggleError, ask_kaggle, pause, read_answer, run_kaggle
+from kaggle_llm.kaggle.predict import MANIFEST
 from kaggle_llm.kaggle.push import PUSH, kernel_slug, open_bundle
 from kaggle_llm.kaggle.timed import ENDING, TIMED, describe_timed, extrapolate_hours
 
@@ -35,13 +36,12 @@ def submit_run(run: str, message: str) -> dict[str, Any]:
     competition, tag = manifest["competition"], f"[{run} v{pushed['version']} {pushed['bundle'][:8]}]"
     show_expectations(run, manifest)
     found = find_submission(competition, tag)
-    if found is None:
-        check_limit(competition)
-        send_submission(competition, pushed, f"{message} {tag}", tag)
-        found = find_submission(competition, tag)
-    else:
+    if found:
         print(f"{tag} was submitted before: waiting for its score", flush=True)
-    entry = note_submission(run, message, pushed, found)
+    else:
+        check_limit(competition)
+        found = send_submission(competition, pushed, f"{message} {tag}", tag)
+    note_submission(run, message, pushed, found)
     entry = note_submission(run, message, pushed, wait_for_score(competition, tag))
     if entry["status"] != "COMPLETE":
         raise OSError(f"the submission {tag} ended with {entry['status']}: Kaggle's page of the competition says why")
@@ -120,25 +120,19 @@ def check_limit(competition: str) -> None:
         raise ValueError(f"no submission to {competition} is left today ({today} made): the limit is Kaggle's, in UTC")
 
 
-def send_submission(competition: str, pushed: dict[str, Any], message: str, tag: str) -> None:
-    """Submit; a call without an answer may have arrived."""
+def send_submission(competition: str, pushed: Mapping[str, Any], message: str, tag: str) -> dict[str, Any]:
+    """Submit; the submission as Kaggle lists it. A call without an answer may have arrived."""
     words = ["-k", pushed["kernel"], "-v", str(pushed["version"]), "-f", "submission.csv", "-m", message]
+    failure = OSError(f"kaggle took the submission {tag}, but does not list it: look at the competition's page")
     try:
         print(run_kaggle("competitions", "submit", competition, *words), flush=True)
-    except KaggleError:
-        if not is_listed(competition, tag):
-            raise
-    else:
-        if not is_listed(competition, tag):
-            raise OSError(f"kaggle took the submission {tag}, but does not list it: look at the competition's page")
-
-
-def is_listed(competition: str, tag: str) -> bool:
+    except KaggleError as error:
+        failure = error
     for _ in range(GRACE):
-        if find_submission(competition, tag):
-            return True
+        if found := find_submission(competition, tag):
+            return found
         pause(5.0)
-    return False
+    raise failure
 
 
 def find_submission(competition: str, tag: str) -> dict[str, Any] | None:
@@ -163,12 +157,12 @@ def wait_for_score(competition: str, tag: str) -> dict[str, Any]:
         pause(LOOKS)
 
 
-def status_of(found: dict[str, Any]) -> str:
+def status_of(found: Mapping[str, Any]) -> str:
     """PENDING, COMPLETE or ERROR of "SubmissionStatus.COMPLETE"."""
     return str(found["status"]).rpartition(".")[2].upper()
 
 
-def note_submission(run: str, message: str, pushed: dict[str, Any], found: dict[str, Any] | None) -> dict[str, Any]:
+def note_submission(run: str, message: str, pushed: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
     """The submission's entry in submissions.json, new or brought up to date."""
     path = paths.run_folder(run) / SUBMISSIONS
     entries = records.read_json(path) if path.is_file() else []
@@ -176,14 +170,14 @@ def note_submission(run: str, message: str, pushed: dict[str, Any], found: dict[
     entry = known[0] if known else {"date": datetime.now().isoformat(timespec="seconds"), "message": message}
     if not known:
         entries.append(entry)
-    timed = read_timed(records.read_json(paths.bundle_folder(run) / "MANIFEST.json"))
+    timed = read_timed(records.read_json(paths.bundle_folder(run) / MANIFEST))
     entry |= {
         "kernel": pushed["kernel"],
         "version": pushed["version"],
-        "ref": found["ref"] if found else None,
-        "status": status_of(found) if found else "PENDING",
-        "public_score": as_number(found["publicScore"]) if found else None,
-        "private_score": as_number(found["privateScore"]) if found else None,
+        "ref": found["ref"],
+        "status": status_of(found),
+        "public_score": as_number(found["publicScore"]),
+        "private_score": as_number(found["privateScore"]),
         "cv": records.read_json(paths.run_folder(run) / "metrics.json")["cv"],
         "timed": timed and {name: timed[name] for name in ("rows", "timing", "score", "oof")},
         "bundle": pushed["bundle"],

@@ -16,7 +16,15 @@ from kaggle_llm.kaggle.bundle import identify_bundle, make_slug, read_run, seal_
 from kaggle_llm.kaggle.client import find_owner
 from kaggle_llm.kaggle.hashes import Hashes
 from kaggle_llm.kaggle.kernels import follow_kernel
-from kaggle_llm.kaggle.push import competition_of, find_foreign_output, kernel_slug, open_bundle, push_kernel_of
+from kaggle_llm.kaggle.push import (
+    competition_of,
+    find_foreign_output,
+    kernel_slug,
+    list_datasets,
+    open_bundle,
+    push_notebook,
+    read_code_manifest,
+)
 from kaggle_llm.kaggle.rows import draw_rows, rename_rows
 from kaggle_llm.weights.ship import describe_cv
 
@@ -36,7 +44,8 @@ def push_timed(run: str, rows: int, accept_parity: str = "") -> dict[str, Any]:
     test, truth, validated = draw_held_out(run, rows)
     dataset = write_rows(run, manifest, test)
     owner, slug = find_owner(), kernel_slug(manifest, ENDING)
-    ref, version, _ = push_kernel_of(folder, manifest, owner, slug, [dataset])
+    code, folders = read_code_manifest(folder, manifest), [*list_datasets(folder, manifest), dataset]
+    ref, version, _ = push_notebook(folder / "notebook.ipynb", code, folders, owner, slug)
     output = follow_kernel(ref, version)
     foreign = find_foreign_output(folder, output)
     if foreign:
@@ -78,12 +87,11 @@ def write_rows(run: str, manifest: dict[str, Any], test: pl.DataFrame) -> Path:
     """The dataset with the rows and a sample submission of them; no label is in it."""
     import polars as pl
 
-    slug = make_slug(f"{manifest['competition']}-{run}", "rows")
-    folder = paths.pushes_folder(slug) / slug
-    id_column, cell_column = (sample := competition_of(run).sample()).columns
-    cells = pl.DataFrame({id_column: test[competition_of(run).tables[TEST].id]})
+    competition, slug = competition_of(run), make_slug(f"{manifest['competition']}-{run}", "rows")
+    folder, sample = paths.pushes_folder(slug) / slug, competition.sample()
+    id_column, cell_column = sample.columns
+    cells = pl.DataFrame({id_column: test[competition.tables[TEST].id]})
     cells = cells.with_columns(pl.lit(sample[cell_column].first()).alias(cell_column))
-
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     test.write_csv(folder / f"{TEST}.csv")
