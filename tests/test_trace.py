@@ -18,7 +18,7 @@ RUN = "exp002_rerank--smoke"
 @pytest.fixture(scope="module")
 def rehearsed(trained: Workspace) -> Workspace:
     succeed(trained.cli("bundle", RUN))
-    succeed(trained.cli("rehearse", RUN))
+    succeed(trained.cli("rehearse", RUN, "--rows", "5"))
     return trained
 
 
@@ -44,7 +44,8 @@ def test_a_copied_submission_is_traced_to_the_raw_csv(rehearsed: Workspace, tmp_
     assert f"torch {record['versions']['torch']}" in said and said.count("as it lies here") == 4
     commands = succeed(rehearsed.cli("trace", str(copy), "--again")).splitlines()
     assert commands[-3] == "python exp/exp002_rerank/train.py --smoke"
-    assert [command.split()[1] for command in commands[-2:]] == ["bundle", "rehearse"]
+    assert commands[-2].startswith(f"kaggle-llm bundle {RUN} --runtime ")
+    assert commands[-1] == f"kaggle-llm rehearse {RUN} --rows 5 --limit 9h"
 
 
 @pytest.mark.slow

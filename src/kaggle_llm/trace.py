@@ -91,8 +91,12 @@ class Ancestry:
         report, manifest = records.read_json(folder / REPORT), folder / MANIFEST
         bundle = manifest if manifest.is_file() else paths.bundle_folder(report["run"]) / MANIFEST
         details = [f"ok {report['ok']}, {report['rows']} rows of {report['test']}, score {report['score']}"]
-        command = f"kaggle-llm rehearse {report['run']}"
-        return Node(f"rehearsal {paths.relative(folder)}", details, [self.bundle(records.read_json(bundle))], [command])
+        return Node(
+            f"rehearsal {paths.relative(folder)}",
+            details,
+            [self.bundle(records.read_json(bundle))],
+            [report["command"]],
+        )
 
     def kernel(self, output: Path) -> Node:
         """A run on Kaggle, by the folder with its output."""

@@ -6,6 +6,7 @@ log.txt; public/, hostile/ and replay/ with the same of the other sessions; dril
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -107,6 +108,7 @@ def rehearse(
         "score": score_rerun(rerun, submission, truth) if is_ok(found, "notebook", "submission") else None,
         "cv": records.read_json(paths.run_folder(run) / "metrics.json")["cv"],
         "test": origin,
+        "command": describe_command(run, rows=rows, limit=limit, replay=replay, memory=memory),
         "sessions": [describe_session(session) for session in found.sessions],
         "submission": describe_submission(folder / "submission.csv", submission),
     }
@@ -172,6 +174,12 @@ def score_rerun(rerun: Session, submission: pl.DataFrame | None, truth: pl.DataF
     if submission is None or not truth.height:
         return None
     return rerun.competition.metric.score(rerun.competition.ranking_of(submission), truth)
+
+
+def describe_command(run: str, **options: object) -> str:
+    """The command that rehearses the same again."""
+    given = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+    return shlex.join(["kaggle-llm", "rehearse", run, *given])
 
 
 def link_latest(folder: Path) -> None:
