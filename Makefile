@@ -6,6 +6,8 @@ BIN := .venv/bin
 LOCK ?= requirements/$(if $(shell command -v nvidia-smi),gpu,cpu).txt
 VLLM := requirements/vllm-$(if $(findstring cpu,$(LOCK)),cpu,gpu).txt
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# Slow tests that want the whole machine: the real models in training, quantising and vLLM, and the benchmarks.
+ALONE := test_chain.py real benchmarks
 PIP := -m pip install --quiet --disable-pip-version-check --no-deps
 INSTALL := $(BIN)/python $(PIP)
 
@@ -58,7 +60,8 @@ test: models  ## fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --durations 10
 
 test-slow: models data vllm quantise  ## whole chains on the real small models
-	$(BIN)/python -m pytest -m slow --durations 10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile --durations 10 $(addprefix --ignore=tests/,$(ALONE))
+	$(BIN)/python -m pytest -m slow --durations 10 $(addprefix tests/,$(ALONE))
 
 check: env  ## lint, format, types
 	$(BIN)/ruff check .

@@ -105,3 +105,16 @@ def test_scaling_measures_what_the_rehearsal_of_each_size_took(tmp_path: Path) -
     assert [size["rows"] for size in sizes] == [20, 60]
     (step,) = figures["steps"]
     assert step["seconds_per_1000_rows"] == pytest.approx(25 * (sizes[1]["seconds"] - sizes[0]["seconds"]))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_bundle_benchmark_measures_both_calls(tmp_path: Path) -> None:
+    command = [sys.executable, HERE / "bundle.py", "--json", tmp_path / "figures.json", "--gigabytes", "0.2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((tmp_path / "figures.json").read_text())
+    assert report["benchmark"] == "bundle" and {"machine", "versions"} <= set(report)
+    figures = {one["name"]: one["figures"] for one in report["contenders"]}
+    assert set(figures) == {"cp-sha256", "kaggle_llm"} and figures["cp-sha256"]["seconds"] > 0
+    assert figures["kaggle_llm"]["seconds_first"] > figures["kaggle_llm"]["seconds"] > 0
