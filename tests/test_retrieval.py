@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from kaggle_llm.competition import CompetitionSettings, load_competition
-from kaggle_llm.demo.competition import build_competition
+from kaggle_llm.demo.misconceptions import build_competition
 from kaggle_llm.rankings import check_ranking, make_ranking, top
 from kaggle_llm.retrieval import retriever
 from kaggle_llm.retrieval.fusion import fuse_by_rank

@@ -42,7 +42,7 @@ def make_workspace(
     root: Path, llm: Path, encoder: Path, train_rows: int = 60, hidden_rows: int = 6, seed: int = 0
 ) -> Workspace:
     """The demo competition, small, and two models under the names that the experiments ask for."""
-    from kaggle_llm.demo.competition import NAME, build_competition
+    from kaggle_llm.demo.misconceptions import NAME, build_competition
 
     for folder in ("exp", "submission"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))

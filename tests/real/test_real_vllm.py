@@ -16,7 +16,7 @@ import pytest
 from workspace import ROOT
 
 from kaggle_llm.competition import CompetitionSettings, load_competition
-from kaggle_llm.demo.competition import build_competition
+from kaggle_llm.demo.misconceptions import build_competition
 from kaggle_llm.inference.engine import EngineSettings, Sampling
 from kaggle_llm.inference.maker import make_engine
 from kaggle_llm.prompts import CandidatePrompts, Prompt, Prompter, PromptSettings, load_tokenizer

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kaggle_llm import records
 from kaggle_llm.demo import (
     algebra_skills,
     data_skills,
@@ -20,6 +19,7 @@ from kaggle_llm.demo import (
     measure_skills,
     number_skills,
 )
+from kaggle_llm.demo.files import number_rows, write_competition
 from kaggle_llm.demo.skills import Mistake, Problem, Skill, draw_problem
 
 if TYPE_CHECKING:
@@ -121,20 +121,15 @@ def build_competition(
     hidden = sampler.rows(unseen_rows, unseen) + sampler.rows(hidden_rows - unseen_rows, seen)
     rng.shuffle(hidden)
 
-    train_frame = to_frame(train, ids, "tr", 1)
-    public_frame = to_frame(public, ids, "te", 1)
-    hidden_frame = to_frame(hidden, ids, "te", 1 + PUBLIC_ROWS)
-    misconceptions = pl.DataFrame({"misconception_id": list(ids.values()), "text": list(ids)})
-    guess = " ".join(list(ids.values())[:PREDICTIONS])
-    write_frame(train_frame, input_dir / "train.csv")
-    write_frame(misconceptions, input_dir / "misconceptions.csv")
-    write_frame(public_frame.drop("misconception_id"), input_dir / "test.csv")
-    write_frame(
-        public_frame.select("id", pl.lit(guess).alias("misconception_id")),
-        input_dir / "sample_submission.csv",
+    write_competition(
+        input_dir,
+        hidden_dir,
+        to_frame(train, ids, "tr", 1),
+        to_frame(public, ids, "te", 1),
+        to_frame(hidden, ids, "te", 1 + PUBLIC_ROWS),
+        guess={"misconception_id": " ".join(list(ids.values())[:PREDICTIONS])},
+        misconceptions=pl.DataFrame({"misconception_id": list(ids.values()), "text": list(ids)}),
     )
-    write_frame(hidden_frame.drop("misconception_id"), hidden_dir / "test.csv")
-    write_frame(hidden_frame.select("id", "misconception_id"), hidden_dir / "solution.csv")
 
 
 def to_frame(rows: list[Row], ids: dict[str, str], prefix: str, first: int) -> "pl.DataFrame":
@@ -142,21 +137,10 @@ def to_frame(rows: list[Row], ids: dict[str, str], prefix: str, first: int) -> "
 
     return pl.DataFrame(
         {
-            "id": [f"{prefix}{number:05d}" for number in range(first, first + len(rows))],
+            "id": number_rows(prefix, first, len(rows)),
             "question": [row.question for row in rows],
             "correct_answer": [row.problem.correct_answer for row in rows],
             "wrong_answer": [row.problem.wrong_answer for row in rows],
             "misconception_id": [ids[row.mistake.text] for row in rows],
         }
     )
-
-
-def write_frame(frame: "pl.DataFrame", path: Path) -> None:
-    records.write_file(path, frame.write_csv)
-
-
-if __name__ == "__main__":
-    from kaggle_llm import paths
-
-    build_competition(paths.root() / "input" / NAME, paths.hidden_folder(NAME))
-    print(f"input/{NAME} is ready")
