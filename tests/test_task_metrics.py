@@ -75,9 +75,27 @@ def test_log_loss_of_an_impossible_answer_is_cut_as_kaggle_does(scores: list[flo
     assert rows[1] > 0
 
 
-@pytest.mark.parametrize(
-    ("items", "right"), [(["a"], ["a"]), (["a", "c"], ["a"]), (["a", "b"], ["c"]), (["a", "b"], ["a", "b"])]
-)
+def test_log_loss_of_votes_is_their_mean() -> None:
+    """Three voters, two of them for a: as if the row stood there three times."""
+    ranking = make_ranking(["r0", "r1"], [["a", "b"], ["b", "a"]], [[0.4, -1.0], [0.0, -3.0]])
+    votes = true(["a", "b"], ["b"]).with_columns(shares=pl.Series([[2 / 3, 1 / 3], [1.0]]))
+    each = [log_loss(["a", "b"]).rows(ranking, true([first], ["b"])) for first in ("a", "a", "b")]
+    assert log_loss(["a", "b"]).rows(ranking, votes).tolist() == pytest.approx((sum(each) / 3).tolist())
+
+
+@pytest.mark.parametrize("shares", [[0.5, 0.2], [1.0]])
+def test_log_loss_refuses_votes_that_do_not_sum_to_1(shares: list[float]) -> None:
+    truth = true(["a", "b"]).with_columns(shares=pl.Series([shares]))
+    with pytest.raises(ValueError, match="'r0' has the right labels .* must sum to 1"):
+        log_loss(["a", "b"]).score(answers(["a", "b"]), truth)
+
+
+def test_log_loss_refuses_two_right_labels_without_shares() -> None:
+    with pytest.raises(ValueError, match="must sum to 1"):
+        log_loss(["a", "b"]).score(answers(["a", "b"]), true(["a", "b"]))
+
+
+@pytest.mark.parametrize(("items", "right"), [(["a"], ["a"]), (["a", "c"], ["a"]), (["a", "b"], ["c"])])
 def test_log_loss_refuses_a_row_without_a_score_for_each_label(items: list[str], right: list[str]) -> None:
     with pytest.raises(ValueError, match=r"row 'r0' scores .* give a score for each of \['a', 'b'\]"):
         log_loss(["a", "b"]).score(answers(items), true(right))

@@ -7,8 +7,9 @@ columns, metric and submission cell stand in `competitions/<name>.py`.
 from __future__ import annotations
 
 import importlib
+import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from kaggle_llm.metrics import Metric
 
 TRAIN, TEST, SAMPLE = "train", "test", "sample_submission"
+SLACK = 1e-3  # of a sum of shares that were written with few digits
 
 
 @dataclass
@@ -40,9 +42,13 @@ class Table:
     id: str
     texts: tuple[str, ...]
     target: str = ""
+    group: str = ""
+    """What rows have in common that must stay on one side of a split; empty: the target."""
+    shares: tuple[str, ...] = ()
+    """Columns of LabelColumns: how much of the right answer each label is."""
 
     def columns(self) -> list[str]:
-        return [self.id, *self.texts, *([self.target] if self.target else [])]
+        return [name for name in dict.fromkeys([self.id, *self.texts, self.target, self.group, *self.shares]) if name]
 
 
 class Competition:
@@ -54,8 +60,10 @@ class Competition:
 
     tables: ClassVar[Mapping[str, Table]]
     """Of "train", "test" and every other CSV but the sample submission."""
-    documents: ClassVar[str]
-    """The table whose ids are the legal items."""
+    documents: ClassVar[str] = ""
+    """The table whose ids are the legal items; empty: items are no documents."""
+    nothing: ClassVar[str] = ""
+    """The cell of a row whose right answer is no item; empty: every row has one."""
     metric: Metric
     also: Sequence[Metric] = ()
 
@@ -82,12 +90,29 @@ class Competition:
         """The items of a submission's cell: the inverse of `cell`."""
         raise NotImplementedError(f"{type(self).__name__}.items_in: say which items a submission's cell holds")
 
+    def legal_items(self) -> Sequence[str] | None:
+        """What a ranking may hold; None: any text. By default the documents' ids."""
+        return self.table(self.documents)["id"].to_list() if self.documents else None
+
+    def cells(self, items: Sequence[str], scores: Sequence[float]) -> list[str]:
+        """The submission's cells for a ranked row, in the sample's order. Override it for more than one column."""
+        return [self.cell(items)]
+
+    def answer_in(self, cells: Sequence[str]) -> tuple[list[str], list[float]]:
+        """Items and scores of a submission's row: the inverse of `cells`. A list of items is scored by minus the place.
+
+        Raises ValueError for cells that cannot be read.
+        """
+        (cell,) = cells
+        items = self.items_in(cell)
+        return items, [-float(place) for place in range(len(items))]
+
     # what follows from it -----------------------------------------------------------------------------------
 
     def table(self, name: str) -> pl.DataFrame:
         """One of `tables`, checked: columns there, ids present and unique, texts not null, targets legal.
 
-        Columns: id, the texts, and the target if the table has one, in this order, all String.
+        Columns: id, the texts, and what else the table is said to have, in this order, all String.
         An empty text is an error where we learn from it, and "" with a message in the test set.
         """
         if name not in self.tables:
@@ -113,18 +138,29 @@ class Competition:
         self.sample()
 
     def sample(self) -> pl.DataFrame:
-        """sample_submission.csv: an id and a cell."""
-        sample = read_csv(self.folder / f"{SAMPLE}.csv")
-        if sample.width != 2:
-            raise ValueError(
-                f"{SAMPLE}.csv has the columns {sample.columns}: for other than an id and one cell, override "
-                f"submission(), ranking_of() and check_submission()"
-            )
-        return sample
+        """sample_submission.csv: an id and the cells."""
+        return read_csv(self.folder / f"{SAMPLE}.csv")
+
+    def sample_of(self, ids: Sequence[str]) -> pl.DataFrame:
+        """A sample submission of other rows: the sample's first row for each of `ids`."""
+        import polars as pl
+
+        id_column, *columns = (sample := self.sample()).columns
+        cells = {column: pl.lit(sample[column].first() if sample.height else "") for column in columns}
+        return pl.DataFrame({id_column: list(ids)}, schema={id_column: pl.String()}).with_columns(**cells)
 
     @property
     def target(self) -> str:
         return self.tables[TRAIN].target
+
+    @property
+    def group(self) -> str:
+        """The training table's column for `assign_folds`."""
+        return self.tables[TRAIN].group or self.target
+
+    def side_tables(self) -> dict[str, pl.DataFrame]:
+        """All tables that are neither train nor test: what every prediction may read."""
+        return {name: self.table(name) for name in self.tables if name not in (TRAIN, TEST)}
 
     def unlabelled(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Labelled rows as the test set would show them: prediction never sees a target."""
@@ -145,66 +181,121 @@ class Competition:
         """A ranking of the test rows → submission.csv's rows, in the sample's columns.
 
         fill: a ranking for the rows that `ranking` gives no items (cut by the time budget, say).
-        Raises ValueError where a row has no items in either: an empty cell is a scoring error.
+        Raises ValueError where a row has no items in either, unless that is an answer: empty cells are scoring errors.
         """
         import polars as pl
 
-        sample = self.sample()
-        spare = dict(fill.select("id", "items").iter_rows()) if fill is not None else {}
-        rows = [
-            (i, items if len(items) else spare.get(i, [])) for i, items in ranking.select("id", "items").iter_rows()
-        ]
-        empty = [i for i, items in rows if not len(items)]
-        if empty:
+        from kaggle_llm.rankings import replace_rows
+
+        if fill is not None:
+            ranking = replace_rows(ranking, fill.join(ranking.filter(pl.col("items").list.len() == 0), "id", "semi"))
+        empty = ranking.filter(pl.col("items").list.len() == 0)["id"].to_list()
+        if empty and not self.nothing:
             raise ValueError(f"{len(empty)} row(s) have no items, first {empty[:3]}: give `fill` a ranking for them")
-        id_column, cell_column = sample.columns[:2]
-        return pl.DataFrame(
-            {id_column: [i for i, _ in rows], cell_column: [self.cell(items) for _, items in rows]},
-            schema={id_column: pl.String(), cell_column: pl.String()},
-        )
+        rows = [(i, *self.cells(*answer)) for i, *answer in ranking.select("id", "items", "scores").iter_rows()]
+        return pl.DataFrame(rows, schema=dict.fromkeys(self.sample().columns, pl.String()), orient="row")
 
     def ranking_of(self, submission: pl.DataFrame) -> pl.DataFrame:
-        """A submission → RANKING, scores are minus the place: to score what was really submitted."""
+        """A submission → RANKING: to score what was really submitted."""
         from kaggle_llm.rankings import make_ranking
 
-        items = [self.items_in(cell or "") for cell in submission[submission.columns[1]]]
-        scores = [[-float(place) for place in range(len(row))] for row in items]
-        return make_ranking(submission[submission.columns[0]].to_list(), items, scores)
+        rows = [(i, *self.answer_in([cell or "" for cell in cells])) for i, *cells in submission.iter_rows()]
+        return make_ranking([row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows])
 
     def check_submission(self, submission: pl.DataFrame) -> list[str]:
         """What is wrong with a submission.csv against the sample submission; [] where it is right."""
         sample = self.sample()
         if submission.columns != sample.columns:
             return [f"columns {submission.columns}, the sample has {sample.columns}"]
-        id_column, cell_column = sample.columns[:2]
+        id_column = sample.columns[0]
         problems = _compare_ids(submission[id_column].to_list(), sample[id_column].to_list())
-        legal = set(self.table(self.documents)["id"])
-        for row_id, cell in submission.select(id_column, cell_column).iter_rows():
-            items = self.items_in(cell or "")
-            unknown = [item for item in items if item not in legal]
-            if not items:
-                problems.append(f"row {row_id}: empty label")
-            elif unknown:
-                problems.append(f"row {row_id}: unknown label {unknown[0]!r}")
-            elif len(set(items)) < len(items):
-                problems.append(f"row {row_id}: a label occurs twice")
-        return problems
+        items = self.legal_items()
+        legal = None if items is None else set(items)
+        found = ((i, self._find_fault([cell or "" for cell in cells], legal)) for i, *cells in submission.iter_rows())
+        return problems + [f"row {i}: {fault}" for i, fault in found if fault]
+
+    def _find_fault(self, cells: Sequence[str], legal: Collection[str] | None) -> str:
+        """What is wrong with a row's cells; "" where they are right."""
+        try:
+            items, _ = self.answer_in(cells)
+        except ValueError as error:
+            return str(error)
+        unknown = [item for item in items if legal is not None and item not in legal]
+        if not items and not (self.nothing and list(cells) == [self.nothing]):
+            return "empty label"
+        if unknown:
+            return f"unknown label {unknown[0]!r}"
+        return "a label occurs twice" if len(set(items)) < len(items) else ""
 
     def groups(self, train: pl.DataFrame, valid: pl.DataFrame) -> pl.Series:
-        """The group of each validation row that is scored apart: was its target seen in training?"""
+        """The group of each validation row that is scored apart: was its group (the target) seen in training?"""
         import polars as pl
 
-        seen = valid[self.target].is_in(train[self.target].unique().to_list())
+        seen = valid[self.group].is_in(train[self.group].unique().to_list())
         return seen.replace_strict({True: "seen", False: "unseen"}, return_dtype=pl.String()).alias("group")
 
     def _check_targets(self, frame: pl.DataFrame, target: str, where: str) -> None:
-        legal = self.table(self.documents)["id"].to_list()
-        wrong = frame.filter(~frame[target].is_in(legal))
-        if wrong.height:
+        legal = self.legal_items()
+        wrong = frame.clear() if legal is None else frame.filter(~frame[target].is_in(legal))
+        if legal is not None and wrong.height:
+            source = f"{self.documents}.csv" if self.documents else str(list(legal))
             raise ValueError(
-                f"{where}: {wrong.height} row(s) whose {target} is not among the {len(legal)} of {self.documents}.csv, "
+                f"{where}: {wrong.height} row(s) whose {target} is not among the {len(legal)} of {source}, "
                 f"first {wrong['id'][0]!r} with {wrong[target][0]!r}"
             )
+
+
+class LabelColumns(Competition):
+    """A submission with a probability for each label, and a train.csv with how much of the right answer each is.
+
+    1 for the right one, or shares of votes that sum to 1. The target of the training table is `label`, the label of the
+    largest share, which `read` adds; the columns of the shares stand beside it.
+    """
+
+    labels: ClassVar[Mapping[str, str]]
+    """Label → its column, in the sample's order."""
+
+    def legal_items(self) -> list[str]:
+        return list(self.labels)
+
+    def read(self, name: str) -> pl.DataFrame:
+        """train.csv with its labels; raises ValueError for shares that are none."""
+        import polars as pl
+
+        raw = super().read(name)
+        if name != TRAIN:
+            return raw
+        shares = raw.select(pl.col(list(self.labels.values())).cast(pl.Float64, strict=False)).to_numpy()
+        wrong = raw.filter(~((shares >= 0).all(axis=1) & (abs(shares.sum(axis=1) - 1) < SLACK)))
+        if wrong.height:
+            raise ValueError(
+                f"{name}.csv: {wrong.height} row(s) whose {', '.join(self.labels.values())} are no shares of 1, "
+                f"first {wrong.row(0, named=True)}"
+            )
+        names = list(self.labels)
+        return raw.with_columns(label=pl.Series([names[place] for place in shares.argmax(axis=1)], dtype=pl.String()))
+
+    def truth(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """id, the labels that have a share as items, and their shares."""
+        from kaggle_llm.rankings import make_ranking
+
+        found = [[float(share) for share in row] for row in rows.select(*self.labels.values()).iter_rows()]
+        items = [[label for label, share in zip(self.labels, row, strict=True) if share > 0] for row in found]
+        shares = [[share for share in row if share > 0] for row in found]
+        return make_ranking(rows["id"].to_list(), items, shares).rename({"scores": "shares"})
+
+    def cells(self, items: Sequence[str], scores: Sequence[float]) -> list[str]:
+        """Probabilities: the softmax of the scores."""
+        peak = max(scores)
+        weights = {item: math.exp(score - peak) for item, score in zip(items, scores, strict=True)}
+        return [repr(weights[label] / sum(weights.values())) for label in self.labels]
+
+    def answer_in(self, cells: Sequence[str]) -> tuple[list[str], list[float]]:
+        """The labels and the logarithms of their probabilities, of at least 1e-15."""
+        values = [_read_probability(cell) for cell in cells]
+        order = sorted(range(len(values)), key=lambda place: -values[place])
+        names = list(self.labels)
+        return [names[place] for place in order], [math.log(max(values[place], 1e-15)) for place in order]
 
 
 def load_competition(settings: CompetitionSettings, folder: Path | None = None) -> Competition:
@@ -294,3 +385,14 @@ def _compare_ids(got: list[str], asked: list[str]) -> list[str]:
     if not problems and got != asked:
         problems.append("the ids are in another order than the sample's")
     return problems
+
+
+def _read_probability(cell: str) -> float:
+    """Raises ValueError for what is no number between 0 and 1."""
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise ValueError(f"{cell!r} is no probability")
+    return value

@@ -28,15 +28,17 @@ from kaggle_llm.fingerprint import hash_code, hash_input, hash_source
 from kaggle_llm.folders import read_idea
 from kaggle_llm.inference.maker import resolve_engine
 from kaggle_llm.metrics import bootstrap_interval, paired_difference
-from kaggle_llm.run import Run, answer
+from kaggle_llm.run import Run, answer, import_predict
 from kaggle_llm.tables import print_table
 
 if TYPE_CHECKING:
     import polars as pl
 
 C = TypeVar("C")
+Ask = Callable[["pl.DataFrame", Any, Run], "pl.DataFrame"]
 
 PREDICTION = "prediction code"  # among the inputs of a step that runs predict.py
+ASKED = "asked.parquet"
 USAGE = """usage: python {file} [key=value ...] [run=name] [--smoke] [--debug]
 
 {idea}
@@ -201,14 +203,29 @@ class Experiment:
         return {name: value for name, value in asdict(self.config).items() if name not in elsewhere}
 
     def prediction_inputs(self, rows: pl.DataFrame, models: Mapping[str, Path]) -> dict[str, Any]:
-        """All that a prediction of `rows` comes from, as a step's inputs: rows, documents, models and code."""
-        documents = self.competition.table(self.competition.documents)
+        """All that a prediction of `rows` comes from, as a step's inputs: rows, side tables, models and code."""
         code = {"predict.py": hash_source(self.exp / "predict.py"), PREDICTION: hash_code()}
-        return {"rows": rows, "documents": documents, **code, **models}
+        return {"rows": rows, **self.competition.side_tables(), **code, **models}
 
     def run(self, models: Mapping[str, Path]) -> Run:
         """A Run with these models, as CV uses it: for what is fitted on predictions."""
         return Run(self.config, self.competition, self.add_borrowed(models))
+
+    def ask(self, name: str, rows: pl.DataFrame, models: Mapping[str, Path], ask: Ask) -> pl.DataFrame:
+        """What `ask` of predict.py gives for training rows, as a step: for what is fitted on, or told of, predictions.
+
+        ask: (rows without their targets, what predict.load made, run) → a frame.
+        """
+        import polars as pl
+
+        asked = self.competition.unlabelled(rows)
+
+        def make(folder: Path) -> None:
+            with self.run(models) as run:
+                ask(asked, run.loaded(import_predict(self.exp)), run).write_parquet(folder / ASKED)
+
+        inputs = self.prediction_inputs(asked, models)
+        return pl.read_parquet(self.step(name, make, self.settings, inputs) / ASKED)
 
     def add_borrowed(self, models: Mapping[str, Path]) -> dict[str, Path]:
         """The models, and those that the config takes from elsewhere: in a step of fold k that fold's."""
@@ -219,11 +236,13 @@ class Experiment:
         fold: pl.Series,
         models: Callable[[int], Mapping[str, Path]],
         before: Callable[[int], Mapping[str, Path]] | None = None,
+        also: Mapping[str, float] | None = None,
     ) -> None:
         """Predict every validation fold with its models through `answer()`; write oof.parquet and metrics.json.
 
         fold: of every training row; fold −1 is always trained on and never validated.
         models: fold → name → folder. before: the same for the untrained model, whose score stands beside.
+        also: name → number, to be told beside the competition's own further metrics.
         """
         import polars as pl
 
@@ -239,6 +258,7 @@ class Experiment:
         groups = [self.competition.groups(train.filter(fold != k), train.filter(fold == k)) for k in folds]
         truth = self.competition.truth(train)
         metrics = self._metrics(after, base, truth, pl.concat(groups))
+        metrics["also"] |= also or {}
         records.write_file(self.folder / "oof.parquet", self._with_cells(after).write_parquet)
         records.write_json(self.folder / "metrics.json", metrics)
         self._report(metrics, after, base, truth)
@@ -314,10 +334,11 @@ class Experiment:
         }
 
     def _with_cells(self, ranking: pl.DataFrame) -> pl.DataFrame:
-        """RANKING + fold, seed and prediction (the submission's cell)."""
+        """RANKING + fold, seed and prediction (the submission's cells, joined by blanks)."""
         import polars as pl
 
-        cells = [self.competition.cell(items) for items in ranking["items"].to_list()]
+        rows = ranking.select("items", "scores").iter_rows()
+        cells = [" ".join(self.competition.cells(*row)) if row[0] else self.competition.nothing for row in rows]
         return ranking.with_columns(
             seed=pl.lit(getattr(self.config, "seed", 0)), prediction=pl.Series(cells, dtype=pl.String())
         )

@@ -53,18 +53,23 @@ def accuracy() -> Metric:
 
 
 def log_loss(labels: Sequence[str]) -> Metric:
-    """Mean of −log p(right label); lower is better.
+    """Mean of −log p(right label), or of −Σ share·log p where the truth has a column `shares` beside its items.
 
-    Items are all of `labels`, scores their log-probabilities up to a constant: rows are renormalised, and p is kept
-    between 1e-15 and 1 − 1e-15, as Kaggle does. Raises ValueError for a row that scores other labels or has not
-    exactly one right one.
+    Lower is better. Items are all of `labels`, scores their log-probabilities up to a constant: rows are renormalised,
+    and p is kept between 1e-15 and 1 − 1e-15, as Kaggle does. Raises ValueError for a row that scores other labels, and
+    for one whose right labels have no shares that sum to 1: without shares that is exactly one.
     """
 
     def rows(ranking: pl.DataFrame, truth: pl.DataFrame) -> np.ndarray:
         import numpy as np
 
-        joined = _join(ranking, truth).select("id", "items", "scores", "right")
-        return np.array([_log_loss(labels, *row) for row in joined.iter_rows()], dtype=float)
+        joined = _join(ranking, truth)
+        if "shares" in truth.columns:
+            shares = _join(ranking, truth.select("id", items="shares"))["right"].to_list()
+        else:
+            shares = [[1.0]] * ranking.height
+        columns = [joined[name].to_list() for name in ("id", "items", "scores", "right")]
+        return np.array([_log_loss(labels, *row) for row in zip(*columns, shares, strict=True)], dtype=float)
 
     return _mean_metric("log_loss", rows, greater_is_better=False)
 
@@ -247,12 +252,18 @@ def _span_f_beta(ranking: pl.DataFrame, truth: pl.DataFrame, beta: float) -> flo
     return (1 + beta**2) * hits / (beta**2 * right + found) if right + found else 0.0
 
 
-def _log_loss(labels: Sequence[str], row: str, items: list[str], scores: list[float], right: list[str]) -> float:
-    if sorted(items) != sorted(labels) or len(right) != 1 or right[0] not in labels:
+def _log_loss(
+    labels: Sequence[str], row: str, items: list[str], scores: list[float], right: list[str], shares: list[float]
+) -> float:
+    if sorted(items) != sorted(labels) or not set(right) <= set(labels):
         raise ValueError(f"row {row!r} scores {items}, right is {right}: give a score for each of {list(labels)}")
+    if len(right) != len(shares) or abs(sum(shares) - 1) > 1e-3:
+        raise ValueError(f"row {row!r} has the right labels {right} with the shares {shares}: they must sum to 1")
     peak = max(scores)
-    share = math.exp(scores[items.index(right[0])] - peak) / sum(math.exp(score - peak) for score in scores)
-    return -math.log(min(max(share, 1e-15), 1 - 1e-15))
+    weights = {item: math.exp(score - peak) for item, score in zip(items, scores, strict=True)}
+    total = sum(weights.values())
+    chances = [min(max(weights[label] / total, 1e-15), 1 - 1e-15) for label in right]
+    return -sum(share * math.log(chance) for share, chance in zip(shares, chances, strict=True))
 
 
 def _rouge(items: list[str], right: set[str], kind: str) -> float:

@@ -85,17 +85,13 @@ def draw_held_out(run: str, rows: int) -> tuple[pl.DataFrame, pl.DataFrame, pl.D
 
 def write_rows(run: str, manifest: dict[str, Any], test: pl.DataFrame) -> Path:
     """The dataset with the rows and a sample submission of them; no label is in it."""
-    import polars as pl
-
     competition, slug = competition_of(run), make_slug(f"{manifest['competition']}-{run}", "rows")
-    folder, sample = paths.pushes_folder(slug) / slug, competition.sample()
-    id_column, cell_column = sample.columns
-    cells = pl.DataFrame({id_column: test[competition.tables[TEST].id]})
-    cells = cells.with_columns(pl.lit(sample[cell_column].first()).alias(cell_column))
+    folder = paths.pushes_folder(slug) / slug
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     test.write_csv(folder / f"{TEST}.csv")
-    cells.write_csv(folder / f"{SAMPLE}.csv")
+    ids = test[competition.tables[TEST].id].to_list()
+    competition.sample_of(ids).write_csv(folder / f"{SAMPLE}.csv")
     seal_dataset(folder, "rows", {}, Hashes())
     return folder
 

@@ -48,9 +48,9 @@ def make_hostile_test(competition: Competition, healthy: pl.DataFrame) -> tuple[
     rows: list[Cells] = [list(row) for row in healthy.iter_rows()]
     if not texts or spec.id not in healthy.columns or not rows:
         return write_csv(healthy.columns, rows), 0
-    item = competition.table(competition.documents)["id"].first()
+    item = next(iter(competition.legal_items() or ["label"]))
     first = dict(zip(healthy.columns, rows[0], strict=True))
-    kinds = [list(hostile_texts(first[column] or "x", str(item))) for column in texts]
+    kinds = [list(hostile_texts(first[column] or "x", item)) for column in texts]
     new = make_ids(healthy[spec.id].to_list(), len(kinds[0]))
     hostile: list[Cells] = []
     for row_id, cells in zip(new, zip(*kinds, strict=True), strict=True):

@@ -128,19 +128,14 @@ def stage_competition(settings: CompetitionSettings, test: bytes | None, folder:
 
     None: with its own ones, which everybody sees.
     """
-    import polars as pl
-
     source = load_competition(settings)
     for path in records.list_files(source.folder):
         if test is None or path.name not in (f"{TEST}.csv", f"{SAMPLE}.csv"):
             place_file(path, folder / path.relative_to(source.folder))
     if test is not None:
         (folder / f"{TEST}.csv").write_bytes(test)
-        sample = source.sample()
-        ids = load_competition(settings, folder).table(TEST)["id"]
-        id_column, cell_column = sample.columns
-        cell = sample[cell_column].first() or ""
-        pl.DataFrame({id_column: ids, cell_column: [cell] * ids.len()}).write_csv(folder / f"{SAMPLE}.csv")
+        ids = load_competition(settings, folder).table(TEST)["id"].to_list()
+        source.sample_of(ids).write_csv(folder / f"{SAMPLE}.csv")
     return load_competition(settings, folder)
 
 
