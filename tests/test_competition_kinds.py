@@ -1,0 +1,117 @@
+"""Competitions whose items are no documents: texts, spans or nothing, and a probability for each label."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import polars as pl
+import pytest
+
+from kaggle_llm.competition import Competition, CompetitionSettings, LabelColumns, Table
+from kaggle_llm.metrics import accuracy, log_loss
+from kaggle_llm.rankings import make_ranking
+
+
+class Texts(Competition):
+    """A text for each row; rows of a thread belong together; "-" says nothing."""
+
+    tables: ClassVar = {
+        "train": Table("id", ("chat",), target="summary", group="thread"),
+        "test": Table("id", ("chat",)),
+    }
+    nothing = "-"
+    metric = accuracy()
+
+    def cell(self, items: list[str]) -> str:
+        return " ".join(items) or self.nothing
+
+    def items_in(self, cell: str) -> list[str]:
+        return [] if cell == self.nothing else cell.split()
+
+
+class Votes(LabelColumns):
+    labels: ClassVar[Mapping[str, str]] = {"a": "winner_a", "b": "winner_b", "tie": "winner_tie"}
+    tables: ClassVar = {
+        "train": Table("id", ("answer",), target="label", shares=tuple(labels.values())),
+        "test": Table("id", ("answer",)),
+    }
+    metric = log_loss(tuple(labels))
+
+
+def write(folder: Path, **files: str) -> CompetitionSettings:
+    for name, content in files.items():
+        (folder / f"{name}.csv").write_text(content)
+    return CompetitionSettings("any", str(folder))
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Texts:
+    train = "id,chat,summary,thread\nr1,hi,short,t1\nr2,ho,shorter,t1\n"
+    return Texts(
+        write(tmp_path, train=train, test="id,chat\ne1,x\ne2,y\n", sample_submission="id,summary\ne1,s\ne2,s\n")
+    )
+
+
+@pytest.fixture
+def votes(tmp_path: Path) -> Votes:
+    train = "id,answer,winner_a,winner_b,winner_tie\nr1,x,0,1,0\nr2,y,0.667,0,0.333\n"
+    sample = "id,winner_a,winner_b,winner_tie\ne1,0.3,0.3,0.4\n"
+    return Votes(write(tmp_path, train=train, test="id,answer\ne1,z\n", sample_submission=sample))
+
+
+def test_a_group_is_read_with_the_training_rows_alone(texts: Texts) -> None:
+    assert texts.table("train").columns == ["id", "chat", "summary", "thread"] and texts.group == "thread"
+    assert texts.table("test").columns == ["id", "chat"]
+    seen = texts.groups(texts.table("train").head(1), texts.table("train").tail(1))
+    assert seen.to_list() == ["seen"], "another row of its thread was trained on"
+    assert texts.side_tables() == {}
+    texts.check()
+
+
+def test_any_text_is_a_legal_answer_and_nothing_has_a_cell(texts: Texts) -> None:
+    ranking = make_ranking(["e1", "e2"], [["whatever"], []], [[0.0], []])
+    submission = texts.submission(ranking)
+    assert submission.rows() == [("e1", "whatever"), ("e2", "-")]
+    assert texts.check_submission(submission) == []
+    assert texts.ranking_of(submission)["items"].to_list() == [["whatever"], []]
+
+
+def test_an_empty_cell_is_no_way_to_say_nothing(texts: Texts) -> None:
+    wrong = pl.DataFrame({"id": ["e1", "e2"], "summary": ["x", None]})
+    assert texts.check_submission(wrong) == ["row e2: empty label"]
+
+
+def test_a_sample_of_other_rows_says_what_the_sample_says(votes: Votes) -> None:
+    assert votes.sample_of(["n1", "n2"]).rows() == [("n1", "0.3", "0.3", "0.4"), ("n2", "0.3", "0.3", "0.4")]
+    assert votes.sample_of([]).columns == votes.sample().columns
+
+
+def test_labels_come_from_the_shares_and_go_back_as_probabilities(votes: Votes) -> None:
+    train = votes.table("train")
+    assert train["label"].to_list() == ["b", "a"]
+    truth = votes.truth(train)
+    assert truth.rows() == [("r1", ["b"], [1.0]), ("r2", ["a", "tie"], [0.667, 0.333])]
+    ranking = make_ranking(["e1"], [["tie", "a", "b"]], [[math.log(6), math.log(3), 0.0]])
+    submission = votes.submission(ranking)
+    assert [float(cell) for cell in submission.row(0)[1:]] == pytest.approx([0.3, 0.1, 0.6])
+    assert votes.check_submission(submission) == []
+    again = votes.ranking_of(submission)
+    assert again["items"][0].to_list() == ["tie", "a", "b"]
+    assert votes.metric.score(again, votes.truth(train.head(1)).with_columns(id=pl.lit("e1"))) == pytest.approx(
+        -math.log(0.1)
+    )
+
+
+@pytest.mark.parametrize("cell", ["", "1.2", "-0.1", "nan", "a"])
+def test_what_is_no_probability_is_named(votes: Votes, cell: str) -> None:
+    wrong = pl.DataFrame({"id": ["e1"], "winner_a": [cell], "winner_b": ["0.5"], "winner_tie": ["0.5"]})
+    assert votes.check_submission(wrong) == [f"row e1: {cell!r} is no probability"]
+
+
+@pytest.mark.parametrize("shares", ["1,1,0", "0.5,0,0", "x,1,0", "-1,1,1", ",1,0"])
+def test_shares_that_are_none_are_refused(tmp_path: Path, shares: str) -> None:
+    train = f"id,answer,winner_a,winner_b,winner_tie\nr9,x,{shares}\n"
+    settings = write(tmp_path, train=train, test="id,answer\n", sample_submission="id\n")
+    with pytest.raises(ValueError, match=r"no shares of 1, first .*r9"):
+        Votes(settings).table("train")
