@@ -115,7 +115,7 @@ def test_a_name_of_ones_own_and_folds_that_do_not_fit_are_refused() -> None:
 
 def test_a_note_of_a_lender_without_cv_is_passed_on(root: Path) -> None:
     make_run(root, "r", FOLDS["0"], FOLDS, how="full")
-    assert describe_cv({"models": {"x": "r:ranker"}}).startswith("models.x has no CV of its own: the refit")
+    assert describe_cv({"models": {"x": "r:ranker"}}).startswith("r has no CV of its own: the refit")
     make_run(root, "r", FOLDS["0"], FOLDS)
     assert describe_cv({"models": {"x": "r:ranker", "y": "input/models/e"}}) == ""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
 Cache = list[tuple[Tensor, Tensor]]  # per layer the keys and the values of all tokens so far, each [B, H, T, D]
 IGNORED = -100  # a label that the loss leaves out
@@ -30,6 +32,8 @@ class GPT2Settings:
     n_layer: int = 12
     n_head: int = 12
     layer_norm_epsilon: float = 1e-5
+    bos_token_id: int | None = 50256
+    eos_token_id: int | None = 50256
 
     def __post_init__(self) -> None:
         if self.n_embd % self.n_head:
@@ -194,6 +198,47 @@ def choose_token(logits: Tensor, temperature: float, top_k: int | None, draw: to
         worst = logits.topk(min(top_k, logits.shape[1]), dim=1).values[:, -1:]
         logits = logits.masked_fill(logits < worst, -math.inf)
     return torch.multinomial(logits.softmax(dim=1), 1, generator=draw)
+
+
+def fit(
+    model: GPT2,
+    examples: Sequence[tuple[Sequence[int], Sequence[int]]],
+    epochs: int,
+    batch: int,
+    learning_rate: float,
+    seed: int,
+) -> None:
+    """AdamW on (prompt, what comes behind it) pairs of token ids; the rate rises for a tenth of the steps, then falls.
+
+    Only what comes behind the prompt has a loss: the prompt is given, and nobody asks the model to write one.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.95))
+    steps = max(epochs * math.ceil(len(examples) / batch), 1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda n: min((n + 1) / (steps / 10), (steps - n) / steps, 1)
+    )
+    bar = tqdm(range(epochs), "epochs", mininterval=5.0)
+    for _ in bar:
+        for chosen in torch.randperm(len(examples), generator=draw).split(batch):
+            ids, labels = pad_examples([examples[i] for i in chosen.tolist()])
+            loss = model.loss(ids, labels)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+        bar.set_postfix(loss=f"{loss.item():.2f}")
+
+
+def pad_examples(examples: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[Tensor, Tensor]:
+    """Ids and labels [B, T]. Padding stands behind, where no token looks at it, and has no loss."""
+    length = max(len(prompt) + len(answer) for prompt, answer in examples)
+    ids, labels = torch.zeros(len(examples), length, dtype=torch.long), torch.full((len(examples), length), IGNORED)
+    for row, (prompt, answer) in enumerate(examples):
+        ids[row, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
+        labels[row, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
+    return ids, labels
 
 
 def save_gpt2(model: GPT2, folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from kaggle_llm import paths, records
 
@@ -29,6 +30,32 @@ def list_members(models: Models) -> dict[str, dict[str, Path]]:
             fold, _, own = name.partition(".")
             members[fold][own] = path
     return members
+
+
+def name_members(runs: Sequence[str]) -> dict[str, str]:
+    """All that these runs ship as `models` names it: member<n>.<name> → <run>:<name>.
+
+    Raises FileNotFoundError for a run that is not complete, ValueError for one that is named twice.
+    """
+    if twice := [run for place, run in enumerate(runs) if run in runs[:place]]:
+        raise ValueError(f"members: {twice[0]} stands there twice: its weight says how much it counts")
+    named: dict[str, str] = {}
+    for number, run in enumerate(runs):
+        shipped = list_members(read_models(read_complete(f"member{number}", run).settings["ship"]))
+        names = {name for models in shipped.values() for name in models}
+        named |= {f"member{number}.{name}": f"{run}:{name}" for name in sorted(names)}
+    return named
+
+
+def find_member(models: Models, number: int) -> dict[str, Path]:
+    """The models of member<number> under their own names."""
+    prefix = f"member{number}."
+    return {name.removeprefix(prefix): path for name, path in models.items() if name.startswith(prefix)}
+
+
+def list_lenders(config: Mapping[str, Any]) -> list[str]:
+    """The runs that a recorded config takes models of, or has as its members."""
+    return list(dict.fromkeys([run for _, run in list_runs(config.get("models", {}))] + config.get("members", [])))
 
 
 def find_shipped(borrowed: Mapping[str, str]) -> dict[str, Path]:

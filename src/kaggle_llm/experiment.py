@@ -7,7 +7,6 @@ record.json of the run, written last.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -15,16 +14,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kaggle_llm import paths, processes, records
-from kaggle_llm.borrowed import check_held_out, find_fold, find_shipped, join_models
+from kaggle_llm.arguments import USAGE, parse_arguments, run_name
+from kaggle_llm.borrowed import check_held_out, find_fold, find_shipped, join_models, name_members
 from kaggle_llm.competition import TRAIN, Competition, load_competition
-from kaggle_llm.config import ConfigError, load_config, save_config
+from kaggle_llm.config import load_config, save_config
 from kaggle_llm.errors import report_errors
-from kaggle_llm.fingerprint import hash_code, hash_input, hash_source
+from kaggle_llm.fingerprint import hash_code, hash_input, hash_source, read_answers
 from kaggle_llm.folders import read_idea
 from kaggle_llm.inference.maker import resolve_engine
 from kaggle_llm.metrics import bootstrap_interval, paired_difference
@@ -35,25 +35,10 @@ if TYPE_CHECKING:
     import polars as pl
 
 C = TypeVar("C")
-Ask = Callable[["pl.DataFrame", Any, Run], "pl.DataFrame"]
+Ask = Callable[["pl.DataFrame", Any, Run], Any]  # (rows, what predict.load made, run)
 
 PREDICTION = "prediction code"  # among the inputs of a step that runs predict.py
 ASKED = "asked.parquet"
-USAGE = """usage: python {file} [key=value ...] [run=name] [--smoke] [--debug]
-
-{idea}
-
-  key=value   a setting of config.yaml, such as competition.dir=input/other
-  run=name    the name of the run: output/{name}--name
-  --smoke     the smallest run of everything, in output/{name}--smoke
-  --debug     show the traceback of an error"""
-
-
-@dataclass(frozen=True)
-class Arguments:
-    overrides: list[str]
-    run: str
-    smoke: bool
 
 
 def start(file: str, config: type[C]) -> Experiment:
@@ -77,33 +62,6 @@ def start(file: str, config: type[C]) -> Experiment:
     return Experiment(folder, run_name(folder.name, arguments), loaded, arguments.smoke, words)
 
 
-def parse_arguments(words: Sequence[str]) -> Arguments:
-    """Raises ConfigError for a word that is neither key=value nor a known flag."""
-    flags = {word for word in words if word.startswith("-")}
-    unknown = sorted(flags - {"--smoke", "--debug"})
-    pairs = [word for word in words if word not in flags]
-    unknown += [word for word in pairs if "=" not in word or word.startswith("=")]
-    if unknown:
-        raise ConfigError(f"{', '.join(unknown)}: arguments are key=value, run=name, --smoke and --debug")
-    names = [pair.partition("=")[2] for pair in pairs if pair.startswith("run=")]
-    name = names[-1] if names else ""
-    if name.endswith("smoke"):
-        raise ConfigError(f"run = {name!r}: a run of --smoke is named so, choose another name")
-    if names and not re.fullmatch(r"[A-Za-z0-9_.]+(-[A-Za-z0-9_.]+)*", name):
-        raise ConfigError(f"run = {name!r}: letters, digits, dots, underscores and single hyphens make a name")
-    overrides = [pair for pair in pairs if not pair.startswith("run=")]
-    return Arguments(overrides, name, "--smoke" in flags)
-
-
-def run_name(experiment: str, arguments: Arguments) -> str:
-    """`<experiment>`, `<experiment>--<name>` with a name or overrides, `<experiment>--smoke` with --smoke."""
-    name = arguments.run
-    if arguments.overrides and not name:
-        name = hashlib.sha256("\n".join(sorted(arguments.overrides)).encode()).hexdigest()[:8]
-    variant = "-".join(part for part in (name, "smoke" if arguments.smoke else "") if part)
-    return f"{experiment}--{variant}" if variant else experiment
-
-
 class Experiment:
     """A run in the making."""
 
@@ -115,7 +73,9 @@ class Experiment:
         self.competition: Competition = load_competition(config.competition)
         self.competition.check()
         self._fold_models: dict[str, dict[str, str]] = {}
-        self._borrowed: dict[str, str] = getattr(config, "models", {})
+        members: list[str] = getattr(config, "members", [])
+        self._borrowed: dict[str, str] = {**getattr(config, "models", {}), **name_members(members)}
+        self.recorded = {member: read_answers(member) for member in members}
         self._beside = find_shipped(self._borrowed)
         if processes.is_first():
             self._say_what_changed()
@@ -199,7 +159,7 @@ class Experiment:
     def settings(self) -> dict[str, Any]:
         """The config for a step's key, without what a step takes as its inputs (rows, weights) or is only checked."""
         elsewhere = {"competition", "folds", "leaks", "merge", "quantize", "average", "ship", "parity"}
-        elsewhere |= {"models", "sources"}
+        elsewhere |= {"models", "members", "sources"}
         return {name: value for name, value in asdict(self.config).items() if name not in elsewhere}
 
     def prediction_inputs(self, rows: pl.DataFrame, models: Mapping[str, Path]) -> dict[str, Any]:
@@ -209,7 +169,7 @@ class Experiment:
 
     def run(self, models: Mapping[str, Path]) -> Run:
         """A Run with these models, as CV uses it: for what is fitted on predictions."""
-        return Run(self.config, self.competition, self.add_borrowed(models))
+        return Run(self.config, self.competition, self.add_borrowed(models), recorded=self.recorded)
 
     def ask(self, name: str, rows: pl.DataFrame, models: Mapping[str, Path], ask: Ask) -> pl.DataFrame:
         """What `ask` of predict.py gives for training rows, as a step: for what is fitted on, or told of, predictions.

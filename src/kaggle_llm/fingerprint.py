@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kaggle_llm import records
+from kaggle_llm import paths, records
+
+if TYPE_CHECKING:
+    import polars as pl
 
 # Rooms whose code a prediction runs through: a change there makes predictions again.
 PREDICTION_ROOMS = (
@@ -20,6 +24,8 @@ PREDICTION_ROOMS = (
     "member.py",
     "inference",
     "retrieval",
+    "spans.py",
+    "cv/blends.py",
     "cv/decisions.py",
     "cv/thresholds.py",
 )
@@ -50,3 +56,31 @@ def hash_code() -> str:
     for room in PREDICTION_ROOMS:
         files += sorted((package / room).glob("*.py")) if (package / room).is_dir() else [package / room]
     return records.hash_json({path.relative_to(package).as_posix(): hash_source(path) for path in files})
+
+
+def list_changed_code(run: str) -> Iterator[tuple[Path, list[str]]]:
+    """The out-of-fold steps of a run that other code than today's made, and what has changed since."""
+    now = {"predict.py": hash_source(paths.experiment_folder(run) / "predict.py"), "prediction code": hash_code()}
+    for path in sorted(paths.run_folder(run).glob("fold*/oof")):
+        record = records.read_record(path)
+        changed = [name for name, value in now.items() if record and record.inputs.get(name) != hash_input(value)]
+        if changed:
+            yield path, changed
+
+
+def read_answers(run: str) -> pl.DataFrame:
+    """The RANKING and fold of every row that a complete run validated.
+
+    Raises FileNotFoundError where the run is not complete here, and ValueError where the code that answered has changed
+    since: what would ship is not what was recorded.
+    """
+    import polars as pl
+
+    path = paths.run_folder(run) / "oof.parquet"
+    if records.read_record(path.parent) is None or not path.is_file():
+        raise FileNotFoundError(
+            f"{run} is no complete run here: finish python exp/{run.split('--')[0]}/train.py with its words first"
+        )
+    for step, changed in list_changed_code(run):
+        raise ValueError(f"{paths.relative(step)}: {', '.join(changed)} changed since: train {run} again")
+    return pl.read_parquet(path, columns=["id", "items", "scores", "fold"])

@@ -20,7 +20,7 @@ from kaggle_llm.inference.budget import Budget
 from kaggle_llm.inference.engine import Engine, EngineSettings
 from kaggle_llm.inference.loading import note_loading
 from kaggle_llm.inference.maker import make_engine
-from kaggle_llm.inference.members import Member, MemberError, MemberProcess
+from kaggle_llm.inference.members import Member, MemberError, open_member
 from kaggle_llm.inference.sentinel import Sentinel
 from kaggle_llm.rankings import (
     average_rankings,
@@ -34,6 +34,7 @@ from kaggle_llm.rankings import (
 if TYPE_CHECKING:
     import polars as pl
 
+Combine = Callable[[Mapping[int, "pl.DataFrame"]], "pl.DataFrame"]  # member → its RANKING, of the same rows → one
 SHARES, FEWEST = 50, 16  # in how many parts a further member answers, of how many rows at least
 
 
@@ -43,6 +44,7 @@ class Run:
     models: name → folder: fold k's in CV, the shipped ones in a bundle. An adapter X needs its base X_base beside it;
     the names fold<k>.X are an ensemble: see `list_members`.
     on_offer: called with every ranking that predict.py offers; None in CV.
+    recorded: run → its out-of-fold RANKING, in CV: a member that is a run is not asked again.
     """
 
     def __init__(
@@ -52,8 +54,12 @@ class Run:
         models: Mapping[str, Path],
         budget: Budget | None = None,
         on_offer: Callable[[pl.DataFrame], None] | None = None,
+        recorded: Mapping[str, pl.DataFrame] | None = None,
     ) -> None:
         self.config, self.competition, self.models = config, competition, dict(models)
+        self.recorded = recorded or {}
+        self.exp: Path | None = None
+        """The folder of the experiment that answers; its neighbours are the members' experiments."""
         self.budget = budget or Budget()
         self._on_offer = on_offer
         self._engines: dict[str, Engine] = {}
@@ -106,6 +112,7 @@ class Run:
 
 def answer(exp: Path, run: Run, rows: pl.DataFrame) -> pl.DataFrame:
     """Load, predict, check: the RANKING of `rows` (columns id and the test set's texts), in their order."""
+    run.exp = exp
     members = run.members()
     if len(members) > 1:
         config = asdict(run.config)
@@ -115,48 +122,55 @@ def answer(exp: Path, run: Run, rows: pl.DataFrame) -> pl.DataFrame:
     return check_ranking(ranking, rows["id"].to_list())
 
 
-def answer_together(run: Run, rows: pl.DataFrame, members: Sequence[Member]) -> pl.DataFrame:
-    """The mean RANKING of an ensemble's members, one after the other, each in a process with the memory to itself.
+def average_members(answers: Mapping[int, pl.DataFrame]) -> pl.DataFrame:
+    """The mean RANKING."""
+    return average_rankings(list(answers.values()))
+
+
+def answer_together(
+    run: Run, rows: pl.DataFrame, members: Sequence[Member], combine: Combine = average_members
+) -> pl.DataFrame:
+    """The RANKINGs of several members as one, each member in a process with the memory to itself, one after the other.
 
     From the second member on, rows that are most uncertain so far are asked first: where the time or the member ends,
-    the other rows keep the mean of the members before. Raises MemberError where the first member gives no answer, and
-    where another one gives none and nobody would learn of it: without a time limit nothing is ever cut.
+    the other rows keep what the members before make of them. Raises MemberError where the first member gives no answer,
+    and where another one gives none and nobody would learn of it: without a time limit nothing is ever cut.
     """
     import polars as pl
 
     first, *others = members
-    with MemberProcess(first, run.competition.folder) as process:  # waited for as long as a single model is
-        mean = process.answer(rows, run.budget, math.inf, run.offer)
-    run.offer(mean)
-    answers, late = [mean], run.budget.cuts.total() > 0
-    for number, member in enumerate(others, 2):
-        name, waiting, budget = f"member {number} of {len(members)}", len(members) - number + 1, run.budget.fork()
+    with open_member(first, run.competition.folder) as process:  # waited for as long as a single model is
+        answers = {0: process.answer(rows, run.budget, math.inf, run.offer)}
+    found, late = combine(answers), run.budget.cuts.total() > 0
+    run.offer(found)
+    for number, member in enumerate(others, 1):
+        name, waiting, budget = f"member {number + 1} of {len(members)}", len(members) - number, run.budget.fork()
         parts = [pl.DataFrame(schema=ranking_schema())]
-        for part in ask_uncertain_first(run, rows, member, name, mean, budget, waiting) if not late else ():
+        for part in ask_uncertain_first(run, rows, member, name, found, budget, waiting) if not late else ():
             parts.append(part)
             asked = part["id"].to_list()
-            together = average_rankings([*(select_rows(answer, asked) for answer in answers), part])
-            mean = replace_rows(mean, together)
-            run.offer(mean)
+            known = {other: select_rows(answer, asked) for other, answer in answers.items()}
+            found = replace_rows(found, combine({**known, number: part}))
+            run.offer(found)
         late = late or budget.cuts.total() > 0  # another one would have no more time; one that died has taken none
-        found = pl.concat(parts)
-        if found.height == rows.height:
-            answers.append(found)
-        else:  # of one that died, what it said stays in the mean only until another member is asked
-            run.budget.cuts[name] = rows.height - found.height
-    return mean
+        said = pl.concat(parts)
+        if said.height == rows.height:
+            answers[number] = select_rows(said, rows["id"].to_list())
+        else:  # of one that died, what it said stays only until another member is asked
+            run.budget.cuts[name] = rows.height - said.height
+    return found
 
 
 def ask_uncertain_first(
-    run: Run, rows: pl.DataFrame, member: Member, name: str, mean: pl.DataFrame, budget: Budget, waiting: int
+    run: Run, rows: pl.DataFrame, member: Member, name: str, found: pl.DataFrame, budget: Budget, waiting: int
 ) -> Iterator[pl.DataFrame]:
     """The RANKINGs of one more member for as many rows as the time and the member last, some at a time.
 
     waiting: members that have not answered yet, this one too: one that hangs leaves the others their share of the time.
     """
-    ids = most_uncertain_first(mean)
+    ids = most_uncertain_first(found)
     parts = budget.split(ids, max(FEWEST, -(-len(ids) // SHARES)))
-    with MemberProcess(member, run.competition.folder) as process:
+    with open_member(member, run.competition.folder) as process:
         try:
             for asked in budget.take(parts):
                 patience = budget.left() / waiting + budget.reserve / 2

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from kaggle_llm.inference.budget import Budget
 from kaggle_llm.inference.loading import note_loading
 from kaggle_llm.inference.pool import ERROR, Worker, WorkerLostError, end_workers, make_environment
+from kaggle_llm.rankings import check_ranking, select_rows
 
 if TYPE_CHECKING:
     import polars as pl
@@ -33,10 +34,35 @@ class Member:
     exp: Path
     config: Mapping[str, Any]
     models: Mapping[str, Path]
+    recorded: pl.DataFrame | None = None
+    """Its out-of-fold RANKING, where it need not be asked again: in CV."""
 
 
 class MemberError(RuntimeError):
     """A member gave no answer; its cause is what it raised, if it raised something."""
+
+
+class RecordedAnswers:
+    """A member whose answers are known."""
+
+    def __init__(self, recorded: pl.DataFrame) -> None:
+        self._recorded = recorded
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def answer(self, rows: pl.DataFrame, *_: object) -> pl.DataFrame:
+        """The RANKING of `rows`; raises ValueError for rows that are not on record."""
+        ids = rows["id"].to_list()
+        return check_ranking(select_rows(self._recorded.select("id", "items", "scores"), ids), ids)
+
+
+def open_member(member: Member, competition: Path) -> MemberProcess | RecordedAnswers:
+    """competition: the folder of the competition's tables."""
+    return MemberProcess(member, competition) if member.recorded is None else RecordedAnswers(member.recorded)
 
 
 class MemberProcess:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kaggle_llm import paths, records
-from kaggle_llm.fingerprint import hash_code, hash_input, hash_source
+from kaggle_llm.fingerprint import list_changed_code
 from kaggle_llm.kaggle.hashes import Hashes
 from kaggle_llm.kaggle.metadata import DATASET, MODEL_SOURCE, MOST_ENTRIES, describe_dataset
 from kaggle_llm.kaggle.notebook import write_notebook
@@ -135,17 +135,15 @@ def read_run(run: str) -> records.Record:
 
 def warn_of_changed_code(run: str) -> None:
     """Say it where the code that ships is not the code that computed CV; a replay shows whether it matters."""
-    now = {"predict.py": hash_source(paths.experiment_folder(run) / "predict.py"), "prediction code": hash_code()}
-    for path in sorted(paths.run_folder(run).glob("fold*/oof")):
-        record = records.read_record(path)
-        changed = [name for name, value in now.items() if record and record.inputs.get(name) != hash_input(value)]
-        if changed:
-            print(f"{paths.relative(path)}: {', '.join(changed)} changed since: train again", file=sys.stderr)
+    for path, changed in list_changed_code(run):
+        print(f"{paths.relative(path)}: {', '.join(changed)} changed since: train again", file=sys.stderr)
 
 
 def add_code(folder: Path, run: str) -> None:
-    """src/, the experiment, the boot script and the resolved config: small, uploaded every time."""
-    add_sources(folder, paths.experiment_folder(run))
+    """src/, the experiments, the boot script and the resolved config: small, uploaded every time."""
+    members = read_run(run).settings["config"].get("members", [])
+    for experiment in dict.fromkeys(map(paths.experiment_folder, [run, *members])):
+        add_sources(folder, experiment)
     shutil.copyfile(paths.run_folder(run) / "config.yaml", folder / "config.yaml")
 
 

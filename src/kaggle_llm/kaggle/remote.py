@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from kaggle_llm import paths, records
+from kaggle_llm.arguments import parse_arguments, run_name
 from kaggle_llm.config import load_config
-from kaggle_llm.experiment import parse_arguments, run_name
 from kaggle_llm.kaggle.bundle import add_model, add_sources, add_wheels, make_slug, seal_dataset
 from kaggle_llm.kaggle.client import find_owner
 from kaggle_llm.kaggle.hashes import Hashes

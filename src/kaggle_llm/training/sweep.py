@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from kaggle_llm import paths, records
+from kaggle_llm.arguments import Arguments, parse_arguments, run_name
 from kaggle_llm.config import ConfigError
-from kaggle_llm.experiment import Arguments, parse_arguments, run_name
 from kaggle_llm.tables import print_table
 
 PATIENCE = 5.0  # seconds that an interrupted run gets to end by itself

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from kaggle_llm.experiment import Experiment
-from kaggle_llm.run import Run, import_predict
+from kaggle_llm.experiment import Ask, Experiment
+from kaggle_llm.run import import_predict
 from kaggle_llm.weights.average import average_adapters
 from kaggle_llm.weights.merge import merge_adapter
 from kaggle_llm.weights.quantize import quantize
@@ -17,8 +17,6 @@ from kaggle_llm.weights.recorder import RecordingRun
 
 if TYPE_CHECKING:
     import polars as pl
-
-Ask = Callable[["pl.DataFrame", Any, Run], object]  # (rows, what predict.load made, run)
 
 
 def finish_adapter(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kaggle_llm import paths, processes, records
+from kaggle_llm.borrowed import list_lenders
 from kaggle_llm.competition import TRAIN, Competition, load_competition
 from kaggle_llm.config import load_config
 from kaggle_llm.inference.engine import NonFiniteError
@@ -136,6 +137,9 @@ def find_fault(run: str) -> str:
     record, report = records.read_record(paths.run_folder(run)), read_parity(run)
     if record is None:
         return "the run is not complete"
+    for lender in list_lenders(record.settings["config"]):
+        if fault := find_fault(lender):
+            return f"{lender}: {fault}"
     if report is None:
         shipped = [paths.absolute(path) for path in record.settings["ship"].values()]
         made = [path for path in shipped if (path / records.WEIGHTS).is_file()]

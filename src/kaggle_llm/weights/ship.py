@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kaggle_llm import paths, records
-from kaggle_llm.borrowed import list_runs
+from kaggle_llm.borrowed import list_lenders
 from kaggle_llm.weights.soup import untrained_rows
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ def describe_cv(config: Mapping[str, Any]) -> str:
         "average": "no CV of its own: the average of folds saw every row in training",
         "full": "no CV of its own: the refit saw every row in training",
     }.get(how, "")
-    for name, run in list_runs(config.get("models", {})):
+    for run in list_lenders(config):
         record = records.read_record(paths.run_folder(run))
         if not note and record and (theirs := describe_cv(record.settings["config"])):
-            note = f"models.{name} has {theirs}"
+            note = f"{run} has {theirs}"
     return note
