@@ -1,8 +1,7 @@
-"""From test rows to a ranking: all documents, by how likely the model is to write them behind the row."""
+"""From test rows to a ranking: the model writes what it thinks the document says, and BM25 finds the nearest."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -11,8 +10,9 @@ from kaggle_llm.competition import CompetitionSettings
 from kaggle_llm.cv.folds import FoldSettings
 from kaggle_llm.cv.leaks import LeakSettings
 from kaggle_llm.inference.engine import EngineSettings
-from kaggle_llm.inference.likelihood import rank_by_likelihood
-from kaggle_llm.prompts import Prompt, Prompter, PromptSettings, load_tokenizer
+from kaggle_llm.inference.writing import WritingSettings, write_lines
+from kaggle_llm.prompts import Prompter, PromptSettings, load_tokenizer
+from kaggle_llm.retrieval.lexical import LexicalIndex
 from kaggle_llm.run import Run
 
 
@@ -39,6 +39,7 @@ class Config:
     prompt: PromptSettings
     model: ModelSettings
     fit: FitSettings
+    writing: WritingSettings = field(default_factory=WritingSettings)
     k: int = 25
     engine: EngineSettings = field(default_factory=EngineSettings)
     leaks: LeakSettings = field(default_factory=LeakSettings)
@@ -50,15 +51,15 @@ class Config:
 @dataclass
 class Loaded:
     prompter: Prompter
-    documents: Mapping[str, Prompt]
+    index: LexicalIndex
 
 
 def load(run: Run) -> Loaded:
-    prompter = Prompter(load_tokenizer(run.model("gpt2")), run.config.prompt)
-    documents = run.competition.table(run.competition.documents).select("id", "text").iter_rows()
-    return Loaded(prompter, {i: prompter.completion(f" {text}") for i, text in documents})
+    documents = run.competition.table(run.competition.documents)
+    index = LexicalIndex(documents["id"].to_list(), documents["text"].to_list())
+    return Loaded(Prompter(load_tokenizer(run.model("gpt2")), run.config.prompt), index)
 
 
 def predict(rows: pl.DataFrame, loaded: Loaded, run: Run) -> pl.DataFrame:
-    engine = run.engine("gpt2")
-    return rank_by_likelihood(rows, loaded.prompter, loaded.documents, engine, run.budget, run.config.k)
+    lines = write_lines(rows, loaded.prompter, run.engine("gpt2"), run.config.writing, run.budget)
+    return loaded.index.search(rows["id"].to_list(), lines, run.config.k)

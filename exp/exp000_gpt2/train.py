@@ -9,12 +9,12 @@ from pathlib import Path
 import polars as pl
 import torch
 from model import GPT2, GPT2Settings, fit, save_gpt2
-from predict import Config, load
+from predict import Config
 
 from kaggle_llm.cv.audit import audit_folds
 from kaggle_llm.cv.folds import assign_folds
 from kaggle_llm.experiment import Experiment, start
-from kaggle_llm.prompts import load_tokenizer
+from kaggle_llm.prompts import Prompter, load_tokenizer
 from kaggle_llm.training.tokenizer import train_tokenizer
 
 
@@ -46,12 +46,9 @@ def learn(name: str, rows: pl.DataFrame, experiment: Experiment, epochs: int) ->
         torch.manual_seed(config.seed)
         end = load_tokenizer(folder).eos_token_id
         model = GPT2(GPT2Settings(**asdict(config.model), bos_token_id=end, eos_token_id=end))
-        save_gpt2(model, folder)
-        with experiment.run({"gpt2": folder}) as run:
-            loaded = load(run)
-        right = rows[competition.target].to_list()
-        prompts = [loaded.prompter.row(row) for row in rows.iter_rows(named=True)]
-        examples = [(prompt, loaded.documents[i]) for prompt, i in zip(prompts, right, strict=True)]
+        prompter = Prompter(load_tokenizer(folder), config.prompt)
+        labelled = rows.join(documents, left_on=competition.target, right_on="id").iter_rows(named=True)
+        examples = [(prompter.row(row), prompter.completion(f" {row['text']}")) for row in labelled]
         fit(model, examples, **asdict(replace(config.fit, epochs=epochs)), seed=config.seed)
         save_gpt2(model, folder)
 
