@@ -106,6 +106,18 @@ def rouge(kind: str) -> Metric:
     return _mean_metric(kind, _by_row(partial(_rouge, kind=kind)))
 
 
+def words() -> Metric:
+    """Mean number of words, between white space, of a row's first item; a row without items has none."""
+    return _mean_metric(
+        "words", _by_row(lambda items, right: float(len(_first(items).split()))), greater_is_better=False
+    )
+
+
+def repetition() -> Metric:
+    """Mean share of a text's runs of three words that stood in it before: 0 for a text that never repeats itself."""
+    return _mean_metric("repetition", _by_row(lambda items, right: _repetition(_first(items))), greater_is_better=False)
+
+
 def quadratic_weighted_kappa(levels: Sequence[str]) -> Metric:
     """Agreement beyond chance on ordered levels, a miss weighted by its squared distance; `quadratic_kappa`.
 
@@ -270,6 +282,16 @@ def _rouge(items: list[str], right: set[str], kind: str) -> float:
     if not items or not right:
         return 0.0
     return float(_rouge_scorer(kind).score_multi(sorted(right), items[0])[kind].fmeasure)
+
+
+def _first(items: list[str]) -> str:
+    return items[0] if items else ""
+
+
+def _repetition(text: str) -> float:
+    found = text.lower().split()
+    runs = list(zip(found, found[1:], found[2:], strict=False))
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
 @cache

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from kaggle_llm.competition import TRAIN
 from kaggle_llm.experiment import Ask, Experiment
+from kaggle_llm.inference.heads import rank_prior
 
 if TYPE_CHECKING:
     import polars as pl
@@ -41,16 +42,17 @@ class OutOfFold:
     ) -> None:
         self.experiment, self.fold, self.models, self.ask, self.name = experiment, fold, models, ask, name
         self.folds: list[int] = sorted(set(fold.to_list()) - {-1})
+        self._said: dict[int, pl.DataFrame] = {}
 
     def predict(self, folds: Sequence[int]) -> pl.DataFrame:
         """What `ask` gave for the rows of these folds."""
         import polars as pl
 
         train = self.experiment.competition.table(TRAIN)
-        rows = {k: train.filter(self.fold == k) for k in folds}
-        return pl.concat(
-            [self.experiment.ask(f"fold{k}/{self.name}", rows[k], self.models(k), self.ask) for k in folds]
-        )
+        for k in set(folds) - self._said.keys():
+            rows = train.filter(self.fold == k)
+            self._said[k] = self.experiment.ask(f"fold{k}/{self.name}", rows, self.models(k), self.ask)
+        return pl.concat([self._said[k] for k in folds])
 
     def fit_for(self, k: int, name: str, fit: Fit) -> Path:
         """fold<k>/<name>, fitted on the other folds; raises ValueError where there is none."""
@@ -70,3 +72,19 @@ class OutOfFold:
         truth = competition.truth(rows.filter(rows["id"].is_in(found["id"].to_list())))
         inputs = {"predictions": found, "truth": truth}
         return self.experiment.step(name, lambda folder: fit(found, truth).save(folder), inputs=inputs)
+
+
+def score_prior(experiment: Experiment, fold: pl.Series) -> float:
+    """The simplest rule: every row of a fold gets the labels' shares among the rows that its model was trained on."""
+    import polars as pl
+
+    competition = experiment.competition
+    train, labels = competition.table(TRAIN), list(competition.legal_items() or [])
+    truth = competition.truth(train)
+    known = [dict(zip(items, shares, strict=True)) for items, shares in truth.select("items", "shares").iter_rows()]
+    targets = [[own.get(label, 0.0) for label in labels] for own in known]
+    said = []
+    for k in sorted(set(fold.to_list()) - {-1}):
+        trained = [target for target, own in zip(targets, fold.to_list(), strict=True) if own != k]
+        said.append(rank_prior(train.filter(fold == k)["id"].to_list(), labels, trained))
+    return competition.metric.score(pl.concat(said), truth)

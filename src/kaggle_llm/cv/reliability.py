@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kaggle_llm import records
+from kaggle_llm.competition import TRAIN
+from kaggle_llm.cv.temperature import Temperature
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from kaggle_llm.experiment import Experiment
 
 BINS = 10
 
@@ -34,7 +38,7 @@ class Reliability:
 
 
 def measure_reliability(ranking: pl.DataFrame, truth: pl.DataFrame) -> Reliability:
-    """Of every label of every row. ranking: log-probabilities that sum to 1; truth: with shares, or one right item a row.
+    """Of every label of every row. ranking: log-probabilities, normalised; truth: with shares, or one right item a row.
 
     Source: Naeini, Cooper, Hauskrecht, Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015; over
     all labels as in Nixon et al., Measuring Calibration in Deep Learning, 2019.
@@ -60,13 +64,19 @@ def with_shares(truth: pl.DataFrame) -> pl.DataFrame:
     return truth.select("id", "items", shares=pl.col("items").list.eval(1.0 / pl.element().len()))
 
 
-def report_reliability(found: Mapping[str, pl.DataFrame], truth: pl.DataFrame, folder: Path) -> None:
-    """Measure, write and draw; found: RANKINGs of the same rows by what they are."""
+def report_reliability(experiment: Experiment, raw: pl.DataFrame) -> None:
+    """Measure, write and draw the out-of-fold predictions of a run: as they count, and as they were in `raw`."""
+    import polars as pl
+
+    final = pl.read_parquet(experiment.folder / "oof.parquet")
+    truth = experiment.competition.truth(experiment.competition.table(TRAIN))
+    found = {"raw": Temperature().apply(raw), "with the temperature": final}
     measured = {name: measure_reliability(ranking, truth) for name, ranking in found.items()}
-    records.write_json(folder / "reliability.json", {name: asdict(one) for name, one in measured.items()})
-    draw_reliability(measured, folder / "reliability.png")
+    about = {name: asdict(one) for name, one in measured.items()}
+    records.write_json(experiment.folder / "reliability.json", about)
+    draw_reliability(measured, experiment.folder / "reliability.png")
     for name, one in measured.items():
-        print(f"{name}: expected calibration error {one.error:.3f}", flush=True)
+        print(f"{experiment.name}: expected calibration error {one.error:.3f} {name}", flush=True)
 
 
 def draw_reliability(measured: Mapping[str, Reliability], path: Path) -> None:
@@ -79,13 +89,9 @@ def draw_reliability(measured: Mapping[str, Reliability], path: Path) -> None:
     for name, one in measured.items():
         said, true = [each.said for each in one.bins], [each.true for each in one.bins]
         (line,) = axes.plot(said, true, label=f"{name}, error {one.error:.3f}")
-        axes.scatter(
-            said,
-            true,
-            [4 + 200 * each.labels / max(b.labels for b in one.bins) for each in one.bins],
-            line.get_color(),
-            alpha=0.5,
-        )
+        most = max(each.labels for each in one.bins)
+        sizes = [4 + 200 * each.labels / most for each in one.bins]
+        axes.scatter(said, true, sizes, color=line.get_color(), alpha=0.5)
     axes.set(
         xlabel="probability that was said", ylabel="share that was right", xlim=(0, 1), ylim=(0, 1), aspect="equal"
     )

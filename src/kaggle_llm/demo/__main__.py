@@ -6,7 +6,7 @@ import importlib
 
 from kaggle_llm import paths
 
-DEMOS = ("misconceptions",)
+DEMOS = ("misconceptions", "dialogues", "judge")
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ The same prompts in training (`list_examples`) and in prediction (`rank_options`
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -96,12 +96,18 @@ def list_examples(
 
 
 def rank_options(
-    questions: Sequence[Question], prompter: Prompter, engine: Engine, settings: OrderSettings, budget: Budget
+    questions: Sequence[Question],
+    prompter: Prompter,
+    engine: Engine,
+    settings: OrderSettings,
+    budget: Budget,
+    on_progress: Callable[[pl.DataFrame], None] | None = None,
 ) -> pl.DataFrame:
     """RANKING of the questions' names; scores are log-probabilities over them, averaged over orders.
 
     All are asked in the given order first, then the most uncertain ones first in the others. Questions that the budget
-    cut are not in the result; those whose other orders it cut keep the scores of the first.
+    cut are not in the result; those whose other orders it cut keep the scores of the first. on_progress: called with
+    the RANKING of all questions by their first order.
     """
     check_questions(questions, prompter)
     labels = answer_labels(questions, prompter)
@@ -119,10 +125,19 @@ def rank_options(
     for chosen in budget.take(budget.split(range(len(questions)), CHUNK), "choice"):
         ask(chosen, [first])
     if others and len(found) == len(questions):
+        if on_progress:
+            on_progress(rank_found(questions, found, settings))
         uncertain = sorted(found, key=lambda i: _margin(found[i][0]))
         for chosen in budget.take(budget.split(uncertain, CHUNK), "choice in other orders"):
             ask(chosen, others)
     prompter.report_cuts()
+    return rank_found(questions, found, settings)
+
+
+def rank_found(
+    questions: Sequence[Question], found: Mapping[int, Sequence[np.ndarray]], settings: OrderSettings
+) -> pl.DataFrame:
+    """RANKING of the questions that have scores. found: place of a question → log-probabilities of each order."""
     asked = [questions[i] for i in found]
     scores = [_average(np.stack(rows), settings) for rows in found.values()]
     return make_ranking([question.row["id"] for question in asked], [question.names for question in asked], scores)

@@ -11,10 +11,12 @@ import numpy as np
 
 from kaggle_llm.inference.attention import register_segments
 from kaggle_llm.inference.packing import compute_logits, pack
+from kaggle_llm.prompts import Prompter
 from kaggle_llm.training.models import load_trainable
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 
 if TYPE_CHECKING:
+    import polars as pl
     import torch
 
     from kaggle_llm.training.models import Kind
@@ -26,6 +28,16 @@ class CompletionExample:
 
     prompt: tuple[int, ...]
     completion: tuple[int, ...]
+
+
+def make_completions(prompter: Prompter, rows: pl.DataFrame, answers: Sequence[str]) -> list[CompletionExample]:
+    """An example of each row's prompt with its answer behind a blank; texts that were cut are reported."""
+    examples = [
+        CompletionExample(tuple(prompter.row(row)), tuple(prompter.completion(f" {answer}")))
+        for row, answer in zip(rows.iter_rows(named=True), answers, strict=True)
+    ]
+    prompter.report_cuts()
+    return examples
 
 
 class GenerationTask:
