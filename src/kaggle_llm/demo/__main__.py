@@ -6,7 +6,7 @@ import importlib
 
 from kaggle_llm import paths
 
-DEMOS = ("misconceptions", "dialogues", "judge")
+DEMOS = ("misconceptions", "dialogues", "judge", "tags")
 
 
 def main() -> None:
