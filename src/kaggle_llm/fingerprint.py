@@ -27,6 +27,7 @@ PREDICTION_ROOMS = (
     "spans.py",
     "cv/blends.py",
     "cv/decisions.py",
+    "cv/outside.py",
     "cv/temperature.py",
     "cv/thresholds.py",
 )

@@ -7,6 +7,7 @@ at their ends; one that cut a token is widened to it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -227,24 +228,55 @@ def _owner(offset: Offset | None, spans: Sequence[Span]) -> Span | None:
     return next((span for span in spans if span.start < end and start < span.end), None)
 
 
+@dataclass(frozen=True)
+class TokenTags:
+    """What is said of a text's tokens, from left to right; of tokens that share a character, of the first one."""
+
+    offsets: list[Offset]
+    outside: list[float]
+    """Log-probability of O."""
+    tags: list[str]
+    """The likeliest other tag."""
+    scores: list[float]
+    """Its log-probability."""
+
+
+def read_tags(windows: Sequence[Window], logits: Sequence[np.ndarray], tags: Sequence[str]) -> TokenTags:
+    """windows: all of the text, in order; logits: for each [tokens, tags], tags begin with O."""
+    units = list(_units(windows, logits, tags))
+    others = [int(scores[1:].argmax()) + 1 for _, scores in units]
+    return TokenTags(
+        [offset for offset, _ in units],
+        [float(scores[0]) for _, scores in units],
+        [tags[place] for place in others],
+        [float(scores[place]) for (_, scores), place in zip(units, others, strict=True)],
+    )
+
+
+def join_tags(found: TokenTags, text: str, threshold: float | None = None) -> list[tuple[Span, float]]:
+    """Spans of a text with their mean log-probability per token, best first.
+
+    threshold: a token is O where its probability of O is that or more, else it takes its likeliest other tag; None:
+    where O is likeliest. An I-x that follows neither B-x nor I-x starts a span. Spans without text between white space
+    are left out.
+    """
+    chosen = [
+        OUTSIDE if (outside >= score if threshold is None else outside >= math.log(threshold)) else tag
+        for outside, tag, score in zip(found.outside, found.tags, found.scores, strict=True)
+    ]
+    spans = []
+    for first, last, kind in _runs(chosen):
+        start, end = _trim(text, found.offsets[first][0], found.offsets[last][1])
+        if text[start:end].strip():
+            spans.append((Span(start, end, kind), sum(found.scores[first : last + 1]) / (last + 1 - first)))
+    return sorted(spans, key=lambda pair: -pair[1])
+
+
 def decode(
     windows: Sequence[Window], logits: Sequence[np.ndarray], tags: Sequence[str], text: str
 ) -> list[tuple[Span, float]]:
-    """Spans of a text with their mean log-probability per token, best first.
-
-    windows: all of the text, in order; logits: for each [tokens, tags]. Every token takes its likeliest tag; an I-x
-    that follows neither B-x nor I-x starts a span. Of tokens that share a character the first one decides. Spans
-    without text between white space are left out.
-    """
-    units = list(_units(windows, logits, tags))
-    best = [int(scores.argmax()) for _, scores in units]
-    found = []
-    for first, last, kind in _runs([tags[place] for place in best]):
-        start, end = _trim(text, units[first][0][0], units[last][0][1])
-        if text[start:end].strip():
-            score = sum(float(units[i][1][best[i]]) for i in range(first, last + 1)) / (last + 1 - first)
-            found.append((Span(start, end, kind), score))
-    return sorted(found, key=lambda pair: -pair[1])
+    """`join_tags` of what the logits say, every token with its likeliest tag."""
+    return join_tags(read_tags(windows, logits, tags), text)
 
 
 def _units(

@@ -1,0 +1,48 @@
+"""From which probability on a token is outside of all spans: fitted on out-of-fold predictions, applied in prediction.
+
+Where a missed span costs more than a false one (F5), a token has to be O almost surely to be left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kaggle_llm import records
+from kaggle_llm.inference.tagging import list_tags
+from kaggle_llm.rankings import make_ranking
+from kaggle_llm.spans import join_tags
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from kaggle_llm.metrics import Metric
+
+GRID = (0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
+
+
+@dataclass(frozen=True)
+class OutsideThreshold:
+    """A token is O where p(O) is `value` or more, else it takes its likeliest other tag."""
+
+    value: float
+
+    def apply(self, tagged: pl.DataFrame) -> pl.DataFrame:
+        """What `tagging.tag_texts` found → RANKING of spans; scores are mean log-probabilities."""
+        found = [(i, join_tags(tags, text, self.value)) for i, text, tags in list_tags(tagged)]
+        items = [[span.to_item() for span, _ in spans] for _, spans in found]
+        return make_ranking([i for i, _ in found], items, [[score for _, score in spans] for _, spans in found])
+
+    def save(self, folder: Path) -> None:
+        records.write_json(folder / "outside.json", {"threshold": self.value})
+
+    @classmethod
+    def load(cls, folder: Path) -> OutsideThreshold:
+        return cls(float(records.read_json(folder / "outside.json")["threshold"]))
+
+
+def fit_outside(tagged: pl.DataFrame, truth: pl.DataFrame, metric: Metric) -> OutsideThreshold:
+    """The threshold of GRID with the best metric on rows that the model was not trained on; among equals the lowest."""
+    sign = 1 if metric.greater_is_better else -1
+    return max(map(OutsideThreshold, GRID), key=lambda one: sign * metric.score(one.apply(tagged), truth))
