@@ -164,7 +164,7 @@ class Experiment:
 
     def prediction_inputs(self, rows: pl.DataFrame, models: Mapping[str, Path]) -> dict[str, Any]:
         """All that a prediction of `rows` comes from, as a step's inputs: rows, side tables, models and code."""
-        code = {"predict.py": hash_source(self.exp / "predict.py"), PREDICTION: hash_code()}
+        code = {"predict.py": hash_source(self.exp / "predict.py"), PREDICTION: hash_code(self.config.competition.name)}
         return {"rows": rows, **self.competition.side_tables(), **code, **models}
 
     def run(self, models: Mapping[str, Path]) -> Run:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 # Rooms whose code a prediction runs through: a change there makes predictions again.
 PREDICTION_ROOMS = (
     "competition.py",
-    "competitions",
     "prompts.py",
     "rankings.py",
     "borrowed.py",
@@ -51,18 +50,23 @@ def hash_source(path: Path) -> str:
     return records.hash_json(ast.dump(ast.parse(path.read_text(encoding="utf-8"))))
 
 
-def hash_code() -> str:
-    """Hash of the source that a prediction runs through."""
+def hash_code(competition: str) -> str:
+    """Hash of the source that a prediction of this competition runs through."""
     package = Path(__file__).parent
     files: list[Path] = []
     for room in PREDICTION_ROOMS:
         files += sorted((package / room).glob("*.py")) if (package / room).is_dir() else [package / room]
+    files.append(package / "competitions" / f"{competition.replace('-', '_')}.py")
     return records.hash_json({path.relative_to(package).as_posix(): hash_source(path) for path in files})
 
 
 def list_changed_code(run: str) -> Iterator[tuple[Path, list[str]]]:
     """The out-of-fold steps of a run that other code than today's made, and what has changed since."""
-    now = {"predict.py": hash_source(paths.experiment_folder(run) / "predict.py"), "prediction code": hash_code()}
+    run_record = records.read_record(paths.run_folder(run))
+    if run_record is None:
+        return
+    code = hash_code(run_record.settings["config"]["competition"]["name"])
+    now = {"predict.py": hash_source(paths.experiment_folder(run) / "predict.py"), "prediction code": code}
     for path in sorted(paths.run_folder(run).glob("fold*/oof")):
         record = records.read_record(path)
         changed = [name for name, value in now.items() if record and record.inputs.get(name) != hash_input(value)]
