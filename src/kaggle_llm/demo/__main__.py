@@ -6,7 +6,7 @@ import importlib
 
 from kaggle_llm import paths
 
-DEMOS = ("misconceptions", "dialogues", "judge", "tags")
+DEMOS = ("misconceptions", "dialogues", "judge", "tags", "open_book")
 
 
 def main() -> None:
