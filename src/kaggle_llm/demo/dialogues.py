@@ -1,13 +1,14 @@
-"""Generates demo-dialogues: two or three people arrange, change or cancel something; who, what, when and where?
+"""Generates demo-dialogues: two or three people arrange, move or cancel something; who, what, when and where?
 
-A thread is one plan of the same people: a chat that arranges it, and often a later one that changes or cancels it. What
-was said first need not hold at the end, so a summary has to follow the talk.
+A thread is one plan of the same people: a chat that arranges it, and often a later one that moves or cancels it. What
+was said last need not hold either: days, places and times are proposed in vain, and some belong to other stories.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,61 +24,68 @@ NAMES = (
     *("Ada", "Ben", "Carla", "Dmitri", "Elif", "Farid", "Greta", "Hugo", "Ines", "Jonas", "Keiko", "Lars", "Mira"),
     *("Nadia", "Oskar", "Petra", "Quentin", "Rosa", "Samir", "Tilda", "Umar", "Vera", "Wanda", "Xenia", "Yusuf", "Zoe"),
 )
-# What one does, as "fancy … ?" and "they will …" say it, and where.
-PLANS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("have lunch", ("the noodle bar", "Marta's café", "the canteen", "the harbour grill")),
-    ("play badminton", ("the sports hall", "court 3", "the old gym")),
-    ("watch the match", ("the corner pub", "Ben's flat", "the fan club")),
-    ("go swimming", ("the lake", "the indoor pool", "the river beach")),
-    ("practise the presentation", ("the small meeting room", "the library", "room 204")),
-    ("repair the bicycle", ("the garage", "the bike kitchen", "the courtyard")),
-    ("study for the chemistry exam", ("the library", "the student lounge", "the reading room")),
-    ("see the new thriller", ("the Odeon", "the open-air cinema", "the Lux")),
-    ("pick up the rented van", ("the depot", "the station car park", "the north gate")),
-    ("rehearse with the choir", ("the music school", "the parish hall", "studio B")),
-    ("go climbing", ("the boulder hall", "the quarry", "the tower")),
-    ("buy a present for the boss", ("the market", "the bookshop", "the mall")),
-    ("plant tomatoes", ("the allotment", "the roof garden", "the school yard")),
-    ("taste cakes for the party", ("the bakery", "the pastry school", "the tea house")),
-)
-DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+# What one does, as "shall we …?" and "they will …" say it, and where.
+PLANS: dict[str, tuple[str, ...]] = {
+    "have lunch": ("the noodle bar", "Marta's café", "the canteen", "the harbour grill"),
+    "play badminton": ("the sports hall", "court 3", "the old gym"),
+    "watch the match": ("the corner pub", "the community centre", "the fan club"),
+    "go swimming": ("the lake", "the indoor pool", "the river beach"),
+    "practise the presentation": ("the small meeting room", "the library", "room 204"),
+    "repair the bicycle": ("the garage", "the bike kitchen", "the courtyard"),
+    "study for the chemistry exam": ("the library", "the student lounge", "the reading room"),
+    "see the new thriller": ("the Odeon", "the open-air cinema", "the Lux"),
+    "pick up the rented van": ("the depot", "the station car park", "the north gate"),
+    "rehearse with the choir": ("the music school", "the parish hall", "studio B"),
+    "go climbing": ("the boulder hall", "the quarry", "the tower"),
+    "buy a present for the boss": ("the market", "the bookshop", "the mall"),
+    "plant tomatoes": ("the allotment", "the roof garden", "the school yard"),
+    "taste cakes for the party": ("the bakery", "the pastry school", "the tea house"),
+}
+PLACES = tuple(place for places in PLANS.values() for place in places)
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 TIMES = ("9:30", "10", "11:15", "noon", "1:30", "3", "4:45", "5:30", "6", "7:15", "8")
 REASONS = (
     "the car broke down",
     "work takes longer than planned",
     "a child is ill",
-    "the train does not run",
+    "the trains do not run",
     "the weather is awful",
-    "the tickets are sold out",
     "there is a dentist's appointment",
+    "the landlord comes to look at the heating",
+    "somebody has to feed the horses",
 )
-OPENINGS = ("Hi {b}!", "Hey {b}, are you there?", "{b}, quick question.", "Good morning {b} :)", "Hello you two", "Yo")
+
+OPENINGS = ("Hi {b}!", "Hey {b}, are you there?", "{b}, quick question.", "Good morning {b} :)", "Yo!", "Hello hello.")
+GROUP_OPENINGS = ("Hi {b}, hi {c}!", "Hello you two.", "{b}, {c}, are you there?", "Good morning everybody :)")
 ASKS = (
     "Do you want to {what} on {day}?",
     "Shall we {what} this {day}?",
     "I'd like to {what} on {day}. Are you in?",
     "We said we would {what} one day. How is {day}?",
 )
-YES = ("Sure!", "Sounds good.", "I'm in.", "Yes, why not.", "Great idea", "Count me in")
+YES = ("Sure!", "Sounds good.", "I'm in.", "Yes, why not.", "Great idea.", "Count me in!", "That works.")
 OTHER_DAYS = (
     "{old} is bad for me. {new}?",
     "Not {old}, I work then. Can we do {new}?",
     "{new} suits me better than {old}.",
 )
 WHERES = ("Where do we meet?", "And where?", "Which place?", "Where exactly?")
-PLACES = ("At {place}.", "Let's say {place}.", "I'd go for {place}", "{place}, as always?")
+SAID_PLACES = ("At {own}.", "Let's say {own}.", "I'd go for {own}.", "{own}, as always?")
 OTHER_PLACES = (
     "{old} is closed that day. {new}?",
     "Oh no, not {old} again. What about {new}?",
     "{new} is nearer for me than {old}.",
 )
 WHENS = ("What time?", "When?", "And at what time?")
-CLOCKS = ("{time}?", "At {time}.", "Around {time}", "How about {time}?")
-OTHER_CLOCKS = (
-    "{old} is too early for me, {new}?",
+SAID_TIMES = ("{own}?", "At {own}.", "Around {own}.", "How about {own}?")
+OTHER_TIMES = (
+    "I'm not free at {old} yet, {new}?",
     "I can't at {old}. {new} works.",
     "Better {new}, I'm busy at {old}.",
 )
+WISHES = ("Could it be {new} instead?", "Or {new}?", "Would {new} be possible too?")
+NOES = ("No, sorry, not {new}.", "{new} is no good for me.", "I can't, let's leave it as it is.", "Please not {new}.")
+KEPT = ("Ok, as you said.", "Fine, no change then.", "Alright, then {own}.", "Never mind.")
 CHATTER = (
     "By the way, my neighbour has a new dog.",
     "I slept so badly last night.",
@@ -86,34 +94,41 @@ CHATTER = (
     "I still owe you 12 euros, remind me.",
     "It's raining here again.",
     "Have you finished the book I lent you?",
-    "haha",
+    "Haha.",
+    "My sister moves house on {day}, I'm dreading it.",
+    "I waited at {place} for an hour yesterday, for nothing.",
+    "The plumber wanted to come at {time} today, guess who didn't.",
+    "Remember last {day}? We should do that again.",
 )
-GOODBYES = ("See you!", "Perfect, bye", "Done. See you then!", "Looking forward to it", "ok :)", "Great")
+GOODBYES = ("See you!", "Perfect, bye.", "Done.", "Looking forward to it.", "Ok :)", "Great.")
 MOVES = (
-    "About {day}: I can't make it at {time}, {reason}.",
-    "Bad news, {reason}, so {day} at {time} won't work.",
-    "Listen, {reason}. Can we move it? I mean {day}, {time}.",
+    "About our plan to {what} at {place} on {day}: I can't make it at {time}, {reason}.",
+    "Bad news, {reason}. So I can't {what} on {day} at {time}. {place} is still fine.",
+    "We wanted to {what} at {place}, remember? {reason}, can we move it? I mean {day}, {time}.",
 )
 PROPOSALS = ("{day} at {time} instead?", "Would {day}, {time} be ok?", "Could we make it {day} at {time}?")
 REFUSALS = ("Sorry, I'm away on {day}.", "{day} is full already.", "I can't do {day}, sorry.")
 CALL_OFFS = (
-    "I have to call it off, {reason}.",
-    "We have to cancel {day}: {reason}.",
-    "I'm so sorry, I can't come on {day}, {reason}.",
+    "I have to call it off, {reason}. So I can't {what} at {place} on {day}.",
+    "I can't {what} on {day}: {reason}. Please tell them at {place}.",
+    "I'm so sorry, {reason}. You have to {what} at {place} without me on {day}.",
 )
-PITIES = ("What a pity!", "Oh no. Another time then.", "No problem, take care", "Ok, next month maybe.")
+PITIES = ("What a pity!", "Oh no. Another time then.", "No problem, take care.", "Ok, next month maybe.")
+NO_DAYS = ("No, {day} is no better.", "Sorry, not {day} either.", "I don't know yet, rather not.")
 ARRANGED = (
     "{all} will {what} at {place} on {day} at {time}.",
     "{all} are going to {what} on {day} at {time} at {place}.",
     "On {day} at {time} {all} will {what} at {place}.",
 )
 MOVED = (
-    "{all} will {what} on {day} at {time} instead, because {reason}.",
-    "Because {reason}, {all} will {what} on {day} at {time} instead.",
+    "{all} will {what} at {place} on {day} at {time} instead, because {reason}.",
+    "Because {reason}, {all} will {what} at {place} on {day} at {time} instead.",
+    "{all} move their plan to {what} at {place} to {day} at {time}, because {reason}.",
 )
 CANCELLED = (
-    "{a} can't {what} with {others} on {day}, because {reason}.",
-    "{a} cancels {day}: {all} won't {what}, because {reason}.",
+    "{a} can't {what} with {others} at {place} on {day}, because {reason}.",
+    "{a} cancels the plan to {what} with {others} at {place} on {day}, because {reason}.",
+    "Because {reason}, {a} won't {what} with {others} at {place} on {day}.",
 )
 
 
@@ -126,115 +141,144 @@ class Plan:
     time: str
     reason: str = ""
 
-    def fill(self, template: str) -> str:
-        a, *others = self.people
-        names = {"a": a, "b": others[0], "others": " and ".join(others), "all": join_names(self.people)}
-        return template.format(
-            **names, what=self.what, place=self.place, day=self.day, time=self.time, reason=self.reason
-        )
+    def fill(self, template: str, **facts: str) -> str:
+        """The template with the plan's facts, those of `facts` first."""
+        a, b, *more = self.people
+        names = {"a": a, "b": b, "c": "".join(more), "others": " and ".join([b, *more]), "all": join_names(self.people)}
+        own = {"what": self.what, "place": self.place, "day": self.day, "time": self.time, "reason": self.reason}
+        return template.format_map(names | own | facts)
 
 
-def join_names(names: tuple[str, ...]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}"
+@dataclass(frozen=True)
+class Slot:
+    """One fact of a plan, and how people come to it."""
+
+    asks: tuple[str, ...]
+    says: tuple[str, ...]
+    changes: tuple[str, ...]
+    """Not {old}, but {new}."""
+    values: tuple[str, ...]
 
 
-class Writer:
-    """One chat: lines of the people in turn."""
+TIME = Slot(WHENS, SAID_TIMES, OTHER_TIMES, TIMES)
+
+
+class Chat:
+    """Lines of the plan's people, who speak in turn."""
 
     def __init__(self, plan: Plan, rng: random.Random) -> None:
         self.plan, self.rng, self.lines = plan, rng, list[str]()
         self.turn = 0
+        self.say(OPENINGS if len(plan.people) == 2 else GROUP_OPENINGS)
+        self.turn = 0  # who opens goes on
 
-    def say(self, phrases: tuple[str, ...], **facts: str) -> None:
+    def say(self, phrases: Sequence[str], **facts: str) -> None:
         """The next person says one of the phrases, and now and then something that has nothing to do with it."""
-        text = self.plan.fill(
-            self.rng.choice(phrases).replace("{old}", facts.get("old", "")).replace("{new}", facts.get("new", ""))
-        )
-        if self.rng.random() < 0.15:
-            text += " " + self.rng.choice(CHATTER)
-        self.lines.append(f"{self.plan.people[self.turn % len(self.plan.people)]}: {text[0].upper()}{text[1:]}")
+        text = self.plan.fill(self.rng.choice(phrases), **facts)
+        if self.rng.random() < 0.12:
+            odd = {"day": self.rng.choice(DAYS), "time": self.rng.choice(TIMES), "place": self.rng.choice(PLACES)}
+            text += " " + self.rng.choice(CHATTER).format_map(odd)
+        self.lines.append(f"{self.plan.people[self.turn % len(self.plan.people)]}: {begin_sentences(text)}")
         self.turn += 1
 
-    def other(self, values: tuple[str, ...] | list[str], own: str) -> str:
-        return self.rng.choice([value for value in values if value != own])
+    def other(self, values: Sequence[str], *known: str) -> str:
+        return self.rng.choice([value for value in values if value not in known])
+
+    def settle(self, slot: Slot, own: str) -> None:
+        """They agree on `own`; another value was said first, or is wished for in vain, or neither."""
+        self.say(slot.asks)
+        other, course = self.other(slot.values, own), self.rng.random()
+        if course < 0.35:
+            self.say(slot.says, own=other)
+            self.say(slot.changes, old=other, new=own)
+        else:
+            self.say(slot.says, own=own)
+        if course > 0.75:
+            self.say(WISHES, new=other)
+            self.say(NOES, new=other)
+            self.say(KEPT, own=own)
+        else:
+            self.say(YES)
+
+
+def join_names(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def begin_sentences(text: str) -> str:
+    """Capitals where a sentence begins."""
+    return re.sub(r"(^|[.?!:] )([a-z])", lambda found: found[1] + found[2].upper(), text)
 
 
 def write_arrangement(plan: Plan, rng: random.Random) -> list[str]:
-    """The plan comes about; each of its facts may be another one at first."""
-    places = dict(PLANS)[plan.what]
-    writer = Writer(plan, rng)
-    writer.say(OPENINGS)
-    first = writer.other(DAYS, plan.day) if rng.random() < 0.5 else plan.day
-    writer.turn -= 1  # who opens goes on
-    writer.plan = replace(plan, day=first)
-    writer.say(ASKS)
-    writer.plan = plan
-    writer.say(YES) if first == plan.day else writer.say(OTHER_DAYS, old=first, new=plan.day)
+    """The plan comes about."""
+    chat = Chat(plan, rng)
+    first = chat.other(DAYS, plan.day) if rng.random() < 0.5 else plan.day
+    chat.say(ASKS, day=first)
     if first != plan.day:
-        writer.say(YES)
-    for asks, says, changes, own, values in (
-        (WHERES, PLACES, OTHER_PLACES, plan.place, places),
-        (WHENS, CLOCKS, OTHER_CLOCKS, plan.time, TIMES),
-    ):
-        writer.say(asks)
-        value = writer.other(values, own) if rng.random() < 0.4 else own
-        writer.plan = replace(plan, place=value, time=value)
-        writer.say(says)
-        writer.plan = plan
-        if value != own:
-            writer.say(changes, old=value, new=own)
-    writer.say(YES)
-    writer.say(GOODBYES)
-    return writer.lines
+        chat.say(OTHER_DAYS, old=first, new=plan.day)
+    chat.say(YES)
+    slots = [(Slot(WHERES, SAID_PLACES, OTHER_PLACES, PLANS[plan.what]), plan.place), (TIME, plan.time)]
+    for slot, own in rng.sample(slots, 2):
+        chat.settle(slot, own)
+    chat.say(GOODBYES)
+    return chat.lines
 
 
-def write_change(before: Plan, plan: Plan, rng: random.Random) -> list[str]:
+def write_move(before: Plan, plan: Plan, rng: random.Random) -> list[str]:
     """The plan of `before` gets another day and time; a first proposal may be refused."""
-    writer = Writer(replace(before, reason=plan.reason), rng)
-    writer.say(OPENINGS)
-    writer.turn -= 1
-    writer.say(MOVES)
-    writer.plan = plan
+    chat = Chat(plan, rng)
+    chat.say(MOVES, day=before.day, time=before.time)
     if rng.random() < 0.5:
-        writer.plan = replace(plan, day=writer.other(DAYS, plan.day), time=writer.other(TIMES, plan.time))
-        writer.say(PROPOSALS)
-        writer.say(REFUSALS)
-        writer.plan = plan
-    writer.say(PROPOSALS)
-    writer.say(YES)
-    writer.say(GOODBYES)
-    return writer.lines
+        day = chat.other(DAYS, plan.day, before.day)
+        chat.say(PROPOSALS, day=day, time=chat.other(TIMES, plan.time))
+        chat.say(REFUSALS, day=day)
+    chat.say(PROPOSALS)
+    chat.say(YES)
+    chat.say(GOODBYES)
+    return chat.lines
 
 
 def write_cancellation(plan: Plan, rng: random.Random) -> list[str]:
-    writer = Writer(plan, rng)
-    writer.say(OPENINGS)
-    writer.turn -= 1
-    writer.say(CALL_OFFS)
-    writer.say(PITIES)
-    writer.say(GOODBYES)
-    return writer.lines
+    """The first of the people cannot come; another day may be proposed in vain."""
+    chat = Chat(plan, rng)
+    chat.say(CALL_OFFS)
+    if rng.random() < 0.5:
+        day = chat.other(DAYS, plan.day)
+        chat.say(WISHES, new=day)
+        chat.turn = 0
+        chat.say(NO_DAYS, day=day)
+    chat.say(PITIES)
+    chat.say(GOODBYES)
+    return chat.lines
 
 
 def draw_plan(rng: random.Random) -> Plan:
-    what, places = rng.choice(PLANS)
+    what = rng.choice(list(PLANS))
     people = tuple(rng.sample(NAMES, rng.choice((2, 2, 3))))
-    return Plan(people, what, rng.choice(places), rng.choice(DAYS), rng.choice(TIMES), rng.choice(REASONS))
+    return Plan(people, what, rng.choice(PLANS[what]), rng.choice(DAYS), rng.choice(TIMES))
 
 
 def draw_thread(rng: random.Random) -> Iterator[tuple[list[str], list[str]]]:
     """One or two chats of the same people: lines, and two references each."""
     plan = draw_plan(rng)
-    yield write_arrangement(plan, rng), [plan.fill(one) for one in rng.sample(ARRANGED, 2)]
+    yield write_arrangement(plan, rng), refer_to(plan, ARRANGED, rng)
     later = rng.random()
-    if later < 0.35:
-        other = draw_plan(rng)
-        moved = replace(
-            plan, day=rng.choice([day for day in DAYS if day != plan.day]), time=other.time, reason=other.reason
-        )
-        yield write_change(plan, moved, rng), [moved.fill(one) for one in MOVED]
-    elif later < 0.6:
-        yield write_cancellation(plan, rng), [plan.fill(one) for one in CANCELLED]
+    if later > 0.6:
+        return
+    people = tuple(rng.sample(plan.people, len(plan.people)))
+    before = replace(plan, people=people, reason=rng.choice(REASONS))
+    if later < 0.25:
+        yield write_cancellation(before, rng), refer_to(before, CANCELLED, rng)
+        return
+    day = rng.choice([day for day in DAYS if day != plan.day])
+    moved = replace(before, day=day, time=rng.choice(TIMES))
+    yield write_move(before, moved, rng), refer_to(moved, MOVED, rng)
+
+
+def refer_to(plan: Plan, forms: Sequence[str], rng: random.Random) -> list[str]:
+    """Two summaries, in other words."""
+    return [begin_sentences(plan.fill(form)) for form in rng.sample(forms, 2)]
 
 
 def draw_rows(count: int, prefix: str, first: int, rng: random.Random) -> pl.DataFrame:
