@@ -17,10 +17,12 @@ from kaggle_llm.metrics import (
     paired_difference,
     pearson,
     quadratic_weighted_kappa,
+    repetition,
     root_mean_squared_error,
     rouge,
     span_f_beta,
     spearman,
+    words,
 )
 from kaggle_llm.rankings import make_ranking, top
 
@@ -266,3 +268,10 @@ def test_no_rows_rows_without_truth_and_an_ambiguous_truth_are_refused(make: Cal
     truth = true(["mid"])
     with pytest.raises(ValueError, match="the truth has 2 rows that share an id"):
         metric.score(answers(["mid"]), pl.concat([truth, truth]))
+
+
+def test_words_and_repetition_of_texts_by_hand() -> None:
+    ranking = answers(["one two three"], ["a b c a b c"], [])
+    assert words().rows(ranking, true([], [], [])).tolist() == [3.0, 6.0, 0.0]
+    # a b c, b c a, c a b, a b c: one of four stood there before
+    assert repetition().rows(ranking, true([], [], [])).tolist() == [0.0, 0.25, 0.0]

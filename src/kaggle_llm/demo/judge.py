@@ -21,7 +21,7 @@ NAME = "demo-judge"
 PUBLIC_ROWS = 3
 PAIRS = 3  # of a problem
 NOISE, CLOSE = 0.35, 0.5  # of a voter's view of a difference, and the difference that is a tie
-WORTH = {"worked": 3.0, "bare": 2.2, "slip": 1.3, "wrong rule": 0.7, "bare wrong": 0.3, "no answer": 0.0}
+WORTH = {"worked": 3.0, "bare": 2.0, "slip": 1.6, "wrong rule": 0.9, "bare wrong": 0.3, "no answer": 0.0}
 COLUMNS = ("winner_a", "winner_b", "winner_tie")
 GIVING_UP = ("I don't know.", "Sorry, this is not clear to me.", "That cannot be answered.")
 ENDINGS = ("The answer is {}.", "So it is {}.", "Answer: {}.", "That makes {}.")
@@ -143,7 +143,7 @@ def write_answer(problem: Problem, kind: str, rng: random.Random) -> str:
 
 def draw_pair(problem: Problem, rng: random.Random) -> tuple[str, str, tuple[float, ...]]:
     """Two answers, and the voters' shares for the first, the second and a tie."""
-    kinds = rng.choices(list(WORTH), weights=(5, 3, 4, 3, 1, 1), k=2)
+    kinds = rng.choices(list(WORTH), weights=(5, 3, 3, 3, 2, 2), k=2)
     answers = [write_answer(problem, kind, rng) for kind in kinds]
     if answers[0] == answers[1]:
         return answers[0], answers[1], (0.0, 0.0, 1.0)
