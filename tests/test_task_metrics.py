@@ -88,7 +88,7 @@ def test_log_loss_of_votes_is_their_mean() -> None:
 @pytest.mark.parametrize("shares", [[0.5, 0.2], [1.0]])
 def test_log_loss_refuses_votes_that_do_not_sum_to_1(shares: list[float]) -> None:
     truth = true(["a", "b"]).with_columns(shares=pl.Series([shares]))
-    with pytest.raises(ValueError, match="'r0' has the right labels .* must sum to 1"):
+    with pytest.raises(ValueError, match=r"'r0' has the right labels .* must sum to 1"):
         log_loss(["a", "b"]).score(answers(["a", "b"]), truth)
 
 
