@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import polars as pl
-from transformers import PreTrainedTokenizerBase
 
 from kaggle_llm.competition import CompetitionSettings
 from kaggle_llm.cv.folds import FoldSettings
 from kaggle_llm.cv.leaks import LeakSettings
 from kaggle_llm.cv.outside import OutsideThreshold
 from kaggle_llm.inference.engine import EngineSettings
-from kaggle_llm.inference.tagging import TagSettings, tag_by_rules, tag_texts
+from kaggle_llm.inference.tagging import Tagger, TagSettings, tag_by_rules, tag_texts
 from kaggle_llm.prompts import load_tokenizer
 from kaggle_llm.rankings import replace_rows
 from kaggle_llm.run import Run
@@ -35,21 +34,29 @@ class Config:
     seed: int = 0
 
 
-def load(run: Run) -> PreTrainedTokenizerBase | None:
-    """The tokenizer; None before training: then the rules answer."""
-    return load_tokenizer(run.model("tagger")) if "tagger" in run.models else None
-
-
-def score(rows: pl.DataFrame, loaded: PreTrainedTokenizerBase, run: Run) -> pl.DataFrame:
-    """What is said of every token, before the threshold."""
+def load(run: Run) -> Tagger | None:
+    """None before training: then the rules answer."""
     config, (text,) = run.config, run.competition.tables["test"].texts
-    tags, engine = config.tagger.tags, run.engine("tagger")
-    return tag_texts(rows, text, loaded, engine, tags, config.windows, run.budget)
+    if "tagger" not in run.models:
+        return None
+    return Tagger(load_tokenizer(run.model("tagger")), config.tagger.tags, config.windows, text)
 
 
-def predict(rows: pl.DataFrame, loaded: PreTrainedTokenizerBase | None, run: Run) -> pl.DataFrame:
-    ruled = tag_by_rules(rows, run.competition.tables["test"].texts[0], run.config.rules)
+def score(rows: pl.DataFrame, loaded: Tagger, run: Run) -> pl.DataFrame:
+    """What is said of every token, before the threshold."""
+    return tag_texts(rows, loaded, run.engine("tagger"), run.budget)
+
+
+def predict(rows: pl.DataFrame, loaded: Tagger | None, run: Run) -> pl.DataFrame:
+    """Rows that the time cut keep what the rules find."""
+    (text,) = run.competition.tables["test"].texts
+    ruled = tag_by_rules(rows, text, run.config.rules)
     run.offer(ruled)
     if loaded is None:
         return ruled
-    return replace_rows(ruled, OutsideThreshold.load(run.model("threshold")).apply(score(rows, loaded, run)))
+
+    def offer(found: pl.DataFrame) -> None:
+        run.offer(replace_rows(ruled, found))
+
+    threshold = OutsideThreshold.load(run.model("threshold"))
+    return replace_rows(ruled, tag_texts(rows, loaded, run.engine("tagger"), run.budget, threshold.apply, offer))

@@ -1,18 +1,35 @@
 """Generates demo-tags: letters and e-mails with made-up personal data, and look-alikes that are none.
 
-A street may be named after somebody, a company after its founder, a parcel has a number and the shop a hotline: only
-what belongs to the people of the letter is to be found. A source is one sender with all the letters of theirs.
+What belongs to the people of a letter is to be found. What belongs to a firm, an author, a street or a storm looks the
+same: it is written by the same functions, so that only the words around it tell. A source is one sender with all the
+letters of theirs.
 """
 
 from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kaggle_llm.demo.files import number_rows, write_competition
+from kaggle_llm.demo.letters import (
+    ALIKES,
+    BETWEEN,
+    CLOSINGS,
+    FILLERS,
+    FIRST_NAMES,
+    HOSTS,
+    LAST_NAMES,
+    MONTHS,
+    OFFICES,
+    OPENINGS,
+    PERSONAL,
+    STREETS,
+    TOWNS,
+)
 from kaggle_llm.spans import Span
 
 if TYPE_CHECKING:
@@ -20,114 +37,96 @@ if TYPE_CHECKING:
 
 NAME = "demo-tags"
 PUBLIC_ROWS = 3
-TYPES = ("NAME", "EMAIL", "PHONE", "ADDRESS", "ID")
+TYPES = ("NAME", "EMAIL", "PHONE", "ADDRESS", "ID_NUMBER", "BIRTHDAY")
 NOTHING = "-"
-LONG = 0.04  # the share of letters that are many times as long
-FIRST = (
-    *("Alma", "Boris", "Chiara", "Deniz", "Edda", "Felix", "Gita", "Henrik", "Isolde", "Jarek", "Kamila", "Leandro"),
-    *("Maren", "Nils", "Odile", "Pavel", "Rahel", "Stefan", "Tamar", "Ulrich", "Viola", "Wim", "Yara", "Zoltan"),
-)
-LAST = (
-    *("Abendroth", "Brenner", "Castellano", "Dvorak", "Eklund", "Fontaine", "Grabowski", "Hallström", "Ivanova"),
-    *("Jansen", "Kowalczyk", "Lindqvist", "Moreau", "Nakamura", "Okafor", "Petersen", "Quist", "Rossi", "Szabo"),
-    *("Tanaka", "Urbina", "Vermeer", "Winkler", "Yilmaz", "Zeller"),
-)
-STREETS = (
-    "Mill Lane",
-    "Oak Street",
-    "Harbour Road",
-    "Castle Hill",
-    "Station Road",
-    "Rossi Street",
-    "Old Market",
-    "Elm Row",
-)
-TOWNS = ("Norwell", "Eastbridge", "Kaltenau", "Port Avery", "Lindholm", "Granville", "Sankt Alban")
-HOSTS = ("postbox.example", "mailhaus.example", "letters.example", "quickmail.example")
-TEMPLATES = (
-    "Dear team, my name is {NAME} and I ordered a lamp with the order number {order}. {filler} Please "
-    "call me at {PHONE}. {alike} Kind regards, {NAME}",
-    "Hello, this is {NAME}. I moved, my new address is {ADDRESS}. {filler} {alike} My customer number is "
-    "{ID}. Thank you!",
-    "To the office: {alike} I apply for the place in the evening course. {filler} You reach me by "
-    "e-mail, {EMAIL}, or by phone, {PHONE}. {NAME}, {ADDRESS}",
-    "Hi {OTHER}, {filler} could you send the photos to {EMAIL}? {alike} My old phone is broken, the new "
-    "number is {PHONE}. See you, {FIRSTNAME}",
-    "Minutes of the parents' evening. {filler} {NAME} takes care of the cake, {OTHER} of the drinks. "
-    "{alike} Questions go to {EMAIL}.",
-    "Subject: refund. {alike} The amount has not arrived yet. {filler} My membership is {ID}, in the "
-    "name of {NAME}. {alike}",
-    "Good morning, {filler} {alike} The parcel should go to {NAME}, {ADDRESS}, and not to the shop. {filler}",
-    "Dear Ms {LASTNAME}, {filler} we confirm your appointment. {alike} If you cannot come, write to "
-    "{hotmail}. {filler}",
-    "{alike} {filler} {alike} Nothing else is new here. {filler}",
-    "Note for the file: passport {ID} was shown by {NAME}, born in {town}. {filler} {alike} Call back under {PHONE}.",
-)
-ALIKES = (
-    "The {LAST} Foundation pays for it.",
-    "I read it in a book by {FIRST} {LAST}, who died in 1911.",
-    "The bus stops at {street} every ten minutes.",
-    "The parcel has the number {order}.",
-    "Your hotline {hotline} is always busy.",
-    "The firm {LAST} & Sons delivered the wrong colour.",
-    "The invoice 20{two}-{order} is from March.",
-    "See {hotmail} for the opening times.",
-    "The model is called {FIRST} {two}, and it costs {two} euros.",
-    "We met in the {LAST} Hall in {town}.",
-    "The storm {FIRST} took the roof off.",
-    "Paragraph {two} of the terms says so.",
-)
-FILLERS = (
-    "It has been raining for days.",
-    "I would be glad about a quick answer.",
-    "The instructions were not easy to follow.",
-    "Last week everything still worked.",
-    "We are looking forward to the summer.",
-    "The lift is out of order again.",
-    "Somebody left an umbrella in room 12.",
-    "That is all I know so far.",
-    "The meeting takes place as planned.",
-    "I attach the form as you asked.",
-)
-OFFICES = ("info", "office", "service")
-FIELD = re.compile(r"\{(\w+)\}")
+LONG = 0.04  # the share of rows that are a whole exchange of letters
+FIELD = re.compile(r"\{(\w+)\}|\[([^\]]+)\]")
+FIRST_DAY, LAST_DAY = 1940, 2004  # years of birthdays
 
 
 @dataclass(frozen=True)
 class Person:
+    """Their attributes are the fields of a template, and the type of each span but of parts of the name."""
+
     first: str
     last: str
     email: str
     phone: str
     address: str
-    number: str
+    id_number: str
+    birthday: str
 
 
 def spell_plainly(name: str) -> str:
-    return name.lower().replace("ö", "o")
+    return name.lower().translate(str.maketrans("öéšñ ", "oesn-"))
+
+
+def draw_email(first: str, last: str, rng: random.Random) -> str:
+    one, two = spell_plainly(first), spell_plainly(last)
+    box = rng.choice(
+        (f"{one}.{two}", f"{one[0]}{two}{rng.randint(1, 99)}", f"{two}_{one}", f"{one}{rng.randint(60, 99)}")
+    )
+    return f"{box}@{rng.choice(HOSTS)}"
 
 
 def draw_phone(rng: random.Random) -> str:
     a, b, c = rng.randint(100, 999), rng.randint(100, 999), rng.randint(1000, 9999)
-    return rng.choice((f"0{a} {b}{c}", f"+49 {a} {b} {c}", f"({a}) {b}-{c}", f"0{a}/{b}{c}"))
+    return rng.choice((f"0{a} {b}{c}", f"+49 {a} {b} {c}", f"({a}) {b}-{c}", f"0{a}/{b}{c}", f"{a}.{b}.{c}"))
+
+
+def draw_address(rng: random.Random) -> str:
+    street = f"{rng.randint(1, 120)}{rng.choice(('', '', 'a', 'b'))} {rng.choice(STREETS)}"
+    return f"{street}{rng.choice((', ', chr(10)))}{rng.randint(10000, 99999)} {rng.choice(TOWNS)}"
+
+
+def draw_number(rng: random.Random) -> str:
+    return rng.choice(
+        (
+            f"{rng.choice('CKMR')}-{rng.randint(10000, 99999)}",
+            f"{rng.choice('XYZ')}{rng.randint(1000000, 9999999)}",
+            f"{rng.randint(100, 999)}-{rng.randint(10, 99)}-{rng.randint(1000, 9999)}",
+            str(rng.randint(10000000, 99999999)),
+        )
+    )
+
+
+def draw_day(rng: random.Random) -> str:
+    day, month, year = rng.randint(1, 28), rng.randint(1, 12), rng.randint(FIRST_DAY, LAST_DAY)
+    return rng.choice(
+        (f"{day} {MONTHS[month - 1]} {year}", f"{day:02}.{month:02}.{year}", f"{year}-{month:02}-{day:02}")
+    )
 
 
 def draw_person(rng: random.Random) -> Person:
-    first, last = rng.choice(FIRST), rng.choice(LAST)
-    plain = spell_plainly(last)
-    email = rng.choice(
-        (f"{first.lower()}.{plain}", f"{first[0].lower()}{plain}{rng.randint(1, 99)}", f"{plain}_{first.lower()}")
-    )
-    number = rng.choice((f"K-{rng.randint(10000, 99999)}", f"{rng.choice('XYZ')}{rng.randint(1000000, 9999999)}"))
-    address = f"{rng.randint(1, 120)} {rng.choice(STREETS)}, {rng.randint(10000, 99999)} {rng.choice(TOWNS)}"
-    return Person(first, last, f"{email}@{rng.choice(HOSTS)}", draw_phone(rng), address, number)
+    first, last = rng.choice(FIRST_NAMES), rng.choice(LAST_NAMES)
+    email = draw_email(first, last, rng)
+    return Person(first, last, email, draw_phone(rng), draw_address(rng), draw_number(rng), draw_day(rng))
+
+
+def draw_public(field: str, rng: random.Random) -> str:
+    """What looks like personal data and is a firm's, an author's or a thing's."""
+    stranger = draw_person(rng)
+    if field == "name":
+        return f"{stranger.first} {stranger.last}"
+    if field == "email":
+        return f"{rng.choice(OFFICES)}@{spell_plainly(stranger.last)}-{rng.choice(('shop', 'group'))}.example"
+    if field == "number":
+        return str(rng.randint(2, 99))
+    if field == "street":
+        return rng.choice(STREETS)
+    return str(getattr(stranger, field))
 
 
 class Letter:
-    """A text that grows, and its spans."""
+    """A text that grows, and its spans.
 
-    def __init__(self, person: Person, rng: random.Random) -> None:
-        self.person, self.rng = person, rng
+    Templates have [one|or another] wording and fields: {capitals} are the sender's, {OTHER_…} those of somebody whom
+    the letter is about; both are personal. {small letters} only look like it.
+    """
+
+    def __init__(self, sender: Person, rng: random.Random) -> None:
+        self.sender, self.rng = sender, rng
+        self.other = draw_person(rng)
         self.text = ""
         self.spans: list[Span] = []
 
@@ -136,56 +135,52 @@ class Letter:
         end = 0
         for field in FIELD.finditer(template):
             self.text += template[end : field.start()]
-            self.fill(field[1])
+            if field[2] is not None:
+                self.write(self.rng.choice(field[2].split("|")))
+            elif field[1].isupper():
+                self.mark(field[1])
+            else:
+                self.text += draw_public(field[1], self.rng)
             end = field.end()
         self.text += template[end:]
 
-    def fill(self, field: str) -> None:
-        person, rng = self.person, self.rng
-        personal = {
-            "NAME": ("NAME", f"{person.first} {person.last}"),
-            "FIRSTNAME": ("NAME", person.first),
-            "LASTNAME": ("NAME", person.last),
-            "OTHER": ("NAME", rng.choice(FIRST)),
-            "EMAIL": ("EMAIL", person.email),
-            "PHONE": ("PHONE", person.phone),
-            "ADDRESS": ("ADDRESS", person.address),
-            "ID": ("ID", person.number),
-        }
-        if field in ("alike", "filler"):
-            self.write(rng.choice(ALIKES if field == "alike" else FILLERS))
-        elif field in personal:
-            kind, text = personal[field]
-            self.spans.append(Span(len(self.text), len(self.text) + len(text), kind))
-            self.text += text
-        else:
-            self.text += draw_alike(field, rng)
+    def mark(self, field: str) -> None:
+        """Append personal data with its span."""
+        person = self.other if field.startswith("OTHER_") else self.sender
+        name = field.removeprefix("OTHER_").lower()
+        kind = "NAME" if name in ("name", "first", "last") else name.upper()
+        text = self.sign(person) if name == "name" else str(getattr(person, name))
+        self.spans.append(Span(len(self.text), len(self.text) + len(text), kind))
+        self.text += text
+
+    def sign(self, person: Person) -> str:
+        full = f"{person.first} {person.last}"
+        return self.rng.choice((full, full, f"{person.first[0]}. {person.last}", f"{person.last}, {person.first}"))
 
 
-def draw_alike(field: str, rng: random.Random) -> str:
-    """What looks like personal data."""
-    return {
-        "FIRST": rng.choice(FIRST),
-        "LAST": rng.choice(LAST),
-        "street": rng.choice(STREETS),
-        "town": rng.choice(TOWNS),
-        "order": str(rng.randint(100000, 9999999)),
-        "hotline": f"0800 {rng.randint(100000, 999999)}",
-        "hotmail": f"{rng.choice(OFFICES)}@{spell_plainly(rng.choice(LAST))}-shop.example",
-        "two": str(rng.randint(10, 99)),
-    }[field]
+def write_letter(letter: Letter) -> None:
+    """Append an opening, some personal and some other sentences in any order, and a closing."""
+    rng = letter.rng
+    parts = [
+        *rng.sample(PERSONAL, rng.choice((0, 1, 1, 2, 2, 3))),
+        *rng.sample(ALIKES, rng.randint(2, 5)),
+        *rng.sample(FILLERS, rng.randint(2, 7)),
+    ]
+    rng.shuffle(parts)
+    letter.write(rng.choice(OPENINGS))
+    for part in parts:
+        letter.text += rng.choice((" ", " ", " ", "\n", "\n\n"))
+        letter.write(part)
+    letter.write(rng.choice(CLOSINGS))
 
 
-def write_letter(person: Person, rng: random.Random) -> Letter:
-    letter = Letter(person, rng)
-    letter.write(rng.choice(TEMPLATES))
-    parts = 60 if rng.random() < LONG else rng.randint(0, 3)
-    for _ in range(parts):
-        letter.text += rng.choice((" ", "\n", "\n\n"))
-        letter.write(rng.choice(("{filler} {alike}", "{filler}", "P.S. {alike}")))
-    if parts > 3:
-        letter.text += "\n"
-        letter.write(rng.choice(TEMPLATES))
+def write_row(sender: Person, rng: random.Random) -> Letter:
+    letter = Letter(sender, rng)
+    write_letter(letter)
+    if rng.random() < LONG:
+        for _ in range(rng.randint(6, 9)):
+            letter.write(rng.choice(BETWEEN))
+            write_letter(letter)
     return letter
 
 
@@ -198,15 +193,18 @@ def draw_rows(count: int, prefix: str, first: int, rng: random.Random) -> pl.Dat
     while len(found) < count:
         person, sender = draw_person(rng), sender + 1
         for _ in range(rng.randint(1, 3)):
-            letter = write_letter(person, rng)
-            cell = " ".join(span.to_item() for span in letter.spans) or NOTHING
-            found.append((letter.text, cell, f"{prefix}-sender-{sender:04d}"))
+            letter = write_row(person, rng)
+            found.append((letter.text, write_cell(letter.spans), f"{prefix}-sender-{sender:04d}"))
     frame = pl.DataFrame(found[:count], schema=["text", "spans", "source"], orient="row")
     return frame.select(pl.Series("id", number_rows(prefix, first, count)), "text", "spans", "source")
 
 
+def write_cell(spans: Sequence[Span]) -> str:
+    return " ".join(span.to_item() for span in spans) or NOTHING
+
+
 def build_competition(
-    input_dir: Path, hidden_dir: Path, seed: int = 0, train_rows: int = 500, hidden_rows: int = 40
+    input_dir: Path, hidden_dir: Path, seed: int = 0, train_rows: int = 400, hidden_rows: int = 40
 ) -> None:
     """Writes the competition's files to `input_dir` and the hidden test with its solution to `hidden_dir`."""
     rng = random.Random(seed)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     import polars as pl
     from transformers import PreTrainedTokenizerBase
 
-CHUNK = 32  # texts that are tagged at a time: the grain of the time budget
+CHUNK = 64  # texts that are tagged at a time: the grain of the time budget
+OFTEN = 60.0  # seconds between two offers of what there is so far
 
 
 @dataclass
@@ -41,32 +42,45 @@ class TagSettings:
         self.tags = bio_tags(self.types)
 
 
-def tag_texts(
-    rows: pl.DataFrame,
-    column: str,
-    tokenizer: PreTrainedTokenizerBase,
-    engine: Engine,
-    tags: Sequence[str],
-    settings: WindowSettings,
-    budget: Budget,
-) -> pl.DataFrame:
-    """id, the text, and of its tokens starts, ends, outside, tags and scores, as in spans.TokenTags.
+@dataclass(frozen=True)
+class Tagger:
+    """The way from a text to the tokens of its windows, for training and prediction alike."""
 
-    Texts without a token have none; neither have those that the budget cut. Both are said.
-    """
-    import polars as pl
-    from tqdm import tqdm
+    tokenizer: PreTrainedTokenizerBase
+    tags: Sequence[str]
+    """O, and B- and I- of every type."""
+    windows: WindowSettings
+    column: str
+    """Of the rows, with the text."""
 
-    parts = [pl.DataFrame(schema=tagged_schema())]
-    chunks = list(rows.select("id", text=column).iter_slices(CHUNK))
-    taken = budget.take(chunks, "tagging")
-    for chunk in tqdm(taken, "tagging", len(chunks), unit=f" x {CHUNK} rows", mininterval=5.0):
-        parts.append(tag_chunk(chunk, tokenizer, engine, tags, settings))
-    found = pl.concat(parts)
-    empty = found.filter(pl.col("starts").list.len() == 0)["id"]
-    if empty.len():
-        print(f"{empty.len()} row(s) whose text has no token, first {empty.head(3).to_list()}", flush=True)
-    return found
+    def cut(self, rows: pl.DataFrame) -> list[list[Window]]:
+        """The windows of every row's text."""
+        return [windows(self.tokenizer, text, self.windows) for text in rows[self.column].to_list()]
+
+    def label(self, rows: pl.DataFrame, items: Sequence[Sequence[str]]) -> list[tuple[Window, list[int]]]:
+        """Every window of every text, each with its tokens' places in `tags`. items: "start:end:TYPE" of every row."""
+        return [
+            (window, labels_of(window, [parse_item(item) for item in own], self.tags))
+            for cut, own in zip(self.cut(rows), items, strict=True)
+            for window in cut
+        ]
+
+    def ask(self, rows: pl.DataFrame, engine: Engine) -> pl.DataFrame:
+        """id, the text, and of its tokens starts, ends, outside, tags and scores, as in spans.TokenTags."""
+        import polars as pl
+
+        cut = self.cut(rows)
+        prompts = [window.ids for own in cut for window in own]
+        logits = iter(engine.logits(prompts) if prompts else [])
+        found = [read_tags(own, list(islice(logits, len(own))), self.tags) for own in cut]
+        columns = {
+            "starts": [[start for start, _ in one.offsets] for one in found],
+            "ends": [[end for _, end in one.offsets] for one in found],
+            "outside": [one.outside for one in found],
+            "tags": [one.tags for one in found],
+            "scores": [one.scores for one in found],
+        }
+        return pl.DataFrame({"id": rows["id"], "text": rows[self.column], **columns}, schema=tagged_schema())
 
 
 def tagged_schema() -> dict[str, pl.DataType]:
@@ -79,62 +93,63 @@ def tagged_schema() -> dict[str, pl.DataType]:
     }
 
 
-def tag_chunk(
-    rows: pl.DataFrame,
-    tokenizer: PreTrainedTokenizerBase,
-    engine: Engine,
-    tags: Sequence[str],
-    settings: WindowSettings,
-) -> pl.DataFrame:
-    import polars as pl
-
-    cut = [windows(tokenizer, text, settings) for text in rows["text"].to_list()]
-    prompts = [window.ids for text in cut for window in text]
-    logits = iter(engine.logits(prompts) if prompts else [])
-    found = [read_tags(text, list(islice(logits, len(text))), tags) for text in cut]
-    columns = {
-        "starts": [[start for start, _ in one.offsets] for one in found],
-        "ends": [[end for _, end in one.offsets] for one in found],
-        **{name: [asdict(one)[name] for one in found] for name in ("outside", "tags", "scores")},
-    }
-    return pl.DataFrame({"id": rows["id"], "text": rows["text"], **columns}, schema=tagged_schema())
-
-
 def list_tags(tagged: pl.DataFrame) -> Iterator[tuple[str, str, TokenTags]]:
-    """Id, text and TokenTags of every row of `tag_texts`."""
+    """Id, text and TokenTags of every row that `Tagger.ask` gave."""
     for row_id, text, starts, ends, *others in tagged.iter_rows():
         yield row_id, text, TokenTags(list(zip(starts, ends, strict=True)), *others)
 
 
-def label_windows(
+def tag_texts(
     rows: pl.DataFrame,
-    column: str,
-    items: Sequence[Sequence[str]],
-    tokenizer: PreTrainedTokenizerBase,
-    tags: Sequence[str],
-    settings: WindowSettings,
-) -> list[tuple[Window, list[int]]]:
-    """Every window of every text with the places of its tokens' tags, for training. items: "start:end:TYPE" of each."""
-    return [
-        (window, labels_of(window, [parse_item(item) for item in own], tags))
-        for text, own in zip(rows[column].to_list(), items, strict=True)
-        for window in windows(tokenizer, text, settings)
-    ]
+    tagger: Tagger,
+    engine: Engine,
+    budget: Budget,
+    decide: Callable[[pl.DataFrame], pl.DataFrame] | None = None,
+    on_progress: Callable[[pl.DataFrame], None] | None = None,
+) -> pl.DataFrame:
+    """What `decide` makes of `Tagger.ask` (None: just that), some rows at a time; what the budget cut is not in it.
+
+    Texts without a token are told. on_progress: called with what there is so far, every OFTEN seconds.
+    """
+    import polars as pl
+    from tqdm import tqdm
+
+    def ask(chunk: pl.DataFrame) -> pl.DataFrame:
+        tagged = tagger.ask(chunk, engine)
+        empty.extend(tagged.filter(pl.col("starts").list.len() == 0)["id"].to_list())
+        return decide(tagged) if decide else tagged
+
+    empty: list[str] = []
+    parts, said = [ask(rows.clear())], budget.clock()
+    chunks = list(rows.iter_slices(CHUNK))
+    taken = budget.take(chunks, "tagging")
+    for chunk in tqdm(taken, "tagging", len(chunks), unit=f" x {CHUNK} rows", mininterval=5.0):
+        parts.append(ask(chunk))
+        if on_progress and budget.clock() - said > OFTEN:
+            on_progress(pl.concat(parts))
+            said = budget.clock()
+    if empty:
+        print(f"{len(empty)} row(s) whose text has no token, first {empty[:3]}", flush=True)
+    return pl.concat(parts)
 
 
 def tag_by_rules(rows: pl.DataFrame, column: str, rules: Mapping[str, str]) -> pl.DataFrame:
-    """RANKING of what regular expressions find, score 0; rules: type → expression. Of two that overlap the first rule
-    wins."""
+    """RANKING of what regular expressions find, from left to right with score 0. rules: type → expression."""
     found = [find_by_rules(text, rules) for text in rows[column].to_list()]
     items = [[span.to_item() for span in spans] for spans in found]
     return make_ranking(rows["id"].to_list(), items, [[0.0] * len(own) for own in items])
 
 
 def find_by_rules(text: str, rules: Mapping[str, str]) -> list[Span]:
+    """Spans that do not overlap: of two the one that begins first, then the earlier rule's."""
+    found = [
+        Span(*match.span(), kind)
+        for kind, rule in rules.items()
+        for match in re.finditer(rule, text)
+        if match.end() > match.start()
+    ]
     spans: list[Span] = []
-    for kind, rule in rules.items():
-        for match in re.finditer(rule, text):
-            start, end = match.span()
-            if start < end and all(end <= span.start or span.end <= start for span in spans):
-                spans.append(Span(start, end, kind))
-    return sorted(spans, key=lambda span: span.start)
+    for span in sorted(found, key=lambda span: span.start):
+        if not spans or spans[-1].end <= span.start:
+            spans.append(span)
+    return spans
