@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -41,12 +42,15 @@ class Workspace:
 def make_workspace(
     root: Path, llm: Path, encoder: Path, train_rows: int = 60, hidden_rows: int = 6, seed: int = 0
 ) -> Workspace:
-    """The demo competition, small, and two models under the names that the experiments ask for."""
-    from kaggle_llm.demo.misconceptions import NAME, build_competition
+    """The generated competitions, small, and two models under the names that the experiments ask for."""
+    from kaggle_llm.demo.__main__ import DEMOS
 
     for folder in ("exp", "submission"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    build_competition(root / "input" / NAME, root / "output" / "hidden" / NAME, seed, train_rows, hidden_rows)
+    for name in DEMOS:
+        demo = importlib.import_module(f"kaggle_llm.demo.{name}")
+        hidden = root / "output" / "hidden" / demo.NAME
+        demo.build_competition(root / "input" / demo.NAME, hidden, seed, train_rows, hidden_rows)
     (root / "input" / "models").mkdir()
     (root / "input" / "models" / "SmolLM2-135M-Instruct").symlink_to(llm)
     (root / "input" / "models" / "all-MiniLM-L6-v2").symlink_to(encoder)
