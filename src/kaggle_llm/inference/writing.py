@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kaggle_llm.inference.budget import Budget
-from kaggle_llm.inference.engine import Engine, Sampling
+from kaggle_llm.inference.engine import Engine, LengthError, Sampling
 from kaggle_llm.prompts import Prompter
 from kaggle_llm.rankings import make_ranking
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import polars as pl
 
 LONGEST = 1000  # characters of a spare text, which may be one word
-CHUNK = 32  # rows that are written for at a time: the grain of the time budget
+CHUNK = 32  # rows that are written for at a time where time is short: the grain of the budget
+OFTEN = 60.0  # seconds between two offers of what there is so far
 
 
 @dataclass
@@ -36,41 +37,55 @@ def write_lines(
     budget: Budget,
     on_progress: Callable[[Sequence[str]], None] | None = None,
 ) -> list[str]:
-    """The first line that the model writes for each row, the likeliest token at a time, or "".
+    """The first line that the model writes for each row, the likeliest token at a time; "" for none.
 
-    Empty lines before it do not count: a model that was not trained to write one line often begins with some.
-
-    Rows that the budget cut have "" too. on_progress: called with the lines so far, "" for those that are to come.
+    Empty lines before it do not count: a model that was not trained to write one line often begins with some. Rows that
+    the budget cut have "" too. on_progress: called with the lines so far, "" for those that are to come, every OFTEN
+    seconds.
     """
     from tqdm import tqdm
 
     sampling = Sampling(settings.max_tokens)
     parts = budget.split(rows.rows(named=True), CHUNK)
     lines: list[str] = []
-    for part in tqdm(budget.take(parts, "writing"), "writing", len(parts), unit=f" x {CHUNK} rows", mininterval=5.0):
+    said = budget.clock()
+    for part in tqdm(budget.take(parts, "writing"), "writing", len(parts), unit=" parts", mininterval=5.0):
         lines += write_part(part, prompter, engine, sampling)
-        if on_progress:
-            on_progress([*lines, *[""] * (rows.height - len(lines))])
+        if on_progress and budget.clock() - said > OFTEN:
+            on_progress(pad(lines, rows.height))
+            said = budget.clock()
     prompter.report_cuts()
-    return [*lines, *[""] * (rows.height - len(lines))]
+    found = pad(lines, rows.height)
+    unwritten = [row for row, line in zip(rows["id"].to_list(), found, strict=True) if not line]
+    if unwritten:
+        print(f"{len(unwritten)} row(s) for which nothing was written, first {unwritten[:3]}", flush=True)
+    return found
 
 
 def write_part(rows: Sequence[Mapping[str, Any]], prompter: Prompter, engine: Engine, sampling: Sampling) -> list[str]:
-    found = engine.generate([prompter.row(row) for row in rows], sampling)
+    """The first lines of some rows; raises ValueError naming the row whose prompt the model does not take."""
+    try:
+        found = engine.generate([prompter.row(row) for row in rows], sampling)
+    except LengthError as error:
+        raise ValueError(f"row {rows[error.index]['id']!r}: {error}") from error
     return [next(filter(None, map(str.strip, completions[0].text.splitlines())), "") for completions in found]
 
 
-def rank_texts(rows: pl.DataFrame, lines: Sequence[str], column: str, settings: WritingSettings) -> pl.DataFrame:
-    """RANKING with each row's line as its only item, score 0; no row is without a text, which is said.
+def pad(lines: Sequence[str], count: int) -> list[str]:
+    """The lines, and "" for the rows that have none yet."""
+    return [*lines, *[""] * (count - len(lines))]
 
-    A row without a line, because the model wrote none or the time was over, has the first words of its text in
-    `column`, or where that is empty too `settings.spare`.
+
+def rank_texts(rows: pl.DataFrame, lines: Sequence[str], column: str, settings: WritingSettings) -> pl.DataFrame:
+    """RANKING with each row's line as its only item, score 0; no row is without a text.
+
+    A row without a line has the first words of its text in `column`, or where that is empty too `settings.spare`, which
+    has to be given: raises ValueError where it is not.
     """
+    if not settings.spare.strip():
+        raise ValueError(f"writing.spare = {settings.spare!r}: a row of which nothing is known needs a text too")
     texts = [
         line or " ".join(own.split()[: settings.spare_words])[:LONGEST] or settings.spare
         for line, own in zip(lines, rows[column].to_list(), strict=True)
     ]
-    unwritten = [row for row, line in zip(rows["id"].to_list(), lines, strict=True) if not line]
-    if unwritten:
-        print(f"{len(unwritten)} row(s) without a written text have a spare one, first {unwritten[:3]}", flush=True)
     return make_ranking(rows["id"].to_list(), [[text] for text in texts], [[0.0]] * len(texts))
