@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from kaggle_llm.competition import TEST, Competition, Table
+from kaggle_llm.competition import TEST, TRAIN, Competition, Table
 from kaggle_llm.metrics import span_f_beta
 from kaggle_llm.spans import parse_item
 
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 class DemoTags(Competition):
-    """One row a text; the cell lists its spans, "start:end:TYPE", or "-"; micro F5 over all spans."""
+    """One row a text; the cell lists its spans, "start:end:TYPE", or "-"; micro F5 over all spans.
+
+    start and end count characters (code points) of the text as it is read from the CSV, \\r\\n as two.
+    """
 
     texts = ("text",)
     nothing = "-"
@@ -39,19 +42,29 @@ class DemoTags(Competition):
         items = [self.items_in(cell) for cell in rows["spans"].to_list()]
         return rows.select("id", items=pl.Series(items, dtype=pl.List(pl.String())))
 
+    def check(self) -> None:
+        """Raises ValueError also for a span of train.csv that ends behind its text: it would never be learned."""
+        super().check()
+        train = self.table(TRAIN)
+        problems = find_late_spans(train.select("id", *self.texts), self.truth(train))
+        if problems:
+            raise ValueError(f"train.csv: {len(problems)} span(s) end behind their text, first {problems[0]}")
+
     def check_submission(self, submission: pl.DataFrame) -> list[str]:
         """Spans end within their text, too."""
         problems = super().check_submission(submission)
-        if problems:
-            return problems
-        lengths = {i: len(text) for i, text in self.table(TEST).select("id", *self.texts).iter_rows()}
-        late = [
-            (i, item)
-            for i, items in self.ranking_of(submission).select("id", "items").iter_rows()
-            for item in items
-            if parse_item(item).end > lengths[i]
-        ]
-        return [f"row {i}: {item} ends behind its text of {lengths[i]} characters" for i, item in late]
+        return problems or find_late_spans(self.table(TEST), self.ranking_of(submission))
+
+
+def find_late_spans(rows: pl.DataFrame, answers: pl.DataFrame) -> list[str]:
+    """A line for each span that ends behind its text. rows: id, text; answers: id, items."""
+    lengths = {row: len(text) for row, text in rows.iter_rows()}
+    return [
+        f"row {row}: {item} ends behind its text of {lengths[row]} characters"
+        for row, items in answers.select("id", "items").iter_rows()
+        for item in items
+        if parse_item(item).end > lengths[row]
+    ]
 
 
 COMPETITION = DemoTags
