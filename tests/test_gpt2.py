@@ -10,6 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from pico import train_bpe
+
+from kaggle_llm.inference.engine import EngineSettings
+from kaggle_llm.inference.maker import make_engine
+from kaggle_llm.weights.merge import MergeSettings, merge_adapter
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -95,3 +100,79 @@ def test_too_long_a_text_and_heads_that_do_not_fit_are_refused(gpt2: ModuleType,
         model(torch.zeros(1, 65, dtype=torch.long))
     with pytest.raises(ValueError, match="no multiple of n_head"):
         gpt2.GPT2Settings(n_embd=30, n_head=4)
+
+
+@pytest.fixture(scope="module")
+def folder(gpt2: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random GPT-2 of ours with a tokenizer."""
+    tokenizer = train_bpe()
+    torch.manual_seed(3)
+    end = tokenizer.eos_token_id
+    model = gpt2.GPT2(gpt2.GPT2Settings(len(tokenizer), 256, 32, 2, 4, bos_token_id=end, eos_token_id=end))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    path = tmp_path_factory.mktemp("models") / "gpt2"
+    gpt2.save_gpt2(model, path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def test_prompts_that_share_a_prefix_are_scored_as_alone(gpt2: ModuleType, folder: Path) -> None:
+    """The engine's tree of shared prefixes against model.py, one prompt at a time."""
+    shared = torch.randint(6, 300, (40,), generator=torch.Generator().manual_seed(0)).tolist()
+    prompts = [[*shared, *range(20 + n, 28 + 2 * n)] for n in range(6)] + [[9, 8, 7], shared[:25]]
+    labels = [[11], [12, 13], [14, 15, 16]]
+    engine = make_engine(folder, EngineSettings())
+    found = engine.choices(prompts, labels)
+    engine.close()
+    model = gpt2.load_gpt2(folder).eval()
+    for prompt, row in zip(prompts, found, strict=True):
+        for label, score in zip(labels, row, strict=True):
+            logs = model(torch.tensor([[*prompt, *label]])).detach().log_softmax(2)[0]
+            expected = sum(float(logs[len(prompt) - 1 + place, token]) for place, token in enumerate(label))
+            assert score == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_merged_adapter_is_the_literal_sum_of_its_factors(gpt2: ModuleType, folder: Path, tmp_path: Path) -> None:
+    """W + alpha/r · (B A)ᵀ, GPT-2's matrices being [in, out], in model.py; and what PEFT says."""
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    lora = LoraConfig(r=4, lora_alpha=12, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True, task_type="CAUSAL_LM")
+    peft = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), lora)
+    for name, parameter in peft.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(len(name)))
+    peft.save_pretrained(tmp_path / "adapter")
+    literal, factors = gpt2.load_gpt2(folder), load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    for name, b in factors.items():
+        if "lora_B" in name:
+            a = factors[name.replace("lora_B", "lora_A")]
+            weight = name.removeprefix("base_model.model.").removesuffix(".lora_B.weight") + ".weight"
+            literal.get_parameter(weight).data += 12 / 4 * (b @ a).T
+    (tmp_path / "merged").mkdir()
+    merge_adapter(folder, tmp_path / "adapter", tmp_path / "merged", MergeSettings())
+    ids = torch.randint(6, 300, (1, 20), generator=torch.Generator().manual_seed(4))
+    expected = literal(ids)
+    assert (gpt2.load_gpt2(tmp_path / "merged")(ids) - expected).abs().max() < 1e-4
+    assert (peft.eval()(ids).logits - expected).abs().max() < 1e-4
+    assert (gpt2.load_gpt2(folder)(ids) - expected).abs().max() > 0.1, "the adapter does something"
+
+
+def test_padding_stands_behind_and_only_answers_have_a_loss(gpt2: ModuleType) -> None:
+    ids, labels = gpt2.pad_examples([([1, 2], [3]), ([4], [5, 6, 7])])
+    none = gpt2.IGNORED
+    assert ids.tolist() == [[1, 2, 3, 0], [4, 5, 6, 7]]
+    assert labels.tolist() == [[none, none, 3, none], [none, 5, 6, 7]]
+
+
+@pytest.mark.timeout(60)
+def test_it_learns_to_say_what_it_was_taught(gpt2: ModuleType) -> None:
+    """Twenty prompts, each with its own answer, in some passes by heart."""
+    torch.manual_seed(0)
+    model = gpt2.GPT2(gpt2.GPT2Settings(64, 16, 32, 2, 4))
+    taught = [([n, 40 + n % 5], [20 + (7 * n) % 20, 63]) for n in range(20)]
+    gpt2.fit(model, taught, epochs=60, batch=5, learning_rate=5e-3, seed=0)
+    said = [model.generate(torch.tensor([prompt]), 2)[0, 2:].tolist() for prompt, _ in taught]
+    assert said == [answer for _, answer in taught]
