@@ -373,6 +373,16 @@ def test_prompts_are_as_long_as_their_budgets() -> None:
     assert work.tokens == 50 * (93 + 8 * 256) and work.longest == 93 + 256 + 1
 
 
+def test_lists_in_several_orders_and_texts_that_are_written_count() -> None:
+    prompt = {"shared": "", "candidate": "{text}", "ending": "Best:", "labels": ["A", "B", "C"], "chat": False}
+    prompt["budgets"] = {"text": 50}
+    for orders, prompts in (("given", 1), ("both", 2), ("rotations", 3)):
+        work = plan_work({"prompt": prompt, "orders": {"orders": orders}}, 10)
+        assert (work.shared, work.own, work.prompts) == (0, 3 * 50 + 2, prompts)
+    written = plan_work({"prompt": {"shared": "{text}", "chat": False}, "writing": {"max_tokens": 48}}, 10)
+    assert written.new == 48 and written.prompts == 1
+
+
 # the installed vLLM's own checks --------------------------------------------------------------------------------
 
 
