@@ -20,8 +20,10 @@ from kaggle_llm.spans import (
     WindowSettings,
     bio_tags,
     decode,
+    join_tags,
     labels_of,
     parse_item,
+    read_tags,
     spans_of_words,
     windows,
 )
@@ -290,6 +292,20 @@ def test_an_inside_that_follows_another_type_starts_a_span() -> None:
     scores = np.array([[float(tag == one) for tag in TAGS] for one in tags])
     found = {(span.start, span.end, span.type) for span, _ in decode([window], [scores], TAGS, text)}
     assert found == {(0, 5, "PER"), (6, 14, "LOC"), (18, 24, "LOC")}
+
+
+def test_a_threshold_takes_the_likeliest_other_tag_where_outside_is_not_sure() -> None:
+    bpe = train_bpe()
+    text = "Which fraction is"
+    (window,) = windows(bpe, text, SETTINGS[0])
+    chances = np.array([[0.5, 0.3, 0.1, 0.05, 0.05], [0.9, 0.01, 0.05, 0.02, 0.02], [0.96, 0.01, 0.01, 0.01, 0.01]])
+    found = read_tags([window], [np.log(chances)], TAGS)
+    assert found.tags == ["B-PER", "I-PER", "B-PER"] and np.exp(found.outside) == pytest.approx(chances[:, 0])
+    spans = {threshold: [span for span, _ in join_tags(found, text, threshold)] for threshold in (0.5, 0.6, 0.95)}
+    assert spans == {0.5: [], 0.6: [Span(0, 5, "PER")], 0.95: [Span(0, 14, "PER")]}
+    ((_, score),) = join_tags(found, text, 0.95)
+    assert score == pytest.approx((np.log(0.3) + np.log(0.05)) / 2)
+    assert join_tags(found, text) == decode([window], [np.log(chances)], TAGS, text) == []
 
 
 @pytest.mark.parametrize(
