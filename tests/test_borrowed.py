@@ -14,9 +14,10 @@ import pytest
 from workspace import Workspace, succeed
 
 from kaggle_llm import records
-from kaggle_llm.borrowed import check_held_out, find_fold, find_shipped, join_models
+from kaggle_llm.borrowed import check_held_out, find_fold, find_member, find_shipped, join_models, name_members
 from kaggle_llm.competition import CompetitionSettings
 from kaggle_llm.experiment import Experiment
+from kaggle_llm.weights.parity import find_fault
 from kaggle_llm.weights.ship import describe_cv
 
 OOF = {"id": ["a", "b", "c"], "fold": [0, 0, 1]}
@@ -188,3 +189,30 @@ def test_a_borrowed_model_answers_offline(borrower: Workspace) -> None:
     succeed(train_borrower(borrower, "folds.rows=4"))
     succeed(borrower.cli("bundle", f"{BORROWER}--lent-smoke"))
     succeed(borrower.cli("rehearse", f"{BORROWER}--lent-smoke", "--replay", "0"))
+
+
+def test_members_bring_all_that_their_runs_ship_each_under_its_own_number(root: Path) -> None:
+    make_run(root, "r", FOLDS["0"], FOLDS)
+    make_run(root, "s", {"encoder": "input/models/e"}, {str(k): {"encoder": "input/models/e"} for k in (0, 1)})
+    names = name_members(["s", "r"])
+    assert names["member0.encoder"] == "s:encoder" and names["member1.ranker"] == "r:ranker"
+    fold1 = find_fold(names, 1)
+    assert fold1["member1.ranker"] == root / "output/r/fold1/merged"
+    assert find_member(fold1, 1) == {name: root / path for name, path in FOLDS["1"].items()}
+    assert find_member(fold1, 0) == {"encoder": root / "input/models/e"}
+    with pytest.raises(ValueError, match="s stands there twice"):
+        name_members(["s", "r", "s"])
+    with pytest.raises(FileNotFoundError, match="member0: none is no complete run"):
+        name_members(["none"])
+
+
+def test_the_parity_of_a_lender_holds_a_run_back(root: Path) -> None:
+    """Its merged model was never compared with its adapter; the borrower has no stage of its own."""
+    make_run(root, "r", FOLDS["0"], FOLDS)
+    records.write_json(root / FOLDS["0"]["ranker"] / "weights.json", {})
+    make_run(root, "blend", {"member0.ranker": FOLDS["0"]["ranker"], "blend": "output/blend/shipped"}, {})
+    record = records.read_record(root / "output" / "blend")
+    assert record is not None and find_fault("blend") == ""
+    record.settings["config"]["members"] = ["r"]
+    records.write_record(root / "output" / "blend", record)
+    assert find_fault("blend").startswith("r: parity of output/r/fold0/merged was never checked")

@@ -142,7 +142,8 @@ def find_fault(run: str) -> str:
             return f"{lender}: {fault}"
     if report is None:
         shipped = [paths.absolute(path) for path in record.settings["ship"].values()]
-        made = [path for path in shipped if (path / records.WEIGHTS).is_file()]
+        own = [path for path in shipped if path.is_relative_to(paths.run_folder(run))]
+        made = [path for path in own if (path / records.WEIGHTS).is_file()]
         return f"parity of {paths.relative(made[0])} was never checked: kaggle-llm parity {run}" if made else ""
     if report["record"] != record.key:
         return f"parity is of other weights than the run's: kaggle-llm parity {run}"
