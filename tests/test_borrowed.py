@@ -156,8 +156,8 @@ def borrower(trained: Workspace) -> Workspace:
     exp = trained.root / "exp" / BORROWER
     shutil.copytree(trained.root / "exp" / "exp001_retrieve", exp)
     predict = (exp / "predict.py").read_text()
-    told = '    print("teacher", "/".join(run.model("teacher").parts[-4:]))\n    return Retriever(run)\n'
-    (exp / "predict.py").write_text(predict.replace("    return Retriever(run)\n", told))
+    told = '    print("teacher", "/".join(run.model("teacher").parts[-4:]))\n    return Retriever('
+    (exp / "predict.py").write_text(predict.replace("    return Retriever(", told))
     return trained
 
 

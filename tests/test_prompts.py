@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from kaggle_llm.prompts import GAP, CandidatePrompts, Group, Prompter, PromptSettings, load_tokenizer
+from kaggle_llm.prompts import GAP, CandidatePrompts, Group, OptionPrompts, Prompter, PromptSettings, load_tokenizer
 
 ROW = {"id": "7", "question": "What is 2/3 of 18?", "answer": "27"}
 DOCUMENT = {"id": "m1", "name": "Swaps numerator and denominator"}
@@ -222,3 +222,20 @@ def test_texts_that_lost_their_middle_are_counted_and_said_once(
         assert "cut in the middle: {'question': 1}" in capsys.readouterr().err
     made.groups(rows.filter(pl.col("id") == "b"), [Group("b", ("m1",), (1.0,))])
     assert capsys.readouterr().err == ""
+
+
+def test_options_are_the_texts_of_the_rows_own_columns(tokenizer: Any) -> None:
+    prompter = Prompter(
+        tokenizer, settings(shared="Question: {question}", candidate=" Answer: {text}", ending=". Right?")
+    )
+    rows = pl.DataFrame({"id": ["a", "b"], "question": ["2 + 2?", "1/2?"], "A": ["4", ""], "B": ["5", None]})
+    made = OptionPrompts(prompter)
+    for row in rows.iter_rows(named=True):
+        texts = [tokenizer.decode(prompt) for prompt in made.prompts(row, ["B", "A"])]
+        start = f"Question: {row['question']} Answer: "
+        assert texts == [f"{start}{row['B'] or ''}. Right?", f"{start}{row['A']}. Right?"]
+    (group,) = made.groups(rows, [Group("a", ("B", "A"), (0.0, 1.0))])
+    assert [[*group.shared, *candidate] for candidate in group.candidates] == made.prompts(
+        rows.row(0, named=True), "BA"
+    )
+    assert group.target == (0.0, 1.0)

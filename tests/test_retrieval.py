@@ -174,7 +174,7 @@ def test_rows_are_searched_for_some_at_a_time_and_found_as_if_all_at_once(
     monkeypatch.setattr(retriever, "fuse_by_rank", note)
     rows = competition.unlabelled(competition.table("train"))
     with Run(SimpleNamespace(retrieval=settings), competition, {"encoder": pico_encoder}) as run:
-        index = retriever.Retriever(run)
+        index = retriever.Retriever(run, competition.table("misconceptions"))
         whole = index.search(rows)
         monkeypatch.setattr(retriever, "ROWS", 8)
         assert index.search(rows).equals(whole) and whole["id"].to_list() == rows["id"].to_list()

@@ -27,7 +27,7 @@ class Config:
 
 
 def load(run: Run) -> Retriever:
-    return Retriever(run)
+    return Retriever(run, run.competition.table(run.competition.documents))
 
 
 def predict(rows: pl.DataFrame, loaded: Retriever, run: Run) -> pl.DataFrame:

@@ -62,7 +62,7 @@ class Loaded:
 def load(run: Run) -> Loaded:
     prompter = Prompter(load_tokenizer(run.model("reranker")), run.config.prompt)
     documents = run.competition.table(run.competition.documents)
-    return Loaded(Retriever(run), CandidatePrompts(prompter, documents))
+    return Loaded(Retriever(run, documents), CandidatePrompts(prompter, documents))
 
 
 def score(

@@ -216,18 +216,20 @@ class TokenGroup:
         return len(self.shared) + sum(len(candidate) for candidate in self.candidates)
 
 
-class CandidatePrompts:
-    """The prompts of rows with their candidate documents: the one place for training and prediction."""
+class ItemPrompts:
+    """The prompts of rows, one for each of a row's items: the one place for training and prediction."""
 
-    def __init__(self, prompter: Prompter, documents: pl.DataFrame) -> None:
+    def __init__(self, prompter: Prompter) -> None:
         self.prompter = prompter
-        self._documents: dict[str, Mapping[str, Any]] = {row["id"]: row for row in documents.iter_rows(named=True)}
-        self._tokens: dict[str, list[int]] = {}
+
+    def candidate(self, row: Mapping[str, Any], item: str) -> list[int]:
+        """Token ids of what follows the row's shared ones for one of its items."""
+        raise NotImplementedError(f"{type(self).__name__}.candidate: say which texts an item has")
 
     def prompts(self, row: Mapping[str, Any], items: Sequence[str]) -> list[Prompt]:
         """One prompt for each item; all begin with the same tokens."""
         shared = self.prompter.shared(row)
-        return [[*shared, *self._candidate(item)] for item in items]
+        return [[*shared, *self.candidate(row, item)] for item in items]
 
     def groups(self, rows: pl.DataFrame, groups: Iterable[Group]) -> list[TokenGroup]:
         """The same prompts with the shared tokens apart, for a listwise loss; in the order of `groups`."""
@@ -235,7 +237,7 @@ class CandidatePrompts:
         made = [
             TokenGroup(
                 self.prompter.shared(by_id[group.id]),
-                [self._candidate(item) for item in group.items],
+                [self.candidate(by_id[group.id], item) for item in group.items],
                 group.target,
                 group.teacher,
             )
@@ -244,10 +246,26 @@ class CandidatePrompts:
         self.prompter.report_cuts()
         return made
 
-    def _candidate(self, item: str) -> list[int]:
+
+class CandidatePrompts(ItemPrompts):
+    """Items are documents."""
+
+    def __init__(self, prompter: Prompter, documents: pl.DataFrame) -> None:
+        super().__init__(prompter)
+        self._documents: dict[str, Mapping[str, Any]] = {row["id"]: row for row in documents.iter_rows(named=True)}
+        self._tokens: dict[str, list[int]] = {}
+
+    def candidate(self, row: Mapping[str, Any], item: str) -> list[int]:
         if item not in self._tokens:
             self._tokens[item] = self.prompter.candidate(self._documents[item])
         return self._tokens[item]
+
+
+class OptionPrompts(ItemPrompts):
+    """Items are columns of the row itself, such as A to E: {text} of the candidate is what stands there."""
+
+    def candidate(self, row: Mapping[str, Any], item: str) -> list[int]:
+        return self.prompter.candidate({"text": row[item]})
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[Prompt]:

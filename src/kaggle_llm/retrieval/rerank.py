@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kaggle_llm.inference.budget import Budget
 from kaggle_llm.inference.engine import Engine, LengthError
-from kaggle_llm.prompts import CandidatePrompts
+from kaggle_llm.prompts import ItemPrompts
 from kaggle_llm.rankings import make_ranking, ranking_schema, top
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def rerank(
     rows: pl.DataFrame,
     candidates: pl.DataFrame,
     depth: int,
-    prompts: CandidatePrompts,
+    prompts: ItemPrompts,
     engine: Engine,
     budget: Budget,
     on_progress: Callable[[pl.DataFrame], None] | None = None,
@@ -50,7 +50,7 @@ def rerank(
     return pl.concat(parts)
 
 
-def _rerank_chunk(rows: pl.DataFrame, prompts: CandidatePrompts, engine: Engine) -> pl.DataFrame:
+def _rerank_chunk(rows: pl.DataFrame, prompts: ItemPrompts, engine: Engine) -> pl.DataFrame:
     items = rows["candidates"].to_list()
     asked = [
         (row["id"], prompt)

@@ -44,11 +44,10 @@ class RetrievalSettings:
 
 
 class Retriever:
-    """Both indices over the competition's documents. Uses the run's model `encoder`."""
+    """Both indices over documents: a frame of an id and texts. Uses the run's model `encoder`."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, documents: pl.DataFrame) -> None:
         self.settings: RetrievalSettings = run.config.retrieval
-        documents = run.competition.table(run.competition.documents)
         ids = documents["id"].to_list()
         texts = [fill_template(self.settings.document, row) for row in documents.iter_rows(named=True)]
         self.lexical = LexicalIndex(ids, texts)
