@@ -34,6 +34,7 @@ def make_run(
 ) -> None:
     """A complete run with these models, all of them there."""
     folder = root / "output" / name
+    folder.mkdir(parents=True, exist_ok=True)
     for path in [*ship.values(), *(path for models in folds.values() for path in models.values())]:
         (root / path).mkdir(parents=True, exist_ok=True)
     pl.DataFrame(OOF).write_parquet(folder / "oof.parquet")
