@@ -1,7 +1,7 @@
 """Generates demo-open-book: an encyclopedia of made-up places, species and machines, and questions that it answers.
 
 Articles come in families of look-alikes that share a name and some facts. Wrong options are what the look-alikes'
-articles say of the same thing, what the same article says of another one, and what is said elsewhere: who has not
+articles say of the same thing, what the same article says of another one, and any others: who has not
 read the right article can only guess, and a value that stands in it is not enough to be right.
 """
 
@@ -22,7 +22,7 @@ NAME = "demo-open-book"
 PUBLIC_ROWS = 3
 LETTERS = ("A", "B", "C", "D", "E")
 FAMILY = 3  # articles that share a name
-ROWS = 12  # questions a family, of about 25 that it answers
+ROWS = 16  # questions a family, of about 24 that it answers
 UNASKED = 0.15  # share of the articles that no training row asks about
 SHARED = 0.25  # share of the facts that look-alikes have in common
 STARTS = ("b", "br", "d", "dr", "g", "gr", "h", "k", "l", "m", "n", "p", "r", "s", "st", "t", "tr", "v")
@@ -121,28 +121,23 @@ def draw_family(number: int, rng: random.Random) -> list[Article]:
     return family
 
 
-def draw_exercises(family: list[Article], others: list[Article], rng: random.Random) -> list[Exercise]:
+def draw_exercises(family: list[Article], rng: random.Random) -> list[Exercise]:
     """All questions that a family answers."""
     return [
-        Exercise(
-            article, rng.choice(fact.asked).format(it=article.name), draw_options(article, fact, family, others, rng)
-        )
+        Exercise(article, rng.choice(fact.asked).format(it=article.name), draw_options(article, fact, family, rng))
         for article in family
         for fact in article.asked
     ]
 
 
-def draw_options(
-    article: Article, fact: Fact, family: list[Article], others: list[Article], rng: random.Random
-) -> tuple[str, ...]:
-    """The right one, the look-alikes', one of the same article about something else, and any other ones."""
+def draw_options(article: Article, fact: Fact, family: list[Article], rng: random.Random) -> tuple[str, ...]:
+    """The right one, the look-alikes', one of the same article about something else, and new ones."""
     alike = [one.facts[fact.name] for one in family]
     own = [article.facts[other.name] for other in article.kind.facts if other.values == fact.values]
     right = article.facts[fact.name]
     found = dict.fromkeys([right, *alike, *rng.sample(own, len(own))[:2]])
-    same = [other for other in others if other.kind is article.kind]
     while len(found) < len(LETTERS):
-        found[rng.choice(same).facts[fact.name]] = None
+        found[draw_value(fact.values, rng)] = None
     return tuple(found)[: len(LETTERS)]
 
 
@@ -170,7 +165,7 @@ def build_competition(
     families = [draw_family(number, rng) for number in range(max(8, -(-(train_rows + asked) // ROWS)))]
     articles = [article for family in families for article in family]
     unasked = {article.id for article in rng.sample(articles, round(UNASKED * len(articles)))}
-    exercises = [exercise for family in families for exercise in draw_exercises(family, articles, rng)]
+    exercises = [exercise for family in families for exercise in draw_exercises(family, rng)]
     rng.shuffle(exercises)
     known = [exercise for exercise in exercises if exercise.article.id not in unasked]
     train, rest = known[:train_rows], known[train_rows:]
