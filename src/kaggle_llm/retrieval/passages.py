@@ -43,9 +43,7 @@ class ContextSettings:
 
     def __post_init__(self) -> None:
         if not self.depths or min(*self.depths, self.taught) < 0:
-            raise ValueError(
-                f"depths = {self.depths}, taught = {self.taught}: one depth or more, of 0 passages or more"
-            )
+            raise ValueError(f"depths = {self.depths}, taught = {self.taught}: name one or more, each 0 or more")
 
 
 def cut_text(text: str, words: int, overlap: int) -> list[str]:
