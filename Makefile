@@ -60,8 +60,8 @@ first-exp002_rerank: models data
 	$(BIN)/python exp/exp001_retrieve/train.py
 first-exp007_blend: models data
 	$(BIN)/python exp/exp002_rerank/train.py
-	$(BIN)/python exp/exp002_rerank/train.py run=seed1 seed=1
-	$(BIN)/python exp/exp002_rerank/train.py run=wide choice.group_size=8
+	$(BIN)/python exp/exp002_rerank/train.py run=seed1 seed=1 reranker.depth=4 training.tokens=10000
+	$(BIN)/python exp/exp002_rerank/train.py run=wide choice.group_size=8 reranker.depth=4 training.tokens=10000
 first-%: ;
 BESIDE := $(if $(filter exp002_rerank,$(EXP)),exp001_retrieve)$(if $(filter exp007_blend,$(EXP)),exp002_rerank)
 
