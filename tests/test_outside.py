@@ -83,10 +83,10 @@ def test_where_a_miss_costs_more_the_threshold_is_higher() -> None:
     assert fit_outside(tagged, truth, span_f_beta(5)).value > 0.97
 
 
-def test_a_metric_without_a_best_one_keeps_the_lowest() -> None:
+def test_a_metric_without_a_best_one_keeps_one_half() -> None:
     metric = Metric("even", True, lambda ranking, truth: 1.0)
     tagged, truth = draw_case(0)
-    assert fit_outside(tagged, truth, metric) == OutsideThreshold(GRID[0])
+    assert fit_outside(tagged, truth, metric) == OutsideThreshold(0.5)
 
 
 def test_a_threshold_comes_back_as_it_was_saved(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from kaggle_llm.paths import model_folder
 from kaggle_llm.training.settings import LoraSettings
 from kaggle_llm.training.token_labels import TokenExample, TokenSettings, TokenTask
 from kaggle_llm.training.trainer import Job, fine_tune
+from kaggle_llm.weights.parity import report_parity
 
 
 def main() -> None:
@@ -41,6 +42,7 @@ def main() -> None:
         before=lambda k: {},  # a head that was not trained knows no tag: the rules
     )
     experiment.ship(**learned(tagged.folds[0]), threshold=tagged.fit_all("threshold", fit))
+    report_parity(experiment.name, experiment.smoke)
 
 
 def learn(name: str, rows: pl.DataFrame, base: Mapping[str, Path], experiment: Experiment) -> Path:

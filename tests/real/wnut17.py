@@ -1,8 +1,8 @@
 """WNUT 2017's named entities laid out as exp005 reads them: python tests/real/wnut17.py → input/wnut17/.
 
 Source: the shared task on novel and emerging entities (CC BY 4.0), read in place from ../shared/data. Its train and dev
-become train.csv, with blocks of neighbouring messages as groups; its test becomes the hidden test, in output/hidden/ of
-the competition whose reader is used.
+become train.csv without messages that were sent twice, with blocks of neighbouring ones as groups; its test becomes the
+hidden test, whole, in output/hidden/ of the competition whose reader is used.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def convert(
 ) -> None:
     """The competition's files in `target`, the hidden test in `hidden`; of each part its first messages, None: all."""
     taught = pl.concat([read_messages(source / TRAIN, "tr", train), read_messages(source / DEV, "dv", dev)])
+    taught = taught.unique(pl.col("text").str.to_lowercase(), keep="first", maintain_order=True)
     asked = read_messages(source / TEST, "te", test)
     write_competition(target, hidden, taught, asked.head(3), asked, {"spans": NOTHING}, hide=("source",))
 
