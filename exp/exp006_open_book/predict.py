@@ -72,14 +72,15 @@ def search(rows: pl.DataFrame, loaded: Loaded, run: Run) -> pl.DataFrame:
 
 def answer_closed(rows: pl.DataFrame, loaded: Loaded, run: Run) -> pl.DataFrame:
     """What the same model says without a passage."""
-    return choose(rows, search(rows, loaded, run), [0], loaded, run)
+    return choose([rows.with_columns(context=pl.lit(""))], loaded, run)
 
 
 def predict(rows: pl.DataFrame, loaded: Loaded, run: Run) -> pl.DataFrame:
-    return choose(rows, search(rows, loaded, run), run.config.context.depths, loaded, run)
+    found, depths = search(rows, loaded, run), run.config.context.depths
+    return choose([add_context(rows, found, loaded.passages, depth) for depth in depths], loaded, run)
 
 
-def choose(rows: pl.DataFrame, found: pl.DataFrame, depths: list[int], loaded: Loaded, run: Run) -> pl.DataFrame:
-    forms = [add_context(rows, found, loaded.passages, depth) for depth in depths]
+def choose(forms: list[pl.DataFrame], loaded: Loaded, run: Run) -> pl.DataFrame:
+    """The options by their scores, averaged over several contexts of the same rows."""
     options, engine = run.competition.legal_items(), run.engine("reader")
     return answer_in_turn(forms, options, loaded.prompts, engine, run.budget, run.offer)
