@@ -59,7 +59,7 @@ def report(name: str, metric: Metric, after: pl.DataFrame, before: pl.DataFrame,
 
 
 def test_entities_of_messages_are_found(workspace: Workspace) -> None:
-    words = (*WORDS, "folds.count=5", "training.head_learning_rate=5.0e-3", "run=wnut17")
+    words = (*WORDS, "folds.count=5", "run=wnut17")
     print(succeed(workspace.train("exp005_tags", *words))[-1500:])
     hidden, run = workspace.output / "hidden" / "demo-tags", "exp005_tags--wnut17"
     succeed(workspace.call(sys.executable, "-c", ASK, run, str(hidden)))

@@ -35,6 +35,9 @@ WORDS = (
     f"tagger.types=[{', '.join(TYPES)}]",
     "windows.max_tokens=64",
     "windows.overlap=16",
+    "training.tokens=null",
+    "training.epochs=3",
+    "training.batch=8",
     *(f"rules.{kind}='{rule}'" for kind, rule in RULES.items()),
 )
 
