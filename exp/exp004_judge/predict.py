@@ -53,12 +53,18 @@ def load(run: Run) -> Prompter:
     return Prompter(load_tokenizer(run.model("judge")), run.config.prompt)
 
 
-def score(rows: pl.DataFrame, loaded: Prompter, run: Run) -> pl.DataFrame:
-    """Before the temperature; rows that the time cut are alike for all outcomes."""
+def score(rows: pl.DataFrame, loaded: Prompter, run: Run, temperature: Temperature | None = None) -> pl.DataFrame:
+    """Before the temperature, which what is offered meanwhile has; rows that the time cut have all labels alike."""
     labels, engine = run.competition.legal_items(), run.engine("judge")
-    said = rank_options(make_pairs(rows, labels), loaded, engine, run.config.orders, run.budget, run.offer)
+
+    def offer(said: pl.DataFrame) -> None:
+        if temperature:
+            run.offer(temperature.apply(said))
+
+    said = rank_options(make_pairs(rows, labels), loaded, engine, run.config.orders, run.budget, offer)
     return fill_even(rows, said, labels)
 
 
 def predict(rows: pl.DataFrame, loaded: Prompter, run: Run) -> pl.DataFrame:
-    return Temperature.load(run.model("temperature")).apply(score(rows, loaded, run))
+    temperature = Temperature.load(run.model("temperature"))
+    return temperature.apply(score(rows, loaded, run, temperature))
