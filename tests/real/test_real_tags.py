@@ -46,7 +46,7 @@ def workspace(tmp_path: Path) -> Workspace:
     models = ROOT / "input" / "models"
     made = make_workspace(tmp_path, models / "SmolLM2-135M-Instruct", ENCODER)
     hidden = made.output / "hidden" / "demo-tags"
-    convert(SOURCE, made.root / "input" / "wnut17", hidden, train=700, dev=200, test=400)
+    convert(SOURCE, made.root / "input" / "wnut17", hidden, train=400, dev=150, test=300)
     return Workspace(made.root, timeout=600)
 
 
@@ -59,7 +59,7 @@ def report(name: str, metric: Metric, after: pl.DataFrame, before: pl.DataFrame,
 
 
 def test_entities_of_messages_are_found(workspace: Workspace) -> None:
-    words = (*WORDS, "folds.count=5", "run=wnut17")
+    words = (*WORDS, "folds.count=5", "training.batch=8", "training.epochs=3", "run=wnut17")
     print(succeed(workspace.train("exp005_tags", *words))[-1500:])
     hidden, run = workspace.output / "hidden" / "demo-tags", "exp005_tags--wnut17"
     succeed(workspace.call(sys.executable, "-c", ASK, run, str(hidden)))

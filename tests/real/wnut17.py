@@ -36,8 +36,7 @@ WORDS = (
     "windows.max_tokens=64",
     "windows.overlap=16",
     "training.tokens=null",
-    "training.epochs=3",
-    "training.batch=8",
+    "training.batch=16",
     *(f"rules.{kind}='{rule}'" for kind, rule in RULES.items()),
 )
 
