@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def fill_bundle(run: str, runtime: str, target: Path, hashes: Hashes) -> None:
     about["sources"] = {source: list_model(shipped[name], hashes) for name, source in sources.items()}
     about |= {"wheels": wheels, "runtime": asdict(load_runtime(runtime))}
     code = make_slug(f"{competition}-{run}", "code")
-    add_code(target / code, run)
+    add_code(target / code, run, config.get("members", []))
     seal_dataset(target / code, "code", about, hashes)
     served = config.get("server") is not None
     source = "server_notebook.py" if served else "notebook.py"
@@ -139,9 +139,8 @@ def warn_of_changed_code(run: str) -> None:
         print(f"{paths.relative(path)}: {', '.join(changed)} changed since: train again", file=sys.stderr)
 
 
-def add_code(folder: Path, run: str) -> None:
-    """src/, the experiments, the boot script and the resolved config: small, uploaded every time."""
-    members = read_run(run).settings["config"].get("members", [])
+def add_code(folder: Path, run: str, members: Sequence[str] = ()) -> None:
+    """src/, the experiment and those of its members, the boot script and the resolved config."""
     for experiment in dict.fromkeys(map(paths.experiment_folder, [run, *members])):
         add_sources(folder, experiment)
     shutil.copyfile(paths.run_folder(run) / "config.yaml", folder / "config.yaml")
