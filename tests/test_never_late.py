@@ -203,7 +203,7 @@ def predict_in(
     run = rooms.Run(Nothing(), competition, {name: Path(name) for name in names}, budget, offer)
     predict = Predict(weather, clock, rng)
     monkeypatch.setattr(rooms, "import_predict", lambda _: predict)
-    monkeypatch.setattr(rooms, "MemberProcess", partial(FakeProcess, predict))
+    monkeypatch.setattr(rooms, "open_member", partial(FakeProcess, predict))
     try:
         predict_test(Path(), run, working)
     except Killed:

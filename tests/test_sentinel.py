@@ -38,7 +38,9 @@ def deaf(pico_llm: Path, tmp_path: Path) -> Any:
 
 
 def test_one_constant_label_stops_at_the_first_prompts(deaf: Any) -> None:
-    with pytest.raises(SickModelError, match=r"deaf is sick: the scores \[-6.34, -6.34\] for 32 different prompts"):
+    with pytest.raises(
+        SickModelError, match=r"deaf is sick: the scores \[-6.34\d*, -6.34\d*\] for 32 different prompts"
+    ):
         deaf.choices(PROMPTS, LABELS)
 
 
