@@ -10,7 +10,15 @@ import pytest
 from kaggle_llm.inference.budget import Budget
 from kaggle_llm.inference.engine import Completion, EngineSettings, LengthError, Sampling
 from kaggle_llm.inference.maker import make_engine
-from kaggle_llm.inference.writing import CHUNK, LONGEST, OFTEN, WritingSettings, rank_texts, write_lines
+from kaggle_llm.inference.writing import (
+    CHUNK,
+    LONGEST,
+    OFTEN,
+    WritingSettings,
+    rank_first_words,
+    rank_texts,
+    write_lines,
+)
 from kaggle_llm.prompts import Prompter, PromptSettings, load_tokenizer
 from kaggle_llm.rankings import check_ranking
 
@@ -122,3 +130,8 @@ def test_a_row_without_a_line_has_its_own_first_words_or_the_spare_text() -> Non
 def test_a_spare_text_has_to_be_given_also_where_no_row_needs_it(spare: str) -> None:
     with pytest.raises(ValueError, match=r"writing.spare = ' ?': a row of which nothing is known needs a text"):
         rank_texts(rows_of(["x"]), ["a line"], "text", WritingSettings(spare=spare))
+
+
+def test_the_simplest_rule_takes_the_first_words_of_every_row() -> None:
+    ranking = rank_first_words(rows_of(["one two three four", ""]), "text", SETTINGS)
+    assert ranking["items"].to_list() == [["one two three"], ["nothing was said"]]

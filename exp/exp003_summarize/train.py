@@ -11,6 +11,7 @@ from predict import Config, load, predict
 from kaggle_llm.cv.audit import audit_folds
 from kaggle_llm.cv.folds import assign_folds
 from kaggle_llm.experiment import Experiment, start
+from kaggle_llm.inference.writing import rank_first_words
 from kaggle_llm.paths import model_folder
 from kaggle_llm.training.generation import GenerationTask, make_completions
 from kaggle_llm.training.trainer import Job, fine_tune
@@ -34,10 +35,18 @@ def main() -> None:
     def average(folds: Sequence[int]) -> Mapping[str, Path]:
         return finish_adapter(experiment, "average", "writer", average_folds(experiment, folds), base, train, predict)
 
-    experiment.score(fold, models, before=lambda k: base)
+    experiment.score(fold, models, before=lambda k: base, also=score_rule(train.filter(fold >= 0), experiment))
     shipped = choose_models(config.ship, fold, models, average, lambda: learn("full", train, base, experiment))
     experiment.ship(**shipped)
     report_parity(experiment.name, experiment.smoke)
+
+
+def score_rule(rows: pl.DataFrame, experiment: Experiment) -> Mapping[str, float]:
+    """What no model is needed for: the first words of each chat."""
+    config, competition = experiment.config, experiment.competition
+    (text,) = competition.tables["test"].texts
+    ranking = rank_first_words(competition.unlabelled(rows), text, config.writing)
+    return {"first words": competition.metric.score(ranking, competition.truth(rows))}
 
 
 def learn(name: str, rows: pl.DataFrame, base: Mapping[str, Path], experiment: Experiment) -> Mapping[str, Path]:

@@ -89,3 +89,8 @@ def rank_texts(rows: pl.DataFrame, lines: Sequence[str], column: str, settings: 
         for line, own in zip(lines, rows[column].to_list(), strict=True)
     ]
     return make_ranking(rows["id"].to_list(), [[text] for text in texts], [[0.0]] * len(texts))
+
+
+def rank_first_words(rows: pl.DataFrame, column: str, settings: WritingSettings) -> pl.DataFrame:
+    """The simplest rule: every row's own first words, as if nothing was written."""
+    return rank_texts(rows, pad([], rows.height), column, settings)
