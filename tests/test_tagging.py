@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from kaggle_llm.cv.outside import OutsideThreshold
-from kaggle_llm.inference import tagging
+from kaggle_llm.inference import progress, tagging
 from kaggle_llm.inference.budget import Budget
 from kaggle_llm.inference.engine import EngineSettings
 from kaggle_llm.inference.maker import make_engine
@@ -135,7 +135,7 @@ def test_what_the_time_cuts_is_missing_and_counted(
 
 def test_what_there_is_so_far_is_shown(tagger: Tagger, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tagging, "CHUNK", 2)
-    monkeypatch.setattr(tagging, "OFTEN", 0.0)
+    monkeypatch.setattr(progress, "OFTEN", 0.0)
     shown: list[pl.DataFrame] = []
     seconds = iter(range(1000))
     budget = Budget(clock=lambda: float(next(seconds)))

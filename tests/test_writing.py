@@ -10,10 +10,10 @@ import pytest
 from kaggle_llm.inference.budget import Budget
 from kaggle_llm.inference.engine import Completion, EngineSettings, LengthError, Sampling
 from kaggle_llm.inference.maker import make_engine
+from kaggle_llm.inference.progress import OFTEN
 from kaggle_llm.inference.writing import (
     CHUNK,
     LONGEST,
-    OFTEN,
     WritingSettings,
     rank_first_words,
     rank_texts,

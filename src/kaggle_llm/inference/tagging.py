@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from kaggle_llm.inference.budget import Budget
 from kaggle_llm.inference.engine import Engine
+from kaggle_llm.inference.progress import work_through
 from kaggle_llm.rankings import make_ranking
 from kaggle_llm.spans import (
     Span,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHUNK = 64  # texts that are tagged at a time: the grain of the time budget
-OFTEN = 60.0  # seconds between two offers of what there is so far
 
 
 @dataclass
@@ -109,28 +109,25 @@ def tag_texts(
 ) -> pl.DataFrame:
     """What `decide` makes of `Tagger.ask` (None: just that), some rows at a time; what the budget cut is not in it.
 
-    Texts without a token are told. on_progress: called with what there is so far, every OFTEN seconds.
+    Texts without a token are told. on_progress: called with what there is so far, every minute.
     """
     import polars as pl
-    from tqdm import tqdm
 
     def ask(chunk: pl.DataFrame) -> pl.DataFrame:
         tagged = tagger.ask(chunk, engine)
         empty.extend(tagged.filter(pl.col("starts").list.len() == 0)["id"].to_list())
         return decide(tagged) if decide else tagged
 
-    empty: list[str] = []
-    parts, said = [ask(rows.clear())], budget.clock()
-    chunks = list(rows.iter_slices(CHUNK))
-    taken = budget.take(chunks, "tagging")
-    for chunk in tqdm(taken, "tagging", len(chunks), unit=f" x {CHUNK} rows", mininterval=5.0):
-        parts.append(ask(chunk))
-        if on_progress and budget.clock() - said > OFTEN:
+    def tell(parts: Sequence[pl.DataFrame]) -> None:
+        if on_progress:
             on_progress(pl.concat(parts))
-            said = budget.clock()
+
+    empty: list[str] = []
+    nothing = ask(rows.clear())
+    parts = work_through(list(rows.iter_slices(CHUNK)), budget, "tagging", ask, tell)
     if empty:
         print(f"{len(empty)} row(s) whose text has no token, first {empty[:3]}", flush=True)
-    return pl.concat(parts)
+    return pl.concat([nothing, *parts])
 
 
 def tag_by_rules(rows: pl.DataFrame, column: str, rules: Mapping[str, str]) -> pl.DataFrame:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from kaggle_llm.inference.budget import Budget
 from kaggle_llm.inference.engine import Engine, LengthError, Sampling
+from kaggle_llm.inference.progress import work_through
 from kaggle_llm.prompts import Prompter
 from kaggle_llm.rankings import make_ranking
 
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
 
 LONGEST = 1000  # characters of a spare text, which may be one word
 CHUNK = 32  # rows that are written for at a time where time is short: the grain of the budget
-OFTEN = 60.0  # seconds between two offers of what there is so far
 
 
 @dataclass
@@ -40,22 +41,20 @@ def write_lines(
     """The first line that the model writes for each row, the likeliest token at a time; "" for none.
 
     Empty lines before it do not count: a model that was not trained to write one line often begins with some. Rows that
-    the budget cut have "" too. on_progress: called with the lines so far, "" for those that are to come, every OFTEN
-    seconds.
+    the budget cut have "" too. on_progress: called with the lines so far, "" for those that are to come, every minute.
     """
-    from tqdm import tqdm
-
     sampling = Sampling(settings.max_tokens)
-    parts = budget.split(rows.rows(named=True), CHUNK)
-    lines: list[str] = []
-    said = budget.clock()
-    for part in tqdm(budget.take(parts, "writing"), "writing", len(parts), unit=" parts", mininterval=5.0):
-        lines += write_part(part, prompter, engine, sampling)
-        if on_progress and budget.clock() - said > OFTEN:
-            on_progress(pad(lines, rows.height))
-            said = budget.clock()
+
+    def answer(part: Sequence[Mapping[str, Any]]) -> list[str]:
+        return write_part(part, prompter, engine, sampling)
+
+    def tell(parts: Sequence[Sequence[str]]) -> None:
+        if on_progress:
+            on_progress(pad(parts, rows.height))
+
+    parts = work_through(budget.split(rows.rows(named=True), CHUNK), budget, "writing", answer, tell)
     prompter.report_cuts()
-    found = pad(lines, rows.height)
+    found = pad(parts, rows.height)
     unwritten = [row for row, line in zip(rows["id"].to_list(), found, strict=True) if not line]
     if unwritten:
         print(f"{len(unwritten)} row(s) for which nothing was written, first {unwritten[:3]}", flush=True)
@@ -71,9 +70,10 @@ def write_part(rows: Sequence[Mapping[str, Any]], prompter: Prompter, engine: En
     return [next(filter(None, map(str.strip, completions[0].text.splitlines())), "") for completions in found]
 
 
-def pad(lines: Sequence[str], count: int) -> list[str]:
-    """The lines, and "" for the rows that have none yet."""
-    return [*lines, *[""] * (count - len(lines))]
+def pad(parts: Sequence[Sequence[str]], count: int) -> list[str]:
+    """The lines of all parts, and "" for the rows that have none yet."""
+    lines = list(chain.from_iterable(parts))
+    return lines + [""] * (count - len(lines))
 
 
 def rank_texts(rows: pl.DataFrame, lines: Sequence[str], column: str, settings: WritingSettings) -> pl.DataFrame:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from kaggle_llm.inference.budget import Budget
 from kaggle_llm.inference.engine import Engine, LengthError
+from kaggle_llm.inference.progress import work_through
 from kaggle_llm.prompts import ItemPrompts
 from kaggle_llm.rankings import make_ranking, ranking_schema, top
 
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     import polars as pl
 
 CHUNK = 16  # rows that are scored at a time: the grain of the progress bar and of the time budget
-OFTEN = 60.0  # seconds between two offers of what there is so far
-PATIENCE = 5.0  # seconds between two lines of progress: a notebook's log keeps each
 
 
 def rerank(
@@ -30,24 +29,24 @@ def rerank(
     """RANKING of the first `depth` candidates of each row by log-odds: log p(first label) − log p(second label).
 
     rows and candidates: the same ids in the same order. Rows that the budget cut are not in the result.
-    on_progress: called with what there is so far, every OFTEN seconds.
+    on_progress: called with what there is so far, every minute.
     """
     import polars as pl
-    from tqdm import tqdm
 
     if len(prompts.prompter.labels) != 2:
         raise ValueError(f"prompt.labels = {prompts.prompter.settings.labels}: log-odds need exactly two")
     asked = rows.with_columns(candidates=top(candidates, depth)["items"])
-    chunks = list(asked.iter_slices(CHUNK))
-    taken = budget.take(chunks, "reranking")
-    parts, said = [pl.DataFrame(schema=ranking_schema())], budget.clock()
-    for chunk in tqdm(taken, "reranking", len(chunks), unit=f" x {CHUNK} rows", mininterval=PATIENCE):
-        parts.append(_rerank_chunk(chunk, prompts, engine))
-        if on_progress and budget.clock() - said > OFTEN:
+
+    def answer(chunk: pl.DataFrame) -> pl.DataFrame:
+        return _rerank_chunk(chunk, prompts, engine)
+
+    def tell(parts: Sequence[pl.DataFrame]) -> None:
+        if on_progress:
             on_progress(pl.concat(parts))
-            said = budget.clock()
+
+    parts = work_through(list(asked.iter_slices(CHUNK)), budget, "reranking", answer, tell)
     prompts.prompter.report_cuts()
-    return pl.concat(parts)
+    return pl.concat([pl.DataFrame(schema=ranking_schema()), *parts])
 
 
 def _rerank_chunk(rows: pl.DataFrame, prompts: ItemPrompts, engine: Engine) -> pl.DataFrame:
