@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from scipy.special import log_softmax, softmax
 from workspace import Workspace, succeed
 
-from kaggle_llm.cv.blends import Fit, MemberBlend, find_common_fold, mix_rows, nest_weights
+from kaggle_llm.cv.blends import Fit, MemberBlend, find_common_fold, mix_rows, nest_weights, open_blend
 from kaggle_llm.metrics import log_loss, mean_average_precision
 from kaggle_llm.rankings import average_rankings, make_ranking
 
@@ -138,6 +139,17 @@ def test_rows_that_a_member_did_not_validate_are_left_out_and_other_folds_refuse
         find_common_fold(train, {"p": first, "q": first.with_columns(fold=0)})
     with pytest.raises(ValueError, match="no row in common"):
         find_common_fold(train, {"p": first.head(1), "q": first.tail(1)})
+
+
+def test_a_member_of_another_competition_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAGGLE_LLM_ROOT", str(tmp_path))
+    folder = tmp_path / "output" / "exp001_retrieve"
+    folder.mkdir(parents=True)
+    settings = {"config": {"competition": {"name": "demo-tags"}}}
+    record = {"kind": "run", "key": "", "settings": settings, "inputs": {}, "files": {}, "seed": 0, "git": {}}
+    (folder / "record.json").write_text(json.dumps({**record, "versions": {}, "seconds": 0}))
+    with pytest.raises(ValueError, match="members: exp001_retrieve is of demo-tags, not of demo-letters"):
+        open_blend(["exp001_retrieve"], "log", "demo-letters")
 
 
 @pytest.mark.slow

@@ -531,6 +531,15 @@ def repository(tmp_path: Path, pico_llm: Path, pico_encoder: Path) -> Path:
     return root
 
 
+def write_run(root: Path, run: str, config: dict[str, Any], ship: dict[str, Path]) -> None:
+    """A complete run's record."""
+    settings = {"config": config, "ship": {name: folder.relative_to(root).as_posix() for name, folder in ship.items()}}
+    record = {"kind": "run", "key": "", "settings": settings, "inputs": {}, "files": {}, "seed": 0, "git": {}}
+    folder = root / "output" / run
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text(json.dumps({**record, "versions": {}, "seconds": 0}))
+
+
 @pytest.mark.timeout(200)
 def test_a_run_is_judged_by_its_config_and_then_by_what_it_ships(repository: Path) -> None:
     def ask(run: str) -> dict[str, list[str]]:
@@ -548,15 +557,23 @@ def test_a_run_is_judged_by_its_config_and_then_by_what_it_ships(repository: Pat
     adapter = write_adapter(repository / "output" / "adapter", r=8)
     ship = {"reranker": adapter, "reranker_base": repository / "input" / "models" / "SmolLM2-135M-Instruct"}
     config = {"engine": {"kind": "transformers", "dtype": "bfloat16", "batch_tokens": 4096, "vllm": {}}}
-    settings = {
-        "config": config,
-        "ship": {name: folder.relative_to(repository).as_posix() for name, folder in ship.items()},
-    }
-    record = {"kind": "run", "key": "", "settings": settings, "inputs": {}, "files": {}, "seed": 0, "git": {}}
-    (repository / "output" / "exp002_rerank").mkdir()
-    (repository / "output" / "exp002_rerank" / "record.json").write_text(
-        json.dumps({**record, "versions": {}, "seconds": 0})
-    )
+    write_run(repository, "exp002_rerank", config, ship)
     found = ask("exp002_rerank")
     assert set(found) == {"t4x2-transformers", "reranker"}
     assert any(one.startswith("dtype refused: a T4 has no bfloat16") for one in found["reranker"])
+
+
+@pytest.mark.timeout(200)
+def test_an_ensemble_is_judged_member_by_member(repository: Path) -> None:
+    shutil.copytree(ROOT / "exp" / "exp007_blend", repository / "exp" / "exp007_blend")
+    runs = ("exp002_rerank", "exp002_rerank--seed1", "exp002_rerank--wide")
+    base = repository / "input" / "models" / "SmolLM2-135M-Instruct"
+    for run in runs[:2]:
+        write_run(repository, run, {}, {"reranker": base})
+    words = ("exp007_blend", "--runtime", "t4x2-transformers", "--json")
+    done = doctor(*words, KAGGLE_LLM_ROOT=str(repository))
+    assert "exp007_blend has members that are not trained: exp002_rerank--wide" in done.stderr
+    write_run(repository, runs[2], {}, {"reranker": base})
+    done = doctor(*words, KAGGLE_LLM_ROOT=str(repository))
+    models = {one["model"] for one in json.loads(done.stdout)["findings"]}
+    assert models == {"t4x2-transformers", *(f"{run}: reranker" for run in runs)}

@@ -32,7 +32,7 @@ def main() -> None:
         return {"gpt2": learn(f"fold{k}/gpt2_before", train.filter(fold != k), experiment, 0)}
 
     experiment.score(fold, models, before)
-    experiment.ship(**models(config.folds.validate[0]))
+    experiment.ship(**models(int(fold.filter(fold >= 0).min())))
 
 
 def learn(name: str, rows: pl.DataFrame, experiment: Experiment, epochs: int) -> Path:

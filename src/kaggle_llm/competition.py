@@ -139,7 +139,18 @@ class Competition:
 
     def sample(self) -> pl.DataFrame:
         """sample_submission.csv: an id and the cells."""
-        return read_csv(self.folder / f"{SAMPLE}.csv")
+        sample = read_csv(self.folder / f"{SAMPLE}.csv")
+        expected = self.cell_columns()
+        if sample.width < 2 or sample.columns[1:] != (expected or sample.columns[1:2]):
+            raise ValueError(
+                f"{SAMPLE}.csv has the columns {sample.columns}; behind the id {expected or 'one cell'} is expected: "
+                f"override cell_columns(), cells() and answer_in()"
+            )
+        return sample
+
+    def cell_columns(self) -> list[str] | None:
+        """Names of the sample's columns behind the id; None: there is one, of whatever name."""
+        return None
 
     def sample_of(self, ids: Sequence[str]) -> pl.DataFrame:
         """A sample submission of other rows: the sample's first row for each of `ids`."""
@@ -258,6 +269,9 @@ class LabelColumns(Competition):
     def legal_items(self) -> list[str]:
         return list(self.labels)
 
+    def cell_columns(self) -> list[str]:
+        return list(self.labels.values())
+
     def read(self, name: str) -> pl.DataFrame:
         """train.csv with its labels; raises ValueError for shares that are none."""
         import polars as pl
@@ -268,9 +282,10 @@ class LabelColumns(Competition):
         shares = raw.select(pl.col(list(self.labels.values())).cast(pl.Float64, strict=False)).to_numpy()
         wrong = raw.filter(~((shares >= 0).all(axis=1) & (abs(shares.sum(axis=1) - 1) < SLACK)))
         if wrong.height:
+            columns = self.cell_columns()
             raise ValueError(
-                f"{name}.csv: {wrong.height} row(s) whose {', '.join(self.labels.values())} are no shares of 1, "
-                f"first {wrong.row(0, named=True)}"
+                f"{name}.csv: {wrong.height} row(s) whose {', '.join(columns)} are no shares of 1, first "
+                f"{wrong[self.tables[TRAIN].id][0]!r} with {wrong.select(columns).row(0)}"
             )
         names = list(self.labels)
         return raw.with_columns(label=pl.Series([names[place] for place in shares.argmax(axis=1)], dtype=pl.String()))

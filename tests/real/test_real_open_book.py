@@ -11,6 +11,7 @@ from paper_exam import ROOT, SOURCE, WORDS, convert
 from workspace import Workspace, make_workspace, succeed
 
 from kaggle_llm.competition import CompetitionSettings, load_competition
+from kaggle_llm.competitions.demo_open_book import LETTERS
 from kaggle_llm.metrics import bootstrap_interval, paired_difference
 
 MODELS = ROOT / "input" / "models"
@@ -29,7 +30,8 @@ pytestmark = [
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     made = make_workspace(tmp_path, LLM, ENCODER)
-    convert(SOURCE, made.root / "input" / "paper-exam", made.output / "hidden" / "demo-open-book", train=160, test=3)
+    exam, hidden = made.root / "input" / "paper-exam", made.output / "hidden" / "demo-open-book"
+    convert(SOURCE, exam, hidden, train=160, test=len(LETTERS))
     return Workspace(made.root, timeout=800)
 
 

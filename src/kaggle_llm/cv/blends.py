@@ -185,7 +185,12 @@ def fit_members(experiment: Experiment, rows: pl.DataFrame) -> Fitted:
     """The weights of config.members, fitted on their recorded answers to `rows`, which all of them validated."""
     competition, settings, runs = experiment.competition, experiment.config.blend, experiment.config.members
     answers = [select_rows(experiment.recorded[run], rows["id"].to_list()) for run in runs]
-    fit = Fit(open_blend(runs, settings.space), answers, competition.truth(rows), competition.metric)
+    fit = Fit(
+        open_blend(runs, settings.space, competition.settings.name),
+        answers,
+        competition.truth(rows),
+        competition.metric,
+    )
     singles = fit.blend.take_alone()
     alone = [fit.score(one) for one in singles]
     shipped = fit.blend.weigh(fit.fit_weights(settings.rounds))
@@ -195,8 +200,9 @@ def fit_members(experiment: Experiment, rows: pl.DataFrame) -> Fitted:
     best = singles[alone.index((max if competition.metric.greater_is_better else min)(alone))]
     blends = {"nested": nested, "best": best, "shipped": shipped}
     folders = {name: experiment.step(name, blend.save, blend) for name, blend in blends.items()}
-    fitted = fit.score(shipped)
-    also = {"equal weights": fit.score(fit.blend), "not nested": fitted, "optimism of that": fitted - fit.score(nested)}
+    fitted, sign = fit.score(shipped), 1 if competition.metric.greater_is_better else -1
+    optimism = sign * (fitted - fit.score(nested))
+    also = {"equal weights": fit.score(fit.blend), "not nested": fitted, "optimism of that": optimism}
     return Fitted(**folders, also=also)
 
 
@@ -220,13 +226,15 @@ def print_weights(blend: MemberBlend, alone: Sequence[float], title: str) -> Non
             print(f"{about['run']} has the weight 0: take it out of members, or it travels for nothing", flush=True)
 
 
-def open_blend(runs: Sequence[str], space: Space) -> MemberBlend:
-    """Complete runs with equal weights."""
+def open_blend(runs: Sequence[str], space: Space, competition: str) -> MemberBlend:
+    """Complete runs with equal weights; raises ValueError for one of another competition."""
     members = []
     for run in runs:
         record = records.read_record(paths.run_folder(run))
         if record is None:
             raise FileNotFoundError(f"{run} is no complete run: train it first")
+        if (other := record.settings["config"]["competition"]["name"]) != competition:
+            raise ValueError(f"members: {run} is of {other}, not of {competition}")
         experiment = paths.experiment_folder(run).name
         members.append({"run": run, "experiment": experiment, "config": record.settings["config"]})
     return MemberBlend(space, tuple(members), (1.0,) * len(members)).weigh([1] * len(members))

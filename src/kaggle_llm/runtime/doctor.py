@@ -6,7 +6,7 @@ Reads files only: what the run ships, its config, the runtime's pins. Leaves not
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,10 @@ def examine(run: str | None, runtime: str = DEFAULT, model: Path | None = None, 
     if run is None and model is None:
         raise ValueError("nothing to examine: give a run, or a model folder by --model")
     config = read_config(run) if run else ALONE
+    if members := list(config.get("members", ())):
+        if untrained := [one for one in members if records.read_record(paths.run_folder(one)) is None]:
+            raise ValueError(f"{run} has members that are not trained: {', '.join(untrained)}")
+        return join_diagnoses([examine(member, runtime, model, rows) for member in members], members)
     models = [read_alone(model)] if model else list_models(run or "", config)
     engine = EngineSettings(**config.get("engine", {}))
     environment = {
@@ -63,6 +67,15 @@ def examine(run: str | None, runtime: str = DEFAULT, model: Path | None = None, 
     cases = [Case(one, engine, pins, plan_tokens(one, config, rows), {}, environment) for one in models]
     found = {case.model.name: list(examine_case(case)) for case in cases}
     return Diagnosis(pins.name, {pins.name: list(judge_runtime(pins)), **found})
+
+
+def join_diagnoses(found: Sequence[Diagnosis], members: Sequence[str]) -> Diagnosis:
+    """Of an ensemble: what each of its members would meet, one after the other; the runtime is told once."""
+    runtime = found[0].runtime
+    findings = {runtime: found[0].findings[runtime]}
+    for member, one in zip(members, found, strict=True):
+        findings |= {f"{member}: {name}": said for name, said in one.findings.items() if name != runtime}
+    return Diagnosis(runtime, findings)
 
 
 def examine_case(case: Case) -> Iterator[Finding]:
