@@ -28,7 +28,7 @@ CHAT_TEMPLATE = (
 
 
 def train_bpe() -> PreTrainedTokenizerFast:
-    """A byte-level BPE that takes any text; " Yes", " No", "Yes", "No", " A", " B" and " tie" are one token each."""
+    """A byte-level BPE that takes any text; " Yes", " No", "Yes", "No", " A", " B", " C" and " tie" are one token each."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -41,7 +41,7 @@ def train_bpe() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    raw.train_from_iterator([*SENTENCES, *(["Yes No", "No Yes", "A B A tie"] * 20)], trainer)
+    raw.train_from_iterator([*SENTENCES, *(["Yes No", "No Yes", "A B A C tie"] * 20)], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=raw,
         pad_token="<pad>",

@@ -1,8 +1,9 @@
 """Generates demo-judge: two worked answers to a problem, and what three voters prefer.
 
 An answer may be right and worked out, right and badly explained, right without a word, wrong by a slip in the last
-line, wrong by a wrong rule from the start, wrong without a word, or not there. The voters weigh that, each with some
-noise; close answers are a tie for many of them.
+line, wrong by a wrong rule from the start, wrong without a word, or not there. The voters want to see how it is worked
+out: a slip counts less than a wrong rule, and a number alone little, even the right one. Each votes with some noise; close
+answers are a tie for many of them.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ PUBLIC_ROWS = 3
 PAIRS = 3  # of a problem
 NOISE, CLOSE = 0.35, 0.5  # of a voter's view of a difference, and the difference that is a tie
 WORTH = {
-    "worked": 3.0,
-    "badly explained": 2.4,
-    "bare": 2.0,
-    "slip": 1.5,
-    "wrong rule": 0.9,
-    "bare wrong": 0.4,
+    "worked": 4.0,
+    "slip": 3.0,
+    "badly explained": 2.2,
+    "wrong rule": 1.6,
+    "bare": 1.0,
+    "bare wrong": 0.7,
     "no answer": 0.0,
 }
-OFTEN = (5, 2, 2, 3, 3, 2, 2)  # how often each kind is drawn
+OFTEN = (5, 2, 3, 2, 2, 1, 4)  # how often each kind is drawn
 COLUMNS = ("winner_a", "winner_b", "winner_tie")
 GIVING_UP = (
     *("I don't know.", "Sorry, this is not clear to me.", "That cannot be answered.", "Something is missing here."),
