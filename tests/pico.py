@@ -28,7 +28,7 @@ CHAT_TEMPLATE = (
 
 
 def train_bpe() -> PreTrainedTokenizerFast:
-    """A byte-level BPE that takes any text; " Yes", " No", "Yes", "No", " A", " B", " C" and " tie" are one token each."""
+    """A byte-level BPE that takes any text; Yes, No, " Yes", " No", " A", " B", " C", " tie" are a token each."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

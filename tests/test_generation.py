@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kaggle_llm.training.generation import CompletionExample, GenerationTask, completion_log_loss
+from kaggle_llm.training.generation import CompletionExample, GenerationTask
 
 TASK = GenerationTask()
 
@@ -44,17 +44,3 @@ def test_only_positions_that_carry_loss_meet_the_vocabulary(pico_llm: Path, with
     model.get_base_model().lm_head.register_forward_hook(lambda _, __, out: rows.append(np.prod(out.shape[:-1])))
     TASK.loss(model, examples).backward()
     assert rows == [sum(len(example.completion) for example in examples)]
-
-
-def test_the_log_loss_of_a_folder_is_the_mean_over_all_tokens(pico_llm: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    examples, plain = random_examples(2, 3), AutoModelForCausalLM.from_pretrained(pico_llm, dtype=torch.float32)
-    logs = []
-    with torch.no_grad():
-        for example in examples:
-            rows = plain(torch.tensor([example.prompt + example.completion])).logits[0].log_softmax(-1)
-            start = len(example.prompt)
-            logs += [float(rows[start + n - 1, token]) for n, token in enumerate(example.completion)]
-    assert completion_log_loss(pico_llm, examples) == pytest.approx(-sum(logs) / len(logs), abs=1e-5)

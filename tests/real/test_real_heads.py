@@ -1,4 +1,4 @@
-"""Heads, token labels and masked LM on real data: the real encoder is better on held-out rows than before training.
+"""Heads and masked LM on real data: the real encoder is better on held-out rows than before training.
 
 Before, a head that starts at random is the prior, the mean or no span; the margins are measured ones with room.
 """
@@ -6,7 +6,6 @@ Before, a head that starts at random is the prior, the mean or no span; the marg
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,6 @@ from kaggle_llm.inference import heads as ranks
 from kaggle_llm.inference.engine import EngineSettings
 from kaggle_llm.inference.maker import make_engine
 from kaggle_llm.prompts import Prompt, encode_texts, load_tokenizer
-from kaggle_llm.rankings import make_ranking
-from kaggle_llm.spans import Span, WindowSettings, bio_tags, decode, labels_of, spans_of_words, windows
 from kaggle_llm.training.heads import HeadExample, HeadSettings, HeadTask, check_targets, class_target, ordinal_target
 from kaggle_llm.training.masked import (
     MaskedSettings,
@@ -31,7 +28,6 @@ from kaggle_llm.training.masked import (
     unigram_log_loss,
 )
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
-from kaggle_llm.training.token_labels import TokenExample, TokenSettings, TokenTask
 from kaggle_llm.training.trainer import Job, fine_tune
 from kaggle_llm.weights.merge import merge_adapter
 
@@ -144,41 +140,6 @@ def test_classification_the_topic_of_a_wrong_answer(tmp_path: Path) -> None:
         report(metric.name, metric.score(before, truth), metric.score(after, truth))
     metric = metrics.accuracy()
     assert metric.score(after, truth) > metric.score(before, truth) + 0.15
-
-
-def read_tweets(name: str, count: int) -> list[tuple[str, list[Span]]]:
-    """Texts with their entities; the tokens of a tweet stand one a line, a line without one ends it."""
-    blocks = re.split(r"\n\s*\n", (DATA / "wnut17" / name).read_text(encoding="utf-8").strip())[:count]
-    pairs = [[line.split("\t") for line in block.splitlines()] for block in blocks]
-    return [spans_of_words([word for word, _ in tweet], [tag for _, tag in tweet]) for tweet in pairs]
-
-
-def test_token_labels_names_in_tweets(tmp_path: Path) -> None:
-    """Micro F1 of whole entities; before training no tag is known, and all O has no entity."""
-    taught, held = read_tweets("wnut17train.conll", 1200), read_tweets("emerging.dev.conll", 300)
-    tags = bio_tags(sorted({span.type for _, spans in taught for span in spans}))
-    tokenizer, cut = load_tokenizer(ENCODER), WindowSettings(max_tokens=64, overlap=16)
-    examples = [
-        TokenExample(tuple(window.ids), tuple(labels_of(window, spans, tags)))
-        for text, spans in taught
-        for window in windows(tokenizer, text, cut)
-    ]
-    folder = train(TokenTask(TokenSettings(tags)), examples, tmp_path, epochs=2, learning_rate=1e-3)
-    ids = [f"t{n}" for n in range(len(held))]
-    parts = [windows(tokenizer, text, cut) for text, _ in held]
-    logits = iter(predict(folder, [part.ids for row in parts for part in row]))
-    answers = [decode(row, [next(logits) for _ in row], tags, text) for row, (text, _) in zip(parts, held, strict=True)]
-    ranking = make_ranking(
-        ids,
-        [[span.to_item() for span, _ in answer] for answer in answers],
-        [[score for _, score in answer] for answer in answers],
-    )
-    nothing = make_ranking(ids, [[]] * len(ids), [[]] * len(ids))
-    truth = pl.DataFrame({"id": ids, "items": [[span.to_item() for span in spans] for _, spans in held]})
-    metric = metrics.span_f_beta(1.0)
-    report("F1", metric.score(nothing, truth), metric.score(ranking, truth))
-    assert metric.score(nothing, truth) == 0
-    assert metric.score(ranking, truth) > 0.2
 
 
 def test_masked_abstracts_are_read_on(tmp_path: Path) -> None:

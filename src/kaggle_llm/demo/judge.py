@@ -2,8 +2,8 @@
 
 An answer may be right and worked out, right and badly explained, right without a word, wrong by a slip in the last
 line, wrong by a wrong rule from the start, wrong without a word, or not there. The voters want to see how it is worked
-out: a slip counts less than a wrong rule, and a number alone little, even the right one. Each votes with some noise; close
-answers are a tie for many of them.
+out: a slip counts less than a wrong rule, and a number alone little, even the right one. Each votes with some noise;
+close answers are a tie for many of them.
 """
 
 from __future__ import annotations

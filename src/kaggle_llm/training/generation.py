@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +11,6 @@ import numpy as np
 from kaggle_llm.inference.attention import register_segments
 from kaggle_llm.inference.packing import compute_logits, pack
 from kaggle_llm.prompts import Prompter
-from kaggle_llm.training.models import load_trainable
-from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 
 if TYPE_CHECKING:
     import polars as pl
@@ -66,14 +63,3 @@ class GenerationTask:
         targets = torch.tensor([token for example in examples for token in example.completion])
         logits = compute_logits(model, packed, keep)
         return torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="sum")
-
-
-def completion_log_loss(folder: Path, examples: Sequence[CompletionExample]) -> float:
-    """Mean over the completions' tokens of −log p(token), in nats, by the model in `folder`: before and after alike."""
-    import torch
-
-    task = GenerationTask()
-    model = load_trainable(folder, task.kind, LoraSettings("full"), TrainingSettings(), 0, **task.config()).eval()
-    with torch.inference_mode():
-        total = sum(float(task.loss(model, [example])) for example in examples)
-    return total / sum(task.weight(example) for example in examples)
