@@ -31,12 +31,12 @@ pytestmark = [
 def workspace(tmp_path: Path) -> Workspace:
     made = make_workspace(tmp_path, LLM, ENCODER)
     exam, hidden = made.root / "input" / "paper-exam", made.output / "hidden" / "demo-open-book"
-    convert(SOURCE, exam, hidden, train=160, test=len(LETTERS))
+    convert(SOURCE, exam, hidden, train=120, test=len(LETTERS))
     return Workspace(made.root, timeout=800)
 
 
 def test_papers_are_found_and_their_summaries_told_apart_better_with_the_book_open(workspace: Workspace) -> None:
-    words = (*WORDS, "folds.count=3", "training.tokens=20000", "passages.words=80", "run=papers")
+    words = (*WORDS, "folds.count=3", "training.tokens=10000", "passages.words=80", "run=papers")
     print(succeed(workspace.train("exp006_open_book", *words))[-1500:])
     run = workspace.output / RUN
     metrics = json.loads((run / "metrics.json").read_text())

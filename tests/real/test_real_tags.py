@@ -46,7 +46,7 @@ def workspace(tmp_path: Path) -> Workspace:
     models = ROOT / "input" / "models"
     made = make_workspace(tmp_path, models / "SmolLM2-135M-Instruct", ENCODER)
     hidden = made.output / "hidden" / "demo-tags"
-    convert(SOURCE, made.root / "input" / "wnut17", hidden, train=400, dev=150, test=300)
+    convert(SOURCE, made.root / "input" / "wnut17", hidden, train=300, dev=100, test=200)
     return Workspace(made.root, timeout=600)
 
 
