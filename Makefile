@@ -6,8 +6,8 @@ BIN := .venv/bin
 LOCK ?= requirements/$(if $(shell command -v nvidia-smi),gpu,cpu).txt
 VLLM := requirements/vllm-$(if $(findstring cpu,$(LOCK)),cpu,gpu).txt
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-# Slow tests that want the whole machine: the real models in training, quantising and vLLM, and the benchmarks.
-ALONE := test_chain.py real benchmarks
+# Slow tests that want the whole machine: vLLM takes all cores.
+ALONE := test_chain.py real/test_real_vllm.py
 PIP := -m pip install --quiet --disable-pip-version-check --no-deps
 INSTALL := $(BIN)/python $(PIP)
 

@@ -23,7 +23,7 @@ pytestmark = [
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     made = make_workspace(tmp_path, LLM, ENCODER)
-    convert(SOURCE, made.root / "input" / "judgements", made.output / "hidden" / "demo-judge", count=160)
+    convert(SOURCE, made.root / "input" / "judgements", made.output / "hidden" / "demo-judge", count=120)
     return Workspace(made.root, timeout=800)
 
 

@@ -32,7 +32,7 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 def test_summaries_of_papers_get_better(workspace: Workspace) -> None:
-    words = (*WORDS, "folds.count=5", "training.tokens=8000", "run=scitldr")
+    words = (*WORDS, "folds.count=4", "training.tokens=12000", "run=scitldr")
     print(succeed(workspace.train("exp003_summarize", *words))[-1500:])
     run = workspace.output / "exp003_summarize--scitldr"
     competition = load_competition(CompetitionSettings("demo-dialogues"), workspace.root / "input" / "abstracts")
