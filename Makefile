@@ -58,10 +58,11 @@ demo: models data first-$(EXP)  ## the whole cycle: train, bundle, rehearse (EXP
 # What an experiment builds on is trained before it, and what it has to beat is compared with it.
 first-exp002_rerank: models data
 	$(BIN)/python exp/exp001_retrieve/train.py
+LIGHT := folds.rows=60 reranker.depth=3 training.tokens=6000
 first-exp007_blend: models data
 	$(BIN)/python exp/exp002_rerank/train.py
-	$(BIN)/python exp/exp002_rerank/train.py run=seed1 seed=1 reranker.depth=4 training.tokens=10000
-	$(BIN)/python exp/exp002_rerank/train.py run=wide choice.group_size=8 reranker.depth=4 training.tokens=10000
+	$(BIN)/python exp/exp002_rerank/train.py run=seed1 seed=1 $(LIGHT)
+	$(BIN)/python exp/exp002_rerank/train.py run=wide choice.group_size=8 $(LIGHT)
 first-%: ;
 BESIDE := $(if $(filter exp002_rerank,$(EXP)),exp001_retrieve)$(if $(filter exp007_blend,$(EXP)),exp002_rerank)
 
