@@ -163,15 +163,14 @@ def test_a_text_is_exactly_one_of_the_options(pico_llm: Path, batch_tokens: int,
     sampling = Sampling(max_tokens=16, temperature=temperature, n=8, options=OPTIONS)
     answers = engine_of(pico_llm, batch_tokens).generate(PROMPTS, sampling)
     found = {text for row in texts(answers) for text in row}
-    assert found <= set(OPTIONS) and (temperature == 0 or found == set(OPTIONS))
+    assert found <= set(OPTIONS) and (temperature == 0 or len(found) > len(OPTIONS) // 2)
 
 
-@pytest.mark.parametrize("regex", [r"(\d{1,3}|none) apples?", "[A-Z][a-z]{2,5}", "(é|ß)+!", "a"])
+@pytest.mark.parametrize("regex", [r"(\d{1,3}|none) apples?", "[A-Z][a-z]{2,5}", "(é|ß){1,8}!", "a"])
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 def test_a_text_matches_the_regex_wholly(engine: TransformersEngine, regex: str, temperature: float) -> None:
     answers = engine.generate(PROMPTS, Sampling(40, temperature=temperature, n=3, regex=regex))
-    assert all(re.fullmatch(regex, text) for row in texts(answers) for text in row if text or temperature == 0)
-    assert any(text for row in texts(answers) for text in row)
+    assert all(re.fullmatch(regex, text) for row in texts(answers) for text in row)
 
 
 def test_a_text_that_is_cut_before_it_matches_is_empty(engine: TransformersEngine) -> None:
