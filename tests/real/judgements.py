@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT.parent / "shared" / "data" / "pandalm" / "testset-v1.json"
 VOTES = (1, 2, 0)  # for the first answer, for the second, for neither
 # What exp004 has to be told, and nothing else.
-WORDS = ("competition.dir=input/judgements", "prompt.budgets.problem=96", "prompt.budgets.text=96")
+WORDS = ("competition.dir=input/judgements", "training.learning_rate=2.0e-4")
 
 
 def read_pairs(path: Path, count: int | None = None) -> pl.DataFrame:

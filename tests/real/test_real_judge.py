@@ -23,12 +23,12 @@ pytestmark = [
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     made = make_workspace(tmp_path, LLM, ENCODER)
-    convert(SOURCE, made.root / "input" / "judgements", made.output / "hidden" / "demo-judge", count=120)
+    convert(SOURCE, made.root / "input" / "judgements", made.output / "hidden" / "demo-judge", count=160)
     return Workspace(made.root, timeout=800)
 
 
 def test_votes_are_foretold_better_than_by_their_shares(workspace: Workspace) -> None:
-    words = (*WORDS, "folds.count=4", "training.tokens=5000", "run=pandalm")
+    words = (*WORDS, "folds.count=4", "training.tokens=6000", "parity.exact_rows=4", "run=pandalm")
     print(succeed(workspace.train("exp004_judge", *words))[-1500:])
     run = workspace.output / "exp004_judge--pandalm"
     metrics = json.loads((run / "metrics.json").read_text())
