@@ -39,7 +39,7 @@ def test_papers_are_found_and_their_summaries_told_apart_better_with_the_book_op
     print(succeed(workspace.train("exp006_open_book", *words))[-1500:])
     run = workspace.output / RUN
     metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics["also"]["document in the first 1"] > 0.9
+    assert metrics["also"]["document in the first 1"] > 0.8
     competition = load_competition(CompetitionSettings("demo-open-book"), workspace.root / "input" / "paper-exam")
     truth, metric = competition.truth(competition.table("train")), competition.metric
     opened = pl.read_parquet(run / "oof.parquet")
@@ -47,4 +47,4 @@ def test_papers_are_found_and_their_summaries_told_apart_better_with_the_book_op
         other = pl.read_parquet(run / "fold0" / f"{file}.parquet")
         gain, low, high = paired_difference(metric, opened, other, truth)
         print(f"{metric.name} {metrics['cv']:.4f}, {name} {gain:+.4f} [{low:+.4f}, {high:+.4f}]", flush=True)
-        assert gain > 0, "30 rows do not resolve more"
+        assert low > 0
