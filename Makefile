@@ -6,8 +6,8 @@ BIN := .venv/bin
 LOCK ?= requirements/$(if $(shell command -v nvidia-smi),gpu,cpu).txt
 VLLM := requirements/vllm-$(if $(findstring cpu,$(LOCK)),cpu,gpu).txt
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-# Slow tests that want the whole machine: vLLM takes all cores.
-ALONE := test_chain.py real/test_real_vllm.py
+# Slow tests that want the whole machine: vLLM takes all cores, and benchmarks measure.
+ALONE := test_chain.py real/test_real_vllm.py benchmarks
 PIP := -m pip install --quiet --disable-pip-version-check --no-deps
 INSTALL := $(BIN)/python $(PIP)
 

@@ -88,8 +88,7 @@ def test_choice_scoring_gives_every_contender_the_same_prompts_and_compares_what
     for name, figures in found.items():
         assert figures["prompts_per_second"] == pytest.approx(10 / figures["seconds"])
         assert figures["peak_rss_mb"] > 500, "the model's weights alone are that large"
-        assert figures["max_abs_diff"] == 0 if name == "usual-loop" else figures["max_abs_diff"] < 1e-3
-    assert found["kaggle_llm"]["max_abs_diff"] > 0, "it was not the loop that was measured again"
+        assert figures["max_abs_diff"] == 0 if name == "usual-loop" else 0 < figures["max_abs_diff"] < 1e-3
 
 
 @pytest.mark.slow

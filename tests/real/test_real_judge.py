@@ -34,6 +34,6 @@ def test_votes_are_foretold_better_than_by_their_shares(workspace: Workspace) ->
     metrics = json.loads((run / "metrics.json").read_text())
     print(f"log loss {metrics['cv']:.4f}, base model {metrics['before']:.4f}, shares {metrics['also']}", flush=True)
     reliability = json.loads((run / "reliability.json").read_text())
-    assert metrics["cv"] < metrics["before"]
+    assert metrics["cv"] < metrics["before"] - 0.05
     assert metrics["cv"] < metrics["also"]["shares of training"] < 1.0986, "better than not to know"
     assert reliability["with the temperature"]["error"] < 0.15
