@@ -33,6 +33,11 @@ class Metric:
     score: Callable[[pl.DataFrame, pl.DataFrame], float]
     rows: Rows | None = None
 
+    @property
+    def sign(self) -> int:
+        """1 or −1: the larger sign · score, the better."""
+        return 1 if self.greater_is_better else -1
+
 
 def mean_average_precision(k: int) -> Metric:
     """MAP@k: mean over rows of (1/min(m, k)) Σ_{i≤k} precision(i)·relevant(i), m right items.

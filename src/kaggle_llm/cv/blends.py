@@ -152,11 +152,10 @@ class Fit:
         the shortest selection that was best of all. Source: Caruana et al., Ensemble Selection from Libraries of
         Models, ICML 2004, sections 2 and 2.2 (with replacement).
         """
-        sign = 1 if self.metric.greater_is_better else -1
         taken, best, kept = [0] * len(self.answers), -math.inf, [0] * len(self.answers)
         for _ in range(rounds):
             tried = [[n + (m == member) for m, n in enumerate(taken)] for member in range(len(taken))]
-            values = [sign * self.score(self.blend.weigh(counts)) for counts in tried]
+            values = [self.metric.sign * self.score(self.blend.weigh(counts)) for counts in tried]
             taken = tried[values.index(max(values))]
             if max(values) > best:
                 best, kept = max(values), taken
@@ -184,25 +183,21 @@ class Fitted:
 def fit_members(experiment: Experiment, rows: pl.DataFrame) -> Fitted:
     """The weights of config.members, fitted on their recorded answers to `rows`, which all of them validated."""
     competition, settings, runs = experiment.competition, experiment.config.blend, experiment.config.members
+    metric, equal = competition.metric, open_blend(runs, settings.space, competition.settings.name)
     answers = [select_rows(experiment.recorded[run], rows["id"].to_list()) for run in runs]
-    fit = Fit(
-        open_blend(runs, settings.space, competition.settings.name),
-        answers,
-        competition.truth(rows),
-        competition.metric,
-    )
+    fit = Fit(equal, answers, competition.truth(rows), metric)
     singles = fit.blend.take_alone()
     alone = [fit.score(one) for one in singles]
     shipped = fit.blend.weigh(fit.fit_weights(settings.rounds))
     part = assign_folds(rows[competition.group], FoldSettings(count=settings.parts, unseen=1.0))
     nested = replace(shipped, nested=nest_weights(fit, part, settings.rounds))
-    print_weights(nested, alone, f"{competition.metric.name} on {rows.height} rows")
-    best = singles[alone.index((max if competition.metric.greater_is_better else min)(alone))]
+    print_weights(nested, alone, f"{metric.name} on {rows.height} rows")
+    best = singles[alone.index(max(alone, key=lambda score: metric.sign * score))]
     blends = {"nested": nested, "best": best, "shipped": shipped}
     folders = {name: experiment.step(name, blend.save, blend) for name, blend in blends.items()}
-    fitted, sign = fit.score(shipped), 1 if competition.metric.greater_is_better else -1
-    optimism = sign * (fitted - fit.score(nested))
-    also = {"equal weights": fit.score(fit.blend), "not nested": fitted, "optimism of that": optimism}
+    fitted = fit.score(shipped)
+    optimism = metric.sign * (fitted - fit.score(nested))
+    also = {"equal weights": fit.score(equal), "not nested": fitted, "optimism of that": optimism}
     return Fitted(**folders, also=also)
 
 

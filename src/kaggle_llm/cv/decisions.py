@@ -64,5 +64,4 @@ def fit_blend(retrieved: pl.DataFrame, reranked: pl.DataFrame, truth: pl.DataFra
 
 
 def _value(blend: Blend, retrieved: pl.DataFrame, reranked: pl.DataFrame, truth: pl.DataFrame, metric: Metric) -> float:
-    score = metric.score(blend.apply(retrieved, reranked), truth)
-    return score if metric.greater_is_better else -score
+    return metric.sign * metric.score(blend.apply(retrieved, reranked), truth)

@@ -46,5 +46,4 @@ class OutsideThreshold:
 
 def fit_outside(tagged: pl.DataFrame, truth: pl.DataFrame, metric: Metric) -> OutsideThreshold:
     """The threshold of GRID with the best metric on rows that the model was not trained on; among equals the first."""
-    sign = 1 if metric.greater_is_better else -1
-    return max(map(OutsideThreshold, GRID), key=lambda one: sign * metric.score(one.apply(tagged), truth))
+    return max(map(OutsideThreshold, GRID), key=lambda one: metric.sign * metric.score(one.apply(tagged), truth))
