@@ -58,9 +58,9 @@ demo: models data first-$(EXP)  ## the whole cycle: train, bundle, rehearse (EXP
 # What an experiment builds on is trained before it, and what it has to beat is compared with it.
 first-exp002_rerank: models data
 	$(BIN)/python exp/exp001_retrieve/train.py
-LIGHT := folds.rows=60 reranker.depth=3 training.tokens=6000
+LIGHT := folds.rows=40 reranker.depth=3 training.tokens=4000 parity.exact_rows=8
 first-exp007_blend: models data
-	$(BIN)/python exp/exp002_rerank/train.py
+	test -f output/exp002_rerank/record.json || $(BIN)/python exp/exp002_rerank/train.py $(LIGHT)
 	$(BIN)/python exp/exp002_rerank/train.py run=seed1 seed=1 $(LIGHT)
 	$(BIN)/python exp/exp002_rerank/train.py run=wide choice.group_size=8 $(LIGHT)
 first-%: ;

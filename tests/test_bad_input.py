@@ -81,12 +81,6 @@ def test_strange_rows_are_answered_and_healthy_ones_beside_them_stay_the_same(wo
         assert found[name][0] == items and found[name][1] == pytest.approx(scores, abs=1e-4)
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_a_test_set_of_no_or_one_row_is_a_submission(workspace: Workspace, count: int) -> None:
-    assert len(ranking_of(predict(workspace, HEALTHY[:count]))) == count
-    assert len((workspace.root / "out" / "submission.csv").read_text().splitlines()) == 1 + count
-
-
 def test_what_cannot_be_answered_is_an_error_by_name(workspace: Workspace) -> None:
     twice = predict(workspace, [*HEALTHY, HEALTHY[1]])
     assert twice.returncode == 1 and "occur more than once, first ['h1']" in twice.stderr

@@ -239,22 +239,23 @@ def dying(self, folder):
     if self.state.global_step == 4:
         os.kill(os.getpid(), signal.SIGKILL)
     save(self, folder)
-if sys.argv[3] == "die":
+if "die" in sys.argv:
     Trainer._save_optimizer_and_scheduler = dying
 fine_tune(POINTWISE, random_groups(3, 12), make_job(Path(sys.argv[1]), Path(sys.argv[2]), checkpoint_steps=2))
 """
 
-    def start(folder: str, how: str) -> subprocess.CompletedProcess[str]:
-        words = [sys.executable, "-c", code, str(pico_llm), str(tmp_path / folder), how]
+    def start(*how: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-c", code, str(pico_llm), str(tmp_path / "killed"), *how]
         here = Path(__file__).parent
         return subprocess.run(words, cwd=here, capture_output=True, text=True, timeout=120, check=False)
 
-    assert start("killed", "die").returncode == -9
+    assert start("die").returncode == -9
     half = list(tmp_path.glob("killed.checkpoints/*/checkpoint-4"))
     assert len(half) == 1 and not (half[0] / COMPLETE).exists()
-    again, whole = start("killed", "live"), start("whole", "live")
-    assert again.returncode == whole.returncode == 0, again.stderr + whole.stderr
+    again = start()
+    assert again.returncode == 0, again.stderr
     assert "going on from checkpoint of step 2 of 6 steps" in again.stdout
+    fine_tune(POINTWISE, random_groups(3, 12), make_job(pico_llm, tmp_path / "whole", checkpoint_steps=2))
     assert_same(tmp_path / "whole", tmp_path / "killed")
 
 
