@@ -18,8 +18,8 @@ EXPERIMENTS = sorted(path.parent for path in (ROOT / "exp").glob("*/train.py"))
 # A module may import from its own room and from rooms before it.
 ROOMS = (
     "errors paths processes records folders tables config metrics rankings spans competition competitions prompts "
-    "inference borrowed run member fingerprint arguments experiment cv retrieval training weights runtime kaggle "
-    "rehearsal demo board trace cli"
+    "inference borrowed run memory member fingerprint arguments experiment cv retrieval training weights runtime "
+    "kaggle rehearsal demo board trace cli"
 )
 ORDER = ROOMS.split()
 HEAVY = {"torch", "transformers", "vllm", "sentence_transformers", "peft", "polars", "omegaconf", "sklearn", "bm25s"}

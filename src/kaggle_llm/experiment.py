@@ -27,6 +27,7 @@ from kaggle_llm.errors import report_errors
 from kaggle_llm.fingerprint import hash_code, hash_input, hash_source, read_answers
 from kaggle_llm.folders import read_idea
 from kaggle_llm.inference.maker import resolve_engine
+from kaggle_llm.memory import Memory, RememberingRun
 from kaggle_llm.metrics import bootstrap_interval, paired_difference
 from kaggle_llm.run import Run, answer, import_predict
 from kaggle_llm.tables import print_table
@@ -77,6 +78,7 @@ class Experiment:
         self._borrowed: dict[str, str] = {**getattr(config, "models", {}), **name_members(members)}
         self.recorded = {member: read_answers(member) for member in members}
         self._beside = find_shipped(self._borrowed)
+        self._memory: Memory = {}
         if processes.is_first():
             self._say_what_changed()
             records.keep_changes(self.folder)
@@ -169,7 +171,7 @@ class Experiment:
 
     def run(self, models: Mapping[str, Path]) -> Run:
         """A Run with these models, as CV uses it: for what is fitted on predictions."""
-        return Run(self.config, self.competition, self.add_borrowed(models), recorded=self.recorded)
+        return RememberingRun(self.config, self.competition, self.add_borrowed(models), self.recorded, self._memory)
 
     def ask(self, name: str, rows: pl.DataFrame, models: Mapping[str, Path], ask: Ask) -> pl.DataFrame:
         """What `ask` of predict.py gives for training rows, as a step: for what is fitted on, or told of, predictions.

@@ -74,11 +74,15 @@ class Run:
     def engine(self, name: str) -> Engine:
         """The engine for model(name): made once, closed with the run."""
         if name not in self._engines:
-            settings = getattr(self.config, "engine", EngineSettings())
-            with note_loading():
-                engine = make_engine(self.model(name), settings, self.models.get(f"{name}_base"))
-            self._engines[name] = Sentinel(engine, self.model(name))
+            self._engines[name] = self.open_engine(name)
         return self._engines[name]
+
+    def open_engine(self, name: str) -> Engine:
+        """A new engine for model(name)."""
+        settings = getattr(self.config, "engine", EngineSettings())
+        with note_loading():
+            engine = make_engine(self.model(name), settings, self.models.get(f"{name}_base"))
+        return Sentinel(engine, self.model(name))
 
     def offer(self, ranking: pl.DataFrame) -> None:
         """A better submission than the one before, should the time end here; does nothing in CV."""

@@ -87,11 +87,9 @@ class RecordingRun(Run):
         self.watched, self.settings = watched, settings or config.engine
         self.calls: list[Call] = []
 
-    def engine(self, name: str) -> Engine:
+    def open_engine(self, name: str) -> Engine:
         if name != self.watched:
-            return super().engine(name)
-        if name not in self._engines:
-            here = replace(self.settings, workers=0)  # one stage after the other, all of them alike
-            engine = make_engine(self.model(name), here, self.models.get(f"{name}_base"))
-            self._engines[name] = RecordingEngine(engine, self.calls)
-        return self._engines[name]
+            return super().open_engine(name)
+        here = replace(self.settings, workers=0)  # one stage after the other, all of them alike
+        engine = make_engine(self.model(name), here, self.models.get(f"{name}_base"))
+        return RecordingEngine(engine, self.calls)
