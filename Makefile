@@ -60,7 +60,7 @@ first-exp002_rerank: models data
 	$(BIN)/python exp/exp001_retrieve/train.py
 LIGHT := folds.rows=40 reranker.depth=3 training.tokens=4000 parity.exact_rows=8
 first-exp007_blend: models data
-	test -f output/exp002_rerank/oof.parquet || $(BIN)/python exp/exp002_rerank/train.py $(LIGHT)
+	$(BIN)/python exp/exp002_rerank/train.py
 	$(BIN)/python exp/exp002_rerank/train.py run=seed1 seed=1 $(LIGHT)
 	$(BIN)/python exp/exp002_rerank/train.py run=wide choice.group_size=8 $(LIGHT)
 first-%: ;

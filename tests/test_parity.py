@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from workspace import Workspace, succeed
 
 from kaggle_llm.weights.differences import Differences, divergence, find_differences, log_odds, rank_correlation
 from kaggle_llm.weights.headroom import LIMIT, Headroom, measure_headroom
+from kaggle_llm.weights.parity import check_parity
 from kaggle_llm.weights.recorder import Call
 
 SMOKE = "exp002_rerank--smoke"
@@ -198,21 +201,35 @@ FAULTS = {
 }
 
 
+@pytest.fixture
+def check(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Workspace], None]]:
+    """Parity in this process, which has its libraries: a process of its own takes longer to start than to check."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def check_here(workspace: Workspace) -> None:
+        monkeypatch.setenv("KAGGLE_LLM_ROOT", str(workspace.root))
+        check_parity(SMOKE, again=True)
+
+    yield check_here
+    sys.modules.pop("predict", None)
+
+
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_fails_the_gate_and_is_not_pushed(copy: Workspace, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_fails_the_gate_and_is_not_pushed(
+    copy: Workspace, name: str, check: Callable[[Workspace], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     make, reason = FAULTS[name]
     monkeypatch.setenv("KAGGLE_LLM_ROOT", str(copy.root))
     make(copy)
-    done = copy.cli("parity", SMOKE)
-    assert done.returncode == 1 and reason in done.stdout, done.stdout + done.stderr
+    check(copy)
     (step,) = read_report(copy)["steps"]
     assert step["status"] == "failed" and reason in step["reason"]
     done = copy.cli("push", SMOKE)
     assert done.returncode != 0 and reason in done.stderr and "--accept-parity" in done.stderr
 
 
-def test_what_was_made_again_alike_passes(bundled: Workspace) -> None:
-    succeed(bundled.cli("parity", SMOKE))
+def test_what_was_made_again_alike_passes(bundled: Workspace, check: Callable[[Workspace], None]) -> None:
+    check(bundled)
     (step,) = read_report(bundled)["steps"]
     assert step["status"] == "passed" and 0 < step["differences"]["largest"] <= 1e-4
 
