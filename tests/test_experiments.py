@@ -140,13 +140,16 @@ import_predict(Path("exp/exp002_rerank"))
     assert done.returncode != 0 and "needs a process of its own" in done.stderr
 
 
+@pytest.mark.slow
 def test_more_folds_keep_what_is_there(trained: Workspace) -> None:
     """Fold 0 first, all folds later: what fold 0 needed is not made again."""
-    succeed(trained.train("exp001_retrieve", "--smoke", "run=folds"))
-    said = succeed(trained.train("exp001_retrieve", "--smoke", "run=folds", "folds.validate=[0,1]"))
-    assert "fold0/oof is complete, reused" in said and "fold1/oof …" in said
-    metrics = read(trained.output / "exp001_retrieve--folds-smoke" / "metrics.json")
-    assert [fold["fold"] for fold in metrics["folds"]] == [0, 1] and sum(f["rows"] for f in metrics["folds"]) == 16
+    words = ("--smoke", "run=folds", "folds.count=2", "folds.rows=null", "training.tokens=300", "reranker.depth=2")
+    succeed(trained.train("exp002_rerank", *words, "folds.validate=[0]"))
+    said = succeed(trained.train("exp002_rerank", *words, "folds.validate=[0,1]"))
+    assert all(f"fold0/{step} is complete, reused" in said for step in ("adapter", "merged", "blend", "oof"))
+    assert "fold1/adapter …" in said
+    metrics = read(trained.output / "exp002_rerank--folds-smoke" / "metrics.json")
+    assert [fold["fold"] for fold in metrics["folds"]] == [0, 1] and sum(f["rows"] for f in metrics["folds"]) == 60
 
 
 def test_two_starts_of_one_run_do_not_meet(trained: Workspace) -> None:

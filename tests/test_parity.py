@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 from workspace import Workspace, succeed
 
+from kaggle_llm.cli import app
 from kaggle_llm.weights.differences import Differences, divergence, find_differences, log_odds, rank_correlation
 from kaggle_llm.weights.headroom import LIMIT, Headroom, measure_headroom
-from kaggle_llm.weights.parity import check_parity
 from kaggle_llm.weights.recorder import Call
 
 SMOKE = "exp002_rerank--smoke"
@@ -202,34 +204,35 @@ FAULTS = {
 
 
 @pytest.fixture
-def check(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Workspace], None]]:
-    """Parity in this process, which has its libraries: a process of its own takes longer to start than to check."""
+def check(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Workspace], Result]]:
+    """`kaggle-llm parity` in this process, which has its libraries: its own takes longer to start than to check."""
     monkeypatch.setattr(sys, "path", list(sys.path))
 
-    def check_here(workspace: Workspace) -> None:
+    def call(workspace: Workspace) -> Result:
         monkeypatch.setenv("KAGGLE_LLM_ROOT", str(workspace.root))
-        check_parity(SMOKE, again=True)
+        return CliRunner().invoke(app, ["parity", SMOKE])
 
-    yield check_here
+    yield call
     sys.modules.pop("predict", None)
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_fails_the_gate_and_is_not_pushed(
-    copy: Workspace, name: str, check: Callable[[Workspace], None], monkeypatch: pytest.MonkeyPatch
+    copy: Workspace, name: str, check: Callable[[Workspace], Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make, reason = FAULTS[name]
     monkeypatch.setenv("KAGGLE_LLM_ROOT", str(copy.root))
     make(copy)
-    check(copy)
+    done = check(copy)
+    assert done.exit_code == 1 and reason in done.output, done.output
     (step,) = read_report(copy)["steps"]
     assert step["status"] == "failed" and reason in step["reason"]
-    done = copy.cli("push", SMOKE)
-    assert done.returncode != 0 and reason in done.stderr and "--accept-parity" in done.stderr
+    pushed = copy.cli("push", SMOKE)
+    assert pushed.returncode != 0 and reason in pushed.stderr and "--accept-parity" in pushed.stderr
 
 
-def test_what_was_made_again_alike_passes(bundled: Workspace, check: Callable[[Workspace], None]) -> None:
-    check(bundled)
+def test_what_was_made_again_alike_passes(bundled: Workspace, check: Callable[[Workspace], Result]) -> None:
+    assert check(bundled).exit_code == 0
     (step,) = read_report(bundled)["steps"]
     assert step["status"] == "passed" and 0 < step["differences"]["largest"] <= 1e-4
 

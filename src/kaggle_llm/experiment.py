@@ -170,7 +170,7 @@ class Experiment:
         return {"rows": rows, **self.competition.side_tables(), **code, **models}
 
     def run(self, models: Mapping[str, Path]) -> Run:
-        """A Run with these models, as CV uses it: for what is fitted on predictions."""
+        """A Run with these models, for CV and what is fitted on predictions; all of them share a memory of scores."""
         return RememberingRun(self.config, self.competition, self.add_borrowed(models), self.recorded, self._memory)
 
     def ask(self, name: str, rows: pl.DataFrame, models: Mapping[str, Path], ask: Ask) -> pl.DataFrame:
