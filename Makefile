@@ -58,13 +58,13 @@ demo: models data first-$(EXP)  ## the whole cycle: train, bundle, rehearse (EXP
 # What an experiment builds on is trained before it, and what it has to beat is compared with it.
 first-exp002_rerank: models data
 	$(BIN)/python exp/exp001_retrieve/train.py
-LIGHT := folds.rows=40 reranker.depth=3 training.tokens=4000 parity.exact_rows=8
+LIGHT := folds.rows=40 reranker.depth=3 reranker.blend_rows=24 training.tokens=4000 parity.exact_rows=4
 first-exp007_blend: models data
-	$(BIN)/python exp/exp002_rerank/train.py
+	$(BIN)/python exp/exp002_rerank/train.py run=seed0 $(LIGHT)
 	$(BIN)/python exp/exp002_rerank/train.py run=seed1 seed=1 $(LIGHT)
-	$(BIN)/python exp/exp002_rerank/train.py run=wide choice.group_size=8 $(LIGHT)
+	$(BIN)/python exp/exp002_rerank/train.py run=lexical retrieval.lexical_weight=1 $(LIGHT)
 first-%: ;
-BESIDE := $(if $(filter exp002_rerank,$(EXP)),exp001_retrieve)$(if $(filter exp007_blend,$(EXP)),exp002_rerank)
+BESIDE := $(if $(filter exp002_rerank,$(EXP)),exp001_retrieve)$(if $(filter exp007_blend,$(EXP)),exp002_rerank--seed0)
 
 test: models  ## fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --durations 10

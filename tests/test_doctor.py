@@ -566,13 +566,13 @@ def test_a_run_is_judged_by_its_config_and_then_by_what_it_ships(repository: Pat
 @pytest.mark.timeout(200)
 def test_an_ensemble_is_judged_member_by_member(repository: Path) -> None:
     shutil.copytree(ROOT / "exp" / "exp007_blend", repository / "exp" / "exp007_blend")
-    runs = ("exp002_rerank", "exp002_rerank--seed1", "exp002_rerank--wide")
+    runs = ("exp002_rerank--seed0", "exp002_rerank--seed1", "exp002_rerank--lexical")
     base = repository / "input" / "models" / "SmolLM2-135M-Instruct"
     for run in runs[:2]:
         write_run(repository, run, {}, {"reranker": base})
     words = ("exp007_blend", "--runtime", "t4x2-transformers", "--json")
     done = doctor(*words, KAGGLE_LLM_ROOT=str(repository))
-    assert "exp007_blend has members that are not trained: exp002_rerank--wide" in done.stderr
+    assert "exp007_blend has members that are not trained: exp002_rerank--lexical" in done.stderr
     write_run(repository, runs[2], {}, {"reranker": base})
     done = doctor(*words, KAGGLE_LLM_ROOT=str(repository))
     models = {one["model"] for one in json.loads(done.stdout)["findings"]}
