@@ -60,7 +60,7 @@ assert np.abs(found - expected).max() < 1e-4
 
 @pytest.mark.timeout(1500)
 def test_lora_merge_gptq_and_vllm_with_a_gate_at_every_stage(tmp_path: Path) -> None:
-    """Adapter → merged → GPTQ W4A16, calibrated on the competition's own prompts → vLLM."""
+    """Adapter → merged → GPTQ W4A16, calibrated on the competition's own prompts → vLLM where it has the kernel."""
     if not (ROOT / ".venv-quantise" / ".installed").is_file() or importlib.util.find_spec("vllm") is None:
         pytest.skip("llm-compressor or vLLM is absent: make quantise vllm")
     workspace = replace(real_workspace(tmp_path), timeout=700)
@@ -71,16 +71,28 @@ def test_lora_merge_gptq_and_vllm_with_a_gate_at_every_stage(tmp_path: Path) -> 
     about = json.loads((run / "fold0" / "gptq" / "weights.json").read_text())
     oof = pl.read_parquet(run / "oof.parquet")
     assert len(set(about["calibration"])) == 32 and not set(about["calibration"]) & set(oof["id"])
-    config = run / "config.yaml"
-    served = "engine:\n  kind: vllm\n  dtype: bfloat16"  # vLLM's CPU kernel for 4 bits takes no float32
-    config.write_text(config.read_text().replace("engine:\n  kind: transformers\n  dtype: float32", served))
+    if serves_four_bits():
+        config = run / "config.yaml"
+        served = "engine:\n  kind: vllm\n  dtype: bfloat16"  # vLLM's CPU kernel for 4 bits takes no float32
+        config.write_text(config.read_text().replace("engine:\n  kind: transformers\n  dtype: float32", served))
     done = workspace.cli("parity", run.name, "--rows", "24")
     report = json.loads((run / "parity.json").read_text())
     assert "error:" not in done.stderr, done.stderr[-2000:]
     assert done.returncode == 1 and report["status"] == "undecided", "24 rows decide nothing about quantised weights"
-    merged, quantised, vllm = report["steps"]
+    merged, quantised, *vllm = report["steps"]
     assert merged["status"] == "passed" and 0 < merged["differences"]["largest"] <= 1e-4
     assert quantised["status"] == "undecided" and 0.001 < quantised["differences"]["mean"] < 0.5
     assert quantised["differences"]["spearman"] > 0.7, "GPTQ depends on threads: 0.77 and 0.84 were seen"
-    assert vllm["after"] == "vllm bfloat16" and vllm["differences"]["mean"] < 0.1
-    assert [step["non_finite"] + step["differences"]["other_prompts"] for step in report["steps"]] == [0, 0, 0]
+    assert all(step["non_finite"] + step["differences"]["other_prompts"] == 0 for step in report["steps"])
+    if not serves_four_bits():
+        assert not vllm
+        pytest.skip("all but vLLM's stage passed: on a CPU without AVX-512 vLLM has no kernel for 4 bits")
+    (step,) = vllm
+    assert step["after"] == "vllm bfloat16" and step["differences"]["mean"] < 0.1
+
+
+def serves_four_bits() -> bool:
+    """On a CPU, vLLM 0.32 has cpu_gemm_wna16 in its builds for AVX-512 and not in the one for AVX2."""
+    import torch
+
+    return "AVX512" in torch.backends.cpu.get_cpu_capability()
