@@ -70,7 +70,7 @@ test: models  ## fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --durations 10
 
 test-slow: models data vllm quantise  ## whole chains on the real small models
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile --durations 10 $(addprefix --ignore=tests/,$(ALONE))
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist worksteal --durations 10 $(addprefix --ignore=tests/,$(ALONE))
 	$(BIN)/python -m pytest -m slow --durations 10 $(addprefix tests/,$(ALONE))
 
 check: env  ## lint, format, types

@@ -13,7 +13,16 @@ import pytest
 from scipy.special import log_softmax, softmax
 from workspace import Workspace, succeed
 
-from kaggle_llm.cv.blends import Fit, MemberBlend, find_common_fold, mix_rows, nest_weights, open_blend
+from kaggle_llm.cv.blends import (
+    Fit,
+    MemberBlend,
+    find_common_fold,
+    mix_rows,
+    nest_weights,
+    open_blend,
+    print_weights,
+    share_firsts,
+)
 from kaggle_llm.metrics import log_loss, mean_average_precision
 from kaggle_llm.rankings import average_rankings, make_ranking
 
@@ -123,6 +132,20 @@ def test_a_row_does_not_help_to_fit_its_own_weights() -> None:
     )
     assert before["r1"] == after["r1"] and before["r0"] != after["r0"]
     assert set(before) == set(truth["id"]) and before["r1"] == before["r4"]
+
+
+def test_members_that_answer_alike_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """A copy of the best member adds nothing, whatever its run is called."""
+    ids = ["p", "q", "r"]
+    best = make_ranking(ids, [["a", "b"], ["b", "a"], []], [[2.0, 1.0], [3.0, 1.0], []])
+    other = make_ranking(ids, [["a"], ["a", "b"], ["a"]], [[9.0], [3.0, 1.0], [1.0]])
+    assert [share_firsts(best, best), share_firsts(other, best)] == [1.0, 1 / 3]
+    print_weights(blend(weights=(1.0, 1.0)), [0.9, 0.8], [1.0, 0.5], "log loss")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:4] for line in lines if "%" in line] == [
+        ["p", "0.9000", "100%", "0.50"],
+        ["q", "0.8000", "50%", "0.50"],
+    ]
 
 
 def test_a_blend_comes_back_as_it_was_saved(tmp_path: Path) -> None:

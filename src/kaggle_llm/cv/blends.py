@@ -191,9 +191,10 @@ def fit_members(experiment: Experiment, rows: pl.DataFrame) -> Fitted:
     shipped = fit.blend.weigh(fit.fit_weights(settings.rounds))
     part = assign_folds(rows[competition.group], FoldSettings(count=settings.parts, unseen=1.0))
     nested = replace(shipped, nested=nest_weights(fit, part, settings.rounds))
-    print_weights(nested, alone, f"{metric.name} on {rows.height} rows")
-    best = singles[alone.index(max(alone, key=lambda score: metric.sign * score))]
-    blends = {"nested": nested, "best": best, "shipped": shipped}
+    best = alone.index(max(alone, key=lambda score: metric.sign * score))
+    alike = [share_firsts(answer, answers[best]) for answer in answers]
+    print_weights(nested, alone, alike, f"{metric.name} on {rows.height} rows")
+    blends = {"nested": nested, "best": singles[best], "shipped": shipped}
     folders = {name: experiment.step(name, blend.save, blend) for name, blend in blends.items()}
     fitted = fit.score(shipped)
     optimism = metric.sign * (fitted - fit.score(nested))
@@ -208,14 +209,20 @@ def nest_weights(fit: Fit, part: pl.Series, rounds: int) -> dict[str, tuple[floa
     return {i: weights[k] for i, k in zip(ids.to_list(), part.to_list(), strict=True)}
 
 
-def print_weights(blend: MemberBlend, alone: Sequence[float], title: str) -> None:
-    """Each member's own score, its weight, and the nested ones."""
+def share_firsts(one: pl.DataFrame, other: pl.DataFrame) -> float:
+    """The share of rows for which two RANKINGs of the same rows, in the same order, name the same item first."""
+    pairs = zip(one["items"].to_list(), other["items"].to_list(), strict=True)
+    return sum(first[:1] == second[:1] for first, second in pairs) / one.height
+
+
+def print_weights(blend: MemberBlend, alone: Sequence[float], alike: Sequence[float], title: str) -> None:
+    """Each member's own score, how often it answers as the best one does, its weight, and the nested ones."""
     apart = list(dict.fromkeys(blend.nested.values()))
     rows = [
-        [about["run"], f"{score:.4f}", f"{blend.weights[n]:.2f}", " ".join(f"{one[n]:.2f}" for one in apart)]
-        for n, (about, score) in enumerate(zip(blend.members, alone, strict=True))
+        [about["run"], f"{score:.4f}", f"{same:.0%}", f"{blend.weights[n]:.2f}", " ".join(f"{w[n]:.2f}" for w in apart)]
+        for n, (about, score, same) in enumerate(zip(blend.members, alone, alike, strict=True))
     ]
-    print_table(title, ("member", "alone", "weight", "nested weights"), rows)
+    print_table(title, ("member", "alone", "as the best", "weight", "nested weights"), rows)
     for about, weight in zip(blend.members, blend.weights, strict=True):
         if not weight:
             print(f"{about['run']} has the weight 0: take it out of members, or it travels for nothing", flush=True)
