@@ -177,12 +177,10 @@ def test_a_member_of_another_competition_is_refused(tmp_path: Path, monkeypatch:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_blend_takes_recorded_answers_ships_all_members_and_replays(trained: Workspace) -> None:
+def test_a_blend_takes_recorded_answers_and_ships_all_members(trained: Workspace) -> None:
     succeed(trained.train("exp001_retrieve", "--smoke"))
     said = succeed(trained.train("exp007_blend", "--smoke"))
     assert "nested weights" in said
     succeed(trained.cli("bundle", "exp007_blend--smoke"))
     (code,) = trained.output.glob("bundles/exp007_blend--smoke/*-code/exp")
     assert {path.name for path in code.iterdir()} == {"exp001_retrieve", "exp002_rerank", "exp007_blend"}
-    said = succeed(trained.cli("rehearse", "exp007_blend--smoke", "--replay", "0", "--limit", "20m"))
-    assert "same lists, largest |Δ score| 0.0" in said
