@@ -263,6 +263,19 @@ def test_rankings_are_compared_by_list_and_score() -> None:
     ]
 
 
+def test_only_items_with_equal_scores_may_change_places() -> None:
+    """A tie of two items that the members of a blend rank crosswise was broken by the last bit, elsewhere in replay."""
+    from kaggle_llm.rankings import make_ranking
+
+    one = make_ranking(["a"], [["x", "y", "z"]], [[1.0, 0.50002, 0.5]])
+    tied = make_ranking(["a"], [["x", "z", "y"]], [[1.0, 0.50001, 0.5]])
+    assert compare_rankings(tied, one) == [] and largest_difference(tied, one) == pytest.approx(2e-5)
+    swapped = make_ranking(["a"], [["y", "x", "z"]], [[1.0, 0.50002, 0.5]])
+    assert compare_rankings(swapped, one) == ["row a: another list from place 1 on"]
+    broken = make_ranking(["a"], [["x", "y", "z"]], [[float("nan"), 0.50002, 0.5]])
+    assert compare_rankings(broken, one) == ["row a: a score differs by inf"]
+
+
 @pytest.mark.parametrize(("text", "seconds"), [("9h", 32400), ("90m", 5400), ("1h30m", 5400), ("30s", 30)])
 def test_durations(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds

@@ -142,7 +142,7 @@ def check_replay(session: Session, fold: int, expected: pl.DataFrame) -> Check:
     if problems:
         return Check("replay", False, f"{len(problems)} of {expected.height} rows of fold {fold}: {problems[0]}")
     worst = largest_difference(found, expected)
-    detail = f"{expected.height} rows of fold {fold}: same lists, largest |Δ score| {worst:.1e}"
+    detail = f"{expected.height} rows of fold {fold}: same items, largest |Δ score| {worst:.1e}"
     return Check("replay", True, detail)
 
 
