@@ -218,7 +218,7 @@ def test_only_a_t4_and_a_cpu_ask_for_settings(
 def test_vllm_is_offline_and_its_log_level_is_the_users(vllm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_engine, "capability", lambda: (7, 5))
     vllm_engine.prepare_environment()
-    expected = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "NCCL_P2P_DISABLE": "1"}
+    expected = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "NCCL_P2P_DISABLE": "1", "VLLM_CPU_INT4_W4A8": "0"}
     assert os.environ.items() >= (expected | {"VLLM_LOGGING_LEVEL": "DEBUG"}).items()
 
 

@@ -40,6 +40,7 @@ ENVIRONMENT = {  # read when vLLM is imported, here and in its processes
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_INT4_W4A8": "0",  # else a CPU with AMX rounds the inputs of 4-bit weights to 8 bits: another model
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork would inherit torch's threads, or a started CUDA
 }
 # Before 0.24 vLLM chooses FlashInfer on a T4, which needs a compiler or crashes. On Kaggle the two cards
