@@ -11,7 +11,7 @@ ALONE := test_chain.py real/test_real_vllm.py benchmarks
 PIP := -m pip install --quiet --disable-pip-version-check --no-deps
 INSTALL := $(BIN)/python $(PIP)
 
-.PHONY: help env vllm quantise peers models data demo test test-slow check format lock clean
+.PHONY: help env vllm quantise peers models data demo test test-slow test-real check format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -70,8 +70,11 @@ test: models  ## fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --durations 10
 
 test-slow: models data vllm quantise  ## whole chains on the real small models
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist worksteal --durations 10 $(addprefix --ignore=tests/,$(ALONE))
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not real" -n 2 --dist worksteal --durations 10 $(addprefix --ignore=tests/,$(ALONE))
 	$(BIN)/python -m pytest -m slow --durations 10 $(addprefix tests/,$(ALONE))
+
+test-real: models  ## trainings on real data, until each is measurably better: before a release, not in CI
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m real -n 2 --dist worksteal --durations 10 tests/real
 
 check: env  ## lint, format, types
 	$(BIN)/ruff check .

@@ -27,6 +27,7 @@ BASE = ROOT / "input" / "models" / "all-MiniLM-L6-v2"
 MAP = mean_average_precision(20)
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.real,
     pytest.mark.timeout(900),
     pytest.mark.skipif(not SOURCE.is_dir(), reason="real data is absent: ../shared/data/scitldr"),
     pytest.mark.skipif(not BASE.is_dir(), reason="the real encoder is absent: make models"),

@@ -38,6 +38,7 @@ LORA = LoraSettings(r=16, alpha=32)
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.real,
     pytest.mark.timeout(900),
     pytest.mark.skipif(not DATA.is_dir(), reason="real data is absent: ../shared/data"),
     pytest.mark.skipif(not ENCODER.is_dir(), reason="the encoder is absent: make models"),

@@ -30,6 +30,7 @@ BASE = ROOT / "input" / "models" / "SmolLM2-135M-Instruct"
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.real,
     pytest.mark.timeout(1200),  # two minutes each on two idle cores
     pytest.mark.skipif(not SOURCE.is_file(), reason="real data is absent: ../shared/data/pandalm"),
     pytest.mark.skipif(not BASE.is_dir(), reason="the model is absent: make models"),

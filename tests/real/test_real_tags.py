@@ -19,6 +19,7 @@ ENCODER = ROOT / "input" / "models" / "all-MiniLM-L6-v2"
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.real,
     pytest.mark.timeout(900),
     pytest.mark.skipif(not SOURCE.is_dir(), reason="real data is absent: ../shared/data/wnut17"),
     pytest.mark.skipif(not ENCODER.is_dir(), reason="the encoder is absent: make models"),
