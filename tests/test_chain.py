@@ -81,8 +81,8 @@ def test_lora_merge_gptq_and_vllm_with_a_gate_at_every_stage(tmp_path: Path) -> 
     assert done.returncode == 1 and report["status"] == "undecided", "24 rows decide nothing about quantised weights"
     merged, quantised, *vllm = report["steps"]
     assert merged["status"] == "passed" and 0 < merged["differences"]["largest"] <= 1e-4
-    assert quantised["status"] == "undecided" and 0.001 < quantised["differences"]["mean"] < 0.6  # 0.48 was seen
-    assert quantised["differences"]["spearman"] > 0.65, "GPTQ depends on threads and CPU: 0.75 to 0.84 were seen"
+    assert quantised["status"] == "undecided" and 0.001 < quantised["differences"]["mean"] < 0.5
+    assert quantised["differences"]["spearman"] > 0.7, "GPTQ depends on threads: 0.77 and 0.84 were seen"
     assert all(step["non_finite"] + step["differences"]["other_prompts"] == 0 for step in report["steps"])
     if not serves_four_bits():
         assert not vllm

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -22,7 +23,7 @@ from kaggle_llm.rehearsal.memory import Usage
 from kaggle_llm.rehearsal.report import parse_duration
 from kaggle_llm.rehearsal.session import Session, Site
 from kaggle_llm.rehearsal.stage import OWNED
-from kaggle_llm.rehearsal.verdicts import check_bundle, check_mount, check_origin, check_time
+from kaggle_llm.rehearsal.verdicts import check_bundle, check_mount, check_origin, check_replay, check_time
 
 SMOKE = "exp002_rerank--smoke"
 DRILLS = ("a missing dataset", "a wrong wheel", "a corrupt weight file", "a full working folder")
@@ -263,13 +264,20 @@ def test_rankings_are_compared_by_list_and_score() -> None:
     ]
 
 
-def test_only_items_with_equal_scores_may_change_places() -> None:
+def test_only_items_with_equal_scores_may_change_places(tmp_path: Path) -> None:
     """A tie of two items that the members of a blend rank crosswise was broken by the last bit, elsewhere in replay."""
     from kaggle_llm.rankings import make_ranking
 
     one = make_ranking(["a"], [["x", "y", "z"]], [[1.0, 0.50002, 0.5]])
     tied = make_ranking(["a"], [["x", "z", "y"]], [[1.0, 0.50001, 0.5]])
     assert compare_rankings(tied, one) == [] and largest_difference(tied, one) == pytest.approx(2e-5)
+    details = []
+    for answered in (one, tied):
+        answered.write_parquet(tmp_path / "ranking.parquet")
+        replayed = check_replay(SimpleNamespace(folder=tmp_path, error=""), 0, one)  # type: ignore[arg-type]
+        assert replayed.ok
+        details.append(replayed.detail)
+    assert "same lists" in details[0] and "equal scores in another order in 1 of them" in details[1]
     swapped = make_ranking(["a"], [["y", "x", "z"]], [[1.0, 0.50002, 0.5]])
     assert compare_rankings(swapped, one) == ["row a: another list from place 1 on"]
     broken = make_ranking(["a"], [["x", "y", "z"]], [[float("nan"), 0.50002, 0.5]])

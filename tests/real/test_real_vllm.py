@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from workspace import ROOT
 
 from kaggle_llm.competition import CompetitionSettings, load_competition
@@ -63,6 +62,7 @@ def prompts(questions: list[list[Prompt]]) -> list[Prompt]:
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA adapter of rank 8 whose B is not zero, as after a training."""
+    import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -185,9 +185,6 @@ def mean_reciprocal_rank(scores: np.ndarray) -> float:
     return float((1 / (1 + (rows[:, 1:] > rows[:, :1]).sum(1))).mean())
 
 
-@pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU only emulates bfloat16: it takes five minutes"
-)
 def test_half_precision_differs_by_what_batches_alone_do(
     questions: list[list[Prompt]], prompter: Prompter, record_property: Any
 ) -> None:

@@ -141,8 +141,10 @@ def check_replay(session: Session, fold: int, expected: pl.DataFrame) -> Check:
     problems = compare_rankings(found, expected)
     if problems:
         return Check("replay", False, f"{len(problems)} of {expected.height} rows of fold {fold}: {problems[0]}")
+    moved = found.join(expected, on="id").filter(pl.col("items") != pl.col("items_right")).height
+    lists = f"equal scores in another order in {moved} of them" if moved else "same lists"
     worst = largest_difference(found, expected)
-    detail = f"{expected.height} rows of fold {fold}: same items, largest |Δ score| {worst:.1e}"
+    detail = f"{expected.height} rows of fold {fold}: {lists}, largest |Δ score| {worst:.1e}"
     return Check("replay", True, detail)
 
 
