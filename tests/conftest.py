@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 from pico import save_encoder, save_llama
-from workspace import Workspace, make_workspace, succeed
+from workspace import Workspace, copy_workspace, make_workspace, succeed
 
 HEADS = {  # class, settings of its config
     "bert-sequence": ("BertForSequenceClassification", {"num_labels": 3}),
@@ -20,6 +21,11 @@ HEADS = {  # class, settings of its config
     "llama-without-padding": ("LlamaForSequenceClassification", {"num_labels": 3, "pad_token_id": None}),
     "llama-with-other-padding": ("LlamaForSequenceClassification", {"num_labels": 3, "pad_token_id": 5}),
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if forks.FOLDER not in os.environ:  # pytest-xdist's workers have it from the process that started them
+        forks.open_session()
 
 
 @pytest.fixture(scope="session")
@@ -94,19 +100,52 @@ def with_lora() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, pico_llm: Path, pico_encoder: Path) -> Workspace:
-    """A repository of its own in which exp002_rerank--smoke is complete."""
-    workspace = make_workspace(tmp_path_factory.mktemp("workspace"), pico_llm, pico_encoder)
-    succeed(workspace.train("exp002_rerank", "--smoke"))
-    return workspace
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], Any]], Path]:
+    """make_once(name, make) → what make(folder) has filled, once for all workers of pytest-xdist; read only."""
+    from filelock import FileLock
+
+    base = tmp_path_factory.getbasetemp()
+    once = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "once"
+
+    def find(name: str, make: Callable[[Path], Any]) -> Path:
+        once.mkdir(exist_ok=True)
+        with FileLock(once / f"{name}.lock"):
+            if not (once / name).exists():
+                shutil.rmtree(once / f"{name}-making", ignore_errors=True)
+                make(once / f"{name}-making")
+                (once / f"{name}-making").rename(once / name)
+        return once / name
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def bare(make_once: Callable[..., Path], pico_llm: Path, pico_encoder: Path) -> Workspace:
+    """A repository of its own in which nothing was run yet; read only."""
+    return Workspace(make_once("bare", lambda folder: make_workspace(folder, pico_llm, pico_encoder)))
+
+
+@pytest.fixture(scope="session")
+def trained(make_once: Callable[..., Path], bare: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A repository in which exp001_retrieve--smoke and exp002_rerank--smoke are complete."""
+
+    def train(folder: Path) -> None:
+        workspace = copy_workspace(bare, folder)
+        for experiment in ("exp001_retrieve", "exp002_rerank"):
+            succeed(workspace.train(experiment, "--smoke"))
+
+    return copy_workspace(Workspace(make_once("trained", train)), tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="module")
-def light(tmp_path_factory: pytest.TempPathFactory, pico_llm: Path, pico_encoder: Path) -> Iterator[Workspace]:
+def light(
+    make_once: Callable[..., Path], bare: Workspace, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Workspace]:
     """A repository with an experiment whose session takes seconds: see light.py. The tests' own root while it lasts."""
-    from light import make_light_workspace
+    from light import make_light
 
+    master = Workspace(make_once("light", lambda folder: make_light(copy_workspace(bare, folder))))
     with pytest.MonkeyPatch.context() as patch:
-        workspace = make_light_workspace(tmp_path_factory.mktemp("light"), pico_llm, pico_encoder)
+        workspace = copy_workspace(master, tmp_path_factory.mktemp("light"))
         patch.setenv("KAGGLE_LLM_ROOT", str(workspace.root))
         yield workspace

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from workspace import ROOT, Workspace, make_workspace, succeed
+from workspace import ROOT, Workspace, succeed
 
 from kaggle_llm import paths, records
 from kaggle_llm.competition import CompetitionSettings
@@ -36,11 +36,9 @@ def predict(rows: pl.DataFrame, loaded: list[str], run: Run) -> pl.DataFrame:
 )
 
 
-def make_light_workspace(root: Path, llm: Path, encoder: Path) -> Workspace:
+def make_light(workspace: Workspace) -> Workspace:
     """In which RUN is complete: exp001, but a row's answer is read off the sum of its question's bytes."""
-    workspace = make_workspace(root, llm, encoder)
-    predict = root / "exp" / "exp001_retrieve" / "predict.py"
-    predict.write_text(PREDICT)
+    (workspace.root / "exp" / "exp001_retrieve" / "predict.py").write_text(PREDICT)
     succeed(workspace.train("exp001_retrieve", "--smoke"))
     return workspace
 

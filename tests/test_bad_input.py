@@ -7,10 +7,10 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
+import forks
 import pytest
-from workspace import Workspace, make_workspace
+from workspace import Workspace, copy_workspace
 
 PREDICT = """
 import json, sys
@@ -44,8 +44,8 @@ STRANGE = {
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory, pico_llm: Path, pico_encoder: Path) -> Workspace:
-    return make_workspace(tmp_path_factory.mktemp("workspace"), pico_llm, pico_encoder)
+def workspace(bare: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return copy_workspace(bare, tmp_path_factory.mktemp("bad-input"))
 
 
 def predict(
@@ -59,7 +59,8 @@ def predict(
     ):
         with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([head, *lines])
-    return workspace.call(*before, sys.executable, "-c", PREDICT, str(workspace.root / "out"), *words)
+    python = sys.executable if before else forks.python()
+    return workspace.call(*before, python, "-c", PREDICT, str(workspace.root / "out"), *words)
 
 
 def ranking_of(done: subprocess.CompletedProcess[str]) -> dict[str, list]:

@@ -8,11 +8,11 @@ import shutil
 import signal
 import struct
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import forks
 import pytest
 
 from kaggle_llm.weights import checkpoint as checkpoints
@@ -390,7 +390,7 @@ def test_killed_in_the_middle_the_target_is_absent_and_the_next_start_makes_it(
     pico_llm: Path, adapter: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "merged"
-    words = [sys.executable, "-c", KILLED, str(pico_llm), str(adapter), str(out)]
+    words = [forks.python(), "-c", KILLED, str(pico_llm), str(adapter), str(out)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not out.exists() and list(tmp_path.iterdir()), "killed while it wrote"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import os
 import subprocess
-import sys
 import threading
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import forks
 import pytest
 
 from kaggle_llm.kaggle.client import unpack_archives
@@ -72,7 +72,7 @@ def fetch(root: Path, name: str, port: int) -> subprocess.CompletedProcess[str]:
         **{"KAGGLE_API_ENVIRONMENT": "LOCALHOST", "KAGGLE_USERNAME": "alice", "KAGGLE_KEY": "dummy"},
         **{"http_proxy": proxy, "HTTP_PROXY": proxy},
     }
-    command = [sys.executable, "-m", "kaggle_llm.cli", "fetch", name]
+    command = [forks.python(), "-m", "kaggle_llm.cli", "fetch", name]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 

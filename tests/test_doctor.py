@@ -7,13 +7,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 
 from kaggle_llm.inference.engine import EngineSettings
@@ -487,7 +487,7 @@ def test_adapters_go_with_their_bases_and_what_is_no_model_is_left_out(tmp_path:
 
 
 def doctor(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command, how = [sys.executable, "-m", "kaggle_llm.cli", "doctor", *words], {**os.environ, **environment}
+    command, how = [forks.python(), "-m", "kaggle_llm.cli", "doctor", *words], {**os.environ, **environment}
     return subprocess.run(command, cwd=ROOT, env=how, capture_output=True, text=True, timeout=200, check=False)
 
 

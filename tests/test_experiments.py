@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import polars as pl
@@ -22,7 +21,6 @@ def read(path: Path) -> dict:
 @pytest.fixture(scope="module")
 def retrieved(trained: Workspace) -> Path:
     """A complete smoke run of exp001; read only."""
-    succeed(trained.train("exp001_retrieve", "--smoke"))
     return trained.output / "exp001_retrieve--smoke"
 
 
@@ -136,7 +134,7 @@ from kaggle_llm.run import import_predict
 import_predict(Path("exp/exp001_retrieve"))
 import_predict(Path("exp/exp002_rerank"))
 """
-    done = trained.call(sys.executable, "-c", code)
+    done = trained.python("-c", code)
     assert done.returncode != 0 and "needs a process of its own" in done.stderr
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import forks
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -174,9 +174,7 @@ def test_every_shipped_config_fits_its_schema(experiment: Path) -> None:
         "from pathlib import Path; from predict import Config; from kaggle_llm.config import load_config; "
         "[load_config(Path('config.yaml'), Config, smoke=smoke) for smoke in (False, True)]"
     )
-    done = subprocess.run(
-        [sys.executable, "-B", "-c", code], cwd=experiment, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([forks.python(), "-c", code], cwd=experiment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 

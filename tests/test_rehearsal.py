@@ -151,7 +151,7 @@ def test_without_namespaces_the_guard_rehearses_the_same(light: Workspace, tmp_p
     bundle_edited(light)
     (tmp_path / "bin").mkdir()
     path = {"PATH": str(tmp_path / "bin")}  # where there is no unshare
-    succeed(light.call(sys.executable, "-m", "kaggle_llm.cli", "rehearse", LIGHT, "--replay", "0", **path))
+    succeed(light.cli("rehearse", LIGHT, "--replay", "0", **path))
     report = report_of(light, LIGHT)
     assert report["ok"] and report["network"] == "blocked" and report["network_method"] == "guard"
     assert checks_of(report) == dict.fromkeys([*CHECKS, "replay"], True)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
-from workspace import Workspace, make_workspace, succeed
+from workspace import Workspace, copy_workspace, succeed
 
 pytestmark = pytest.mark.slow
 
@@ -46,8 +44,8 @@ PLACES = {
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory, pico_llm: Path, pico_encoder: Path) -> Workspace:
-    made = make_workspace(tmp_path_factory.mktemp("resume"), pico_llm, pico_encoder)
+def workspace(bare: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    made = copy_workspace(bare, tmp_path_factory.mktemp("resume"))
     succeed(made.train("exp002_rerank", *WORDS, "run=whole"))
     return made
 
@@ -67,7 +65,7 @@ def test_killed_it_goes_on_to_the_same_result(workspace: Workspace, place: str) 
     (where, said), name = PLACES[place], place.replace(" ", "_")
     train = str(workspace.root / "exp" / "exp002_rerank" / "train.py")
     words = (*WORDS, f"run={name}")
-    killed = workspace.call(sys.executable, "-c", KILL, *where, train, *words)
+    killed = workspace.python("-c", KILL, *where, train, *words)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     folder = workspace.output / f"exp002_rerank--{name}-smoke"
     assert not (folder / "metrics.json").exists()

@@ -83,20 +83,14 @@ PLANTED: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def copied(trained: Workspace) -> Workspace:
-    succeed(trained.train("exp001_retrieve", "--smoke"))
-    return trained
-
-
 @pytest.mark.parametrize("kind", PLANTED)
 def test_a_bundle_with_a_planted_secret_is_refused(
-    copied: Workspace, kind: str, monkeypatch: pytest.MonkeyPatch
+    trained: Workspace, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from kaggle_llm.kaggle.bundle import bundle_run
 
-    monkeypatch.setenv("KAGGLE_LLM_ROOT", str(copied.root))
-    folder, (plant, message) = copied.root / "exp" / "exp001_retrieve", PLANTED[kind]
+    monkeypatch.setenv("KAGGLE_LLM_ROOT", str(trained.root))
+    folder, (plant, message) = trained.root / "exp" / "exp001_retrieve", PLANTED[kind]
     before = set(folder.rglob("*"))
     plant(folder)
     try:
@@ -107,12 +101,12 @@ def test_a_bundle_with_a_planted_secret_is_refused(
             path.rmdir() if path.is_dir() else path.unlink()
     assert message in str(refusal.value) and "exp001_retrieve" in str(refusal.value)
     assert HEX not in str(refusal.value) and LETTERS not in str(refusal.value), "the message does not repeat the secret"
-    assert not (copied.output / "bundles" / SMOKE).exists()
+    assert not (trained.output / "bundles" / SMOKE).exists()
 
 
-def test_a_clean_bundle_passes(copied: Workspace) -> None:
-    succeed(copied.cli("bundle", SMOKE))
-    assert (copied.output / "bundles" / SMOKE / "MANIFEST.json").is_file()
+def test_a_clean_bundle_passes(trained: Workspace) -> None:
+    succeed(trained.cli("bundle", SMOKE))
+    assert (trained.output / "bundles" / SMOKE / "MANIFEST.json").is_file()
 
 
 def test_what_only_looks_like_a_secret_passes(tmp_path: Path) -> None:

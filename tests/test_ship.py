@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import polars as pl
 import pytest
-from workspace import Workspace, make_workspace, succeed
+from workspace import Workspace, copy_workspace, succeed
 
 from kaggle_llm.rankings import average_rankings, make_ranking
 from kaggle_llm.run import Run
@@ -123,5 +123,5 @@ def test_a_refit_learns_from_all_rows_and_an_unmerged_adapter_travels_with_its_b
 
 
 @pytest.fixture
-def workspace(pico_llm: Path, pico_encoder: Path, tmp_path: Path) -> Workspace:
-    return make_workspace(tmp_path, pico_llm, pico_encoder)
+def workspace(bare: Workspace, tmp_path: Path) -> Workspace:
+    return copy_workspace(bare, tmp_path)

@@ -11,10 +11,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
+import forks
 import pytest
-from workspace import TIMEOUT, Workspace, make_workspace
+from workspace import TIMEOUT, Workspace, copy_workspace
 
 from kaggle_llm.config import ConfigError
 from kaggle_llm.experiment import parse_arguments
@@ -44,14 +44,16 @@ def point(run: str, cv: float | None, greater: bool = True) -> Point:
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory, pico_llm: Path, pico_encoder: Path) -> Workspace:
+def workspace(bare: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Of its own: a sweep leaves many runs."""
-    return make_workspace(tmp_path_factory.mktemp("sweep"), pico_llm, pico_encoder)
+    return copy_workspace(bare, tmp_path_factory.mktemp("sweep"))
 
 
 def call_sweep(words: tuple[str, ...]) -> list[str]:
+    """A process of its own, which a signal reaches, whose runs start fast."""
     code = (
-        "import sys; from kaggle_llm.errors import report_errors; report_errors(False); "
+        f"import sys; sys.executable = {forks.python()!r}; "
+        "from kaggle_llm.errors import report_errors; report_errors(False); "
         "from kaggle_llm.training.sweep import print_sweep, sweep; "
         f"points = sweep({EXPERIMENT!r}, {words!r}, True); print_sweep(points); "
         "sys.exit(any(point.error for point in points))"

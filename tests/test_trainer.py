@@ -3,11 +3,11 @@
 import json
 import math
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forks
 import numpy as np
 import pytest
 from test_choice_training import POINTWISE, literal_pointwise, random_groups
@@ -245,7 +245,7 @@ fine_tune(POINTWISE, random_groups(3, 12), make_job(Path(sys.argv[1]), Path(sys.
 """
 
     def start(*how: str) -> subprocess.CompletedProcess[str]:
-        words = [sys.executable, "-c", code, str(pico_llm), str(tmp_path / "killed"), *how]
+        words = [forks.python(), "-c", code, str(pico_llm), str(tmp_path / "killed"), *how]
         here = Path(__file__).parent
         return subprocess.run(words, cwd=here, capture_output=True, text=True, timeout=120, check=False)
 

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import forks
 import pytest
 from tiny_wheels import write_wheel
 
@@ -257,6 +258,6 @@ def test_stored_names_have_no_odd_characters() -> None:
 
 
 def test_an_unknown_runtime_is_an_error_of_the_command(index: Path) -> None:
-    command = [sys.executable, "-m", "kaggle_llm.cli", "wheels", "t4x2-vllm32"]
+    command = [forks.python(), "-m", "kaggle_llm.cli", "wheels", "t4x2-vllm32"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1 and "did you mean 't4x2-vllm032'?" in done.stderr

@@ -6,9 +6,10 @@ import importlib
 import os
 import shutil
 import subprocess
-import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import forks
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 240  # seconds; a test that can hang has a limit
@@ -27,10 +28,14 @@ class Workspace:
         return self.root / "output"
 
     def train(self, experiment: str, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
-        return self.call(sys.executable, str(self.root / "exp" / experiment / "train.py"), *words, **more)
+        return self.python(str(self.root / "exp" / experiment / "train.py"), *words, **more)
 
-    def cli(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return self.call(sys.executable, "-m", "kaggle_llm.cli", *words)
+    def cli(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return self.python("-m", "kaggle_llm.cli", *words, **more)
+
+    def python(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        """`python WORDS…` in a process that has the libraries loaded."""
+        return self.call(forks.python(), *words, **more)
 
     def call(self, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "KAGGLE_LLM_ROOT": str(self.root), "PYTHONDONTWRITEBYTECODE": "1", **more}
@@ -55,6 +60,16 @@ def make_workspace(
     (root / "input" / "models" / "SmolLM2-135M-Instruct").symlink_to(llm)
     (root / "input" / "models" / "all-MiniLM-L6-v2").symlink_to(encoder)
     return Workspace(root)
+
+
+def copy_workspace(source: Workspace, root: Path) -> Workspace:
+    """To be written to: weights are hard links, as in a bundle, and never change in their place."""
+
+    def copy(path: str, target: str) -> None:
+        os.link(path, target) if path.endswith(".safetensors") else shutil.copy2(path, target)
+
+    shutil.copytree(source.root, root, symlinks=True, copy_function=copy, dirs_exist_ok=True)
+    return replace(source, root=root)
 
 
 def succeed(done: subprocess.CompletedProcess[str]) -> str:

@@ -1,0 +1,250 @@
+"""Python in forks of one process that has the libraries loaded: a program starts in 0.1 s instead of 5 to 15.
+
+`python()` is a program that does what `python WORDS…` does (a script, -m module, -c code) in such a fork, with the
+caller's environment, folder and standard streams. The fork dies with its caller, and the program ends as the fork did.
+Its first call starts the server, which ends with the test session. Nothing of kaggle_llm is loaded beforehand.
+
+Not for tests of the process itself: what the interpreter or a library reads when it starts, signals to a group, limits
+and namespaces of the caller, memory of a process tree.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+
+FOLDER = "KAGGLE_LLM_FORKS"  # the variable with the folder of the program, the server's socket and its log
+OWNER = "KAGGLE_LLM_FORKS_OWNER"  # the variable with the process that the server ends with
+LIBRARIES = """
+polars omegaconf yaml safetensors.torch torch transformers transformers.trainer transformers.models.auto.modeling_auto
+transformers.models.llama.modeling_llama transformers.models.bert.modeling_bert transformers.models.gpt2.modeling_gpt2
+peft sentence_transformers bm25s sklearn.metrics sklearn.model_selection scipy.stats datasketch nbformat jupytext psutil
+typer rich.table matplotlib.pyplot
+"""
+LOOK = 0.01  # seconds between two looks at a program
+
+
+def open_session() -> None:
+    """Called by the process of the test session that ends last, before pytest-xdist starts others."""
+    import tempfile
+
+    os.environ |= {FOLDER: tempfile.mkdtemp(prefix="forks-"), OWNER: str(os.getpid())}
+    with open(python(), "w") as script:
+        script.write(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{os.path.abspath(__file__)}" "$@"\n')
+    os.chmod(python(), 0o755)
+
+
+def python() -> str:
+    """The program that takes the place of sys.executable."""
+    return os.path.join(os.environ[FOLDER], "python")
+
+
+def socket_path() -> str:
+    return os.path.join(os.environ[FOLDER], "socket")
+
+
+# the caller's side: standard library only, for it is started without site-packages ---------------------------------
+
+
+def ask(words: list[str]) -> int:
+    """Exit code of the program; negative where a signal ended it."""
+    import json
+
+    request = json.dumps({"words": words, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
+    with connect() as connection:
+        socket.send_fds(connection, [len(request).to_bytes(4, "big")], [0, 1, 2])
+        connection.sendall(request)
+        for passed_on in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(passed_on, lambda number, _: connection.sendall(bytes([number])))
+        return int(connection.recv(16))
+
+
+def connect() -> socket.socket:
+    """To the server, started where this is the first call of a session."""
+    import time
+
+    start_server()
+    connection = socket.socket(socket.AF_UNIX)
+    for _ in range(1000):
+        try:
+            connection.connect(socket_path())
+            return connection
+        except (FileNotFoundError, ConnectionRefusedError):  # its socket is not there yet
+            time.sleep(LOOK)
+    raise ConnectionError(f"no server in {os.environ[FOLDER]}: see log.txt there")
+
+
+def start_server() -> None:
+    log = os.path.join(os.environ[FOLDER], "log.txt")
+    if os.path.exists(log):
+        return
+    import subprocess
+
+    try:
+        with open(log, "xb") as said:
+            command = [sys.executable, os.path.abspath(__file__), "--serve"]
+            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True)
+    except FileExistsError:  # by another caller, just now
+        pass
+
+
+# the server --------------------------------------------------------------------------------------------------------
+
+
+def serve() -> dict:
+    """Fork for every client while the test session lives. Returns only in a fork: what it has to run."""
+    import shutil
+
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(socket_path())
+    listener.listen(16)
+    load_libraries()
+    listener.settimeout(2.0)
+    while is_alive(int(os.environ[OWNER])):
+        try:
+            connection, _ = listener.accept()
+        except TimeoutError:
+            continue
+        finally:
+            reap()
+        if os.fork() == 0:
+            listener.close()
+            return watch(connection)
+        connection.close()
+    shutil.rmtree(os.environ[FOLDER], ignore_errors=True)
+    sys.exit(0)
+
+
+def load_libraries() -> None:
+    """Import only: a library that has computed may have threads, which a fork would lose."""
+    import gc
+    import importlib
+
+    for name in LIBRARIES.split():
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def reap() -> None:
+    """Collect the forks that have ended."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
+def watch(connection: socket.socket) -> dict:
+    """Fork once more, wait, and tell the client; where the client is gone, so is the program. As `serve` returns."""
+    import json
+    import select
+
+    connection.settimeout(None)
+    size, descriptors, _, _ = socket.recv_fds(connection, 4, 3)
+    text = b""
+    while len(text) < int.from_bytes(size, "big"):
+        text += connection.recv(1 << 20)
+    request = json.loads(text)
+    program = os.fork()
+    if program == 0:
+        connection.close()
+        os.setsid()
+        for target, descriptor in enumerate(descriptors):
+            os.dup2(descriptor, target)
+            os.close(descriptor)
+        return request  # type: ignore[no-any-return]
+    for descriptor in descriptors:
+        os.close(descriptor)
+    while True:
+        done, status = os.waitpid(program, os.WNOHANG)
+        if done:
+            connection.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+            os._exit(0)
+        if select.select([connection], [], [], LOOK)[0]:
+            passed_on = connection.recv(1)
+            if passed_on:
+                os.kill(program, passed_on[0])
+            else:  # the caller is gone
+                os.killpg(program, signal.SIGKILL)
+                os.waitpid(program, 0)
+                os._exit(0)
+
+
+def run(request: dict) -> None:
+    """What the interpreter does with its command line. Does not return, nor take a second to clear up as it would."""
+    import atexit
+    import threading
+
+    code = 1
+    try:
+        start_program(request)
+        code = 0
+    except SystemExit as stopped:
+        if isinstance(stopped.code, str):
+            print(stopped.code, file=sys.stderr)
+        code = stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        if isinstance(error, KeyboardInterrupt):
+            sys.stdout.flush()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def start_program(request: dict) -> None:
+    import random
+    import runpy
+    import tempfile
+    import types
+
+    words, environment = request["words"], request["environment"]
+    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.dont_write_bytecode = bool(environment.get("PYTHONDONTWRITEBYTECODE"))
+    given = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+    installed = [path for path in sys.path[1:] if path not in inherited]
+    tempfile.tempdir = None
+    random.seed()
+    if words[0] in ("-c", "-m"):
+        sys.argv = [words[0], *words[2:]]
+        sys.path[:] = ["" if words[0] == "-c" else os.getcwd(), *given, *installed]
+    else:
+        sys.argv = words
+        sys.path[:] = [os.path.dirname(os.path.abspath(words[0])), *given, *installed]
+    if words[0] == "-m":
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    elif words[0] == "-c":
+        main = sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(compile(words[1], "<string>", "exec"), main.__dict__)
+    else:
+        runpy.run_path(words[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--serve":
+        run(serve())
+    else:
+        code = ask(sys.argv[1:])
+        if code < 0:
+            signal.signal(-code, signal.SIG_DFL) if -code != signal.SIGKILL else None
+            os.kill(os.getpid(), -code)
+        sys.exit(code)
