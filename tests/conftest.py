@@ -5,6 +5,7 @@ import os
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,14 @@ HEADS = {  # class, settings of its config
 def pytest_configure(config: pytest.Config) -> None:
     if forks.FOLDER not in os.environ:  # pytest-xdist's workers have it from the process that started them
         forks.open_session()
+
+
+@pytest.fixture(scope="module")
+def fast_python() -> Iterator[None]:
+    """What starts sys.executable gets a process that has the libraries loaded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", forks.python())
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Python in forks of one process that has the libraries loaded: a program starts in 0.1 s instead of 5 to 15.
 
 `python()` is a program that does what `python WORDS…` does (a script, -m module, -c code) in such a fork, with the
-caller's environment, folder and standard streams. The fork dies with its caller, and the program ends as the fork did.
+caller's environment, folder and open files. The fork dies with its caller, and the program ends as the fork did.
 Its first call starts the server, which ends with the test session. Nothing of kaggle_llm is loaded beforehand.
 
 Not for tests of the process itself: what the interpreter or a library reads when it starts, signals to a group, limits
@@ -52,13 +52,26 @@ def ask(words: list[str]) -> int:
     """Exit code of the program; negative where a signal ended it."""
     import json
 
-    request = json.dumps({"words": words, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
+    request = {"words": words, "folder": os.getcwd(), "environment": dict(os.environ), "files": open_files()}
+    text = json.dumps(request).encode()
     with connect() as connection:
-        socket.send_fds(connection, [len(request).to_bytes(4, "big")], [0, 1, 2])
-        connection.sendall(request)
+        socket.send_fds(connection, [len(text).to_bytes(4, "big")], request["files"])
+        connection.sendall(text)
         for passed_on in (signal.SIGINT, signal.SIGTERM):
             signal.signal(passed_on, lambda number, _: connection.sendall(bytes([number])))
         return int(connection.recv(16))
+
+
+def open_files() -> list[int]:
+    """The standard streams, and what the caller handed down beside them."""
+    found = []
+    for name in os.listdir("/dev/fd"):
+        try:
+            os.fstat(int(name))
+            found.append(int(name))
+        except OSError:  # the listing's own
+            pass
+    return found
 
 
 def connect() -> socket.socket:
@@ -151,7 +164,7 @@ def watch(connection: socket.socket) -> dict:
     import select
 
     connection.settimeout(None)
-    size, descriptors, _, _ = socket.recv_fds(connection, 4, 3)
+    size, descriptors, _, _ = socket.recv_fds(connection, 4, 200)
     text = b""
     while len(text) < int.from_bytes(size, "big"):
         text += connection.recv(1 << 20)
@@ -160,9 +173,7 @@ def watch(connection: socket.socket) -> dict:
     if program == 0:
         connection.close()
         os.setsid()
-        for target, descriptor in enumerate(descriptors):
-            os.dup2(descriptor, target)
-            os.close(descriptor)
+        take_files(descriptors, request["files"])
         return request  # type: ignore[no-any-return]
     for descriptor in descriptors:
         os.close(descriptor)
@@ -179,6 +190,19 @@ def watch(connection: socket.socket) -> dict:
                 os.killpg(program, signal.SIGKILL)
                 os.waitpid(program, 0)
                 os._exit(0)
+
+
+def take_files(descriptors: list[int], numbers: list[int]) -> None:
+    """Give the received files the numbers that they have in the caller."""
+    import fcntl
+
+    above = 1 + max(*descriptors, *numbers)
+    moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, above) for descriptor in descriptors]
+    for descriptor in descriptors:
+        os.close(descriptor)
+    for descriptor, number in zip(moved, numbers, strict=True):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
 
 
 def run(request: dict) -> None:

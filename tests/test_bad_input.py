@@ -6,9 +6,7 @@ import csv
 import json
 import shutil
 import subprocess
-import sys
 
-import forks
 import pytest
 from workspace import Workspace, copy_workspace
 
@@ -49,9 +47,9 @@ def workspace(bare: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Work
 
 
 def predict(
-    workspace: Workspace, rows: list[list[str]], *words: str, before: tuple[str, ...] = ()
+    workspace: Workspace, rows: list[list[str]], *words: str, before: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """The prediction of these rows as a process; before: words of the command line in front of it."""
+    """The prediction of these rows as a process; before: code that goes in front of it."""
     folder = workspace.root / "input" / "demo-misconceptions"
     for name, head, lines in (
         ("test", ["id", "question", "correct_answer", "wrong_answer"], rows),
@@ -59,8 +57,7 @@ def predict(
     ):
         with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([head, *lines])
-    python = sys.executable if before else forks.python()
-    return workspace.call(*before, python, "-c", PREDICT, str(workspace.root / "out"), *words)
+    return workspace.python("-c", before + PREDICT, str(workspace.root / "out"), *words)
 
 
 def ranking_of(done: subprocess.CompletedProcess[str]) -> dict[str, list]:
@@ -98,7 +95,7 @@ def test_what_cannot_be_answered_is_an_error_by_name(workspace: Workspace) -> No
 
 def test_a_full_disk_leaves_the_submission_from_before_and_is_named(workspace: Workspace) -> None:
     """The system refuses the write: a limit on the size of files, above the sample's and below the submission's."""
-    limit = ("sh", "-c", 'ulimit -f 1; exec "$@"', "limited")
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512))"
     rows = [*HEALTHY, *([f"r{n}", "What is 2 + 2?", "4", "5"] for n in range(30))]
     done = predict(workspace, rows, before=limit)
     assert done.returncode == 1 and "stays as it was" in done.stdout

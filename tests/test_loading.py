@@ -34,6 +34,7 @@ def test_a_load_is_noted_where_somebody_asks_for_it(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.usefixtures("fast_python")
 def test_a_pool_s_workers_note_their_loads(pico_llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They load at the first prompts, not when the engine is made."""
     monkeypatch.setenv(VARIABLE, str(tmp_path / "loads"))

@@ -15,7 +15,7 @@ from kaggle_llm.inference.budget import Budget
 from kaggle_llm.inference.members import MemberError
 from kaggle_llm.run import Run, answer
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("fast_python")]
 
 # An experiment whose models are JSON files: a score, and what its process does when it is asked.
 PREDICT = '''

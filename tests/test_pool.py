@@ -33,7 +33,8 @@ from kaggle_llm.inference.pool import (
 )
 from kaggle_llm.inference.worker import make_portable
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("fast_python")]
+INTERPRETER = sys.executable  # where the process itself is tested
 LABELS = [[266], [265], [300]]
 SAMPLED = Sampling(max_tokens=6, temperature=1.0, n=2, seed=3)
 LONG = Sampling(max_tokens=120)
@@ -215,11 +216,15 @@ def test_killed_workers_are_replaced_and_nothing_is_missing(
 
 
 def test_a_worker_that_hangs_is_replaced(
-    engine: Engine, pool: WorkerPool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    engine: Engine, pico_llm: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts = make_prompts()
-    pool.generate(prompts[:40], Sampling(max_tokens=1))
-    (hanging, _) = workers_of(os.getpid())
+    known = {worker.pid for worker in workers_of(os.getpid())}
+    pool = make_engine(pico_llm, EngineSettings(workers=1))
+    with monkeypatch.context() as itself:
+        itself.setattr(sys, "executable", INTERPRETER)  # to be stopped
+        pool.generate(prompts[:40], Sampling(max_tokens=1))
+    (hanging,) = (worker for worker in workers_of(os.getpid()) if worker.pid not in known)
     with monkeypatch.context() as short:
         short.setattr(pool, "settings", replace(pool.settings, patience=4.0))
         hanging.suspend()
@@ -227,6 +232,7 @@ def test_a_worker_that_hangs_is_replaced(
         wait_until(lambda: gone([hanging.pid]))  # from here on a start may take its time
     assert call.result() == engine.generate(prompts, SAMPLED)
     assert "gave no answer for 4 s and was killed: another one takes its" in capsys.readouterr().out
+    pool.close()
 
 
 def test_prompts_that_take_down_every_worker_are_named(pico_llm: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -338,7 +344,7 @@ if __name__ == "__main__":
 
 def start_parent(folder: Path, workers: int, state: str) -> tuple["subprocess.Popen[str]", list[psutil.Process]]:
     """A process in the middle of a long call of its pool, and its workers."""
-    command = [sys.executable, "-c", PARENT, str(folder), str(workers), state]
+    command = [INTERPRETER, "-c", PARENT, str(folder), str(workers), state]
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     assert parent.stdout.readline() == "asking\n"
@@ -378,7 +384,7 @@ worker.main(int(sys.argv[1]), json.loads(sys.argv[2]))
 
 def start_worker(code: str) -> Worker:
     job = json.dumps({"folder": "absent", "base": None, "settings": {}})
-    return Worker([sys.executable, "-c", code], job, make_environment([], 1))
+    return Worker([INTERPRETER, "-c", code], job, make_environment([], 1))
 
 
 @pytest.mark.parametrize("how", ["parent", "kill", "end"])

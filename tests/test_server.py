@@ -21,6 +21,8 @@ from workspace import ROOT
 from kaggle_llm.kaggle.predict import Mounts
 from kaggle_llm.kaggle.server import PredictServer, ServerSettings, fit_answer
 
+pytestmark = pytest.mark.usefixtures("fast_python")
+INTERPRETER = sys.executable  # where the process itself is tested
 SMALL_MODEL = ROOT / "input" / "models" / "SmolLM2-135M-Instruct"
 
 TRAPS = '''"""The number of words; without a model, and with traps."""
@@ -413,7 +415,7 @@ def ends(pid: int, seconds: float = 10.0) -> bool:
 @pytest.mark.parametrize("problem", ["idle", "Hang"])
 def test_the_worker_ends_with_a_killed_server_idle_or_busy(trapped: Mounts, tmp_path: Path, problem: str) -> None:
     words = [str(path) for path in (trapped.bundle, trapped.competition, trapped.models["model"], tmp_path)]
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, *words, problem], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen([INTERPRETER, "-c", HOLDER, *words, problem], stdout=subprocess.PIPE, text=True)
     assert holder.stdout
     worker = int(holder.stdout.readline())
     os.kill(worker, 0)

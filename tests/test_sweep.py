@@ -30,6 +30,7 @@ from kaggle_llm.training.sweep import (
     sweep,
 )
 
+INTERPRETER = sys.executable  # a process of its own, for signals
 EXPERIMENT = "exp001_retrieve"
 # k must not be more than depth, 100: that point fails, and it is the first one.
 WORDS = ("retrieval.k=200,1,25", "retrieval.smoothing=10", "folds.rows=12")
@@ -58,7 +59,7 @@ def call_sweep(words: tuple[str, ...]) -> list[str]:
         f"points = sweep({EXPERIMENT!r}, {words!r}, True); print_sweep(points); "
         "sys.exit(any(point.error for point in points))"
     )
-    return [sys.executable, "-c", code]
+    return [INTERPRETER, "-c", code]
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +208,7 @@ def test_a_key_that_the_config_does_not_know_stops_the_sweep_at_the_first_run(wo
     assert "[1/3]" in done.stdout and "[2/3]" not in done.stdout
 
 
+@pytest.mark.usefixtures("fast_python")
 def test_folds_without_common_rows_are_not_compared(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAGGLE_LLM_ROOT", str(workspace.root))
     points = sweep(EXPERIMENT, ["folds.validate=[0],[1]", "run=folds"], True)
