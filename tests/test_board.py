@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -50,17 +49,8 @@ def test_a_line_per_run_best_first_with_parent_lb_and_idea(root: Path) -> None:
     assert "exp003_a" in table and "A better idea." in table
 
 
-def test_it_takes_less_than_half_a_second_of_cpu_and_no_heavy_import(root: Path) -> None:
+def test_it_needs_no_heavy_import(root: Path) -> None:
     said = board(root, python=("-X", "importtime")).stderr
     modules = {line.rpartition("|")[2].strip() for line in said.splitlines()}
     assert "kaggle_llm.board" in modules
     assert not modules & {"torch", "polars", "numpy", "transformers", "omegaconf"}
-    board(root)  # bytecode is there now, as on any second call
-    assert min(cpu_seconds(root) for _ in range(3)) < 0.5  # a busy machine inflates single measurements
-
-
-def cpu_seconds(root: Path) -> float:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    board(root)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)

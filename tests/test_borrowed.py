@@ -184,7 +184,7 @@ def test_a_borrowed_model_is_scored_ships_and_travels(borrower: Workspace) -> No
     assert (bundle / slug / "model" / "model.safetensors").samefile(borrower.root / path / "model.safetensors")
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(600)
 def test_a_borrowed_model_answers_offline(borrower: Workspace) -> None:
     succeed(train_borrower(borrower, "folds.rows=4"))

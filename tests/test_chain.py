@@ -21,6 +21,7 @@ def real_workspace(root: Path, seed: int = 0) -> Workspace:
     return make_workspace(root, MODELS / "SmolLM2-135M-Instruct", MODELS / "all-MiniLM-L6-v2", 600, 40, seed)
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_demo_is_as_hard_as_it_should_be(tmp_path: Path, seed: int) -> None:
     """Set on exp001 alone, frozen before exp002 was tuned, checked on a second seed."""
@@ -58,6 +59,7 @@ assert np.abs(found - expected).max() < 1e-4
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.release
 @pytest.mark.timeout(1500)
 def test_lora_merge_gptq_and_vllm_with_a_gate_at_every_stage(tmp_path: Path) -> None:
     """Adapter → merged → GPTQ W4A16, calibrated on the competition's own prompts → vLLM where it has the kernel."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import time
 from pathlib import Path
 from types import ModuleType
 
@@ -71,10 +70,8 @@ def test_the_files_pass_the_checks_of_the_competition(competition: Competition) 
 def test_the_same_seed_gives_the_same_files_and_another_one_others(
     demo: ModuleType, folder: Path, tmp_path: Path
 ) -> None:
-    start = time.monotonic()
     for seed in (0, 1):
         demo.build_competition(tmp_path / f"input{seed}", tmp_path / f"hidden{seed}", seed, ROWS, HIDDEN)
-    assert time.monotonic() - start < 10
     train = (folder / "input" / "train.csv").read_bytes()
     assert (tmp_path / "input0" / "train.csv").read_bytes() == train != (tmp_path / "input1" / "train.csv").read_bytes()
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import polars as pl
 import pytest
-from workspace import Workspace, succeed
+from workspace import Workspace, copy_workspace, succeed
 
 SMOKE = "exp002_rerank--smoke"
 
@@ -75,6 +76,29 @@ def test_another_setting_makes_what_depends_on_it_again_and_says_so(trained: Wor
     done = trained.train("exp001_retrieve", "--smoke", "run=other", "retrieval.smoothing=10")
     assert "fold0/oof is made again: retrieval.smoothing: 60.0 → 10.0" in succeed(done)
     assert "was made with other settings" in done.stderr
+
+
+def test_what_needs_no_model_loads_no_torch(rehearsed: Workspace, tmp_path: Path) -> None:
+    """Commands one after the other in one interpreter, and the start of a run that is complete."""
+    workspace, run = copy_workspace(rehearsed, tmp_path / "fresh"), "exp001_retrieve--smoke"
+    code = f"""
+import runpy, sys
+from kaggle_llm.cli import main
+
+def call(program, *words):
+    sys.argv = [str(program), *words]
+    try:
+        program() if callable(program) else runpy.run_path(program, run_name="__main__")
+    except SystemExit as stopped:
+        assert not stopped.code, (words, stopped.code)
+    assert not {{"torch", "transformers", "sentence_transformers"}} & sys.modules.keys(), words
+
+for words in ("board", "new exp001_retrieve exp905_next", "trace {run}", "bundle {run}", "compare {run} {run}"):
+    call(main, *words.split())
+sys.path.insert(0, "exp/exp001_retrieve")
+call("exp/exp001_retrieve/train.py", "--smoke")
+"""
+    assert "fold0/oof is complete, reused" in succeed(workspace.call(sys.executable, "-c", code))
 
 
 def test_a_half_written_step_is_never_read(trained: Workspace, retrieved: Path) -> None:

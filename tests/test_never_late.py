@@ -214,7 +214,7 @@ def predict_in(
 
 
 @pytest.mark.timeout(280)
-@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in (1, 2, 3))])
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.release) for part in (1, 2, 3))])
 def test_whatever_happens_a_valid_submission_lies_there(
     part: int, competitions: dict[int, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

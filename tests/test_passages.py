@@ -192,7 +192,7 @@ def test_a_row_that_nobody_was_asked_about_has_the_options_in_the_order_given() 
     assert rank_alike(late, LETTERS).equals(late)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(120)
 def test_an_article_of_50_000_words_is_searched_beside_a_short_one(pico_encoder: Path) -> None:
     from kaggle_llm.inference.engine import EngineSettings

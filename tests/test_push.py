@@ -223,10 +223,10 @@ def draw_plan(seed: int) -> tuple[Fault, ...]:
 
 @pytest.mark.timeout(280)
 def test_no_plan_of_faults_ends_in_a_wrong_success(forked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    try_plans(range(30), forked, monkeypatch)
+    try_plans(range(12), forked, monkeypatch)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(280)
 @pytest.mark.parametrize("part", range(4))
 def test_none_of_200_plans_of_faults_ends_in_a_wrong_success(
@@ -235,7 +235,7 @@ def test_none_of_200_plans_of_faults_ends_in_a_wrong_success(
     try_plans(range(100 + 50 * part, 150 + 50 * part), forked, monkeypatch)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(600)
 def test_20_plans_of_faults_of_a_dataset_through_real_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -14,15 +14,16 @@ from types import SimpleNamespace
 import polars as pl
 import pytest
 from light import RUN as LIGHT
-from light import bundle_edited
+from light import bundle_edited, open_light_site
 from workspace import ROOT, Workspace, succeed
 
 import kaggle_llm.rehearsal.sandbox as sandbox
 from kaggle_llm.rehearsal.checks import compare_rankings, largest_difference
 from kaggle_llm.rehearsal.memory import Usage
+from kaggle_llm.rehearsal.rehearse import Findings, rehearse_hostile, rehearse_rerun, score_rerun
 from kaggle_llm.rehearsal.report import parse_duration
-from kaggle_llm.rehearsal.session import Session, Site
-from kaggle_llm.rehearsal.stage import OWNED
+from kaggle_llm.rehearsal.session import Session, Site, describe_session
+from kaggle_llm.rehearsal.stage import OWNED, hidden_test
 from kaggle_llm.rehearsal.verdicts import check_bundle, check_mount, check_origin, check_replay, check_time
 
 SMOKE = "exp002_rerank--smoke"
@@ -48,26 +49,25 @@ def checks_of(report: dict) -> dict[str, bool]:
 
 
 @pytest.mark.timeout(400)
-def test_a_bundle_is_rehearsed_offline_and_replayed(trained: Workspace) -> None:
-    succeed(trained.cli("bundle", SMOKE))
-    done = succeed(trained.cli("rehearse", SMOKE, "--replay", "0"))
-    report = report_of(trained, SMOKE)
+def test_a_bundle_is_rehearsed_offline_and_replayed(rehearsed: Workspace) -> None:
+    """With models: test_copies.py."""
+    report = report_of(rehearsed, LIGHT)
     assert report["ok"] is True and report["network"] == "blocked"
     assert report["network_method"] in ("namespace", "guard")
     assert checks_of(report) == dict.fromkeys([*CHECKS, "replay"], True)
-    assert [session["rows"] for session in report["sessions"]] == [3, 6, 20, 4]
+    assert [session["rows"] for session in report["sessions"]] == [3, 6, 20, 8]
     layouts = [session["layout"] for session in report["sessions"]]
     assert layouts[:3] == ["input/<slug>", "input/datasets/<owner>/<slug>", "input/…/<slug>"]
     assert report["sessions"][1]["seconds"] == report["seconds"] and report["memory_method"]
     assert report["rows"] == 6 and report["submission"]["rows"] == 6 and 0 <= report["score"] <= 1
     assert report["seconds"] > 0 and report["peak_rss_mb"] > 0
-    folder = trained.output / "rehearsals" / SMOKE / "latest"
+    folder = rehearsed.output / "rehearsals" / LIGHT / "latest"
     left = {"report.json", "report.txt", "submission.csv", "executed.ipynb", "log.txt", "timing.json", "MANIFEST.json"}
     assert {path.name for path in folder.iterdir()} >= {*left, "public", "hostile", "replay", "drills"}
     assert not {"kaggle", "depot"} & {path.name for path in folder.iterdir()}, "the stand-in is gone"
     assert json.loads((folder / "timing.json").read_text())["rows"] == 6
-    assert (folder / "report.txt").read_text() in done, "what is printed is kept"
-    hidden = pl.read_csv(trained.output / "hidden" / "demo-misconceptions" / "test.csv")
+    assert (folder / "report.txt").read_text() in (rehearsed.root / "said.txt").read_text(), "what is printed is kept"
+    hidden = pl.read_csv(rehearsed.output / "hidden" / "demo-misconceptions" / "test.csv")
     assert pl.read_csv(folder / "submission.csv")["id"].to_list() == hidden["id"].to_list()
 
 
@@ -119,17 +119,20 @@ def test_a_failing_prediction_ends_in_a_report_that_says_why(light: Workspace) -
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("rows", [0, 1])
-def test_no_and_one_row_are_rehearsed(light: Workspace, rows: int) -> None:
-    bundle_edited(light)
-    succeed(light.cli("rehearse", LIGHT, "--rows", str(rows)))
-    report = report_of(light, LIGHT)
-    assert report["rows"] == report["submission"]["rows"] == rows == report["sessions"][1]["rows"]
-    assert (report["score"] is None) == (rows == 0)
-    assert report["sessions"][2]["rows"] == 16 + (rows or 4), "hostile rows need healthy ones"
+def test_no_and_one_row_are_rehearsed(light: Workspace, tmp_path: Path) -> None:
+    with open_light_site(light, tmp_path / "site") as site:
+        for rows in (0, 1):
+            found, (test, truth, _) = Findings(), hidden_test(site.settings, rows)
+            submission = rehearse_rerun(site, test, found)
+            rehearse_hostile(site, test, found)
+            assert all(check.ok for check in found.checks), found.checks
+            assert submission is not None and submission.height == truth.height == rows
+            assert (score_rerun(found.sessions[0], submission, truth) is None) == (rows == 0)
+            asked = describe_session(found.sessions[1])["rows"]
+            assert asked == 16 + (rows or 4), "hostile rows need healthy ones"
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("rows", [0, 1, 10_000])
 def test_a_hidden_test_of_any_size_is_rehearsed_on_models(trained: Workspace, rows: int) -> None:

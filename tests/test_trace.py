@@ -8,57 +8,41 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from workspace import Workspace, succeed
+from light import RUN as LIGHT
+from workspace import Workspace, copy_workspace, succeed
 
 from kaggle_llm.records import hash_file, read_json
 
 RUN = "exp002_rerank--smoke"
 
 
-@pytest.fixture(scope="module")
-def rehearsed(trained: Workspace) -> Workspace:
-    succeed(trained.cli("bundle", RUN))
-    succeed(trained.cli("rehearse", RUN, "--rows", "5"))
-    return trained
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(400)
 def test_a_copied_submission_is_traced_to_the_raw_csv(rehearsed: Workspace, tmp_path: Path) -> None:
     copy = tmp_path / "best.csv"
-    shutil.copyfile(rehearsed.output / "rehearsals" / RUN / "latest" / "submission.csv", copy)
+    shutil.copyfile(rehearsed.output / "rehearsals" / LIGHT / "latest" / "submission.csv", copy)
     said = succeed(rehearsed.cli("trace", str(copy)))
     for name in ("train.csv", "test.csv", "misconceptions.csv"):
         raw = hash_file(rehearsed.root / "input" / "demo-misconceptions" / name)
         assert f"input/demo-misconceptions/{name}  sha256 {raw}" in said
-    record = read_json(rehearsed.output / RUN / "record.json")
-    for part in (
-        f"bundle of {RUN}",
-        f"key {record['key'][:12]}, seed 0",
-        "merged output/",
-        "adapter output/",
-        "folds ",
-    ):
-        assert part in said
-    assert re.search(r"base = input/models/SmolLM2-135M-Instruct  content [0-9a-f]{12}", said)
-    assert f"torch {record['versions']['torch']}" in said and said.count("as it lies here") == 4
+    record = read_json(rehearsed.output / LIGHT / "record.json")
+    assert f"bundle of {LIGHT}" in said and f"key {record['key'][:12]}, seed 0" in said
+    assert f"torch {record['versions']['torch']}" in said
     commands = succeed(rehearsed.cli("trace", str(copy), "--again")).splitlines()
-    assert commands[-3] == "python exp/exp002_rerank/train.py --smoke"
-    assert commands[-2].startswith(f"kaggle-llm bundle {RUN} --runtime ")
-    assert commands[-1] == f"kaggle-llm rehearse {RUN} --rows 5 --limit 9h"
+    assert commands[-3] == "python exp/exp001_retrieve/train.py --smoke"
+    assert commands[-2].startswith(f"kaggle-llm bundle {LIGHT} --runtime ")
+    assert commands[-1] == f"kaggle-llm rehearse {LIGHT} --limit 9h --replay 0"
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_what_changed_since_is_said(rehearsed: Workspace, tmp_path: Path) -> None:
-    root = tmp_path / "other"
-    shutil.copytree(rehearsed.root, root, symlinks=True)
-    other = Workspace(root)
-    with (root / "input" / "demo-misconceptions" / "train.csv").open("a") as file:
+def test_a_run_is_traced_through_its_models_and_what_changed_since_is_said(trained: Workspace, tmp_path: Path) -> None:
+    said = succeed(trained.cli("trace", RUN))
+    assert "merged output/" in said and "adapter output/" in said and "folds " in said
+    assert re.search(r"base = input/models/SmolLM2-135M-Instruct  content [0-9a-f]{12}", said)
+    assert said.count("as it lies here") == 4
+    other = copy_workspace(trained, tmp_path / "other")
+    with (other.root / "input" / "demo-misconceptions" / "train.csv").open("a") as file:
         file.write("\n")
     said = succeed(other.cli("trace", RUN))
     assert "another file lies here now" in said
-    shutil.rmtree(root / "output" / RUN / "fold0" / "adapter")
+    shutil.rmtree(other.output / RUN / "fold0" / "adapter")
     assert "adapter  content " in succeed(other.cli("trace", RUN)), "a lost parent is shown by its hash"
 
 

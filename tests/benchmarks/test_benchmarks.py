@@ -19,7 +19,7 @@ PEERS = ROOT / ".venv-peers" / "bin" / "python"
 FINETUNE = ("usual-script", "trl", "trl-packing", "kaggle_llm")
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(not SCITLDR.is_dir(), reason="real data is absent: ../shared/data/scitldr")
 def test_finetune_gives_every_contender_the_same_rows_and_measures_what_they_learned(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_finetune_gives_every_contender_the_same_rows_and_measures_what_they_lea
     assert report["contenders"][2]["settings"]["packing_strategy"] == "bfd"
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(900)
 def test_merge_measures_every_contender_and_how_far_it_is_from_the_reference(tmp_path: Path) -> None:
     command = [sys.executable, HERE / "merge.py", "--json", tmp_path / "figures.json", "--gb", "0.03", "--repeat", "1"]
@@ -71,7 +71,7 @@ def test_merge_measures_every_contender_and_how_far_it_is_from_the_reference(tmp
         assert soups["kaggle_llm-ties"]["differing"] < 0.03 * elements, "but for equals at the cut"
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not SMOLLM2.is_dir(), reason="SmolLM2 is absent: make models")
 def test_choice_scoring_gives_every_contender_the_same_prompts_and_compares_what_they_say(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_choice_scoring_gives_every_contender_the_same_prompts_and_compares_what
         assert figures["max_abs_diff"] == 0 if name == "usual-loop" else 0 < figures["max_abs_diff"] < 1e-3
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(900)
 def test_scaling_measures_what_the_rehearsal_of_each_size_took(tmp_path: Path) -> None:
     command = [sys.executable, HERE / "scaling.py", "--json", tmp_path / "figures.json", "--rows", "20", "60"]
@@ -107,7 +107,7 @@ def test_scaling_measures_what_the_rehearsal_of_each_size_took(tmp_path: Path) -
     assert step["seconds_per_1000_rows"] == pytest.approx(25 * (sizes[1]["seconds"] - sizes[0]["seconds"]))
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(300)
 def test_the_bundle_benchmark_measures_both_calls(tmp_path: Path) -> None:
     command = [sys.executable, HERE / "bundle.py", "--json", tmp_path / "figures.json", "--gigabytes", "0.2"]

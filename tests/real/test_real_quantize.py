@@ -21,7 +21,7 @@ ENVIRONMENT = ROOT / ".venv-quantise" / "bin" / "python"
 COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.release,
     pytest.mark.skipif(not ENVIRONMENT.is_file(), reason="llm-compressor is absent: make quantise"),
 ]
 

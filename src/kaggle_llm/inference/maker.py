@@ -20,7 +20,7 @@ def resolve_engine(settings: EngineSettings) -> EngineSettings:
     """
     kind = settings.kind
     if kind == "auto":
-        kind = "vllm" if has_gpu() and find_spec("vllm") else "transformers"
+        kind = "vllm" if find_spec("vllm") and has_gpu() else "transformers"  # to ask for a GPU, torch is loaded
     if kind == "vllm":
         if not find_spec("vllm"):
             raise ImportError("engine.kind = vllm, but vLLM is not installed here: install it or set engine.kind=auto")
