@@ -8,8 +8,9 @@ VLLM := requirements/vllm-$(if $(findstring cpu,$(LOCK)),cpu,gpu).txt
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # Slow tests that want the whole machine: vLLM takes all cores, and benchmarks measure.
 ALONE := tests/test_chain.py tests/real/test_real_vllm.py tests/benchmarks
-PYTEST := $(BIN)/python -m pytest --durations 15
-BOTH := OMP_NUM_THREADS=1 $(PYTEST) -n 2
+# Three at once on two cores, for many tests wait. What Python compiles is kept.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --durations 15
+BOTH := OMP_NUM_THREADS=1 $(PYTEST) -n 3
 PIP := -m pip install --quiet --disable-pip-version-check --no-deps
 INSTALL := $(BIN)/python $(PIP)
 

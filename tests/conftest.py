@@ -34,6 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if forks.FOLDER not in os.environ:  # pytest-xdist's workers have it from the process that started them
         forks.open_session()
+        config.option.tx = [f"{worker}//python={forks.python()}" for worker in getattr(config.option, "tx", [])]
 
 
 def set_aside() -> None:

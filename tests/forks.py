@@ -248,6 +248,8 @@ def start_program(request: dict) -> None:
     installed = [path for path in sys.path[1:] if path not in inherited]
     tempfile.tempdir = None
     random.seed()
+    if words[0] == "-u":  # pytest-xdist starts its workers so
+        words = words[1:]
     if words[0] in ("-c", "-m"):
         sys.argv = [words[0], *words[2:]]
         sys.path[:] = ["" if words[0] == "-c" else os.getcwd(), *given, *installed]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -83,14 +85,46 @@ def test_lora_merge_gptq_and_vllm_with_a_gate_at_every_stage(tmp_path: Path) -> 
     assert done.returncode == 1 and report["status"] == "undecided", "24 rows decide nothing about quantised weights"
     merged, quantised, *vllm = report["steps"]
     assert merged["status"] == "passed" and 0 < merged["differences"]["largest"] <= 1e-4
-    assert quantised["status"] == "undecided" and 0.001 < quantised["differences"]["mean"] < 0.5
-    assert quantised["differences"]["spearman"] > 0.7, "GPTQ depends on threads: 0.77 and 0.84 were seen"
+    assert quantised["status"] == "undecided" and quantised["differences"]["mean"] > 0.001
+    rounded = compare_rounded(workspace, run)
+    # What GPTQ loses differs between processors; that it loses less than rounding to half as many values does not.
+    assert quantised["differences"]["mean"] < rounded["mean"], (quantised["differences"], rounded)
+    assert quantised["differences"]["spearman"] > rounded["spearman"], (quantised["differences"], rounded)
     assert all(step["non_finite"] + step["differences"]["other_prompts"] == 0 for step in report["steps"])
     if not serves_four_bits():
         assert not vllm
         pytest.skip("all but vLLM's stage passed: on a CPU without AVX-512 vLLM has no kernel for 4 bits")
     (step,) = vllm
     assert step["after"] == "vllm bfloat16" and step["differences"]["mean"] < 0.1
+
+
+def compare_rounded(workspace: Workspace, run: Path) -> dict[str, float]:
+    """The differences that parity finds where the merged matrices, rounded to 3 bits, stand for those of GPTQ."""
+    from safetensors.torch import load_file, save_file
+
+    fold = run / "fold0"
+    about = (fold / "gptq" / "weights.json").read_bytes()
+    (fold / "gptq").rename(fold / "kept")
+    shutil.copytree(fold / "merged", fold / "gptq")
+    (fold / "gptq" / "weights.json").write_bytes(about)
+    path = fold / "gptq" / "model.safetensors"
+    weights = load_file(path)
+    path.unlink()
+    rounded = {name: round_matrix(weight) if "_proj" in name else weight for name, weight in weights.items()}
+    save_file(rounded, path, metadata={"format": "pt"})
+    workspace.cli("parity", run.name, "--rows", "24")
+    step = json.loads((run / "parity.json").read_text())["steps"][1]
+    shutil.rmtree(fold / "gptq")
+    (fold / "kept").rename(fold / "gptq")
+    return step["differences"]
+
+
+def round_matrix(weight: Any, bits: int = 3, group: int = 64) -> Any:
+    """To the nearest of 2^bits values, symmetric in every `group` of a row."""
+    top = 2 ** (bits - 1) - 1
+    groups = weight.float().reshape(len(weight), -1, group)
+    scale = groups.abs().amax(-1, keepdim=True).clamp(min=1e-9) / top
+    return ((groups / scale).round().clamp(-top - 1, top) * scale).reshape(weight.shape).to(weight.dtype)
 
 
 def serves_four_bits() -> bool:

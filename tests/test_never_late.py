@@ -78,7 +78,7 @@ def draw_weather(rng: random.Random, trouble: bool) -> Weather:
         rows=rows,
         members=rng.choice([1, 1, 2, 3]),
         load=rng.choice([0.0, 50.0, 2000.0 if trouble else 200.0]),
-        pace=10 ** rng.uniform(-3, 1 if trouble else 0.5),
+        pace=10 ** rng.uniform(-2, 1),
         jitter=rng.choice([0.0, 0.2, 10.0 if trouble else 0.3]),
         hang=rng.choice([0.0, 0.05]) if trouble else 0.0,
         crash=rng.choice([0.0, 0.05]) if trouble else 0.0,
@@ -214,12 +214,12 @@ def predict_in(
 
 
 @pytest.mark.timeout(280)
-@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.release) for part in (1, 2, 3))])
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.release) for part in range(1, 8))])
 def test_whatever_happens_a_valid_submission_lies_there(
     part: int, competitions: dict[int, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     ends = dict.fromkeys(("done", "killed", "crashed", "cut"), 0)
-    for seed in range(500 * part, 500 * (part + 1)):
+    for seed in range(250 * part, 250 * (part + 1)):
         weather = draw_weather(random.Random(seed), trouble=True)
         competition = competitions[weather.rows]
         end, clock, run = predict_in(weather, seed, competition, tmp_path, monkeypatch)
@@ -237,7 +237,7 @@ def test_without_hangs_the_budget_ends_in_time_by_itself_and_counts_what_it_cut(
     competitions: dict[int, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     cut = 0
-    for seed in range(500):
+    for seed in range(250):
         weather = draw_weather(random.Random(seed), trouble=False)
         end, clock, run = predict_in(weather, seed, competitions[weather.rows], tmp_path, monkeypatch)
         assert end == "done" and clock.now < LIMIT, (seed, weather)

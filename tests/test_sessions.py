@@ -15,8 +15,8 @@ from kaggle_llm.rehearsal.checks import Check
 from kaggle_llm.rehearsal.drills import run_drills
 from kaggle_llm.rehearsal.memory import MIB
 from kaggle_llm.rehearsal.rehearse import Findings, rehearse, rehearse_hostile, rehearse_public, rehearse_rerun
-from kaggle_llm.rehearsal.session import PUBLIC, Site, open_session
-from kaggle_llm.rehearsal.stage import FLAT, NESTED, OWNED, Depot, Layout, attach, fill_depot, hidden_test
+from kaggle_llm.rehearsal.session import Site
+from kaggle_llm.rehearsal.stage import FLAT, OWNED, Depot, attach, fill_depot, hidden_test
 from kaggle_llm.rehearsal.verdicts import check_memory
 
 pytestmark = pytest.mark.timeout(200)
@@ -42,9 +42,9 @@ rows = rows.head(len(start))
 """
 
 
-@pytest.mark.parametrize("folder", ['"."', 'os.environ["TMPDIR"]', "Path.home()"])
+@pytest.mark.parametrize("folder", ['"."', "Path.home()"])
 def test_a_row_count_remembered_from_the_public_test_is_caught(light: Workspace, tmp_path: Path, folder: str) -> None:
-    """In working/, in the folder for temporary files, at home."""
+    """In working/; at home, which is the folder for temporary files too."""
     with open_light_site(light, tmp_path / "site", REMEMBERS.format(folder=folder)) as site:
         found = by_name(public_and_rerun(site))
     assert found["public"].ok and not found["notebook"].ok
@@ -73,10 +73,9 @@ def test_what_the_public_run_left_is_no_answer_of_the_rerun(light: Workspace, tm
     ("edit", "words"),
     [
         ('assert "" not in rows["question"].to_list(), "no question"', "exit code 1"),
-        ('assert rows["wrong_answer"].str.len_bytes().max() < 200_000, "too long"', "exit code 1"),
         ('start = [n + (rows["question"].to_list().count("") > 1) for n in start]', "beside hostile rows: row "),
     ],
-    ids=["empty", "200 kB", "neighbours"],
+    ids=["empty", "neighbours"],
 )
 def test_what_breaks_on_hostile_rows_only_is_caught(light: Workspace, tmp_path: Path, edit: str, words: str) -> None:
     with open_light_site(light, tmp_path / "site", edit) as site:
@@ -96,13 +95,6 @@ def test_more_memory_than_the_limit_fails_and_names_the_process(light: Workspace
     assert not check.ok and check.detail.startswith("public: over the limit of 800 MB")
     assert "kaggle_llm.kaggle.predict" in check.detail and "killed" in by_name(found)["public"].detail
     assert found.sessions[0].usage.largest > 400 * MIB
-
-
-@pytest.mark.parametrize("layout", [FLAT, OWNED, NESTED], ids=lambda layout: layout.name)
-def test_the_notebook_runs_under_each_mount_layout(light: Workspace, tmp_path: Path, layout: Layout) -> None:
-    with open_light_site(light, tmp_path / "site") as site, open_session(site, PUBLIC, layout, None) as session:
-        assert not session.error and (session.folder / "submission.csv").is_file()
-        assert session.code.is_relative_to(site.sandbox.kaggle / "input" / layout.datasets)
 
 
 SILENT = (  # file of the bundle, what it says, what it says no more
