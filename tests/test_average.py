@@ -65,8 +65,18 @@ def load(base: Path, task_type: str) -> Any:
     return maker.from_pretrained(base, dtype=torch.float32, **({"num_labels": 3} if head else {}))
 
 
+MADE: dict[str, Path] = {}  # members by what they are made of: most tests ask for the same ones
+
+
 def make_member(base: Path, folder: Path, seed: int, dtype: str = "float32", **config: Any) -> Path:
     """An adapter with random factors, and other random weights for what is trained whole."""
+    key = json.dumps([str(base), seed, dtype, config], sort_keys=True)
+    if key not in MADE:
+        MADE[key] = train_member(base, base.parent / f"member{len(MADE)}", seed, dtype, **config)
+    return shutil.copytree(MADE[key], folder)
+
+
+def train_member(base: Path, folder: Path, seed: int, dtype: str, **config: Any) -> Path:
     import torch
     from peft import LoraConfig, get_peft_model
 

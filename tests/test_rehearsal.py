@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from workspace import ROOT, Workspace, succeed
 
 import kaggle_llm.rehearsal.sandbox as sandbox
 from kaggle_llm.rehearsal.checks import compare_rankings, largest_difference
+from kaggle_llm.rehearsal.drills import run_drills
 from kaggle_llm.rehearsal.memory import Usage
 from kaggle_llm.rehearsal.rehearse import Findings, rehearse_hostile, rehearse_rerun, score_rerun
 from kaggle_llm.rehearsal.report import parse_duration
@@ -149,17 +151,26 @@ def test_outside_a_sandbox_nothing_is_proven(method: str) -> None:
     assert subprocess.run(probe, capture_output=True, timeout=60, check=False).returncode == 1
 
 
-@pytest.mark.timeout(400)
-def test_without_namespaces_the_guard_rehearses_the_same(light: Workspace, tmp_path: Path) -> None:
-    bundle_edited(light)
+@pytest.fixture
+def without_unshare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "bin").mkdir()
-    path = {"PATH": str(tmp_path / "bin")}  # where there is no unshare
-    succeed(light.cli("rehearse", LIGHT, "--replay", "0", **path))
-    report = report_of(light, LIGHT)
-    assert report["ok"] and report["network"] == "blocked" and report["network_method"] == "guard"
-    assert checks_of(report) == dict.fromkeys([*CHECKS, "replay"], True)
-    (full,) = (check["detail"] for check in report["checks"] if check["name"] == "drill: a full working folder")
-    assert full.startswith("not drilled")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    sandbox.find_method.cache_clear()
+    yield
+    sandbox.find_method.cache_clear()
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.usefixtures("without_unshare")
+def test_without_namespaces_the_guard_rehearses_the_same(light: Workspace, tmp_path: Path) -> None:
+    with open_light_site(light, tmp_path / "site") as site:
+        found = Findings()
+        rehearse_rerun(site, hidden_test(site.settings, None)[0], found)
+        drills = run_drills(site)
+    checks = {check.name: check for check in [*found.checks, *drills]}
+    assert all(check.ok for check in checks.values()), checks
+    assert checks["network"].detail.startswith("guard: the rehearsal has no network")
+    assert checks["drill: a full working folder"].detail.startswith("not drilled")
 
 
 def test_a_changed_bundle_and_a_run_made_again_are_caught(trained: Workspace) -> None:
