@@ -157,6 +157,10 @@ def test_a_second_model_is_begun_only_where_the_first_chunk_of_the_first_one_wou
     assert clock.work(budget.fork(), ["aa"], seconds.__getitem__) == taken
 
 
+def test_no_time_and_less_than_a_second_are_times() -> None:
+    assert Budget(0.0, 0.0, lambda: 7.0).left() == 0 and Budget(0.5, 0.25, lambda: 7.0).left() == 0.25
+
+
 @pytest.mark.parametrize(("limit", "reserve"), [(-1.0, 0.0), (10.0, -0.1), (-math.inf, 0.0)])
 def test_negative_seconds_are_refused(limit: float, reserve: float) -> None:
     with pytest.raises(ValueError, match="both must be 0 or more"):

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from workspace import Workspace, succeed
 
 from kaggle_llm.cli import app
+from kaggle_llm.weights import parity
 from kaggle_llm.weights.differences import Differences, divergence, find_differences, log_odds, rank_correlation
 from kaggle_llm.weights.headroom import LIMIT, Headroom, measure_headroom
 from kaggle_llm.weights.recorder import Call
@@ -57,6 +58,15 @@ def test_other_prompts_and_other_calls_are_seen() -> None:
         find_differences(choices(*rows), choices(rows[0]))
     with pytest.raises(ValueError, match="other shapes"):
         find_differences(choices(*rows), choices([0.1, 0.1, 0.1], [0.1, 0.1, 0.1]))
+
+
+def test_a_smoke_run_compares_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int | None] = []
+    monkeypatch.setattr(parity, "check_parity", lambda _, rows: asked.append(rows))
+    monkeypatch.setattr(parity, "print_parity", lambda _: None)
+    for smoke in (True, False):
+        parity.report_parity("a", smoke)
+    assert asked == [8, None], "None: as the config says"
 
 
 def test_vectors_and_texts_are_compared_too() -> None:

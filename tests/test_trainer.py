@@ -15,6 +15,7 @@ from test_choice_training import POINTWISE, literal_pointwise, random_groups
 from kaggle_llm.prompts import TokenGroup
 from kaggle_llm.training import trainer as trainers
 from kaggle_llm.training.checkpoints import COMPLETE, Checkpoints
+from kaggle_llm.training.choice import ChoiceTask
 from kaggle_llm.training.optimizer import choose_rate, group_parameters
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 from kaggle_llm.training.trainer import Job, fine_tune
@@ -64,6 +65,26 @@ def loss_of(model: Any, groups: list[TokenGroup]) -> float:
 
     with torch.no_grad():
         return float(literal_pointwise(model.eval(), groups)) / len(groups)
+
+
+def test_gradients_are_exchanged_between_processes_with_the_last_part_of_a_step_only(
+    pico_llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """no_sync of accelerate holds the exchange back; it does so here too, where there is one process."""
+    from accelerate import Accelerator
+
+    waits: list[int] = []
+    parts: list[int] = []
+    real, loss = Accelerator.no_sync, ChoiceTask.loss
+    monkeypatch.setattr(Accelerator, "no_sync", lambda self, model: waits.append(1) or real(self, model))
+
+    monkeypatch.setattr(
+        ChoiceTask, "loss", lambda self, model, examples: parts.append(len(examples)) or loss(self, model, examples)
+    )
+    fine_tune(POINTWISE, random_groups(3, 12), make_job(pico_llm, tmp_path, batch=4, batch_tokens=40))
+    steps = len([row for row in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines()) if "loss" in row])
+    assert len(parts) > steps > 1, "steps of several parts"
+    assert len(waits) == len(parts) - steps
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -251,6 +251,13 @@ def test_the_lock_is_read_whole_or_not_at_all() -> None:
             read_lock(one + rest)
 
 
+def test_a_linux_takes_wheels_of_its_glibc_and_of_older_ones_under_both_names() -> None:
+    found = [name.removesuffix("_x86_64") for name in list_platforms("2.17")]
+    assert found[:3] == ["manylinux_2_17", "manylinux2014", "manylinux_2_16"]
+    assert found[found.index("manylinux2010") - 1] == "manylinux_2_12"
+    assert found[-3:] == ["manylinux_2_5", "manylinux1", "linux"] and len(found) == 13 + 3 + 1
+
+
 def test_stored_names_have_no_odd_characters() -> None:
     assert store_name("torch-2.11.0+cu128-cp313-cp313-linux_x86_64.whl") == (
         "torch-2.11.0_plus_cu128-cp313-cp313-linux_x86_64.whl"
