@@ -272,3 +272,34 @@ def test_a_closed_engine_holds_no_model_and_loads_it_again(pico_llm: Path) -> No
     np.testing.assert_array_equal(engine.choices(prompts, LABELS), before)
     engine.close()
     engine.close()
+
+
+@pytest.mark.parametrize(
+    ("base", "config", "expected"),
+    [
+        ("pico_llm", None, True),
+        ("pico_encoder", None, False),
+        ("pico_llm", {"task_type": "CAUSAL_LM"}, True),
+        ("pico_llm", {}, True),
+        ("pico_llm", {"task_type": "SEQ_CLS"}, False),
+        ("pico_encoder", {}, False),
+    ],
+)
+def test_vllm_serves_what_generates_text_only(
+    base: str, config: dict[str, str] | None, expected: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """config: of an adapter on the base; None: the base alone."""
+    from kaggle_llm.inference.maker import is_language_model
+
+    folder = request.getfixturevalue(base)
+    if config is None:
+        assert is_language_model(folder) is expected
+    else:
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+        assert is_language_model(tmp_path, folder) is expected
+
+
+def test_a_model_with_a_head_generates_no_text(pico_head: Path) -> None:
+    from kaggle_llm.inference.maker import is_language_model
+
+    assert not is_language_model(pico_head)

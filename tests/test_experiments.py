@@ -83,7 +83,10 @@ def test_what_needs_no_model_loads_no_torch(rehearsed: Workspace, tmp_path: Path
     workspace, run = copy_workspace(rehearsed, tmp_path / "fresh"), "exp001_retrieve--smoke"
     code = f"""
 import runpy, sys
+import kaggle_llm.kaggle.predict
 from kaggle_llm.cli import main
+
+assert not {{"numpy", "polars", "omegaconf"}} & sys.modules.keys(), "a prediction begins with its manifest"
 
 def call(program, *words):
     sys.argv = [str(program), *words]

@@ -20,14 +20,15 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from multiprocessing.connection import Pipe
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 import kaggle_llm
 from kaggle_llm.inference.chunks import TOKENS, Chunk, ChunkQueue, cut_by_length, cut_by_prefix
 from kaggle_llm.inference.engine import Completion, EngineSettings, LengthError, Sampling, check_base
 from kaggle_llm.prompts import Prompt
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MODULE = "kaggle_llm.inference.worker"
 ERROR = "error"  # the first part of a reply that is an exception
@@ -322,6 +323,8 @@ def _rename_index(error: BaseException, chunk: Chunk) -> BaseException:
 
 def _join(answers: Sequence[tuple[Chunk, Any]]) -> np.ndarray:
     """One array in the caller's order, of those of the chunks."""
+    import numpy as np
+
     found = np.concatenate([answer for _, answer in answers])
     ordered = np.empty_like(found)
     ordered[[index for chunk, _ in answers for index in chunk.indices]] = found

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING, TypeVar
 
 from kaggle_llm.inference.engine import Completion, Engine, LengthError, Sampling
 from kaggle_llm.prompts import Prompt
 
+if TYPE_CHECKING:
+    import numpy as np
+
 FIRST = 32  # prompts that are asked before the others
 ENOUGH = 8  # different prompts, from which on equal answers are no chance
 LONG = 8  # tokens of a text
-Answers = TypeVar("Answers", np.ndarray, list[np.ndarray], list[list[Completion]])
+Answers = TypeVar("Answers")  # an array, one for each prompt, or texts
 
 
 class SickModelError(ValueError):
@@ -36,6 +37,8 @@ class Sentinel:
         self._trusted: set[str] = set()
 
     def choices(self, prompts: Sequence[Prompt], labels: Sequence[Prompt]) -> np.ndarray:
+        import numpy as np
+
         parts = self._ask("choices", prompts, lambda part: self.engine.choices(part, labels), self._check_scores)
         return np.concatenate(parts)
 
@@ -47,7 +50,8 @@ class Sentinel:
         return self.engine.embed(prompts)
 
     def logits(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
-        return list(chain.from_iterable(self._ask("logits", prompts, self.engine.logits, self._check_scores)))
+        parts: list[list[np.ndarray]] = self._ask("logits", prompts, self.engine.logits, self._check_scores)
+        return list(chain.from_iterable(parts))
 
     def close(self) -> None:
         self.engine.close()
@@ -73,6 +77,8 @@ class Sentinel:
 
     def _check_scores(self, prompts: Sequence[Prompt], scores: np.ndarray | list[np.ndarray]) -> None:
         """Raises SickModelError where all rows are the same."""
+        import numpy as np
+
         rows = list(scores)
         if len({row.shape for row in rows}) == 1 and np.ptp(np.stack(rows), axis=0).max() == 0:
             raise SickModelError(self.folder, len(prompts), f"the scores {np.round(rows[0], 3).tolist()}")
