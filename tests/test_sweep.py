@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import forks
 import pytest
@@ -50,10 +51,10 @@ def workspace(bare: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Work
     return copy_workspace(bare, tmp_path_factory.mktemp("sweep"))
 
 
-def call_sweep(words: tuple[str, ...]) -> list[str]:
-    """A process of its own, which a signal reaches, whose runs start fast."""
+def call_sweep(words: tuple[str, ...], python: str = "") -> list[str]:
+    """A process of its own, which a signal reaches; python: what starts its runs."""
     code = (
-        f"import sys; sys.executable = {forks.python()!r}; "
+        f"import sys; sys.executable = {python or forks.python()!r}; "
         "from kaggle_llm.errors import report_errors; report_errors(False); "
         "from kaggle_llm.training.sweep import print_sweep, sweep; "
         f"points = sweep({EXPERIMENT!r}, {words!r}, True); print_sweep(points); "
@@ -216,13 +217,37 @@ def test_folds_without_common_rows_are_not_compared(workspace: Workspace, monkey
     assert all(re.match(rf"{EXPERIMENT}--folds-folds\.validate_[01]\.\w{{8}}-smoke$", one.run) for one in points)
 
 
+ENDLESS = """
+import os, runpy, sys, time
+from kaggle_llm.retrieval.retriever import Retriever
+Retriever.search = lambda *_: time.sleep(600)
+sys.argv = sys.argv[1:]
+sys.path[0] = os.path.dirname(sys.argv[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def write_endless(folder: Path) -> str:
+    """A python in which no prediction comes to its end."""
+    (folder / "endless.py").write_text(ENDLESS)
+    script = folder / "endless-python"
+    script.write_text(f'#!/bin/sh\nexec "{forks.python()}" "{folder / "endless.py"}" "$@"\n')
+    script.chmod(0o755)
+    return str(script)
+
+
 def interrupt(workspace: Workspace, words: tuple[str, ...], send: Callable[[int, int], None]) -> str:
     """What a sweep says that is sent SIGINT while its first run predicts; no process of it is left."""
     log = workspace.root / "interrupted.txt"
     environment = {**os.environ, "KAGGLE_LLM_ROOT": str(workspace.root)}
     with log.open("w") as out:
         process = subprocess.Popen(
-            call_sweep(words), cwd=workspace.root, env=environment, stdout=out, stderr=out, start_new_session=True
+            call_sweep(words, write_endless(workspace.root)),
+            cwd=workspace.root,
+            env=environment,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
         )
     deadline = time.monotonic() + TIMEOUT
     while "fold0/oof …" not in log.read_text():
