@@ -80,7 +80,7 @@ first-%: ;
 BESIDE := $(if $(filter exp002_rerank,$(EXP)),exp001_retrieve)$(if $(filter exp007_blend,$(EXP)),exp002_rerank$(if $(SMOKE),,--seed0))
 
 test: models  ## fast tests
-	$(BOTH) -m "not slow" --dist loadfile
+	$(BOTH) -m "not slow" --dist worksteal
 
 test-slow: models data vllm  ## whole chains on the real small models, vLLM
 	$(BOTH) -m "slow and not real and not release" --dist worksteal $(addprefix --ignore=,$(ALONE))

@@ -225,7 +225,7 @@ def draw_plan(seed: int) -> tuple[Fault, ...]:
 
 @pytest.mark.timeout(280)
 def test_no_plan_of_faults_ends_in_a_wrong_success(forked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    try_plans(range(12), forked, monkeypatch)
+    try_plans(range(8), forked, monkeypatch)
 
 
 @pytest.mark.release

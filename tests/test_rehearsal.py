@@ -19,10 +19,11 @@ from light import bundle_edited, open_light_site
 from workspace import ROOT, Workspace, succeed
 
 import kaggle_llm.rehearsal.sandbox as sandbox
+from kaggle_llm.kaggle.bundle import read_run
 from kaggle_llm.rehearsal.checks import compare_rankings, largest_difference
 from kaggle_llm.rehearsal.drills import run_drills
 from kaggle_llm.rehearsal.memory import Usage
-from kaggle_llm.rehearsal.rehearse import Findings, rehearse_hostile, rehearse_rerun, score_rerun
+from kaggle_llm.rehearsal.rehearse import Findings, rehearse_hostile, rehearse_rerun, replay_fold, score_rerun
 from kaggle_llm.rehearsal.report import parse_duration
 from kaggle_llm.rehearsal.session import Session, Site, describe_session
 from kaggle_llm.rehearsal.stage import OWNED, hidden_test
@@ -74,13 +75,15 @@ def test_a_bundle_is_rehearsed_offline_and_replayed(rehearsed: Workspace) -> Non
 
 
 @pytest.mark.timeout(400)
-def test_what_depends_on_other_rows_or_on_changed_code_is_caught(light: Workspace) -> None:
+def test_what_depends_on_other_rows_or_on_changed_code_is_caught(light: Workspace, tmp_path: Path) -> None:
     """A prediction that looks at the number of rows, put in after training: CV is not what ships."""
-    bundle_edited(light, "start = [n + rows.height % 7 for n in start]")
-    done = light.cli("rehearse", LIGHT, "--replay", "0", "--rows", "9")
-    report = report_of(light, LIGHT)
-    assert done.returncode == 1 and report["ok"] is False and report["rows"] == 9
-    assert failed_in(report) == {"row independence", "hostile", "replay"}
+    found = Findings()
+    with open_light_site(light, tmp_path / "site", "start = [n + rows.height % 7 for n in start]") as site:
+        test = hidden_test(site.settings, 9)[0]
+        rehearse_rerun(site, test, found)
+        rehearse_hostile(site, test, found)
+        replay_fold(site, LIGHT, read_run(LIGHT), 0, found)
+    assert {check.name for check in found.checks if not check.ok} == {"row independence", "hostile", "replay"}
 
 
 SLOW = """
