@@ -58,7 +58,7 @@ demo: models data first-$(EXP)  ## the whole cycle: train, bundle, rehearse (EXP
 	$(call TRAIN,$(EXP))
 	$(if $(BESIDE),$(BIN)/kaggle-llm compare $(RUN) $(BESIDE)$(if $(SMOKE),--smoke))
 	$(BIN)/kaggle-llm bundle $(RUN)
-	$(BIN)/kaggle-llm rehearse $(RUN) --replay 0
+	$(BIN)/kaggle-llm rehearse $(RUN) --replay 0$(if $(SMOKE), --rows 8)
 	$(BIN)/kaggle-llm board
 
 # What an experiment builds on is trained before it, and what it has to beat is compared with it.

@@ -37,6 +37,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.tx = [f"{worker}//python={forks.python()}" for worker in getattr(config.option, "tx", [])]
 
 
+def pytest_unconfigure() -> None:
+    if os.environ.get(forks.OWNER) == str(os.getpid()):
+        shutil.rmtree(os.environ[forks.FOLDER], ignore_errors=True)
+
+
 def set_aside() -> None:
     """What large libraries leave is a million objects; each training looks for garbage among them for half a second."""
     gc.collect()
