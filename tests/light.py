@@ -6,13 +6,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from workspace import ROOT, Workspace, succeed
 
 from kaggle_llm import paths, records
 from kaggle_llm.competition import CompetitionSettings
 from kaggle_llm.kaggle.bundle import bundle_run, read_run
+from kaggle_llm.rehearsal.checks import Check
 from kaggle_llm.rehearsal.memory import GIB
+from kaggle_llm.rehearsal.rehearse import Findings, rehearse_rerun, replay_fold
 from kaggle_llm.rehearsal.session import Site, open_site
+from kaggle_llm.rehearsal.stage import hidden_test
 
 RUN = "exp001_retrieve--smoke"
 HEAD = (ROOT / "exp" / "exp001_retrieve" / "predict.py").read_text().partition("def load")[0]
@@ -54,11 +58,33 @@ def bundle_edited(workspace: Workspace, edit: str = "") -> Path:
 @contextmanager
 def open_light_site(workspace: Workspace, folder: Path, edit: str = "", memory: int = 29 * GIB) -> Iterator[Site]:
     """The stand-in of a rehearsal of it."""
-    bundle, record = bundle_edited(workspace, edit), read_run(RUN)
+    bundle_edited(workspace, edit)
+    with open_run_site(RUN, folder, 60.0, memory) as site:
+        yield site
+
+
+@contextmanager
+def open_run_site(run: str, folder: Path, limit: float = 600.0, memory: int = 29 * GIB) -> Iterator[Site]:
+    """The stand-in of a rehearsal of a bundled run. Its repository must be the root."""
+    record = read_run(run)
     settings = CompetitionSettings(**record.settings["config"]["competition"])
     shipped = {name: paths.absolute(path) for name, path in record.settings["ship"].items()}
-    with open_site(folder, bundle, settings, shipped, 60.0, memory) as site:
+    with open_site(folder, paths.bundle_folder(run), settings, shipped, limit, memory) as site:
         yield site
+
+
+def answer_offline(workspace: Workspace, run: str, folder: Path, replay: int | None = None) -> dict[str, Check]:
+    """Of a whole rehearsal the rerun, each row alone and in another order, and the replay of a fold: checks by name."""
+    found = Findings()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KAGGLE_LLM_ROOT", str(workspace.root))
+        with open_run_site(run, folder) as site:
+            rehearse_rerun(site, hidden_test(site.settings, None)[0], found)
+            if replay is not None:
+                replay_fold(site, run, read_run(run), replay, found)
+    checks = {check.name: check for check in found.checks}
+    assert all(check.ok for check in checks.values()), checks
+    return checks
 
 
 def read_report(workspace: Workspace, run: str = RUN) -> dict:

@@ -11,7 +11,6 @@ import numpy as np
 import polars as pl
 import pytest
 from scipy.special import log_softmax, softmax
-from workspace import Workspace, succeed
 
 from kaggle_llm.cv.blends import (
     Fit,
@@ -173,14 +172,3 @@ def test_a_member_of_another_competition_is_refused(tmp_path: Path, monkeypatch:
     (folder / "record.json").write_text(json.dumps({**record, "versions": {}, "seconds": 0}))
     with pytest.raises(ValueError, match="members: exp001_retrieve is of demo-tags, not of demo-letters"):
         open_blend(["exp001_retrieve"], "log", "demo-letters")
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_blend_takes_recorded_answers_and_ships_all_members(trained: Workspace) -> None:
-    succeed(trained.train("exp001_retrieve", "--smoke"))
-    said = succeed(trained.train("exp007_blend", "--smoke"))
-    assert "nested weights" in said
-    succeed(trained.cli("bundle", "exp007_blend--smoke"))
-    (code,) = trained.output.glob("bundles/exp007_blend--smoke/*-code/exp")
-    assert {path.name for path in code.iterdir()} == {"exp001_retrieve", "exp002_rerank", "exp007_blend"}

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import polars as pl
 import pytest
+from light import answer_offline
 from workspace import Workspace, copy_workspace, succeed
 
 from kaggle_llm.rankings import average_rankings, make_ranking
@@ -77,7 +78,7 @@ TWO_FOLDS = ("--smoke", "folds.validate=[0,1]")
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_an_ensemble_of_folds_travels_and_answers_offline(workspace: Workspace) -> None:
+def test_an_ensemble_of_folds_travels_and_answers_offline(workspace: Workspace, tmp_path: Path) -> None:
     succeed(workspace.train("exp002_rerank", *TWO_FOLDS, "ship=folds", "run=folds"))
     run = "exp002_rerank--folds-smoke"
     report = json.loads((workspace.output / run / "parity.json").read_text())
@@ -88,7 +89,7 @@ def test_an_ensemble_of_folds_travels_and_answers_offline(workspace: Workspace) 
     manifest = json.loads((workspace.output / "bundles" / run / "MANIFEST.json").read_text())
     names = {"encoder", *(f"fold{k}.{name}" for k in (0, 1) for name in ("reranker", "blend"))}
     assert set(manifest["models"]) == names and (manifest["ship"], manifest["note"]) == ("folds", "")
-    succeed(workspace.cli("rehearse", run))
+    answer_offline(workspace, run, tmp_path / "site")
 
 
 @pytest.mark.slow
@@ -111,7 +112,9 @@ def test_an_average_ships_its_exact_mean_and_says_that_it_has_no_cv(workspace: W
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_refit_learns_from_all_rows_and_an_unmerged_adapter_travels_with_its_base(workspace: Workspace) -> None:
+def test_a_refit_learns_from_all_rows_and_an_unmerged_adapter_travels_with_its_base(
+    workspace: Workspace, tmp_path: Path
+) -> None:
     words = ("--smoke", "ship=full", "merge.into=nothing", "run=full")
     succeed(workspace.train("exp002_rerank", *words))
     run = "exp002_rerank--full-smoke"
@@ -119,9 +122,9 @@ def test_a_refit_learns_from_all_rows_and_an_unmerged_adapter_travels_with_its_b
     assert shipped["reranker"] == f"output/{run}/full/adapter"
     assert shipped["reranker_base"] == "input/models/SmolLM2-135M-Instruct"
     succeed(workspace.cli("bundle", run))
-    succeed(workspace.cli("rehearse", run))
+    answer_offline(workspace, run, tmp_path / "site")
 
 
 @pytest.fixture
 def workspace(bare: Workspace, tmp_path: Path) -> Workspace:
-    return copy_workspace(bare, tmp_path)
+    return copy_workspace(bare, tmp_path / "root")
