@@ -8,9 +8,9 @@ VLLM := requirements/vllm-$(if $(findstring cpu,$(LOCK)),cpu,gpu).txt
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # Slow tests that want the whole machine: vLLM takes all cores, and benchmarks measure.
 ALONE := tests/test_chain.py tests/real/test_real_vllm.py tests/benchmarks
-# Three at once on two cores, for many tests wait. What Python compiles is kept.
+# What Python compiles is kept. Many of the fast tests wait: three at once on two cores.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --durations 15
-BOTH := OMP_NUM_THREADS=1 $(PYTEST) -n 3
+BOTH := OMP_NUM_THREADS=1 $(PYTEST) --dist worksteal -n
 PIP := -m pip install --quiet --disable-pip-version-check --no-deps
 INSTALL := $(BIN)/python $(PIP)
 
@@ -80,18 +80,18 @@ first-%: ;
 BESIDE := $(if $(filter exp002_rerank,$(EXP)),exp001_retrieve)$(if $(filter exp007_blend,$(EXP)),exp002_rerank$(if $(SMOKE),,--seed0))
 
 test: models  ## fast tests
-	$(BOTH) -m "not slow" --dist worksteal
+	$(BOTH) 3 -m "not slow"
 
 test-slow: models data vllm  ## whole chains on the real small models, vLLM
-	$(BOTH) -m "slow and not real and not release" --dist worksteal $(addprefix --ignore=,$(ALONE))
+	$(BOTH) 2 -m "slow and not real and not release" $(addprefix --ignore=,$(ALONE))
 	$(PYTEST) -m "slow and not release" $(ALONE)
 
 test-release: models data vllm quantise  ## what is too long for CI: whole before a change of it lands
-	$(BOTH) -m "release" --dist worksteal $(addprefix --ignore=,$(ALONE))
-	$(PYTEST) -m "release" $(ALONE)
+	$(BOTH) 2 -m release $(addprefix --ignore=,$(ALONE))
+	$(PYTEST) -m release $(ALONE)
 
 test-real: models  ## trainings on real data, until each is measurably better: before a release, not in CI
-	$(BOTH) -m real --dist worksteal tests/real
+	$(BOTH) 2 -m real tests/real
 
 check: env  ## lint, format, types
 	$(BIN)/ruff check .
