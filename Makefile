@@ -8,7 +8,7 @@ VLLM := requirements/vllm-$(if $(findstring cpu,$(LOCK)),cpu,gpu).txt
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # Slow tests that want the whole machine: vLLM takes all cores, and benchmarks measure.
 ALONE := tests/test_chain.py tests/real/test_real_vllm.py tests/benchmarks
-# What Python compiles is kept. Many of the fast tests wait: three at once on two cores.
+# What Python compiles is kept. How many tests run at once stands behind BOTH: many of the fast ones wait.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --durations 15
 BOTH := OMP_NUM_THREADS=1 $(PYTEST) --dist worksteal -n
 PIP := -m pip install --quiet --disable-pip-version-check --no-deps

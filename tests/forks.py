@@ -59,7 +59,10 @@ def ask(words: list[str]) -> int:
         connection.sendall(text)
         for passed_on in (signal.SIGINT, signal.SIGTERM):
             signal.signal(passed_on, lambda number, _: connection.sendall(bytes([number])))
-        return int(connection.recv(16))
+        code = connection.recv(16)
+    if not code:
+        raise ConnectionError(f"the server ended: see log.txt in {os.environ[FOLDER]}")
+    return int(code)
 
 
 def open_files() -> list[int]:
@@ -169,10 +172,10 @@ def watch(connection: socket.socket) -> dict:
     while len(text) < int.from_bytes(size, "big"):
         text += connection.recv(1 << 20)
     request = json.loads(text)
+    os.setsid()
     program = os.fork()
     if program == 0:
         connection.close()
-        os.setsid()
         take_files(descriptors, request["files"])
         return request  # type: ignore[no-any-return]
     for descriptor in descriptors:
@@ -187,9 +190,7 @@ def watch(connection: socket.socket) -> dict:
             if passed_on:
                 os.kill(program, passed_on[0])
             else:  # the caller is gone
-                os.killpg(program, signal.SIGKILL)
-                os.waitpid(program, 0)
-                os._exit(0)
+                os.killpg(0, signal.SIGKILL)
 
 
 def take_files(descriptors: list[int], numbers: list[int]) -> None:
