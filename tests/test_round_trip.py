@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import polars as pl
 import pytest
 from kaggle_server import OWNER, Kaggle, Kernel, environment, serve
-from workspace import ROOT, Workspace, succeed
+from workspace import ROOT, Workspace, copy_workspace, succeed
 
 from kaggle_llm import records
 from kaggle_llm.kaggle.bundle import seal_dataset
@@ -58,17 +58,21 @@ def run_notebook(workspace: Workspace) -> object:
 
 
 @pytest.fixture(scope="module")
-def shipped(trained: Workspace) -> Workspace:
-    """A run that is no smoke run, its bundle with wheels (of another Python: the server's machine has its own)."""
-    succeed(trained.train("exp001_retrieve", "folds.validate=[0]", "competition.hidden_rows=3000", "run=up"))
-    wheels = trained.output / "wheels" / "t4x2-transformers" / "t4x2-transformers-wheels"
+def shipped(light_master: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A run that is no smoke run, its bundle with wheels (of another Python: the server's machine has its own).
+
+    Without a language model (light.py): what is tested is the way there and back.
+    """
+    workspace = copy_workspace(light_master, tmp_path_factory.mktemp("shipped"))
+    succeed(workspace.train("exp001_retrieve", "folds.validate=[0]", "competition.hidden_rows=3000", "run=up"))
+    wheels = workspace.output / "wheels" / "t4x2-transformers" / "t4x2-transformers-wheels"
     records.write_text(wheels / "wheels" / "SHA256SUMS", "")
     seal_dataset(wheels, "wheels", {}, Hashes())
     for path in wheels.iterdir():
         path.rename(wheels.parent / path.name)
     wheels.rmdir()
-    succeed(trained.cli("bundle", RUN, "--runtime", "t4x2-transformers"))
-    return trained
+    succeed(workspace.cli("bundle", RUN, "--runtime", "t4x2-transformers"))
+    return workspace
 
 
 @pytest.fixture
