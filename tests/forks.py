@@ -172,10 +172,10 @@ def watch(connection: socket.socket) -> dict:
     while len(text) < int.from_bytes(size, "big"):
         text += connection.recv(1 << 20)
     request = json.loads(text)
-    os.setsid()
     program = os.fork()
     if program == 0:
         connection.close()
+        os.setsid()  # a worker ends its own group when it ends
         take_files(descriptors, request["files"])
         return request  # type: ignore[no-any-return]
     for descriptor in descriptors:
@@ -190,7 +190,11 @@ def watch(connection: socket.socket) -> dict:
             if passed_on:
                 os.kill(program, passed_on[0])
             else:  # the caller is gone
-                os.killpg(0, signal.SIGKILL)
+                try:
+                    os.killpg(program, signal.SIGKILL)
+                except ProcessLookupError:  # it has no group yet
+                    os.kill(program, signal.SIGKILL)
+                os._exit(0)
 
 
 def take_files(descriptors: list[int], numbers: list[int]) -> None:
