@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +92,7 @@ def test_a_bundle_with_a_planted_secret_is_refused(
 
     monkeypatch.setenv("KAGGLE_LLM_ROOT", str(trained.root))
     folder, (plant, message) = trained.root / "exp" / "exp001_retrieve", PLANTED[kind]
+    shutil.rmtree(trained.output / "bundles" / SMOKE, ignore_errors=True)  # of another test
     before = set(folder.rglob("*"))
     plant(folder)
     try:
