@@ -66,7 +66,7 @@ first-exp002_rerank: models data
 	$(call TRAIN,exp001_retrieve)
 first-exp007_blend: models data
 	$(call MEMBERS$(SMOKE))
-LIGHT := folds.rows=40 reranker.depth=3 reranker.blend_rows=24 training.tokens=4000 parity.exact_rows=4
+LIGHT := folds.rows=40 depth=3 training.tokens=4000 parity.exact_rows=4
 define MEMBERS
 $(BIN)/python exp/exp002_rerank/train.py run=seed0 $(LIGHT)
 	$(BIN)/python exp/exp002_rerank/train.py run=seed1 seed=1 $(LIGHT)

@@ -81,7 +81,8 @@ def read_manifest(folder: Path) -> dict:
 def predict_command(code: Path, root: Path, deadline: float) -> list[str]:
     """The process that writes working/submission.csv, every folder spelled out. deadline: seconds since the epoch."""
     manifest, mount = read_manifest(code), root / "input"
-    slugs = {slug for slug in manifest["models"].values() if "/" not in slug}
+    places = {model[key] for model in manifest["models"] for key in ("folder", "base") if key in model}
+    slugs = {place for place in places if "/" not in place}
     datasets = find_datasets(mount, slugs)
     missing = sorted(slugs - set(datasets))
     if missing:
@@ -89,9 +90,9 @@ def predict_command(code: Path, root: Path, deadline: float) -> list[str]:
     competition = choose_rows(find_competition(mount, manifest["competition"]), datasets)
     command = [sys.executable, "-m", "kaggle_llm.kaggle.predict", "--bundle", str(code)]
     command += ["--competition", str(competition)]
-    for name, slug in sorted(manifest["models"].items()):
-        folder = datasets[slug] / "model" if slug in datasets else find_model(mount, slug)
-        command += ["--model", f"{name}={folder}"]
+    for place in sorted(places):
+        folder = datasets[place] / "model" if place in datasets else find_model(mount, place)
+        command += ["--place", f"{place}={folder}"]
     return [*command, "--working", str(root / "working"), "--deadline", str(deadline)]
 
 

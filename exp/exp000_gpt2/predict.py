@@ -6,14 +6,12 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from kaggle_llm.competition import CompetitionSettings
-from kaggle_llm.cv.folds import FoldSettings
-from kaggle_llm.cv.leaks import LeakSettings
-from kaggle_llm.inference.engine import EngineSettings
+from kaggle_llm.experiment.config import BaseConfig
 from kaggle_llm.inference.writing import WritingSettings, write_lines
-from kaggle_llm.prompts import Prompter, PromptSettings, load_tokenizer
+from kaggle_llm.prompts import Prompter, PromptSettings
 from kaggle_llm.retrieval.lexical import LexicalIndex
 from kaggle_llm.run import Run
+from kaggle_llm.tokenizer import load_tokenizer
 
 
 @dataclass
@@ -32,20 +30,13 @@ class FitSettings:
     learning_rate: float
 
 
-@dataclass
-class Config:
-    competition: CompetitionSettings
-    folds: FoldSettings
+@dataclass(kw_only=True)
+class Config(BaseConfig):
     prompt: PromptSettings
     model: ModelSettings
     fit: FitSettings
     writing: WritingSettings = field(default_factory=WritingSettings)
     k: int = 25
-    engine: EngineSettings = field(default_factory=EngineSettings)
-    leaks: LeakSettings = field(default_factory=LeakSettings)
-    models: dict[str, str] = field(default_factory=dict)
-    sources: dict[str, str] = field(default_factory=dict)
-    seed: int = 0
 
 
 @dataclass
@@ -55,11 +46,20 @@ class Loaded:
 
 
 def load(run: Run) -> Loaded:
+    return Loaded(Prompter(load_tokenizer(run.model("gpt2")), run.config.prompt), make_index(run))
+
+
+def make_index(run: Run) -> LexicalIndex:
     documents = run.competition.table(run.competition.documents)
-    index = LexicalIndex(documents["id"].to_list(), documents["text"].to_list())
-    return Loaded(Prompter(load_tokenizer(run.model("gpt2")), run.config.prompt), index)
+    return LexicalIndex(documents["id"].to_list(), documents["text"].to_list())
 
 
-def predict(rows: pl.DataFrame, loaded: Loaded, run: Run) -> pl.DataFrame:
+def fallback(rows: pl.DataFrame, run: Run) -> pl.DataFrame:
+    """Without a model: the documents nearest to the row's own words."""
+    words = rows.select(pl.concat_str(*run.competition.tables["test"].texts, separator=" ")).to_series()
+    return make_index(run).search(rows["id"].to_list(), words.to_list(), run.config.k)
+
+
+def score(rows: pl.DataFrame, loaded: Loaded, run: Run) -> pl.DataFrame:
     lines = write_lines(rows, loaded.prompter, run.engine("gpt2"), run.config.writing, run.budget)
     return loaded.index.search(rows["id"].to_list(), lines, run.config.k)

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import polars as pl
 
-from kaggle_llm.competition import CompetitionSettings
-from kaggle_llm.cv.folds import FoldSettings
-from kaggle_llm.cv.leaks import LeakSettings
-from kaggle_llm.inference.engine import EngineSettings
+from kaggle_llm.experiment.config import BaseConfig
 from kaggle_llm.retrieval.retriever import RetrievalSettings, Retriever
 from kaggle_llm.run import Run
 
 
-@dataclass
-class Config:
-    competition: CompetitionSettings
-    folds: FoldSettings
+@dataclass(kw_only=True)
+class Config(BaseConfig):
     retrieval: RetrievalSettings
-    engine: EngineSettings = field(default_factory=EngineSettings)
-    leaks: LeakSettings = field(default_factory=LeakSettings)
-    models: dict[str, str] = field(default_factory=dict)
-    sources: dict[str, str] = field(default_factory=dict)
-    seed: int = 0
 
 
 def load(run: Run) -> Retriever:
     return Retriever(run, run.competition.table(run.competition.documents))
 
 
-def predict(rows: pl.DataFrame, loaded: Retriever, run: Run) -> pl.DataFrame:
+def score(rows: pl.DataFrame, loaded: Retriever, run: Run) -> pl.DataFrame:
     return loaded.search(rows)

@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from predict import Config
 
-from kaggle_llm.cv.audit import audit_folds
-from kaggle_llm.cv.folds import assign_folds
-from kaggle_llm.experiment import start
-from kaggle_llm.paths import model_folder
+from kaggle_llm.experiment.start import start
 
 
 def main() -> None:
     experiment = start(__file__, Config)
-    config, competition = experiment.config, experiment.competition
-
-    train = competition.table("train")
-    fold = assign_folds(train[competition.target], config.folds)
-    audit_folds(experiment, fold)
-    models = {"encoder": model_folder(config.retrieval.encoder)}
-
-    experiment.score(fold, models=lambda k: models)
-    experiment.ship(**models)
+    experiment.score()
+    experiment.ship()
 
 
 if __name__ == "__main__":

@@ -2,55 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import polars as pl
 
-from kaggle_llm.competition import CompetitionSettings
-from kaggle_llm.cv.decisions import Blend
-from kaggle_llm.cv.folds import FoldSettings
-from kaggle_llm.cv.leaks import LeakSettings
-from kaggle_llm.inference.engine import EngineSettings
-from kaggle_llm.prompts import CandidatePrompts, Prompter, PromptSettings, load_tokenizer
+from kaggle_llm.experiment.config import BaseConfig
+from kaggle_llm.prompts import CandidatePrompts, Prompter, PromptSettings
+from kaggle_llm.retrieval.blend import Blend, Reranked
 from kaggle_llm.retrieval.rerank import rerank
 from kaggle_llm.retrieval.retriever import RetrievalSettings, Retriever
 from kaggle_llm.run import Run
+from kaggle_llm.tokenizer import load_tokenizer
 from kaggle_llm.training.choice import ChoiceSettings
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
-from kaggle_llm.weights.average import AverageSettings
-from kaggle_llm.weights.merge import MergeSettings
-from kaggle_llm.weights.parity import ParitySettings
-from kaggle_llm.weights.quantize import QuantizeSettings
-from kaggle_llm.weights.ship import Ship
 
 
-@dataclass
-class RerankerSettings:
-    base: str
-    depth: int = 8
-    blend_rows: int = 48
-
-
-@dataclass
-class Config:
-    competition: CompetitionSettings
-    folds: FoldSettings
+@dataclass(kw_only=True)
+class Config(BaseConfig):
     retrieval: RetrievalSettings
-    reranker: RerankerSettings
+    depth: int = 8
+    """Candidates that the reranker reads."""
     prompt: PromptSettings
     choice: ChoiceSettings
     lora: LoraSettings
     training: TrainingSettings
-    engine: EngineSettings = field(default_factory=EngineSettings)
-    merge: MergeSettings = field(default_factory=MergeSettings)
-    quantize: QuantizeSettings = field(default_factory=QuantizeSettings)
-    average: AverageSettings = field(default_factory=AverageSettings)
-    parity: ParitySettings = field(default_factory=ParitySettings)
-    ship: Ship = "fold0"
-    leaks: LeakSettings = field(default_factory=LeakSettings)
-    models: dict[str, str] = field(default_factory=dict)
-    sources: dict[str, str] = field(default_factory=dict)
-    seed: int = 0
 
 
 @dataclass
@@ -65,21 +40,22 @@ def load(run: Run) -> Loaded:
     return Loaded(Retriever(run, documents), CandidatePrompts(prompter, documents))
 
 
-def score(
-    rows: pl.DataFrame, loaded: Loaded, run: Run, blend: Blend | None = None
-) -> tuple[pl.DataFrame, pl.DataFrame]:
+def score(rows: pl.DataFrame, loaded: Loaded, run: Run) -> Reranked:
     """The retrieval's ranking, and the reranker's of its first candidates (no row where the time ran out)."""
     retrieved = loaded.retriever.search(rows)
-    run.offer(retrieved)
+    run.offer(Reranked(retrieved, retrieved.clear()))
 
     def offer(reranked: pl.DataFrame) -> None:
-        if blend:
-            run.offer(blend.apply(retrieved, reranked))
+        run.offer(Reranked(retrieved, reranked))
 
-    depth = run.config.reranker.depth
-    return retrieved, rerank(rows, retrieved, depth, loaded.prompts, run.engine("reranker"), run.budget, offer)
+    engine = run.engine("reranker")
+    return Reranked(retrieved, rerank(rows, retrieved, run.config.depth, loaded.prompts, engine, run.budget, offer))
 
 
-def predict(rows: pl.DataFrame, loaded: Loaded, run: Run) -> pl.DataFrame:
-    blend = Blend.load(run.model("blend"))
-    return blend.apply(*score(rows, loaded, run, blend))
+def decision(config: Config) -> Blend:
+    """How much the reranker counts beside the retrieval's place."""
+    return Blend()
+
+
+def prompts_a_row(config: Config) -> int:
+    return config.depth

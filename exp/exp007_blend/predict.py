@@ -6,28 +6,25 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from kaggle_llm.competition import CompetitionSettings
-from kaggle_llm.cv.blends import BlendSettings, MemberBlend
-from kaggle_llm.cv.leaks import LeakSettings
-from kaggle_llm.inference.engine import EngineSettings
-from kaggle_llm.run import Run, answer_together
+from kaggle_llm.cv.blends import BlendSettings, MemberBlend, ask_runs, blend_alike
+from kaggle_llm.experiment.config import BaseConfig
+from kaggle_llm.run import Run
 
 
-@dataclass
-class Config:
-    competition: CompetitionSettings
+@dataclass(kw_only=True)
+class Config(BaseConfig):
     members: list[str]
-    blend: BlendSettings
-    engine: EngineSettings = field(default_factory=EngineSettings)
-    leaks: LeakSettings = field(default_factory=LeakSettings)
-    models: dict[str, str] = field(default_factory=dict)
-    sources: dict[str, str] = field(default_factory=dict)
-    seed: int = 0
+    blend: BlendSettings = field(default_factory=BlendSettings)
 
 
-def load(run: Run) -> MemberBlend:
-    return MemberBlend.load(run.model("blend"))
+def load(run: Run) -> None:
+    """Each member loads what it needs."""
 
 
-def predict(rows: pl.DataFrame, loaded: MemberBlend, run: Run) -> pl.DataFrame:
-    return answer_together(run, rows, loaded.list_members(run), loaded.combine)
+def score(rows: pl.DataFrame, loaded: None, run: Run) -> pl.DataFrame:
+    return ask_runs(rows, run)
+
+
+def decision(config: Config) -> MemberBlend:
+    """How much each member counts."""
+    return blend_alike(config)

@@ -1,56 +1,20 @@
-"""Models by name: an ensemble's members, and those that an experiment takes from elsewhere, its config's `models`.
+"""Where an experiment's models come from: its config's `models`, and the runs of its `members`.
 
+`name: <folder>` is a model that nobody here trained, the same in every fold; train.py may train it further.
 `name: <run>:<model>` is a model that another run ships; in fold k's CV it is the one that the run trained for its own
-fold k. `name: <folder>` is a model that nobody here trained, the same in every fold.
+fold k.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from kaggle_llm import paths, records
+from kaggle_llm.model import Model, read_models
 
-Models = Mapping[str, Path]
-MEMBER = re.compile(r"fold(\d+)\.")  # what the name of one fold's model begins with in an ensemble
-
-
-def list_members(models: Models) -> dict[str, dict[str, Path]]:
-    """fold<k> → its models under their own names, in the order of the folds; without an ensemble "" → all models.
-
-    Models without a fold belong to every member.
-    """
-    shared = {name: path for name, path in models.items() if not MEMBER.match(name)}
-    folds = sorted({int(found[1]) for name in models if (found := MEMBER.match(name))})
-    members = {f"fold{k}": dict(shared) for k in folds} or {"": shared}
-    for name, path in models.items():
-        if MEMBER.match(name):
-            fold, _, own = name.partition(".")
-            members[fold][own] = path
-    return members
-
-
-def name_members(runs: Sequence[str]) -> dict[str, str]:
-    """All that these runs ship as `models` names it: member<n>.<name> → <run>:<name>.
-
-    Raises FileNotFoundError for a run that is not complete, ValueError for one that is named twice.
-    """
-    if twice := [run for place, run in enumerate(runs) if run in runs[:place]]:
-        raise ValueError(f"members: {twice[0]} stands there twice: its weight says how much it counts")
-    named: dict[str, str] = {}
-    for number, run in enumerate(runs):
-        shipped = list_members(read_models(read_complete(f"member{number}", run).settings["ship"]))
-        names = {name for models in shipped.values() for name in models}
-        named |= {f"member{number}.{name}": f"{run}:{name}" for name in sorted(names)}
-    return named
-
-
-def find_member(models: Models, number: int) -> dict[str, Path]:
-    """The models of member<number> under their own names."""
-    prefix = f"member{number}."
-    return {name.removeprefix(prefix): path for name, path in models.items() if name.startswith(prefix)}
+Pick = Callable[[str, str, records.Record], list[Model]]  # what a text of `models` says, and its run → all its models
 
 
 def list_lenders(config: Mapping[str, Any]) -> list[str]:
@@ -58,47 +22,71 @@ def list_lenders(config: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys([run for _, run in list_runs(config.get("models", {}))] + config.get("members", [])))
 
 
-def find_shipped(borrowed: Mapping[str, str]) -> dict[str, Path]:
-    """What ships beside the experiment's own models, by name; as fold<k>.<name> where the other run ships its folds."""
+def find_shipped(models: Mapping[str, str], members: Sequence[str] = ()) -> list[Model]:
+    """What ships of all of them, in an ensemble of folds where a lender ships its folds."""
 
-    def pick(name: str, text: str, run: records.Record, model: str) -> dict[str, Path]:
-        members = list_members(read_models(run.settings["ship"]))
-        own = {fold: pick_model(name, text, models, model) for fold, models in members.items()}
-        first, *others = own.values()
-        if all(other == first for other in others):
-            return first
-        return {f"{fold}.{key}": path for fold, models in own.items() for key, path in models.items()}
+    def pick(where: str, run: str, record: records.Record) -> list[Model]:
+        return read_models(record.settings["ship"])
 
-    return find_models(borrowed, pick)
+    return find_models(models, members, pick)
 
 
-def find_fold(borrowed: Mapping[str, str], fold: int) -> dict[str, Path]:
-    """What predicts fold `fold` in CV, by name: of another run the model that it trained without its own such fold."""
+def find_fold(models: Mapping[str, str], members: Sequence[str], fold: int) -> list[Model]:
+    """What predicts fold `fold` in CV: of another run the models that it trained without its own such fold."""
 
-    def pick(name: str, text: str, run: records.Record, model: str) -> dict[str, Path]:
-        models = run.settings["fold_models"]
-        if str(fold) not in models:
-            lender = text.partition(":")[0]
-            raise ValueError(
-                f"models.{name} = {text!r}: {lender} validated fold {', '.join(models)} and not fold {fold}"
-            )
-        return pick_model(name, text, read_models(models[str(fold)]), model)
+    def pick(where: str, run: str, record: records.Record) -> list[Model]:
+        known = record.settings["fold_models"]
+        if str(fold) not in known:
+            raise ValueError(f"{where}: {run} validated fold {', '.join(known)} and not fold {fold}")
+        return read_models(known[str(fold)])
 
-    return find_models(borrowed, pick)
+    return find_models(models, members, pick)
 
 
-def find_models(
-    borrowed: Mapping[str, str], pick: Callable[[str, str, records.Record, str], dict[str, Path]]
-) -> dict[str, Path]:
-    """Folders as they are, and what `pick` takes of another run: (name, its text, the run's record, the model)."""
-    found: dict[str, Path] = {}
-    for name, text in borrowed.items():
-        if ":" in text:
-            run, model = split_name(name, text)
-            found |= pick(name, text, read_complete(name, run), model)
-        else:
-            found |= find_folder(name, text)
+def find_models(models: Mapping[str, str], members: Sequence[str], pick: Pick) -> list[Model]:
+    """Folders as they are, and what `pick` takes of other runs; raises FileNotFoundError for what is not here."""
+    found: list[Model] = []
+    for name, text in models.items():
+        where = f"models.{name} = {text!r}"
+        if ":" not in text:
+            found.append(Model(name, paths.model_folder(text)))
+            continue
+        run, own = split_name(where, text)
+        known = pick(where, run, read_complete(where, run))
+        chosen = [one for one in known if one.name == own]
+        if not chosen:
+            raise ValueError(f"{where}: that run has no model {own!r}, it has {', '.join(one.name for one in known)}")
+        found += join_alike([replace(one, name=name) for one in chosen])
+    for number, run in enumerate(members):
+        own_models = pick(f"members: {run}", run, read_complete("members", run))
+        found += [replace(one, member=number) for one in own_models]
+    check_here(found)
     return found
+
+
+def join_alike(models: Sequence[Model]) -> list[Model]:
+    """One model without a fold where all folds have the same."""
+    alike = {replace(model, fold=None) for model in models}
+    return list(alike) if len(alike) == 1 else list(models)
+
+
+def check_here(models: Sequence[Model]) -> None:
+    for model in models:
+        for folder in model.folders:
+            if not folder.is_dir():
+                raise FileNotFoundError(
+                    f"model {model.label}: {paths.relative(folder)} is not here: train that run here"
+                )
+
+
+def check_members(members: Sequence[str], competition: str) -> None:
+    """Raises ValueError for a run that is named twice, and for one of another competition."""
+    if twice := [run for place, run in enumerate(members) if run in members[:place]]:
+        raise ValueError(f"members: {twice[0]} stands there twice: its weight says how much it counts")
+    for run in members:
+        other = read_complete("members", run).settings["config"]["competition"]["name"]
+        if other != competition:
+            raise ValueError(f"members: {run} is of {other}, not of {competition}")
 
 
 def check_held_out(borrowed: Mapping[str, str], validated: Mapping[int, Sequence[str]]) -> None:
@@ -117,22 +105,6 @@ def check_held_out(borrowed: Mapping[str, str], validated: Mapping[int, Sequence
                 )
 
 
-def join_models(own: Models, borrowed: Models) -> dict[str, Path]:
-    """Both; raises ValueError for a name in both, and where an ensemble's members would not all have all."""
-    twice = sorted(own.keys() & borrowed.keys())
-    if twice:
-        raise ValueError(f"models.{twice[0]}: the experiment has a model of this name, choose another one")
-    joined = {**own, **borrowed}
-    members = list_members(joined)
-    names = {name for models in members.values() for name in models}
-    for fold, models in members.items():
-        if lacking := sorted(names - models.keys()):
-            raise ValueError(
-                f"{lacking[0]} of {fold} does not ship, though other folds' do: ship the same folds of both"
-            )
-    return joined
-
-
 def list_runs(borrowed: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Name and run of those that another run made."""
     for name, text in borrowed.items():
@@ -140,51 +112,25 @@ def list_runs(borrowed: Mapping[str, str]) -> Iterator[tuple[str, str]]:
             yield name, text.partition(":")[0]
 
 
-def split_name(name: str, text: str) -> tuple[str, str]:
+def split_name(where: str, text: str) -> tuple[str, str]:
     run, _, model = text.partition(":")
     if not run or not model:
-        raise ValueError(f"models.{name} = {text!r}: write <run>:<model>, or the path of a folder")
+        raise ValueError(f"{where}: write <run>:<model>, or the path of a folder")
     return run, model
 
 
-def find_folder(name: str, text: str) -> dict[str, Path]:
-    folder = paths.absolute(text)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"models.{name} = {text!r} is no folder: write <run>:<model>, or the path of a folder")
-    return {name: folder}
-
-
-def pick_model(name: str, text: str, models: Models, model: str) -> dict[str, Path]:
-    """The model under its new name, and beside an adapter its base."""
-    if model not in models:
-        raise ValueError(f"models.{name} = {text!r}: that run has no model {model!r}, it has {', '.join(models)}")
-    found = {name: models[model]}
-    if f"{model}_base" in models:
-        found[f"{name}_base"] = models[f"{model}_base"]
-    for path in found.values():
-        if not path.is_dir():
-            raise FileNotFoundError(
-                f"models.{name} = {text!r}: {paths.relative(path)} is not here: train that run here"
-            )
-    return found
-
-
-def read_complete(name: str, run: str) -> records.Record:
+def read_complete(where: str, run: str) -> records.Record:
     record = records.read_record(paths.run_folder(run))
     if record is None:
-        raise FileNotFoundError(f"models.{name}: {run} is no complete run: finish its train.py first")
+        raise FileNotFoundError(f"{where}: {run} is no complete run: finish its train.py first")
     return record
-
-
-def read_models(recorded: Mapping[str, str]) -> dict[str, Path]:
-    return {name: paths.absolute(path) for name, path in recorded.items()}
 
 
 def read_held_out(name: str, run: str) -> dict[int, set[str]]:
     """Fold → ids of the rows that the run predicted with a model that had not seen them."""
     import polars as pl
 
-    read_complete(name, run)
+    read_complete(f"models.{name}", run)
     path = paths.run_folder(run) / "oof.parquet"
     if not path.is_file():
         raise FileNotFoundError(f"models.{name}: {paths.relative(path)} is not here: train that run here")

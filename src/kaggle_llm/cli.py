@@ -180,6 +180,21 @@ def submit(run: Run, message: Annotated[str, typer.Option("-m", "--message", hel
 
 
 @app.command()
+def cache(
+    older: Annotated[float | None, typer.Option(metavar="DAYS", help="clear what no run has used for so long")] = None,
+    keep: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="clear the longest unused above, such as 20GB")
+    ] = None,
+) -> None:
+    """What models said and what was embedded, kept for the next run: by run and age. Cleared, it is asked again."""
+    from kaggle_llm.cache import clear_cache, parse_size, print_cache
+
+    for entry in clear_cache(older, parse_size(keep) if keep else None):
+        print(f"cleared {entry.kind} of {entry.model}, {entry.bytes / 1e6:.1f} MB")
+    print_cache()
+
+
+@app.command()
 def trace(
     path: Annotated[str, typer.Argument(help="a submission.csv, a folder of output/, or a run")],
     again: Annotated[bool, typer.Option("--again", help="the commands that make it again")] = False,

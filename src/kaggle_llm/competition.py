@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from kaggle_llm import paths
+from kaggle_llm.rankings import make_ranking, make_values, replace_rows
 
 if TYPE_CHECKING:
     import polars as pl
@@ -44,11 +45,11 @@ class Table:
     target: str = ""
     group: str = ""
     """What rows have in common that must stay on one side of a split; empty: the target."""
-    shares: tuple[str, ...] = ()
-    """Columns of LabelColumns: how much of the right answer each label is."""
+    numbers: tuple[str, ...] = ()
+    """Columns of LabelColumns (how much of the right answer each label is) and NumberColumns (the right values)."""
 
     def columns(self) -> list[str]:
-        return [name for name in dict.fromkeys([self.id, *self.texts, self.target, self.group, *self.shares]) if name]
+        return [name for name in dict.fromkeys([self.id, *self.texts, self.target, self.group, *self.numbers]) if name]
 
 
 class Competition:
@@ -196,20 +197,26 @@ class Competition:
         """
         import polars as pl
 
-        from kaggle_llm.rankings import replace_rows
-
         if fill is not None:
             ranking = replace_rows(ranking, fill.join(ranking.filter(pl.col("items").list.len() == 0), "id", "semi"))
         empty = ranking.filter(pl.col("items").list.len() == 0)["id"].to_list()
         if empty and not self.nothing:
             raise ValueError(f"{len(empty)} row(s) have no items, first {empty[:3]}: give `fill` a ranking for them")
-        rows = [(i, *self.cells(*answer)) for i, *answer in ranking.select("id", "items", "scores").iter_rows()]
-        return pl.DataFrame(rows, schema=dict.fromkeys(self.sample().columns, pl.String()), orient="row")
+        return self._as_submission(ranking)
+
+    def _as_submission(self, answer: pl.DataFrame) -> pl.DataFrame:
+        import polars as pl
+
+        rows = zip(answer["id"].to_list(), self.cells_of(answer), strict=True)
+        schema = dict.fromkeys(self.sample().columns, pl.String())
+        return pl.DataFrame([(i, *cells) for i, cells in rows], schema=schema, orient="row")
+
+    def cells_of(self, answer: pl.DataFrame) -> list[list[str]]:
+        """The submission's cells of every row of a RANKING, or of VALUES."""
+        return [self.cells(*row) for row in answer.select("items", "scores").iter_rows()]
 
     def ranking_of(self, submission: pl.DataFrame) -> pl.DataFrame:
         """A submission → RANKING: to score what was really submitted."""
-        from kaggle_llm.rankings import make_ranking
-
         rows = [(i, *self.answer_in([cell or "" for cell in cells])) for i, *cells in submission.iter_rows()]
         return make_ranking([row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows])
 
@@ -292,8 +299,6 @@ class LabelColumns(Competition):
 
     def truth(self, rows: pl.DataFrame) -> pl.DataFrame:
         """id, the labels that have a share as items, and their shares."""
-        from kaggle_llm.rankings import make_ranking
-
         found = [[float(share) for share in row] for row in rows.select(*self.labels.values()).iter_rows()]
         items = [[label for label, share in zip(self.labels, row, strict=True) if share > 0] for row in found]
         shares = [[share for share in row if share > 0] for row in found]
@@ -313,10 +318,61 @@ class LabelColumns(Competition):
         return [names[place] for place in order], [math.log(max(values[place], 1e-15)) for place in order]
 
 
+class NumberColumns(Competition):
+    """A submission of one or several numbers a row, and a train.csv with the right ones in columns of the same names.
+
+    What is answered is VALUES. `numbers` of the training table are the columns, in the sample's order.
+    """
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.tables[TRAIN].numbers
+
+    def cell_columns(self) -> list[str]:
+        return list(self.columns)
+
+    def truth(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """VALUES; raises ValueError for what is no finite number."""
+        return make_values(rows["id"].to_list(), [read_numbers(row) for row in rows.select(*self.columns).iter_rows()])
+
+    def submission(self, ranking: pl.DataFrame, fill: pl.DataFrame | None = None) -> pl.DataFrame:
+        """VALUES of the test rows → submission.csv's rows."""
+        return self._as_submission(ranking if fill is None else replace_rows(fill, ranking))
+
+    def cells_of(self, answer: pl.DataFrame) -> list[list[str]]:
+        return [[repr(value) for value in row] for row in answer["values"].to_list()]
+
+    def ranking_of(self, submission: pl.DataFrame) -> pl.DataFrame:
+        """A submission → VALUES."""
+        rows = list(submission.iter_rows())
+        return make_values([row[0] for row in rows], [read_numbers(row[1:]) for row in rows])
+
+    def _find_fault(self, cells: Sequence[str], legal: Collection[str] | None) -> str:
+        try:
+            read_numbers(cells)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+
+def read_numbers(cells: Sequence[str | None]) -> list[float]:
+    """Raises ValueError for a cell that is no finite number."""
+    numbers = []
+    for cell in cells:
+        try:
+            number = float(cell or "")
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise ValueError(f"{cell!r} is no finite number")
+        numbers.append(number)
+    return numbers
+
+
 def load_competition(settings: CompetitionSettings, folder: Path | None = None) -> Competition:
     """The Competition of `settings.name`, reading from `folder` (default: the settings' own)."""
     module_name = settings.name.replace("-", "_")
-    known = sorted(path.stem for path in (Path(__file__).parent / "competitions").glob("[a-z]*.py"))
+    known = sorted(path.stem for path in (Path(__file__).parent / "competitions").glob("[a-z0-9]*.py"))
     if module_name not in known:
         raise ValueError(
             f"competition.name = {settings.name!r}: write src/kaggle_llm/competitions/{module_name}.py "

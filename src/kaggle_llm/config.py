@@ -75,6 +75,13 @@ def save_config(config: Any, path: Path) -> None:
     records.write_text(path, OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))))
 
 
+def read_values(path: Path) -> dict[str, Any]:
+    """What `save_config` wrote, as plain values."""
+    from omegaconf import OmegaConf
+
+    return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path), resolve=True))
+
+
 def _build(hint: Any, value: Any, name: str, errors: list[str]) -> Any:
     """`value` as the type `hint`; what does not fit is added to `errors` under its dotted name."""
     if dataclasses.is_dataclass(hint):

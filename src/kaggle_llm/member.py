@@ -19,6 +19,7 @@ from kaggle_llm.config import build_config
 from kaggle_llm.inference.budget import Budget
 from kaggle_llm.inference.members import OFFER
 from kaggle_llm.inference.worker import Request, end_group, open_requests, serve
+from kaggle_llm.model import read_model, split_folds
 from kaggle_llm.run import Run, answer, import_predict
 
 if TYPE_CHECKING:
@@ -38,13 +39,13 @@ class Answering:
         self.exp, self._connection, self._requests = Path(job["exp"]), connection, requests
         config: Any = build_config(job["config"], import_predict(self.exp).Config)
         competition = load_competition(config.competition, Path(job["competition"]))
-        models = {name: Path(folder) for name, folder in job["models"].items()}
+        models = [read_model(one, Path) for one in job["models"]]
         self.run = Run(config, competition, models, on_offer=self._offer)
         self._wanted = False
 
     def load(self) -> None:
         """What predict.load loads; an ensemble's members load when they are asked."""
-        if len(self.run.members()) == 1:
+        if len(split_folds(self.run.models)) == 1:
             self.run.loaded(import_predict(self.exp))
 
     def answer(

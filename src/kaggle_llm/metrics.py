@@ -1,6 +1,7 @@
 """Scores of a ranking, their uncertainty, and the paired difference of two.
 
-A truth is a frame with the columns `id` and `items` (list of the right items); it may hold more rows than are ranked.
+A truth is a frame with the columns `id` and `items` (list of the right items), or `values` where VALUES are scored; it
+may hold more rows than are ranked.
 What is asked of a row with one answer (a label, a level, a value, a text) is its first item.
 """
 
@@ -143,18 +144,18 @@ def quadratic_kappa(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def root_mean_squared_error() -> Metric:
-    """sqrt(mean((value − true value)²)); items are numbers as text; lower is better."""
-    return _whole_metric("rmse", lambda *frames: _rmse(*_value_pairs(*frames)), greater_is_better=False)
+    """sqrt(mean((value − true value)²)), the mean of it over several targets; of VALUES; lower is better."""
+    return _whole_metric("rmse", partial(_mean_of_targets, _rmse), greater_is_better=False)
 
 
 def pearson() -> Metric:
-    """Linear correlation of values and true values; 0 where one of them is constant."""
-    return _whole_metric("pearson", lambda *frames: _correlation(*_value_pairs(*frames)))
+    """Linear correlation of VALUES and the true ones, 0 where one of them is constant; the mean over targets."""
+    return _whole_metric("pearson", partial(_mean_of_targets, _correlation))
 
 
 def spearman() -> Metric:
-    """Correlation of their ranks, equal values sharing the mean rank; 0 where one of them is constant."""
-    return _whole_metric("spearman", lambda *frames: _rank_correlation(*_value_pairs(*frames)))
+    """The same of their ranks, equal values sharing the mean rank."""
+    return _whole_metric("spearman", partial(_mean_of_targets, _rank_correlation))
 
 
 def span_f_beta(beta: float) -> Metric:
@@ -163,18 +164,6 @@ def span_f_beta(beta: float) -> Metric:
     Items are right only as a whole. 0 where nothing is right and nothing was found, as in scikit-learn.
     """
     return _whole_metric(f"f{beta:g}", partial(_span_f_beta, beta=beta))
-
-
-def row_values(ranking: pl.DataFrame, column: str = "items") -> np.ndarray:
-    """[n] the first item of every row as a number; raises ValueError naming rows where it is not a finite one."""
-    import polars as pl
-
-    values = _answers(ranking, column).cast(pl.Float64, strict=False)
-    bad = ranking.filter(~values.is_finite().fill_null(False))
-    if bad.height:
-        first = f"{bad['id'][0]!r}: {bad[column][0].to_list()}"
-        raise ValueError(f"{bad.height} row(s) whose answer is no finite number, first {first}")
-    return values.to_numpy()
 
 
 def _mean_metric(name: str, rows: Rows, greater_is_better: bool = True) -> Metric:
@@ -205,11 +194,11 @@ def _by_row(one: Callable[[list[str], set[str]], float]) -> Rows:
     return rows
 
 
-def _join(ranking: pl.DataFrame, truth: pl.DataFrame) -> pl.DataFrame:
+def _join(ranking: pl.DataFrame, truth: pl.DataFrame, column: str = "items") -> pl.DataFrame:
     """The ranking with the list `right` of every row; a bootstrap's ranking may hold a row more than once."""
     if truth["id"].is_duplicated().any():
         raise ValueError(f"the truth has {truth['id'].is_duplicated().sum()} rows that share an id: give one for each")
-    joined = ranking.join(truth.select("id", right="items"), on="id", how="left", maintain_order="left")
+    joined = ranking.join(truth.select("id", right=column), on="id", how="left", maintain_order="left")
     missing = joined.filter(joined["right"].is_null())["id"].to_list()
     if missing:
         raise ValueError(f"{len(missing)} ranked row(s) without truth, first {missing[:3]}")
@@ -239,10 +228,21 @@ def _level_pairs(ranking: pl.DataFrame, truth: pl.DataFrame, levels: Sequence[st
     return first, second
 
 
-def _value_pairs(ranking: pl.DataFrame, truth: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    joined = _join(ranking, truth)
-    _answers(joined, "right")
-    return row_values(joined), row_values(joined, "right")
+def _mean_of_targets(
+    one: Callable[[np.ndarray, np.ndarray], float], values: pl.DataFrame, truth: pl.DataFrame
+) -> float:
+    """The mean over targets of one(values, true values); raises ValueError where a row has not as many of both."""
+    import numpy as np
+
+    joined = _join(values, truth, "values")
+    both = [joined[column].to_list() for column in ("values", "right")]
+    if len({len(row) for rows in both for row in rows}) != 1:
+        raise ValueError(f"rows have {len(both[0][0])} values, the truth has {len(both[1][0])}: as many are needed")
+    found, right = (np.array(rows, dtype=float) for rows in both)
+    if (bad := ~np.isfinite(found + right).all(axis=1)).any():
+        first = joined["id"][int(bad.argmax())]
+        raise ValueError(f"{bad.sum()} row(s) whose answer is no finite number, first {first!r}")
+    return float(np.mean([one(found[:, target], right[:, target]) for target in range(found.shape[1])]))
 
 
 def _rmse(values: np.ndarray, right: np.ndarray) -> float:

@@ -12,7 +12,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -287,12 +286,3 @@ def encode_pairs(
     if not firsts:
         return []
     return list(tokenizer(list(firsts), list(seconds), truncation=True, max_length=max_tokens)["input_ids"])
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder; an error names the folder where it has none."""
-    from transformers import AutoTokenizer
-
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")):
-        raise FileNotFoundError(f"model folder {folder} has no tokenizer (tokenizer.json)")
-    return AutoTokenizer.from_pretrained(folder)

@@ -1,12 +1,13 @@
-"""The one result type of retrieve, fuse, rerank, predict and decide: a polars frame with the schema RANKING.
+"""The two result types, polars frames with one row per id.
 
-One row per id; `items` (document ids, labels or texts) and their `scores` in descending order; [] allowed.
+RANKING, of retrieve, fuse, rerank, predict and decide: `items` (document ids, labels or texts) and their `scores` in
+descending order; [] allowed. VALUES, of regression: `values`, one number for each target.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,6 +19,31 @@ def ranking_schema() -> dict[str, Any]:
     import polars as pl
 
     return {"id": pl.String(), "items": pl.List(pl.String()), "scores": pl.List(pl.Float64())}
+
+
+def values_schema() -> dict[str, Any]:
+    """VALUES: {"id": String, "values": List(Float64)}."""
+    import polars as pl
+
+    return {"id": pl.String(), "values": pl.List(pl.Float64())}
+
+
+def make_values(ids: Sequence[str], values: Iterable[Sequence[float]]) -> pl.DataFrame:
+    """VALUES; every row has one number for each target."""
+    import polars as pl
+
+    numbers = [[float(value) for value in row] for row in values]
+    return pl.DataFrame({"id": list(ids), "values": numbers}, schema=values_schema())
+
+
+def is_values(answer: pl.DataFrame) -> bool:
+    """VALUES, and no RANKING."""
+    return "values" in answer.columns
+
+
+def answer_columns(answer: pl.DataFrame) -> list[str]:
+    """The columns of the result type, of a frame that may have others beside them."""
+    return list(values_schema() if is_values(answer) else ranking_schema())
 
 
 def make_ranking(ids: Sequence[str], items: Iterable[Sequence[str]], scores: Iterable[Sequence[float]]) -> pl.DataFrame:
@@ -36,6 +62,15 @@ def _sort(items: Sequence[str], scores: Sequence[float]) -> tuple[list[str], lis
         raise ValueError(f"{len(items)} items with {len(scores)} scores: give one score for each item")
     order = sorted(range(len(items)), key=lambda i: -scores[i])
     return [items[i] for i in order], [float(scores[i]) for i in order]
+
+
+def read_rows(answer: pl.DataFrame) -> dict[str, dict[str, float]]:
+    """Id → item → score in their order, or place → value."""
+    if is_values(answer):
+        values = answer.select("id", "values").iter_rows()
+        return {i: {str(place): value for place, value in enumerate(row)} for i, row in values}
+    rows = answer.select("id", "items", "scores").iter_rows()
+    return {i: dict(zip(items, scores, strict=True)) for i, items, scores in rows}
 
 
 def top(ranking: pl.DataFrame, k: int) -> pl.DataFrame:
@@ -61,9 +96,14 @@ def replace_rows(ranking: pl.DataFrame, better: pl.DataFrame) -> pl.DataFrame:
 
 
 def most_uncertain_first(ranking: pl.DataFrame) -> list[str]:
-    """The ids by the distance of the first two scores, smallest first; a row without two items has none."""
+    """The ids by the distance of the first two scores, smallest first; a row without two items has none.
+
+    Values do not say how sure they are: they stay in their order.
+    """
     import polars as pl
 
+    if is_values(ranking):
+        return ranking["id"].to_list()
     scores = pl.col("scores").list
     margin = (scores.get(0, null_on_oob=True) - scores.get(1, null_on_oob=True)).fill_null(0.0)
     return ranking.sort(margin, maintain_order=True)["id"].to_list()
@@ -83,12 +123,51 @@ def average_rankings(rankings: Sequence[pl.DataFrame]) -> pl.DataFrame:
     return make_ranking(first["id"].to_list(), [list(row) for row in means], [list(row.values()) for row in means])
 
 
+def average_by_id(said: pl.DataFrame) -> pl.DataFrame:
+    """The mean of all that was said of each id: RANKINGs (see `average_rankings`) or VALUES below each other.
+
+    The ids are in the order of the first one.
+    """
+    import polars as pl
+
+    if is_values(said):
+        rows = said.group_by("id", maintain_order=True).agg("values").iter_rows()
+        means = {row: [sum(own) / len(own) for own in zip(*values, strict=True)] for row, values in rows}
+        return make_values(list(means), means.values())
+    known = said.group_by("id", maintain_order=True).agg(pl.col("items"), pl.col("scores"))
+    pairs = [(row, list(zip(items, scores, strict=True))) for row, items, scores in known.iter_rows()]
+    scored = [_mean_scores(row, own) if len(own) > 1 else dict(zip(*own[0], strict=True)) for row, own in pairs]
+    return make_ranking(known["id"].to_list(), [list(row) for row in scored], [list(row.values()) for row in scored])
+
+
 def _mean_scores(id: str, row: Sequence[tuple[list[str], list[float]]]) -> dict[str, float]:
     known = [dict(zip(items, scores, strict=True)) for items, scores in row]
     items = dict.fromkeys(item for one in known for item in one)
     if items and not set.intersection(*(set(one) for one in known)):
         raise ValueError(f"row {id!r}: the members have no item in common ({list(items)[:3]}): ship one of them")
     return {item: sum(one.get(item, min(one.values())) for one in known) / len(known) for item in items}
+
+
+def check_answer(answer: pl.DataFrame, ids: Sequence[str]) -> pl.DataFrame:
+    """`answer` itself, if it is a RANKING or VALUES of exactly `ids` in this order; else raises ValueError."""
+    return check_values(answer, ids) if is_values(answer) else check_ranking(answer, ids)
+
+
+def check_values(values: pl.DataFrame, ids: Sequence[str]) -> pl.DataFrame:
+    """`values` itself, if it is VALUES of exactly `ids` in this order, finite and as many in every row."""
+    import polars as pl
+
+    if list(values.schema.items()) != list(values_schema().items()):
+        raise ValueError(f"values have the columns {values_schema()}, got {dict(values.schema)}")
+    _check_ids(values["id"].to_list(), list(ids))
+    numbers = pl.col("values")
+    problems = {
+        "a value is no finite number": numbers.is_null()
+        | numbers.list.eval(~pl.element().is_finite() | pl.element().is_null()).list.any(),
+        "rows have different numbers of values": numbers.list.len() != numbers.list.len().first(),
+    }
+    _raise_problems(values, problems)
+    return values
 
 
 def check_ranking(ranking: pl.DataFrame, ids: Sequence[str]) -> pl.DataFrame:
@@ -133,7 +212,11 @@ def _check_rows(ranking: pl.DataFrame) -> None:
         "a score is not finite": scores.list.eval(~pl.element().is_finite() | pl.element().is_null()).list.any(),
         "scores are not descending": scores.list.diff(null_behavior="drop").list.max() > 0,
     }
+    _raise_problems(ranking, problems)
+
+
+def _raise_problems(frame: pl.DataFrame, problems: Mapping[str, pl.Expr]) -> None:
     for problem, where in problems.items():
-        rows = ranking.filter(where.fill_null(False))
+        rows = frame.filter(where.fill_null(False))
         if rows.height:
             raise ValueError(f"{problem} in {rows.height} row(s), first {rows['id'].head(3).to_list()}")

@@ -17,6 +17,7 @@ from kaggle_llm import paths, records
 from kaggle_llm.kaggle.bundle import identify_bundle
 from kaggle_llm.kaggle.predict import MANIFEST
 from kaggle_llm.kaggle.push import PUSH
+from kaggle_llm.model import read_models
 
 REPORT = "report.json"
 SHORT = 12  # characters of a hash that are shown
@@ -77,12 +78,14 @@ class Ancestry:
 
     def find_submission(self, digest: str) -> Iterator[Node]:
         """The rehearsal, or the run on Kaggle, that left a submission of this content; the newest one."""
-        for report in sorted(paths.root().glob(f"output/rehearsals/*/[0-9]*/{REPORT}"), reverse=True):
+        reports = paths.root().glob(f"output/rehearsals/*/[0-9]*/{REPORT}")
+        for report in sorted(reports, key=lambda path: path.parent.name, reverse=True):  # its folder is its time
             found = records.read_json(report)["submission"]
             if found and found["sha256"] == digest:
                 yield self.rehearsal(report.parent)
                 return
-        for path in sorted(paths.root().glob("output/pushes/*/v*/submission.csv"), reverse=True):
+        pushed = paths.root().glob("output/pushes/*/v*/submission.csv")
+        for path in sorted(pushed, key=lambda path: path.stat().st_mtime_ns, reverse=True):
             if records.hash_file(path) == digest:
                 yield self.kernel(path.parent)
                 return
@@ -146,8 +149,8 @@ class Ancestry:
             ", ".join(f"{name} {version}" for name, version in record.versions.items()),
             f"folds {config.get('folds')}",
         ]
-        shipped = {name: paths.absolute(path) for name, path in record.settings["ship"].items()}
-        parents = [self.parent(name, record.inputs[name], shipped[name]) for name in shipped]
+        shipped = read_models(record.settings["ship"])
+        parents = [self.parent(one.label, record.inputs[one.label], one.folder) for one in shipped]
         raw = {name: digest for name, digest in record.inputs.items() if name.endswith(RAW)}
         parents += [self.raw(name, digest, config["competition"]) for name, digest in raw.items()]
         return Node(f"run {folder.name}", details, parents, list(self.training_commands(folder, record)))

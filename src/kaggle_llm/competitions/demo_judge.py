@@ -14,7 +14,7 @@ class DemoJudge(LabelColumns):
     labels: ClassVar = {"a": "winner_a", "b": "winner_b", "tie": "winner_tie"}
     texts = ("problem", "answer_a", "answer_b")
     tables: ClassVar = {
-        "train": Table("id", texts, target="label", group="problem", shares=tuple(labels.values())),
+        "train": Table("id", texts, target="label", group="problem", numbers=tuple(labels.values())),
         "test": Table("id", texts),
     }
     metric = log_loss(tuple(labels))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kaggle_llm import paths, processes, records
+from kaggle_llm import paths, records
 from kaggle_llm.competition import TRAIN, Competition, CompetitionSettings, load_competition
 from kaggle_llm.cv.folds import ALWAYS_TRAIN
 from kaggle_llm.cv.leaks import (
@@ -19,28 +20,25 @@ from kaggle_llm.cv.leaks import (
     print_findings,
     write_findings,
 )
-from kaggle_llm.experiment import Experiment
 
 if TYPE_CHECKING:
     import polars as pl
 
 
-def audit_folds(experiment: Experiment, fold: pl.Series) -> None:
-    """What a train.py calls before it trains; raises ValueError where a leak is above the config's limit.
+def audit_folds(competition: Competition, fold: pl.Series, validated: Sequence[int], config: Any, folder: Path) -> None:
+    """Before anything is trained: leaks.json in the run's folder; raises ValueError where a leak is above its limit.
 
-    A smoke run only reports: one row of its few is a large share.
+    fold: of every training row, with all rows of all folds: a smoke run finds what the real one would. validated: the
+    folds whose leaks count.
     """
-    if not processes.is_first():
-        return
-    config, competition = experiment.config, experiment.competition
     teacher = config.distillation.teacher if hasattr(config, "distillation") else ""
     scored = read_teacher_rows(teacher) if teacher else None
     rows = read_rows(competition, config.leaks)
-    findings = audit(rows, fold, config.leaks, competition.tables[TRAIN].texts, scored)
-    print_findings(findings, config.leaks, experiment.name)
-    write_findings(findings, experiment.folder / "leaks.json")
-    if not experiment.smoke:
-        check_leaks(findings, config.leaks)
+    found = audit(rows, fold, config.leaks, competition.tables[TRAIN].texts, scored)
+    findings = [one for one in found if one.fold is None or one.fold in validated]
+    print_findings(findings, config.leaks, folder.name)
+    write_findings(findings, folder / "leaks.json")
+    check_leaks(findings, config.leaks)
 
 
 def audit_run(run: str) -> list[Finding]:
@@ -63,7 +61,9 @@ def audit_run(run: str) -> list[Finding]:
     findings = audit(rows, fold.fill_null(ALWAYS_TRAIN), settings, competition.tables[TRAIN].texts, teacher)
     validated = {k: part["id"].to_list() for (k,), part in oof.group_by("fold", maintain_order=True)}
     models = record.settings["fold_models"]
-    trained = {int(k): _trained_rows(named.values(), rows["id"].to_list()) for k, named in models.items()}
+    trained = {
+        int(k): _trained_rows([one["folder"] for one in named], rows["id"].to_list()) for k, named in models.items()
+    }
     return findings + find_evaluated_training_rows(trained, validated)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -86,4 +86,29 @@ def _deal(groups: list[str], settings: FoldSettings, always_train: list[bool]) -
             k = sizes.index(min(sizes))
             sizes[k] += 1
             fold[row] = k
+    return fold
+
+
+def find_common_fold(train: pl.DataFrame, recorded: Mapping[str, pl.DataFrame]) -> pl.Series:
+    """The fold of every training row in which all members validated it, -1 where one of them did not.
+
+    Raises ValueError for rows that two of them validated in different folds, and where no row is left.
+    """
+    import polars as pl
+
+    known = train.select("id")
+    for number, answers in enumerate(recorded.values()):
+        column = answers.select("id", pl.col("fold").alias(f"{number}"))
+        known = known.join(column, on="id", how="left", maintain_order="left")
+    folds = pl.exclude("id")
+    apart = known.filter(pl.max_horizontal(folds) != pl.min_horizontal(folds))
+    if apart.height:
+        raise ValueError(
+            f"{', '.join(recorded)} validated {apart.height} row(s) in different folds, first {apart['id'][0]!r}: give "
+            f"all members the same folds"
+        )
+    validated = ~pl.any_horizontal(folds.is_null())
+    fold = known.select(pl.when(validated).then(pl.col("0")).otherwise(ALWAYS_TRAIN).alias("fold")).to_series()
+    if (fold == ALWAYS_TRAIN).all():
+        raise ValueError(f"{', '.join(recorded)} validated no row in common: give all members the same folds")
     return fold

@@ -7,10 +7,8 @@ single tokens are scored: a token beside a span joins it, and a whole span with 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kaggle_llm import records
 from kaggle_llm.inference.tagging import list_tags
 from kaggle_llm.rankings import make_ranking
 from kaggle_llm.spans import join_tags
@@ -28,22 +26,14 @@ GRID = (0.5, 0.6, 0.35, 0.7, 0.8, 0.2, 0.1, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998,
 class OutsideThreshold:
     """A token is O where p(O) is `value` or more, else it takes its likeliest other tag."""
 
-    value: float
+    value: float = 0.5
+
+    def fit(self, tagged: pl.DataFrame, truth: pl.DataFrame, metric: Metric) -> OutsideThreshold:
+        """The threshold of GRID with the best metric on rows that the model was not trained on; of equals the first."""
+        return max(map(OutsideThreshold, GRID), key=lambda one: metric.sign * metric.score(one.apply(tagged), truth))
 
     def apply(self, tagged: pl.DataFrame) -> pl.DataFrame:
         """What `tagging.tag_texts` found → RANKING of spans; scores are mean log-probabilities."""
         found = [(i, join_tags(tags, text, self.value)) for i, text, tags in list_tags(tagged)]
         items = [[span.to_item() for span, _ in spans] for _, spans in found]
         return make_ranking([i for i, _ in found], items, [[score for _, score in spans] for _, spans in found])
-
-    def save(self, folder: Path) -> None:
-        records.write_json(folder / "outside.json", {"threshold": self.value})
-
-    @classmethod
-    def load(cls, folder: Path) -> OutsideThreshold:
-        return cls(float(records.read_json(folder / "outside.json")["threshold"]))
-
-
-def fit_outside(tagged: pl.DataFrame, truth: pl.DataFrame, metric: Metric) -> OutsideThreshold:
-    """The threshold of GRID with the best metric on rows that the model was not trained on; among equals the first."""
-    return max(map(OutsideThreshold, GRID), key=lambda one: metric.sign * metric.score(one.apply(tagged), truth))

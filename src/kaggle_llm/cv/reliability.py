@@ -8,13 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kaggle_llm import records
-from kaggle_llm.competition import TRAIN
-from kaggle_llm.cv.temperature import Temperature
 
 if TYPE_CHECKING:
     import polars as pl
-
-    from kaggle_llm.experiment import Experiment
 
 BINS = 10
 
@@ -64,19 +60,13 @@ def with_shares(truth: pl.DataFrame) -> pl.DataFrame:
     return truth.select("id", "items", shares=pl.col("items").list.eval(1.0 / pl.element().len()))
 
 
-def report_reliability(experiment: Experiment, raw: pl.DataFrame) -> None:
-    """Measure, write and draw the out-of-fold predictions of a run: as they count, and as they were in `raw`."""
-    import polars as pl
-
-    final = pl.read_parquet(experiment.folder / "oof.parquet")
-    truth = experiment.competition.truth(experiment.competition.table(TRAIN))
-    found = {"raw": Temperature().apply(raw), "with the temperature": final}
+def write_reliability(found: Mapping[str, pl.DataFrame], truth: pl.DataFrame, folder: Path, title: str) -> None:
+    """Measure, write and draw RANKINGs of log-probabilities, normalised, by their names."""
     measured = {name: measure_reliability(ranking, truth) for name, ranking in found.items()}
-    about = {name: asdict(one) for name, one in measured.items()}
-    records.write_json(experiment.folder / "reliability.json", about)
-    draw_reliability(measured, experiment.folder / "reliability.png")
+    records.write_json(folder / "reliability.json", {name: asdict(one) for name, one in measured.items()})
+    draw_reliability(measured, folder / "reliability.png")
     for name, one in measured.items():
-        print(f"{experiment.name}: expected calibration error {one.error:.3f} {name}", flush=True)
+        print(f"{title}: expected calibration error {one.error:.3f} {name}", flush=True)
 
 
 def draw_reliability(measured: Mapping[str, Reliability], path: Path) -> None:

@@ -1,21 +1,19 @@
-"""Cuts that turn the values of an ordinal task into levels, fitted on out-of-fold values for quadratic weighted kappa.
-
-What is fitted here is optimistic on its own rows; `nested_score` says by how much.
-"""
+"""Cuts that turn the values of an ordinal task into levels, fitted for quadratic weighted kappa."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kaggle_llm import records
-from kaggle_llm.metrics import quadratic_kappa, row_values
+from kaggle_llm.metrics import quadratic_kappa
 from kaggle_llm.rankings import make_ranking
 
 if TYPE_CHECKING:
     import numpy as np
     import polars as pl
+
+    from kaggle_llm.metrics import Metric
 
 
 @dataclass(frozen=True)
@@ -31,33 +29,29 @@ class Thresholds:
         if len(self.cuts) != len(self.labels) - 1 or list(self.cuts) != sorted(self.cuts):
             raise ValueError(f"cuts = {self.cuts} between {self.labels}: give one fewer than labels, ascending")
 
-    def apply(self, ranking: pl.DataFrame) -> pl.DataFrame:
-        """RANKING of values → RANKING of labels, score 0; a row without a value is an error."""
+    def fit(self, values: pl.DataFrame, truth: pl.DataFrame, metric: Metric) -> Thresholds:
+        """Those with the highest quadratic weighted kappa, whatever the metric is; as they are where all rows have one
+        level. truth: one label a row."""
         import numpy as np
 
-        levels = apply_thresholds(row_values(ranking), np.array(self.cuts)).tolist()
-        return make_ranking(ranking["id"].to_list(), [[self.labels[level]] for level in levels], [[0.0]] * len(levels))
+        right = dict(truth.select("id", "items").iter_rows())
+        levels = np.array([self.labels.index(right[row][0]) for row in values["id"].to_list()])
+        if len(set(levels.tolist())) < 2:
+            return self
+        cuts = fit_thresholds(values["values"].list.first().to_numpy(), levels, len(self.labels))
+        return Thresholds(self.labels, tuple(cuts.tolist()))
 
-    def save(self, folder: Path) -> None:
-        records.write_json(folder / "thresholds.json", {"labels": self.labels, "cuts": self.cuts})
+    def apply(self, values: pl.DataFrame) -> pl.DataFrame:
+        """VALUES, of which the first counts → RANKING of labels, score 0."""
+        import numpy as np
 
-    @classmethod
-    def load(cls, folder: Path) -> Thresholds:
-        saved = records.read_json(folder / "thresholds.json")
-        return cls(tuple(saved["labels"]), tuple(float(cut) for cut in saved["cuts"]))
+        levels = apply_thresholds(values["values"].list.first().to_numpy(), np.array(self.cuts)).tolist()
+        return make_ranking(values["id"].to_list(), [[self.labels[level]] for level in levels], [[0.0]] * len(levels))
 
 
-@dataclass(frozen=True)
-class NestedScore:
-    """Kappa of thresholds on the rows that they were fitted on, and on rows that they were not."""
-
-    fitted: float
-    nested: float
-
-    @property
-    def optimism(self) -> float:
-        """What the fitted kappa promises too much."""
-        return self.fitted - self.nested
+def round_levels(labels: Sequence[str]) -> Thresholds:
+    """For values that are levels counted from 0: the nearest one."""
+    return Thresholds(tuple(labels), tuple(place + 0.5 for place in range(len(labels) - 1)))
 
 
 def fit_thresholds(values: np.ndarray, levels: np.ndarray, k: int) -> np.ndarray:
@@ -91,24 +85,6 @@ def apply_thresholds(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     if np.isnan(values).any():
         raise ValueError(f"{np.isnan(values).sum()} of {len(values)} values are NaN: a level needs a number")
     return np.searchsorted(thresholds, values, side="right")
-
-
-def nested_score(values: np.ndarray, levels: np.ndarray, fold: np.ndarray, k: int) -> NestedScore:
-    """Thresholds fitted on all rows and scored on them; fitted on the other folds' rows and scored on each fold's.
-
-    values, levels: as in fit_thresholds; fold: [n], two or more different ones. The nested kappa is one over all rows.
-    """
-    import numpy as np
-
-    names = np.unique(fold)
-    if len(fold) != len(values) or len(names) < 2:
-        raise ValueError(f"fold has {len(fold)} rows of {len(values)} in the folds {names.tolist()}: two are needed")
-    nested = np.empty(len(values), dtype=np.int64)
-    for name in names:
-        held = fold == name
-        nested[held] = apply_thresholds(values[held], fit_thresholds(values[~held], levels[~held], k))
-    fitted = apply_thresholds(values, fit_thresholds(values, levels, k))
-    return NestedScore(quadratic_kappa(fitted, levels), quadratic_kappa(nested, levels))
 
 
 def _maximise_gain(values: np.ndarray, levels: np.ndarray, k: int, kappa: float) -> np.ndarray:

@@ -63,7 +63,7 @@ def convert_gguf(member: Path, folder: Path) -> None:
 def check_answer(folder: Path) -> None:
     from kaggle_llm.inference.engine import EngineSettings, Sampling
     from kaggle_llm.inference.maker import make_engine
-    from kaggle_llm.prompts import load_tokenizer
+    from kaggle_llm.tokenizer import load_tokenizer
 
     question = [{"role": "user", "content": "What is the capital of Japan?"}]
     prompt = load_tokenizer(folder).apply_chat_template(question, add_generation_prompt=True)["input_ids"]

@@ -1,7 +1,6 @@
-"""What a sequence head says, as a ranking; and the simplest rules that it has to beat.
+"""What a sequence head says, as a RANKING or as VALUES; and the simplest rules that it has to beat.
 
-One path before and after training: rank_* of Engine.logits. A head that starts at random has no "before" of its own:
-it is rank_prior or rank_mean of the training fold.
+A head that starts at random has no "before" of its own: it is rank_prior or mean_values of the training fold.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kaggle_llm.rankings import make_ranking
+from kaggle_llm.rankings import make_ranking, make_values
 
 if TYPE_CHECKING:
     import polars as pl
@@ -23,17 +22,14 @@ def rank_classes(ids: Sequence[str], logits: Sequence[np.ndarray], labels: Seque
     return make_ranking(ids, [list(labels)] * len(scores), scores)
 
 
-def rank_values(ids: Sequence[str], logits: Sequence[np.ndarray]) -> pl.DataFrame:
-    """A RANKING whose one item is the value as text, with score 0. logits: [1] a row."""
-    return _rank_numbers(ids, _as_rows(logits, 1)[:, 0])
+def read_values(ids: Sequence[str], logits: Sequence[np.ndarray], targets: int = 1) -> pl.DataFrame:
+    """VALUES: the head's numbers as they are. logits: [targets] a row."""
+    return make_values(ids, _as_rows(logits, targets))
 
 
-def rank_levels(ids: Sequence[str], logits: Sequence[np.ndarray], levels: int) -> pl.DataFrame:
-    """A RANKING whose one item is the expected level, counted from 0, as text; cv/thresholds.py makes levels of it.
-
-    logits: [levels − 1] a row.
-    """
-    return _rank_numbers(ids, expected_level(_as_rows(logits, levels - 1)))
+def read_levels(ids: Sequence[str], logits: Sequence[np.ndarray], levels: int) -> pl.DataFrame:
+    """VALUES: the expected level, counted from 0; cv/thresholds.py makes levels of it. logits: [levels − 1] a row."""
+    return make_values(ids, expected_level(_as_rows(logits, levels - 1))[:, None])
 
 
 def expected_level(logits: np.ndarray) -> np.ndarray:
@@ -50,13 +46,9 @@ def rank_prior(ids: Sequence[str], labels: Sequence[str], targets: Sequence[Sequ
     return make_ranking(ids, [list(labels)] * len(ids), [np.log(counts / counts.sum())] * len(ids))
 
 
-def rank_mean(ids: Sequence[str], values: Sequence[float]) -> pl.DataFrame:
-    """The training rows' mean value or level as everyone's RANKING."""
-    return _rank_numbers(ids, np.full(len(ids), np.mean(values)))
-
-
-def _rank_numbers(ids: Sequence[str], values: np.ndarray) -> pl.DataFrame:
-    return make_ranking(ids, [[repr(float(value))] for value in values], [[0.0]] * len(values))
+def mean_values(ids: Sequence[str], values: Sequence[float]) -> pl.DataFrame:
+    """The training rows' mean value or level as everyone's VALUES."""
+    return make_values(ids, [[float(np.mean(values))]] * len(ids))
 
 
 def _as_rows(logits: Sequence[np.ndarray], width: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kaggle_llm import records
+from kaggle_llm.device import has_gpu
 from kaggle_llm.inference.engine import Engine, EngineSettings
 from kaggle_llm.inference.pool import WorkerPool, assign_cards, list_cards
 
@@ -37,7 +38,7 @@ def make_engine(folder: Path, settings: EngineSettings, base: Path | None = None
     It runs in worker processes where the settings or the machine's GPUs ask for them, else in this process.
     """
     settings = resolve_engine(settings)
-    by_vllm = settings.kind == "vllm" and is_language_model(folder, base)
+    by_vllm = choose_kind(folder, settings, base) == "vllm"
     cards = assign_cards(list_cards(), settings.workers, count_cards(settings.vllm) if by_vllm else 1)
     if cards:
         return WorkerPool(folder, settings, base, cards)
@@ -51,6 +52,11 @@ def make_engine(folder: Path, settings: EngineSettings, base: Path | None = None
 
     logging.disable_progress_bar()  # "Loading weights" of a second or two, in every log
     return TransformersEngine(folder, settings, base)
+
+
+def choose_kind(folder: Path, settings: EngineSettings, base: Path | None = None) -> str:
+    """Which engine answers for this model: `settings.kind` is vLLM's for language models only."""
+    return "vllm" if settings.kind == "vllm" and is_language_model(folder, base) else "transformers"
 
 
 def is_language_model(folder: Path, base: Path | None = None) -> bool:
@@ -67,9 +73,3 @@ def is_language_model(folder: Path, base: Path | None = None) -> bool:
 def count_cards(settings: Mapping[str, Any]) -> int:
     """GPUs over which vLLM spreads one model; settings: engine.vllm."""
     return int(settings.get("tensor_parallel_size", 1) * settings.get("pipeline_parallel_size", 1))
-
-
-def has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Self
 from kaggle_llm.inference.budget import Budget
 from kaggle_llm.inference.loading import note_loading
 from kaggle_llm.inference.pool import ERROR, Worker, WorkerLostError, end_workers, make_environment
-from kaggle_llm.rankings import check_ranking, select_rows
+from kaggle_llm.model import Model, describe_model
+from kaggle_llm.rankings import answer_columns, check_answer, select_rows
 
 if TYPE_CHECKING:
     import polars as pl
@@ -29,11 +30,11 @@ OFFER = "offer"  # the first part of a reply that is no answer yet
 
 @dataclass(frozen=True)
 class Member:
-    """What answers by itself: an experiment's folder, its resolved config as plain values, and models by name."""
+    """What answers by itself: an experiment's folder, its resolved config as plain values, and its models."""
 
     exp: Path
     config: Mapping[str, Any]
-    models: Mapping[str, Path]
+    models: Sequence[Model]
     recorded: pl.DataFrame | None = None
     """Its out-of-fold RANKING, where it need not be asked again: in CV."""
 
@@ -57,7 +58,7 @@ class RecordedAnswers:
     def answer(self, rows: pl.DataFrame, *_: object) -> pl.DataFrame:
         """The RANKING of `rows`; raises ValueError for rows that are not on record."""
         ids = rows["id"].to_list()
-        return check_ranking(select_rows(self._recorded.select("id", "items", "scores"), ids), ids)
+        return check_answer(select_rows(self._recorded.select(answer_columns(self._recorded)), ids), ids)
 
 
 def open_member(member: Member, competition: Path) -> MemberProcess | RecordedAnswers:
@@ -72,7 +73,7 @@ class MemberProcess:
     """
 
     def __init__(self, member: Member, competition: Path) -> None:
-        models = {name: str(path) for name, path in member.models.items()}
+        models = [describe_model(model, str) for model in member.models]
         job = {"exp": str(member.exp), "config": dict(member.config), "models": models, "competition": str(competition)}
         self._job = json.dumps(job)
         self._workers: dict[int, Worker] = {}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from kaggle_llm.inference.choice import Question
-from kaggle_llm.rankings import make_ranking, replace_rows
+from kaggle_llm.inference.budget import Budget
+from kaggle_llm.inference.choice import OrderSettings, Question, list_examples, rank_options
+from kaggle_llm.inference.engine import Engine
+from kaggle_llm.prompts import Prompter, TokenGroup
+from kaggle_llm.rankings import make_ranking
 
 if TYPE_CHECKING:
     import polars as pl
@@ -37,13 +40,34 @@ def make_pairs(rows: pl.DataFrame, labels: Sequence[str], shares: Sequence[str] 
     ]
 
 
+def rank_pairs(
+    rows: pl.DataFrame,
+    labels: Sequence[str],
+    prompter: Prompter,
+    engine: Engine,
+    settings: OrderSettings,
+    budget: Budget,
+    on_progress: Callable[[pl.DataFrame], None],
+) -> pl.DataFrame:
+    """`rank_options` of the rows' pairs."""
+    return rank_options(make_pairs(rows, labels), prompter, engine, settings, budget, on_progress)
+
+
+def list_pair_examples(
+    rows: pl.DataFrame, labels: Mapping[str, str], prompter: Prompter, settings: OrderSettings, seed: int
+) -> list[TokenGroup]:
+    """`list_examples` of the rows' pairs in the orders that prediction asks. labels: label → its column of shares."""
+    pairs = make_pairs(rows, list(labels), list(labels.values()))
+    return list_examples(pairs, prompter, settings.orders, shuffle=False, seed=seed)
+
+
 def normalise(shares: Sequence[float]) -> tuple[float, ...]:
     """Shares that were written with few digits sum to 1 again."""
     return tuple(share / sum(shares) for share in shares)
 
 
-def fill_even(rows: pl.DataFrame, said: pl.DataFrame, labels: Sequence[str]) -> pl.DataFrame:
-    """RANKING of all rows: those that `said` lacks, because the time was over, have all labels alike."""
+def rank_even(rows: pl.DataFrame, labels: Sequence[str]) -> pl.DataFrame:
+    """RANKING of all rows with all labels alike."""
     ids = rows["id"].to_list()
     even = [[-math.log(len(labels))] * len(labels)] * len(ids)
-    return replace_rows(make_ranking(ids, [list(labels)] * len(ids), even), said)
+    return make_ranking(ids, [list(labels)] * len(ids), even)

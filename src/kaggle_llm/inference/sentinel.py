@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 FIRST = 32  # prompts that are asked before the others
 ENOUGH = 8  # different prompts, from which on equal answers are no chance
 LONG = 8  # tokens of a text
+COLLAPSED = 1e-3  # that a head's outputs differ by at most, over different prompts, where it says the same of all
 Answers = TypeVar("Answers")  # an array, one for each prompt, or texts
 
 
@@ -50,7 +51,7 @@ class Sentinel:
         return self.engine.embed(prompts)
 
     def logits(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
-        parts: list[list[np.ndarray]] = self._ask("logits", prompts, self.engine.logits, self._check_scores)
+        parts: list[list[np.ndarray]] = self._ask("logits", prompts, self.engine.logits, self._check_head)
         return list(chain.from_iterable(parts))
 
     def close(self) -> None:
@@ -75,12 +76,18 @@ class Sentinel:
         except LengthError as error:
             raise LengthError(error.index + FIRST, error.length, error.limit, error.folder) from error
 
-    def _check_scores(self, prompts: Sequence[Prompt], scores: np.ndarray | list[np.ndarray]) -> None:
-        """Raises SickModelError where all rows are the same."""
+    def _check_head(self, prompts: Sequence[Prompt], logits: list[np.ndarray]) -> None:
+        """A head that has learned one value says it of everything, but for the last digits."""
+        self._check_scores(prompts, logits, COLLAPSED)
+
+    def _check_scores(
+        self, prompts: Sequence[Prompt], scores: np.ndarray | list[np.ndarray], least: float = 0.0
+    ) -> None:
+        """Raises SickModelError where all rows are the same, or differ by `least` at most."""
         import numpy as np
 
         rows = list(scores)
-        if len({row.shape for row in rows}) == 1 and np.ptp(np.stack(rows), axis=0).max() == 0:
+        if len({row.shape for row in rows}) == 1 and np.ptp(np.stack(rows), axis=0).max() <= least:
             raise SickModelError(self.folder, len(prompts), f"the scores {np.round(rows[0], 3).tolist()}")
 
     def _check_texts(self, prompts: Sequence[Prompt], texts: list[list[Completion]]) -> None:

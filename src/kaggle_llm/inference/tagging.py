@@ -33,8 +33,6 @@ CHUNK = 64  # texts that are tagged at a time: the grain of the time budget
 
 @dataclass
 class TagSettings:
-    base: str
-    """Folder of the encoder."""
     types: list[str]
     """Of the spans."""
 
@@ -104,10 +102,9 @@ def tag_texts(
     tagger: Tagger,
     engine: Engine,
     budget: Budget,
-    decide: Callable[[pl.DataFrame], pl.DataFrame] | None = None,
     on_progress: Callable[[pl.DataFrame], None] | None = None,
 ) -> pl.DataFrame:
-    """What `decide` makes of `Tagger.ask` (None: just that), some rows at a time; what the budget cut is not in it.
+    """What `Tagger.ask` says, some rows at a time; what the budget cut is not in it.
 
     Texts without a token are told. on_progress: called with what there is so far, every minute.
     """
@@ -116,7 +113,7 @@ def tag_texts(
     def ask(chunk: pl.DataFrame) -> pl.DataFrame:
         tagged = tagger.ask(chunk, engine)
         empty.extend(tagged.filter(pl.col("starts").list.len() == 0)["id"].to_list())
-        return decide(tagged) if decide else tagged
+        return tagged
 
     def tell(parts: Sequence[pl.DataFrame]) -> None:
         if on_progress:

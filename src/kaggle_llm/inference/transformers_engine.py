@@ -23,7 +23,8 @@ from kaggle_llm.inference.engine import (
 from kaggle_llm.inference.generation import Generator
 from kaggle_llm.inference.quantised import adaptable
 from kaggle_llm.inference.scoring import can_share, read_tokens, score_labels, score_shared
-from kaggle_llm.prompts import Prompt, load_tokenizer
+from kaggle_llm.prompts import Prompt
+from kaggle_llm.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     import torch

@@ -61,6 +61,23 @@ def write_lines(
     return found
 
 
+def write_texts(
+    rows: pl.DataFrame,
+    column: str,
+    prompter: Prompter,
+    engine: Engine,
+    settings: WritingSettings,
+    budget: Budget,
+    on_progress: Callable[[pl.DataFrame], None],
+) -> pl.DataFrame:
+    """RANKING of the line that is written for each row: `rank_texts` of `write_lines`."""
+
+    def tell(lines: Sequence[str]) -> None:
+        on_progress(rank_texts(rows, lines, column, settings))
+
+    return rank_texts(rows, write_lines(rows, prompter, engine, settings, budget, tell), column, settings)
+
+
 def write_part(rows: Sequence[Mapping[str, Any]], prompter: Prompter, engine: Engine, sampling: Sampling) -> list[str]:
     """The first lines of some rows; raises ValueError naming the row whose prompt the model does not take."""
     try:

@@ -10,18 +10,20 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from kaggle_llm import paths, records
-from kaggle_llm.fingerprint import list_changed_code
+from kaggle_llm.cv.blends import MEMBERS
+from kaggle_llm.experiment.recorded import has_changed
 from kaggle_llm.kaggle.hashes import Hashes
 from kaggle_llm.kaggle.metadata import DATASET, MODEL_SOURCE, MOST_ENTRIES, describe_dataset
 from kaggle_llm.kaggle.notebook import write_notebook
 from kaggle_llm.kaggle.predict import MANIFEST
 from kaggle_llm.kaggle.secrets import check_secrets
+from kaggle_llm.model import Model, describe_model, list_folders, read_models
 from kaggle_llm.runtime.pins import DEFAULT, load_runtime
 from kaggle_llm.weights.parity import find_fault
 from kaggle_llm.weights.ship import describe_cv
@@ -52,15 +54,18 @@ def fill_bundle(run: str, runtime: str, target: Path, hashes: Hashes) -> None:
     record = read_run(run)
     config, competition = record.settings["config"], record.settings["config"]["competition"]["name"]
     warn_of_changed_code(run)
-    shipped = {name: paths.absolute(path) for name, path in record.settings["ship"].items()}
-    sources = check_sources(config.get("sources", {}), shipped)
+    shipped = read_models(record.settings["ship"])
+    check_as_recorded(run, record, shipped)
+    sources = check_sources(config.get("sources", {}), list_folders(shipped))
     place = place_from(paths.bundle_folder(run), target, hashes)
-    models = {
-        name: sources.get(name) or add_model(target, competition, path, hashes, place) for name, path in shipped.items()
+    places = {
+        folder: sources.get(folder) or add_model(target, competition, folder, hashes, place)
+        for folder in list_folders(shipped)
     }
+    models = [describe_model(model, places.__getitem__) for model in shipped]
     wheels = add_wheels(target, runtime)
     about: dict[str, Any] = {"run": run, "experiment": run.split("--")[0], "competition": competition, "models": models}
-    about["sources"] = {source: list_model(shipped[name], hashes) for name, source in sources.items()}
+    about["sources"] = {source: list_model(folder, hashes) for folder, source in sources.items()}
     about |= {"wheels": wheels, "runtime": asdict(load_runtime(runtime))}
     code = make_slug(f"{competition}-{run}", "code")
     add_code(target / code, run, config.get("members", []))
@@ -68,7 +73,7 @@ def fill_bundle(run: str, runtime: str, target: Path, hashes: Hashes) -> None:
     served = config.get("server") is not None
     source = "server_notebook.py" if served else "notebook.py"
     write_notebook(paths.root() / "submission" / source, target / "notebook.ipynb")
-    weights = {slug for slug in models.values() if "/" not in slug}
+    weights = {slug for slug in places.values() if "/" not in slug}
     datasets = sorted({code, *weights, *([wheels] if wheels else [])})
     seal_bundle(
         target, run, record, {**about, "datasets": [measure_dataset(target / slug) for slug in datasets]}, hashes
@@ -106,21 +111,22 @@ def place_from(before: Path, target: Path, hashes: Hashes) -> Place:
     return place
 
 
-def check_sources(sources: Mapping[str, str], shipped: Mapping[str, Path]) -> dict[str, str]:
-    """Shipped model → where Kaggle has it, by the config's `sources`: model folder → Kaggle model source.
+def check_sources(sources: Mapping[str, str], folders: Iterable[Path]) -> dict[Path, str]:
+    """Shipped folder → where Kaggle has it, by the config's `sources`: model folder → Kaggle model source.
 
     Raises ValueError for what is no such source, and for a model that was made here.
     """
     found = {}
-    for name, path in shipped.items():
+    for path in folders:
         source = sources.get(paths.relative(path))
         if source is None:
             continue
         if not MODEL_SOURCE.fullmatch(source):
-            raise ValueError(f"sources: {source!r} for {name}: write owner/model/framework/variation/1, 1 the version")
+            where = f"sources: {source!r} for {paths.relative(path)}"
+            raise ValueError(f"{where}: write owner/model/framework/variation/1, 1 the version")
         if (path / records.RECORD).is_file():
             raise ValueError(f"sources: {paths.relative(path)} was made here, Kaggle has no such model")
-        found[name] = source
+        found[path] = source
     return found
 
 
@@ -135,15 +141,25 @@ def read_run(run: str) -> records.Record:
 
 def warn_of_changed_code(run: str) -> None:
     """Say it where the code that ships is not the code that computed CV; a replay shows whether it matters."""
-    for path, changed in list_changed_code(run):
-        print(f"{paths.relative(path)}: {', '.join(changed)} changed since: train again", file=sys.stderr)
+    if has_changed(run):
+        print(f"{run}: the code that answers has changed since: train again", file=sys.stderr)
+
+
+def check_as_recorded(run: str, record: records.Record, shipped: Iterable[Model]) -> None:
+    """Raises ValueError for what was made here and is not what the run was completed with, such as another decision."""
+    for model in shipped:
+        made = model.folder.is_relative_to(paths.root() / "output")
+        if made and records.hash_content(model.folder) != record.inputs[model.label]:
+            raise ValueError(f"{paths.relative(model.folder)} is not what {run} was made with: train {run} again")
 
 
 def add_code(folder: Path, run: str, members: Sequence[str] = ()) -> None:
-    """src/, the experiment and those of its members, the boot script and the resolved config."""
+    """src/, the experiment and those of its members, the boot script and the resolved configs."""
     for experiment in dict.fromkeys(map(paths.experiment_folder, [run, *members])):
         add_sources(folder, experiment)
     shutil.copyfile(paths.run_folder(run) / "config.yaml", folder / "config.yaml")
+    for member in members:
+        records.write_text(folder / MEMBERS / f"{member}.yaml", (paths.run_folder(member) / "config.yaml").read_text())
 
 
 def add_sources(folder: Path, experiment: Path) -> None:

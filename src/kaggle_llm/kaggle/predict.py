@@ -1,6 +1,6 @@
 """What the notebook runs: the bundle's models on the mounted test set → submission.csv and ranking.parquet.
 
-python -m kaggle_llm.kaggle.predict --bundle DIR --competition DIR --model NAME=DIR --working DIR --deadline EPOCH
+python -m kaggle_llm.kaggle.predict --bundle DIR --competition DIR --place SLUG=DIR --working DIR --deadline EPOCH
 
 submission.csv is there from the first seconds on, as the sample says it, and is replaced by what is better. Also leaves
 origin.json (the folders that code and models really came from) and prediction.json (rows, what the time cut of how
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from kaggle_llm.competition import TEST, Competition, load_competition
 from kaggle_llm.config import load_config
 from kaggle_llm.inference.budget import budget_until, describe_cuts
 from kaggle_llm.inference.loading import VARIABLE, count_loading
+from kaggle_llm.model import Model, read_model
 from kaggle_llm.run import Run, answer, import_predict
 
 if TYPE_CHECKING:
@@ -42,14 +43,25 @@ class Mounts:
 
     bundle: Path
     competition: Path
-    models: dict[str, Path]
+    places: dict[str, Path]
+    """Dataset or model source → where its model is mounted."""
     working: Path
     deadline: float
     """Seconds since the epoch."""
 
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """Of the code dataset."""
+        return dict(records.read_json(self.bundle / MANIFEST))
+
     @property
     def exp(self) -> Path:
-        return self.bundle / "exp" / str(records.read_json(self.bundle / MANIFEST)["experiment"])
+        return self.bundle / "exp" / str(self.manifest["experiment"])
+
+    @property
+    def models(self) -> list[Model]:
+        """What the run ships, as mounted."""
+        return [read_model(one, self.places.__getitem__) for one in self.manifest["models"]]
 
 
 def parse_mounts(words: Sequence[str] | None = None) -> Mounts:
@@ -57,11 +69,11 @@ def parse_mounts(words: Sequence[str] | None = None) -> Mounts:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--competition", type=Path, required=True)
     parser.add_argument("--working", type=Path, required=True)
-    parser.add_argument("--model", action="append", default=[], metavar="NAME=DIR")
+    parser.add_argument("--place", action="append", default=[], metavar="SLUG=DIR")
     parser.add_argument("--deadline", type=float, required=True, help="seconds since the epoch")
     given = parser.parse_args(words)
-    models = {name: Path(folder) for name, _, folder in (text.partition("=") for text in given.model)}
-    return Mounts(given.bundle, given.competition, models, given.working, given.deadline)
+    places = {slug: Path(folder) for slug, _, folder in (text.partition("=") for text in given.place)}
+    return Mounts(given.bundle, given.competition, places, given.working, given.deadline)
 
 
 def open_run(mounts: Mounts) -> Run:
@@ -117,14 +129,9 @@ def predict_test(exp: Path, run: Run, working: Path, before: Callable[[], None] 
 
 def check_mounts(mounts: Mounts) -> list[tuple[Path, str]]:
     """Check every dataset and model source before use; the large files, and the hashes that they must have."""
-    code = records.read_json(mounts.bundle / MANIFEST)
-    large = check_dataset(mounts.bundle)
-    for name, folder in mounts.models.items():
-        source = code["models"].get(name)
-        if source in code["sources"]:
-            large += check_files(folder, code["sources"][source])
-        else:
-            large += check_dataset(folder.parent)
+    sources, large = mounts.manifest["sources"], check_dataset(mounts.bundle)
+    for place, folder in mounts.places.items():
+        large += check_files(folder, sources[place]) if place in sources else check_dataset(folder.parent)
     return large
 
 
@@ -182,9 +189,12 @@ def main() -> None:
     mounts = parse_mounts()
     large = check_mounts(mounts)
     run = open_run(mounts)
-    origin = {"package": Path(kaggle_llm.__file__).resolve(), **mounts.models}
+    origin = {"package": Path(kaggle_llm.__file__).resolve(), **mounts.places}
     records.write_json(mounts.working / "origin.json", {name: str(path.resolve()) for name, path in origin.items()})
-    print(f"models {', '.join(mounts.models)}, {mounts.deadline - time.time():.0f} s left", flush=True)
+    print(
+        f"models {', '.join(model.label for model in mounts.models)}, {mounts.deadline - time.time():.0f} s left",
+        flush=True,
+    )
     checked = time.monotonic() - start
     with TemporaryDirectory() as folder, hash_beside(large) as finish:
         loads = Path(folder) / "loads"
@@ -199,7 +209,7 @@ def main() -> None:
         "cut": dict(run.budget.cuts),
         "seconds": seconds,
         "load_seconds": round(checked + loading, 1),
-        "content": records.read_json(mounts.bundle / MANIFEST)["content"],
+        "content": mounts.manifest["content"],
         "sha256": records.hash_file(mounts.working / "submission.csv"),
     }
     records.write_json(mounts.working / "prediction.json", done)

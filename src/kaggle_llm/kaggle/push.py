@@ -6,6 +6,7 @@ Leaves output/pushes/<kernel>/push.json, which `submit` reads: {"run", "bundle",
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from kaggle_llm.kaggle.datasets import ensure_dataset
 from kaggle_llm.kaggle.kernels import ensure_kernel, follow_kernel, write_kernel
 from kaggle_llm.kaggle.metadata import describe_kernel
 from kaggle_llm.kaggle.predict import MANIFEST
+from kaggle_llm.rankings import is_values, read_rows
 from kaggle_llm.runtime.pins import load_runtime
 from kaggle_llm.weights.parity import find_fault
 
@@ -78,7 +80,7 @@ def push_notebook(
     code: the manifest of the code dataset. folders: all datasets.
     """
     datasets = {path.name: ensure_dataset(path, owner) for path in folders}
-    sources = [source for source in code["models"].values() if "/" in source]
+    sources = sorted(code["sources"])
     metadata = describe_kernel(slug, owner, code["runtime"], code["competition"], list(datasets), sources)
     content = records.hash_json([records.hash_file(path / MANIFEST) for path in folders])
     kernel = paths.pushes_folder(slug) / "kernel"
@@ -140,12 +142,18 @@ def compare_output(run: str, bundle: Path, output: Path) -> dict[str, Any]:
 
 
 def share_first(found: pl.DataFrame, expected: pl.DataFrame) -> float:
-    """Share of the rows of two RANKINGs, by id, that begin with the same item; 1 where they have none in common."""
-    import polars as pl
+    """Share of the rows of two answers, by id, that begin with the same item, or whose values are nearly the same; 1
+    where they have none in common."""
+    one, other = read_rows(found), read_rows(expected)
+    both = [i for i in one if i in other]
+    numbers = is_values(found)
+    same = [alike(one[i], other[i]) if numbers else list(one[i])[:1] == list(other[i])[:1] for i in both]
+    return sum(same) / len(both) if both else 1.0
 
-    both = found.join(expected.select("id", other="items"), on="id")
-    same = both.filter(pl.col("items").list.first().eq_missing(pl.col("other").list.first()))
-    return same.height / both.height if both.height else 1.0
+
+def alike(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    """Values that differ by less than a hundredth."""
+    return all(math.isclose(value, other[place], rel_tol=0.01, abs_tol=0.01) for place, value in one.items())
 
 
 def find_foreign_output(bundle: Path, output: Path) -> list[str]:

@@ -68,6 +68,7 @@ def fill_datasets(
     records.write_json(target / slug / records.GIT, records.git_state())
     folder = competition["dir"] or f"input/{competition['name']}"
     more = {"models": models, "wheels": wheels, "competition_folder": folder, "runtime": asdict(load_runtime(runtime))}
+    more["sources"] = [place for place in models.values() if "/" in place]
     seal_dataset(target / slug, "code", {**about, **more}, hashes)
 
 

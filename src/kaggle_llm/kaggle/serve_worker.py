@@ -23,6 +23,8 @@ from kaggle_llm.inference.budget import Budget
 from kaggle_llm.inference.worker import open_requests
 from kaggle_llm.kaggle.predict import Mounts, check_mounts, hash_beside, open_run, parse_mounts
 from kaggle_llm.kaggle.server import ANSWER, FAILED
+from kaggle_llm.model import split_folds
+from kaggle_llm.rankings import answer_columns
 from kaggle_llm.run import Run, answer, import_predict
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ def load_run(mounts: Mounts, served: Path) -> Run:
     start = time.monotonic()
     with hash_beside(check_mounts(mounts)):
         run = open_run(replace(mounts, competition=served, working=served))
-        if len(run.members()) == 1:  # an ensemble's members take turns
+        if len(split_folds(run.models)) == 1:  # an ensemble's members take turns
             run.loaded(import_predict(mounts.exp))
         mounted = load_competition(run.config.competition, mounts.competition)
         _, what = try_to_answer(mounts.exp, run, mounted, WARM_UP, rows=1)
@@ -82,9 +84,7 @@ def try_to_answer(
 
 def write_answer(competition: Competition, ranking: pl.DataFrame) -> None:
     """The rows that have an item, as a submission; the server fills the others."""
-    import polars as pl
-
-    answered = ranking.filter(pl.col("items").list.len() > 0)
+    answered = ranking.filter(ranking[answer_columns(ranking)[1]].list.len() > 0)
     records.write_text(competition.folder / ANSWER, competition.submission(answered).write_csv())
 
 

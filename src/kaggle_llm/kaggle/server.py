@@ -298,7 +298,7 @@ def link_tables(competition: Path, served: Path) -> None:
 def worker_words(mounts: Mounts) -> list[str]:
     """The mounts as arguments again."""
     words = ["--bundle", str(mounts.bundle), "--competition", str(mounts.competition)]
-    words += [word for name, folder in mounts.models.items() for word in ("--model", f"{name}={folder}")]
+    words += [word for place, folder in mounts.places.items() for word in ("--place", f"{place}={folder}")]
     return [*words, "--working", str(mounts.working), "--deadline", str(mounts.deadline)]
 
 

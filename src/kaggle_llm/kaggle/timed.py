@@ -26,6 +26,7 @@ from kaggle_llm.kaggle.push import (
     read_code_manifest,
 )
 from kaggle_llm.kaggle.rows import draw_rows, rename_rows
+from kaggle_llm.rankings import answer_columns
 from kaggle_llm.weights.ship import describe_cv
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def draw_held_out(run: str, rows: int) -> tuple[pl.DataFrame, pl.DataFrame, pl.D
             f"--rows: read() of {competition.settings.name} reshapes test.csv, so its rows cannot be drawn"
         )
     drawn, names = draw_rows(test, column, rows)
-    return drawn, rename_rows(truth, names), rename_rows(validated.select("id", "items", "scores"), names)
+    return drawn, rename_rows(truth, names), rename_rows(validated.select(answer_columns(validated)), names)
 
 
 def write_rows(run: str, manifest: dict[str, Any], test: pl.DataFrame) -> Path:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
+from kaggle_llm.rankings import is_values, read_rows
+
 if TYPE_CHECKING:
     import polars as pl
 
-Row = tuple[list[str], list[float]]  # items and scores
+Row = dict[str, float]  # item → score, or place → value
 TOLERANCE = 1e-4  # of a score (a log-probability or a sum of such), in fp32
 
 
@@ -22,20 +24,21 @@ class Check:
 
 
 def compare_rankings(found: pl.DataFrame, expected: pl.DataFrame) -> list[str]:
-    """Rows of two RANKINGs that differ in their items, or in an item's score by more than TOLERANCE; [] where none do.
+    """Rows of two RANKINGs that differ in their items, or in an item's score by more than TOLERANCE, and rows of VALUES
+    of which one differs by more than that share of it; [] where none do.
 
     Each list is sorted by its scores, so items whose scores are that close may change places: rounding decides there.
     """
-    known = {i: (items, scores) for i, items, scores in expected.select("id", "items", "scores").iter_rows()}
-    problems = [f"row {i} is missing" for i in known if i not in set(found["id"])]
-    for i, items, scores in found.select("id", "items", "scores").iter_rows():
+    known, rows = read_rows(expected), read_rows(found)
+    problems = [f"row {i} is missing" for i in known if i not in rows]
+    for i, row in rows.items():
         if i not in known:
             problems.append(f"row {i} was not expected")
             continue
-        worst = _difference((items, scores), known[i])
+        worst = _difference(row, known[i], is_values(found))
         if worst <= TOLERANCE:
             continue
-        place = next((n for n, pair in enumerate(zip_longest(items, known[i][0]), 1) if pair[0] != pair[1]), None)
+        place = next((n for n, pair in enumerate(zip_longest(row, known[i]), 1) if pair[0] != pair[1]), None)
         problems.append(
             f"row {i}: " + (f"another list from place {place} on" if place else f"a score differs by {worst:.1e}")
         )
@@ -43,16 +46,22 @@ def compare_rankings(found: pl.DataFrame, expected: pl.DataFrame) -> list[str]:
 
 
 def largest_difference(found: pl.DataFrame, expected: pl.DataFrame) -> float:
-    """Largest |Δ score| of an item in two RANKINGs with the same rows; inf where their items differ."""
-    known = {i: (items, scores) for i, items, scores in expected.select("id", "items", "scores").iter_rows()}
-    rows = found.select("id", "items", "scores").iter_rows()
-    return max((_difference((items, scores), known[i]) for i, items, scores in rows), default=0.0)
+    """Largest |Δ score| of an item, or of a value, in two answers to the same rows; inf where their items differ."""
+    known, values = read_rows(expected), is_values(found)
+    return max((_difference(row, known[i], values) for i, row in read_rows(found).items()), default=0.0)
 
 
-def _difference(found: Row, expected: Row) -> float:
-    """Largest |Δ score| of an item; inf where one has no number, or the items are not the same."""
-    one, other = (dict(zip(*row, strict=True)) for row in (found, expected))
-    if one.keys() != other.keys():
+def count_moved(found: pl.DataFrame, expected: pl.DataFrame) -> int:
+    """Rows whose items stand in another order."""
+    known = read_rows(expected)
+    return sum(list(row) != list(known[i]) for i, row in read_rows(found).items())
+
+
+def _difference(found: Row, expected: Row, values: bool) -> float:
+    """Largest |Δ score| of an item, or of a value, of which above 1 its share counts; inf where one has no number, or
+    the items are not the same."""
+    if found.keys() != expected.keys():
         return math.inf
-    differences = [abs(score - other[item]) for item, score in one.items()]
+    sizes = {item: max(1.0, abs(score)) if values else 1.0 for item, score in expected.items()}
+    differences = [abs(score - expected[item]) / sizes[item] for item, score in found.items()]
     return max(differences, default=0.0) if all(map(math.isfinite, differences)) else math.inf

@@ -77,11 +77,9 @@ def boot_in(site: Site, code: Path, log: Path) -> list[str] | None:
 
 def find_models(code: Path) -> dict[str, Path]:
     """slug or source → the folder with the model, as mounted."""
-    sources = records.read_json(code / MANIFEST)["models"].values()
-    mount = code.parents[2]
-    return {
-        source: mount / "models" / source if "/" in source else code.parent / source / "model" for source in sources
-    }
+    models, mount = records.read_json(code / MANIFEST)["models"], code.parents[2]
+    places = {model[key] for model in models for key in ("folder", "base") if key in model}
+    return {place: mount / "models" / place if "/" in place else code.parent / place / "model" for place in places}
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from kaggle_llm import paths, records
 from kaggle_llm.competition import CompetitionSettings, load_competition
 from kaggle_llm.kaggle.bundle import identify_bundle, read_run
 from kaggle_llm.kaggle.predict import MANIFEST
+from kaggle_llm.model import read_models
 from kaggle_llm.rehearsal.checks import Check
 from kaggle_llm.rehearsal.drills import run_drills
 from kaggle_llm.rehearsal.hostile import make_hostile_test
@@ -82,7 +83,7 @@ def rehearse(
     most = parse_memory(memory or f"{manifest['runtime']['machine']['ram_gb']}GB")
     folder = paths.rehearsals_folder(run) / datetime.now().strftime("%Y%m%d-%H%M%S")
     test, truth, origin = hidden_test(settings, rows)
-    shipped = {name: paths.absolute(path) for name, path in record.settings["ship"].items()}
+    shipped = read_models(record.settings["ship"])
     found = Findings(checks=[check_bundle(bundle, record)])
     with open_site(folder, bundle, settings, shipped, seconds, most) as site:
         rehearse_public(site, found)
@@ -156,7 +157,7 @@ def replay_fold(site: Site, run: str, record: records.Record, fold: int, found: 
     """Fold `fold`'s validation rows, unlabelled, through the bundle with that fold's weights = its out-of-fold rows."""
     import polars as pl
 
-    models = {name: paths.absolute(path) for name, path in record.settings["fold_models"][str(fold)].items()}
+    models = read_models(record.settings["fold_models"][str(fold)])
     expected = pl.read_parquet(paths.run_folder(run) / "oof.parquet").filter(pl.col("fold") == fold)
     test = load_competition(site.settings).test_csv(expected["id"].to_list())
     exchange_models(site.depot, models)

@@ -11,13 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from kaggle_llm import records
 from kaggle_llm.competition import Competition, CompetitionSettings
+from kaggle_llm.model import Model
 from kaggle_llm.rehearsal.memory import Usage
 from kaggle_llm.rehearsal.sandbox import NAMESPACE, Sandbox, find_method
 from kaggle_llm.rehearsal.stage import Depot, Layout, attach, fill_depot, stage_competition
@@ -91,9 +92,9 @@ class Session:
 
 @contextmanager
 def open_site(
-    folder: Path, bundle: Path, settings: CompetitionSettings, shipped: Mapping[str, Path], limit: float, memory: int
+    folder: Path, bundle: Path, settings: CompetitionSettings, shipped: Sequence[Model], limit: float, memory: int
 ) -> Iterator[Site]:
-    """A stand-in below `folder`, gone afterwards. shipped: the run's models by name. limit: seconds; memory: bytes."""
+    """A stand-in below `folder`, gone afterwards. shipped: the run's models. limit: seconds; memory: bytes."""
     kaggle, depot = folder / "kaggle", Depot(folder / "depot")
     (kaggle / "working").mkdir(parents=True)
     with tempfile.TemporaryDirectory(prefix="kaggle-llm-") as scratch:

@@ -6,7 +6,7 @@ A bundle's datasets are put into a depot once; each session moves them to where 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from kaggle_llm.kaggle.bundle import add_model
 from kaggle_llm.kaggle.hashes import Hashes
 from kaggle_llm.kaggle.predict import MANIFEST
 from kaggle_llm.kaggle.rows import draw_rows, rename_rows
+from kaggle_llm.model import Model, describe_model
 from kaggle_llm.rehearsal.sandbox import NAMESPACE, find_method
 
 if TYPE_CHECKING:
@@ -74,15 +75,16 @@ def find_code(datasets: Path) -> Path:
     return code
 
 
-def fill_depot(bundle: Path, shipped: Mapping[str, Path], depot: Depot) -> None:
+def fill_depot(bundle: Path, shipped: Sequence[Model], depot: Depot) -> None:
     """The bundle's datasets, and of the models that it takes from Kaggle the folders that they have here."""
     for dataset in records.read_json(bundle / MANIFEST)["datasets"]:
         for path in records.list_files(bundle / dataset["folder"]):
             place_file(path, depot.datasets / path.relative_to(bundle))
     manifest = records.read_json(depot.code / MANIFEST)
-    for name, source in manifest["models"].items():
-        for entry in manifest["sources"].get(source, ()):
-            place_file(shipped[name] / entry["path"], depot.sources / source / entry["path"])
+    for model, described in zip(shipped, manifest["models"], strict=True):
+        for folder, place in ((model.folder, described["folder"]), (model.base, described.get("base"))):
+            for entry in manifest["sources"].get(place, ()):
+                place_file(Path(folder or "") / entry["path"], depot.sources / place / entry["path"])
 
 
 def place_file(source: Path, target: Path) -> None:
@@ -94,14 +96,15 @@ def place_file(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def exchange_models(depot: Depot, models: Mapping[str, Path]) -> None:
+def exchange_models(depot: Depot, models: Sequence[Model]) -> None:
     """Other weights under the same names: what a replay runs."""
     manifest = records.read_json(depot.code / MANIFEST)
     with Hashes() as hashes:
-        manifest["models"] = {
-            name: add_model(depot.datasets, manifest["competition"], path, hashes, place_file)
-            for name, path in models.items()
-        }
+
+        def add(folder: Path) -> str:
+            return add_model(depot.datasets, manifest["competition"], folder, hashes, place_file)
+
+        manifest["models"] = [describe_model(model, add) for model in models]
     records.write_json(depot.code / MANIFEST, manifest)
 
 

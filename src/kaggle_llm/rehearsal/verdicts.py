@@ -13,7 +13,7 @@ from kaggle_llm.competition import read_csv
 from kaggle_llm.inference.budget import describe_cuts
 from kaggle_llm.kaggle.bundle import find_changes
 from kaggle_llm.kaggle.predict import MANIFEST
-from kaggle_llm.rehearsal.checks import Check, compare_rankings, largest_difference
+from kaggle_llm.rehearsal.checks import Check, compare_rankings, count_moved, largest_difference
 from kaggle_llm.rehearsal.memory import describe_method, show_bytes
 from kaggle_llm.rehearsal.sandbox import find_method
 from kaggle_llm.rehearsal.session import Session, last_words
@@ -141,7 +141,7 @@ def check_replay(session: Session, fold: int, expected: pl.DataFrame) -> Check:
     problems = compare_rankings(found, expected)
     if problems:
         return Check("replay", False, f"{len(problems)} of {expected.height} rows of fold {fold}: {problems[0]}")
-    moved = found.join(expected, on="id").filter(pl.col("items") != pl.col("items_right")).height
+    moved = count_moved(found, expected)
     lists = f"equal scores in another order in {moved} of them" if moved else "same lists"
     worst = largest_difference(found, expected)
     detail = f"{expected.height} rows of fold {fold}: {lists}, largest |Δ score| {worst:.1e}"

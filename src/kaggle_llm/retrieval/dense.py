@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kaggle_llm.inference.engine import Engine
-from kaggle_llm.prompts import encode_texts, load_tokenizer
+from kaggle_llm.prompts import Prompt, encode_texts
 from kaggle_llm.rankings import make_ranking
+from kaggle_llm.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    import numpy as np
     import polars as pl
+
+    from kaggle_llm.run import Run
 
 
 class DenseIndex:
-    """Documents as vectors of unit length, exact search."""
+    """Documents as vectors of unit length by the run's model `name`, exact search."""
 
-    def __init__(self, engine: Engine, folder: Path, ids: Sequence[str], texts: Sequence[str], max_tokens: int) -> None:
-        self.engine, self.ids = engine, list(ids)
-        self._tokenizer = load_tokenizer(folder)
+    def __init__(self, run: Run, name: str, ids: Sequence[str], texts: Sequence[str], max_tokens: int) -> None:
+        self.ids, self._run, self._name = list(ids), run, name
+        self._tokenizer = load_tokenizer(run.model(name))
         self.max_tokens = min(max_tokens, self._tokenizer.model_max_length)  # an encoder may take fewer
-        self._documents = self._embed(texts)
+        self._documents = run.embed_documents(name, self._encode(texts))
 
     def search(self, ids: Sequence[str], queries: Sequence[str], k: int) -> pl.DataFrame:
         """RANKING of the k most similar documents for each query; scores are cosines.
@@ -34,12 +34,11 @@ class DenseIndex:
 
         found, scores = [], []
         for query in queries:
-            similarity = self._documents @ self._embed([query])[0]
+            similarity = self._documents @ self._run.engine(self._name).embed(self._encode([query]))[0]
             best = np.argsort(-similarity, kind="stable")[:k]
             found.append([self.ids[i] for i in best])
             scores.append(similarity[best].tolist())
         return make_ranking(ids, found, scores)
 
-    def _embed(self, texts: Sequence[str]) -> np.ndarray:
-        """[texts, d] vectors of unit length."""
-        return self.engine.embed(encode_texts(self._tokenizer, texts, self.max_tokens))
+    def _encode(self, texts: Sequence[str]) -> list[Prompt]:
+        return encode_texts(self._tokenizer, texts, self.max_tokens)

@@ -67,12 +67,12 @@ def cut_documents(documents: pl.DataFrame, settings: PassageSettings) -> pl.Data
     return pl.DataFrame(rows, schema=dict.fromkeys(("id", "document", "text"), pl.String()), orient="row")
 
 
-def score_recall(
+def report_recall(
     found: pl.DataFrame, passages: pl.DataFrame, right: pl.DataFrame, depths: Sequence[int]
 ) -> dict[str, float]:
     """Name → share of the rows whose right document one of the first passages belongs to, for each depth.
 
-    found: RANKING of passages; right: id and document of every row.
+    found: RANKING of passages; right: id and document of every row. Printed, too.
     """
     import polars as pl
 
@@ -83,6 +83,7 @@ def score_recall(
         items = [list(dict.fromkeys(documents[item] for item in row)) for row in top(found, depth)["items"]]
         ranking = make_ranking(found["id"].to_list(), items, [range(0, -len(row), -1) for row in items])
         scores[f"document in the first {depth}"] = recall(max(depth, 1)).score(ranking, truth)
+    print("; ".join(f"{name}: {score:.4f}" for name, score in scores.items()), flush=True)
     return scores
 
 

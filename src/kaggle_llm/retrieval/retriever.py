@@ -21,8 +21,6 @@ ROWS = 256  # that are searched for and fused at a time
 
 @dataclass
 class RetrievalSettings:
-    encoder: str
-    """Folder of the sentence encoder."""
     query: str
     """What is searched for; {column} stands for a text of the row."""
     document: str = "{text}"
@@ -51,7 +49,7 @@ class Retriever:
         ids = documents["id"].to_list()
         texts = [fill_template(self.settings.document, row) for row in documents.iter_rows(named=True)]
         self.lexical = LexicalIndex(ids, texts)
-        self.dense = DenseIndex(run.engine("encoder"), run.model("encoder"), ids, texts, self.settings.max_tokens)
+        self.dense = DenseIndex(run, "encoder", ids, texts, self.settings.max_tokens)
 
     def search(self, rows: pl.DataFrame) -> pl.DataFrame:
         """RANKING of the first k candidates of each row.

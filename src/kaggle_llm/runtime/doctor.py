@@ -5,7 +5,10 @@ Reads files only: what the run ships, its config, the runtime's pins. Leaves not
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,6 +16,8 @@ from typing import Any
 
 from kaggle_llm import paths, records
 from kaggle_llm.inference.engine import EngineSettings
+from kaggle_llm.model import Model as Shipped
+from kaggle_llm.model import read_models
 from kaggle_llm.runtime import rules_engine, rules_numbers, rules_runtime
 from kaggle_llm.runtime.case import Case
 from kaggle_llm.runtime.findings import Finding, is_refused
@@ -26,6 +31,15 @@ from kaggle_llm.tables import print_table
 
 TEXT_TOKENS = 512  # of an encoder's text, assumed
 ALONE = {"engine": {"dtype": "float16"}}  # the config of a model without a run
+ASK = """
+import json, sys
+from pathlib import Path
+from kaggle_llm.config import build_config
+from kaggle_llm.run import import_predict
+predict = import_predict(Path(sys.argv[1]))
+asked = getattr(predict, "prompts_a_row", None)
+print(asked(build_config(json.loads(sys.argv[2]), predict.Config)) if asked else 1)
+"""
 
 
 @dataclass(frozen=True)
@@ -59,12 +73,12 @@ def examine(run: str | None, runtime: str = DEFAULT, model: Path | None = None, 
             raise ValueError(f"{run} has members that are not trained: {', '.join(untrained)}")
         return join_diagnoses([examine(member, runtime, model, rows) for member in members], members)
     models = [read_alone(model)] if model else list_models(run or "", config)
-    engine = EngineSettings(**config.get("engine", {}))
+    engine, asked = EngineSettings(**config.get("engine", {})), count_prompts(run, config) if run else 1
     environment = {
         **read_environment(list_sources(run)),
         **{k: v for k, v in os.environ.items() if k.startswith("VLLM_")},
     }
-    cases = [Case(one, engine, pins, plan_tokens(one, config, rows), {}, environment) for one in models]
+    cases = [Case(one, engine, pins, plan_tokens(one, config, rows, asked), {}, environment) for one in models]
     found = {case.model.name: list(examine_case(case)) for case in cases}
     return Diagnosis(pins.name, {pins.name: list(judge_runtime(pins)), **found})
 
@@ -121,28 +135,14 @@ def list_models(run: str, config: Mapping[str, Any]) -> list[Model]:
         if not found:
             raise ValueError(f"{run} is not trained and its config names no model folder that is here: give --model")
         return [read_model(name, folder) for name, folder in found.items()]
-    shipped = {name: paths.absolute(path) for name, path in record.settings["ship"].items()}
-    return list(read_shipped(shipped))
+    return list(read_shipped(read_models(record.settings["ship"])))
 
 
-def read_shipped(shipped: Mapping[str, Path]) -> Iterator[Model]:
-    """The models of a run's ship: adapters with their bases, and nothing that is no model."""
-    adapters = [name for name, folder in shipped.items() if (folder / records.ADAPTER).is_file()]
-    bases = {name: find_base(name, shipped) for name in adapters}
-    used = set(bases.values())
-    for name, folder in shipped.items():
-        if name in bases:
-            yield read_model(name, folder, shipped[bases[name]])
-        elif name not in used and ((folder / "config.json").is_file() or not folder.is_dir()):
-            yield read_model(name, folder)
-
-
-def find_base(name: str, shipped: Mapping[str, Path]) -> str:
-    """The name of an adapter's base: X_base, of the same fold or of all."""
-    for base in (f"{name}_base", f"{name.partition('.')[2]}_base"):
-        if base in shipped:
-            return base
-    raise ValueError(f"{name} is an adapter, and the run ships no {name}_base: ship both")
+def read_shipped(shipped: Sequence[Shipped]) -> Iterator[Model]:
+    """The models of a run's ship, without what is no model."""
+    for one in shipped:
+        if one.base is not None or (one.folder / "config.json").is_file() or not one.folder.is_dir():
+            yield read_model(one.label, one.folder, one.base)
 
 
 def find_folders(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -162,9 +162,22 @@ def read_alone(folder: Path) -> Model:
     return read_model(folder.name, folder, base)
 
 
-def plan_tokens(model: Model, config: Mapping[str, Any], rows: int | None) -> Work:
+def count_prompts(run: str, config: Mapping[str, Any]) -> int:
+    """How many prompts a row of the run has, by its predict.py; 1 where that does not say.
+
+    Asked in a process of its own: one has the predict.py of one experiment, and an ensemble's members are several.
+    """
+    words = [str(paths.experiment_folder(run)), json.dumps(config)]
+    done = subprocess.run([sys.executable, "-c", ASK, *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        why = ["no word", *done.stderr.split("\n")[:-1]][-1].strip()
+        raise ValueError(f"{run}: its predict.py does not say how many prompts a row has: {why}")
+    return int(done.stdout.split()[-1])
+
+
+def plan_tokens(model: Model, config: Mapping[str, Any], rows: int | None, asked: int) -> Work:
     """Prompts are for language models; an encoder or a head reads texts."""
-    work = plan_work(config, rows)
+    work = plan_work(config, rows, asked)
     if model.is_language_model:
         return work
     length = min(TEXT_TOKENS, model.longest)

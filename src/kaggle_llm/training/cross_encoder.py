@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from kaggle_llm import processes
+from kaggle_llm.fingerprint import hash_code
 from kaggle_llm.prompts import Group, encode_pairs
 from kaggle_llm.training.checkpoints import Checkpoints
 from kaggle_llm.training.embedding import finish_loading, make_planned_trainer, save_whole
@@ -79,7 +80,11 @@ def train_cross_encoder(settings: CrossEncoderSettings, pairs: Sequence[Labelled
     if processes.is_first():
         count = sum(len(one) for one in kept)
         print(f"training on {count} of {len(pairs)} pairs, {sum(lengths[: len(kept)])} tokens", flush=True)
-    about = {"cross_encoder": asdict(settings), "lists": [[asdict(pair) for pair in one] for one in kept]}
+    about = {
+        "code": hash_code(__name__),
+        "cross_encoder": asdict(settings),
+        "lists": [[asdict(pair) for pair in one] for one in kept],
+    }
     checkpoints = Checkpoints(job.folder, describe_job(job, about))
     weights = [1.0] * len(kept)
     shares = plan_training(lengths[: len(kept)], weights, True, job.training, job.seed, processes.world())

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kaggle_llm import processes, records
+from kaggle_llm.fingerprint import hash_code
 from kaggle_llm.prompts import encode_texts
 from kaggle_llm.retrieval.negatives import MinedPair, NegativeSettings, mine_negatives, rank_with_right
 from kaggle_llm.training.checkpoints import Checkpoints
@@ -94,7 +95,7 @@ def train_embedder(
     load = partial(load_embedder, settings)
     model = load(job)
     pairs = choose_pairs(corpus, model.tokenizer, settings, job.training.tokens)
-    about = {"embedding": asdict(settings), "pairs": pairs, "right": right}
+    about = {"code": hash_code(__name__), "embedding": asdict(settings), "pairs": pairs, "right": right}
     texts = {"queries": dict(queries), "documents": dict(documents)}
     checkpoints = Checkpoints(job.folder, describe_job(job, about | texts))
     world = processes.world()

@@ -27,8 +27,12 @@ class CompletionExample:
     completion: tuple[int, ...]
 
 
-def make_completions(prompter: Prompter, rows: pl.DataFrame, answers: Sequence[str]) -> list[CompletionExample]:
-    """An example of each row's prompt with its answer behind a blank; texts that were cut are reported."""
+def make_completions(prompter: Prompter, rows: pl.DataFrame, truth: pl.DataFrame) -> list[CompletionExample]:
+    """An example of each row's prompt with its first right text behind a blank; texts that were cut are reported.
+
+    truth: id and items, in the order of the rows.
+    """
+    answers = truth["items"].list.first().to_list()
     examples = [
         CompletionExample(tuple(prompter.row(row)), tuple(prompter.completion(f" {answer}")))
         for row, answer in zip(rows.iter_rows(named=True), answers, strict=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kaggle_llm import paths
 from kaggle_llm.inference.quantised import adaptable, read_quantisation, rounds_activations
-from kaggle_llm.prompts import load_tokenizer
+from kaggle_llm.tokenizer import load_tokenizer
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 
 if TYPE_CHECKING:

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from kaggle_llm import processes
+from kaggle_llm.fingerprint import hash_code
 from kaggle_llm.inference.attention import register_segments
 from kaggle_llm.inference.engine import EngineSettings
 from kaggle_llm.inference.maker import make_engine
 from kaggle_llm.inference.packing import compute_logits, pack
-from kaggle_llm.prompts import load_tokenizer
+from kaggle_llm.tokenizer import load_tokenizer
 from kaggle_llm.training.checkpoints import Checkpoints
 from kaggle_llm.training.models import load_trainable, trainable_parameters
 from kaggle_llm.training.plan import within_budget
@@ -75,7 +76,7 @@ def train_preference(settings: PreferenceSettings, pairs: Sequence[PreferenceExa
         print(f"training on {len(kept)} of {len(pairs)} pairs, {sum(map(len, kept))} tokens", flush=True)
         if len(kept) < job.training.batch:
             print(f"fewer pairs than training.batch = {job.training.batch}: one step an epoch", flush=True)
-    about = {"preference": asdict(settings), "pairs": [asdict(pair) for pair in kept]}
+    about = {"code": hash_code(__name__), "preference": asdict(settings), "pairs": [asdict(pair) for pair in kept]}
     checkpoints = Checkpoints(job.folder, describe_job(job, about))
     steps = job.training.epochs * math.ceil(math.ceil(len(kept) / (size * processes.world())) / parts)
     values = make_arguments(job, checkpoints, steps)

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from kaggle_llm import paths, processes, records
+from kaggle_llm.device import describe_device
+from kaggle_llm.fingerprint import hash_code, hash_module_of, plain_value
 from kaggle_llm.training.callbacks import make_callbacks
 from kaggle_llm.training.checkpoints import Checkpoints
 from kaggle_llm.training.models import Kind, check_quantised, load_trainable, save_trained
@@ -39,6 +41,9 @@ LAUNCHER = (
     "ACCELERATE_USE_DEEPSPEED",
     "ACCELERATE_DEEPSPEED_ZERO_STAGE",
 )
+
+
+PACKAGES = ("torch", "transformers", "peft")  # whose versions a training depends on
 
 
 class Task(Protocol[E]):
@@ -83,29 +88,61 @@ def fine_tune(task: Task[E], examples: Sequence[E], job: Job) -> None:
     Raises ValueError where no example fits into the budget and where the loss is not finite, MemoryError with peak
     figures and the settings to change where a GPU's memory is not enough.
     """
-    lengths = [task.length(example) for example in examples]
-    kept = examples[: within_budget(lengths, job.training.tokens)]
-    if not kept:
-        raise ValueError(
-            f"training.tokens = {job.training.tokens}: not even the first of {len(examples)} examples fits"
-        )
+    kept = keep_within(task, examples, job.training)
+    lengths = [task.length(example) for example in kept]
     weights = [task.weight(example) for example in kept]
-    shares = plan_training(lengths[: len(kept)], weights, task.padded, job.training, job.seed, processes.world())
+    shares = plan_training(lengths, weights, task.padded, job.training, job.seed, processes.world())
     if processes.is_first():
-        print(f"training on {len(kept)} of {len(examples)} examples, {sum(lengths[: len(kept)])} tokens", flush=True)
+        print(f"training on {len(kept)} of {len(examples)} examples, {sum(lengths)} tokens", flush=True)
         if len(kept) < job.training.batch:
             print(f"fewer examples than training.batch = {job.training.batch}: one step an epoch", flush=True)
     about = {
-        "task": type(task).__name__,
+        "task": describe_task(task),
         "kind": task.kind,
         "examples": [asdict(cast(Any, example)) for example in kept],
+        "code": hash_module_of(task),
     }
     checkpoints = Checkpoints(job.folder, describe_job(job, about))
     model = load_trainable(job.base, task.kind, job.lora, job.training, job.seed, **task.config())
-    check_lengths(lengths[: len(kept)], model)
+    check_lengths(lengths, model)
     arguments = make_arguments(job, checkpoints, len(shares) // processes.world())
     trainer = make_step_trainer(model, arguments, task, kept, shares)
     run_trainer(trainer, job, checkpoints)
+
+
+def keep_within(task: Task[E], examples: Sequence[E], training: TrainingSettings) -> Sequence[E]:
+    """The first examples, as many as `training.tokens` allows; raises ValueError where that is none."""
+    kept = examples[: within_budget([task.length(example) for example in examples], training.tokens)]
+    if not kept:
+        raise ValueError(f"training.tokens = {training.tokens}: not even the first of {len(examples)} examples fits")
+    return kept
+
+
+def describe_training(task: Task[Any], job: Job) -> dict[str, Any]:
+    """All that trained weights depend on but for the examples, the base and the code: the settings of a step's key."""
+    return {
+        "task": describe_task(task),
+        "lora": asdict(job.lora),
+        "training": describe_settings(job.training),
+        "launcher": describe_launcher(),
+        "device": "cpu" if describe_device() == "cpu" else "cuda",
+        "versions": {name: version for name, version in records.package_versions().items() if name in PACKAGES},
+    }
+
+
+def describe_task(task: Task[Any]) -> dict[str, Any]:
+    """Its class and its settings."""
+    return {"name": type(task).__name__, **{name: plain_value(value) for name, value in vars(task).items()}}
+
+
+def describe_settings(training: TrainingSettings) -> dict[str, Any]:
+    """Without what only saves or logs."""
+    return {name: value for name, value in asdict(training).items() if name not in ("checkpoint_steps", "track")}
+
+
+def describe_launcher() -> dict[str, Any]:
+    """How many processes train, and how they share the model."""
+    return {"world": processes.world(), **{name: os.environ.get(name) for name in LAUNCHER}}
 
 
 def check_lengths(lengths: Sequence[int], model: Any) -> None:
@@ -120,16 +157,10 @@ def check_lengths(lengths: Sequence[int], model: Any) -> None:
 
 
 def describe_job(job: Job, about: Mapping[str, Any]) -> dict[str, Any]:
-    """All that the trained weights depend on, for Checkpoints."""
-    training = asdict(job.training)
-    for name in ("checkpoint_steps", "track"):
-        training.pop(name)
-    base = records.hash_content(job.base)
-    launcher = {name: os.environ.get(name) for name in LAUNCHER}
-    return {
-        **{"base": base, "lora": asdict(job.lora), "training": training, "seed": job.seed},
-        **{"world": processes.world(), "launcher": launcher, **about},
-    }
+    """All that the trained weights depend on, for Checkpoints. about: examples, their kind's settings and code."""
+    settings = {"lora": asdict(job.lora), "training": describe_settings(job.training), "launcher": describe_launcher()}
+    known = {"base": records.hash_content(job.base), "seed": job.seed, "trainer": hash_code(__name__)}
+    return {**known, **settings, **about}
 
 
 def make_arguments(job: Job, checkpoints: Checkpoints, steps: int) -> dict[str, Any]:

@@ -17,9 +17,10 @@ from kaggle_llm.competition import TRAIN, Competition, load_competition
 from kaggle_llm.config import load_config
 from kaggle_llm.inference.engine import NonFiniteError
 from kaggle_llm.metrics import paired_difference
-from kaggle_llm.prompts import load_tokenizer
-from kaggle_llm.run import Run, answer, import_predict
+from kaggle_llm.model import Model, find_model, read_models, split_folds
+from kaggle_llm.run import answer, import_predict
 from kaggle_llm.tables import print_table
+from kaggle_llm.tokenizer import load_tokenizer
 from kaggle_llm.weights.differences import Differences, find_differences
 from kaggle_llm.weights.headroom import LIMIT, Headroom, measure_headroom
 from kaggle_llm.weights.plot import draw_parity
@@ -141,7 +142,7 @@ def find_fault(run: str) -> str:
         if fault := find_fault(lender):
             return f"{lender}: {fault}"
     if report is None:
-        shipped = [paths.absolute(path) for path in record.settings["ship"].values()]
+        shipped = [model.folder for model in read_models(record.settings["ship"])]
         own = [path for path in shipped if path.is_relative_to(paths.run_folder(run))]
         made = [path for path in own if (path / records.WEIGHTS).is_file()]
         return f"parity of {paths.relative(made[0])} was never checked: kaggle-llm parity {run}" if made else ""
@@ -161,9 +162,9 @@ def worst(statuses: Sequence[Status]) -> Status:
 class Unit:
     """One set of models that answers by itself, and the rows that it was not trained on."""
 
-    member: str
-    """fold<k> in an ensemble, else ""."""
-    models: Mapping[str, Path]
+    fold: int | None
+    """In an ensemble of folds."""
+    models: Sequence[Model]
     rows: pl.DataFrame
 
 
@@ -179,10 +180,9 @@ class Gate:
         """What ships; of an ensemble every member with its own fold's rows."""
         import polars as pl
 
-        shipped = {name: paths.absolute(path) for name, path in record.settings["ship"].items()}
         oof = pl.read_parquet(paths.run_folder(self.run) / "oof.parquet", columns=["id", "fold"])
         folds = sorted(oof["fold"].unique().to_list())
-        members = Run(self.config, self.competition, shipped).members()
+        members = split_folds(read_models(record.settings["ship"]))
         for fold, (member, models) in zip(folds, members.items(), strict=False):
             ids = oof.filter(pl.col("fold") == fold).head(self.settings.rows).select("id")
             train = self.competition.unlabelled(self.competition.table(TRAIN))
@@ -190,11 +190,11 @@ class Gate:
 
     def check(self, unit: Unit) -> Iterator[Step]:
         """Every step of every model of the unit."""
-        for name in unit.models:
-            stages = list_stages(name, unit.models, self.config.engine)
+        for model in (one for one in unit.models if one.member is None):  # each member has a gate of its own
+            stages = list_stages(model, unit.models, self.config.engine)
             if not stages:
                 continue
-            label, last = f"{unit.member}.{name}".lstrip("."), None
+            name, label, last = model.name, replace(model, fold=unit.fold).label, None
             for number, stage in enumerate(stages):
                 steps = stages[max(number, 1) : number + 2]  # the ones that lead here and away
                 found = self.ask(name, stage, unit.rows, exact_only=all(after.exact for after in steps))
@@ -216,6 +216,11 @@ class Gate:
                     rankings.append(answer(self.exp, run, part))
                 except NonFiniteError as error:
                     return Answer([], [], error.bad)
+                except (KeyError, OSError) as error:  # predict.py looks for a file of another form
+                    raise ValueError(
+                        f"parity: predict.py cannot answer with {name} as {stage.name} ({error}): let it ask "
+                        f"run.engine({name!r}) and the tokenizer only, which every form has"
+                    ) from error
                 calls.append(list(run.calls))
         return Answer(rankings, calls, 0)
 
@@ -260,9 +265,9 @@ class Gate:
         prompts = [prompt for call in calls for prompt in call.prompts]
         if not prompts:
             return
-        models = stage.models
+        model = find_model(stage.models, name)
         spread = prompts[:: max(1, len(prompts) // HEADROOM_PROMPTS)]
-        self.headroom[label] = measure_headroom(models[name], spread, calls[0].kind, models.get(f"{name}_base"))
+        self.headroom[label] = measure_headroom(model.folder, spread, calls[0].kind, model.base)
 
     def headroom_status(self, config: Any) -> Status:
         half = config.engine.dtype == "float16"
@@ -284,7 +289,7 @@ def judge_prompts(differences: Differences) -> list[str]:
 
 def find_other_texts(name: str, stage: Stage, after: Stage) -> list[str]:
     """What the tokenizers of two stages do otherwise: vocabulary and chat template, used by these prompts or not."""
-    first, second = (load_tokenizer(one.models[name]) for one in (stage, after))
+    first, second = (load_tokenizer(find_model(one.models, name).folder) for one in (stage, after))
     faults = []
     if first.get_vocab() != second.get_vocab():
         faults.append("another vocabulary")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 from kaggle_llm.competition import Competition
 from kaggle_llm.inference.engine import Completion, Engine, EngineSettings, Sampling
 from kaggle_llm.inference.maker import make_engine
+from kaggle_llm.model import Model
 from kaggle_llm.prompts import Prompt
-from kaggle_llm.run import Run
+from kaggle_llm.run import Run, score_rows
 
 if TYPE_CHECKING:
     import numpy as np
+    import polars as pl
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class RecordingEngine:
 class RecordingRun(Run):
     """A Run that notes what the engine of the model `watched` answered, in `calls`.
 
-    settings: of that engine; the other models keep the config's.
+    settings: of that engine; the other models keep the config's. keep_for: as of Run.
     """
 
     def __init__(
@@ -80,16 +83,40 @@ class RecordingRun(Run):
         watched: str,
         config: Any,
         competition: Competition,
-        models: Mapping[str, Path],
+        models: Sequence[Model],
         settings: EngineSettings | None = None,
+        keep_for: str = "",
     ) -> None:
-        super().__init__(config, competition, models)
-        self.watched, self.settings = watched, settings or config.engine
+        super().__init__(config, competition, models, keep_for=keep_for)
+        self.watched = watched
+        self.settings = replace(settings, workers=0) if settings else None  # stages one after the other, all alike
         self.calls: list[Call] = []
 
-    def open_engine(self, name: str) -> Engine:
-        if name != self.watched:
-            return super().open_engine(name)
-        here = replace(self.settings, workers=0)  # one stage after the other, all of them alike
-        engine = make_engine(self.model(name), here, self.models.get(f"{name}_base"))
-        return RecordingEngine(engine, self.calls)
+    def open_engine(self, model: Model) -> Engine:
+        if model.name != self.watched:
+            return super().open_engine(model)
+        if self.settings is None:
+            return RecordingEngine(super().open_engine(model), self.calls)
+        return RecordingEngine(make_engine(model.folder, self.settings, model.base), self.calls)
+
+
+def collect_prompts(
+    exp: Path, name: str, config: Any, competition: Competition, models: Sequence[Model], rows: pl.DataFrame, run: str
+) -> list[tuple[int, ...]]:
+    """For each row one of the prompts that predict.score gives to model `name`; ValueError where it gives none.
+
+    rows: unlabelled; run: whose training asks.
+    """
+    from tqdm import tqdm
+
+    rng = random.Random(config.seed)
+    found = []
+    with RecordingRun(name, config, competition, models, keep_for=run) as asked:
+        for row in tqdm(rows.iter_slices(1), "calibration prompts", rows.height, mininterval=5.0):
+            asked.calls.clear()
+            score_rows(exp, asked, row)
+            prompts = [prompt for call in asked.calls for prompt in call.prompts]
+            if not prompts:
+                raise ValueError(f"row {row['id'][0]!r}: predict asks {name} nothing, so nothing can be calibrated on")
+            found.append(rng.choice(prompts))
+    return found

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kaggle_llm import paths, records
 from kaggle_llm.inference.quantised import read_quantisation
-from kaggle_llm.prompts import load_tokenizer
+from kaggle_llm.tokenizer import load_tokenizer
 from kaggle_llm.weights import arithmetic
 from kaggle_llm.weights.checkpoint import (
     Checkpoint,

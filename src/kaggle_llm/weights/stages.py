@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kaggle_llm import paths, records
 from kaggle_llm.inference.engine import EngineSettings
+from kaggle_llm.model import Model, replace_model
 from kaggle_llm.weights.checkpoint import Checkpoint, is_float
 
 STEPS = ("model", "adapter")  # names under which weights.json speaks of the stage before
@@ -19,7 +20,7 @@ class Stage:
     """One form of a model."""
 
     name: str
-    models: Mapping[str, Path]
+    models: Sequence[Model]
     """All models of the run with this form in its place."""
     engine: EngineSettings
     """Of this model; the others keep the one that ships."""
@@ -27,19 +28,18 @@ class Stage:
     """It has to give the numbers of the stage before it, but for the rounding of float32."""
 
 
-def list_stages(name: str, models: Mapping[str, Path], engine: EngineSettings) -> list[Stage]:
-    """Adapter attached → merged → quantised → the engine that ships, of model `name`; [] where it is one form only.
+def list_stages(model: Model, models: Sequence[Model], engine: EngineSettings) -> list[Stage]:
+    """Adapter attached → merged → quantised → the engine that ships, of one of `models`; [] where it is one form only.
 
     All but the last are computed by transformers in float32. The last one is there where `engine` differs from that.
     """
-    if f"{name}_base" in models:
+    if model.base is not None:
         return add_engine([Stage("adapter", models, reference(engine), False)], engine)
     found: list[Stage] = []
-    for path, about in walk(models[name]):
+    for path, about in walk(model.folder):
         stage = str(about["stage"])
-        own = {**models, name: path}
-        if stage == "adapter":
-            own[f"{name}_base"] = paths.absolute(about["parents"]["base"])
+        base = paths.absolute(about["parents"]["base"]) if stage == "adapter" else None
+        own = replace_model(models, replace(model, folder=path, base=base))
         found.append(Stage(stage, own, reference(engine), stage == "merged" and is_exact(path, about)))
     return add_engine(found[::-1], engine)
 

@@ -1,11 +1,24 @@
-"""A tokenizer of one's own, for a model that starts from nothing."""
+"""The tokenizer of a model folder, and one made of texts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 END = "<|endoftext|>"
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder; an error names the folder where it has none."""
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")):
+        raise FileNotFoundError(f"model folder {folder} has no tokenizer (tokenizer.json)")
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def train_tokenizer(texts: Iterable[str], size: int, folder: Path) -> None:

@@ -1,0 +1,32 @@
+"""A tokenizer of the rows' texts, and a GPT-2 that has read them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+import torch
+from model import GPT2, GPT2Settings, fit, save_gpt2
+
+from kaggle_llm.prompts import Prompter
+from kaggle_llm.tokenizer import load_tokenizer, train_tokenizer
+
+if TYPE_CHECKING:
+    from predict import Config
+
+
+def learn(labelled: pl.DataFrame, documents: pl.DataFrame, config: Config, folder: Path) -> None:
+    """labelled: the texts of every row, and in `text` what it should say. Leaves a model folder."""
+    columns = [name for name in labelled.columns if name in config.prompt.budgets]
+    texts = labelled.select(pl.concat_str(*columns, separator=" ")).to_series().to_list()
+    train_tokenizer([*texts, *documents["text"]], config.model.vocab_size, folder)
+    torch.manual_seed(config.seed)
+    end = load_tokenizer(folder).eos_token_id
+    model = GPT2(GPT2Settings(**asdict(config.model), bos_token_id=end, eos_token_id=end))
+    prompter = Prompter(load_tokenizer(folder), config.prompt)
+    rows = labelled.iter_rows(named=True)
+    examples = [(prompter.row(row), prompter.completion(f" {row['text']}")) for row in rows]
+    fit(model, examples, **asdict(config.fit), seed=config.seed)
+    save_gpt2(model, folder)

@@ -1,0 +1,39 @@
+"""How a train.py begins: its command line and its config.yaml, checked."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from kaggle_llm import paths, processes
+from kaggle_llm.arguments import USAGE, parse_arguments, run_name
+from kaggle_llm.config import load_config
+from kaggle_llm.errors import report_errors
+from kaggle_llm.experiment.experiment import Experiment
+from kaggle_llm.folders import read_idea
+from kaggle_llm.inference.maker import resolve_engine
+
+
+def start(file: str, config: type[Any]) -> Experiment:
+    """The experiment that the train.py `file` belongs to: config read from beside it, folds assigned, leaks audited.
+
+    Reads the command line: key=value, run=name, --smoke, --debug, --help.
+    """
+    report_errors("--debug" in sys.argv)
+    if not processes.is_first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (as long as the process: one of them talks)
+    folder = Path(file).resolve().parent
+    os.environ.setdefault("KAGGLE_LLM_ROOT", str(folder.parents[1]))
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(USAGE.format(file=file, name=folder.name, idea=read_idea(folder)))
+        raise SystemExit(0)
+    arguments = parse_arguments(sys.argv[1:])
+    loaded: Any = load_config(folder / "config.yaml", config, arguments.overrides, arguments.smoke)
+    loaded.engine = resolve_engine(loaded.engine)  # what computes CV is what ships
+    words = [*arguments.overrides, *([f"run={arguments.run}"] if arguments.run else [])]
+    words += ["--smoke"] if arguments.smoke else []
+    run = run_name(folder.name, arguments)
+    report_errors("--debug" in sys.argv, paths.run_folder(run))
+    return Experiment(folder, run, loaded, arguments.smoke, words)

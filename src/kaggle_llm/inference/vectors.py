@@ -1,0 +1,37 @@
+"""Vectors of documents as a file that is mapped into memory: made once for the same texts and encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kaggle_llm import records
+from kaggle_llm.cache import open_entry
+from kaggle_llm.prompts import Prompt
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def keep_vectors(
+    encoder: dict[str, Any], folder: Path, run: str, documents: Sequence[Prompt], embed: Callable[[], np.ndarray]
+) -> np.ndarray:
+    """[documents, d], read-only; `embed` makes them where they are not known. encoder: all that a vector depends on."""
+    import numpy as np
+
+    texts = records.hash_json([[int(token) for token in one] for one in documents])
+    path = open_entry("vectors", {**encoder, "documents": texts}, folder, run, ".npy")
+    if not path.is_file():
+        vectors = embed()
+        records.write_file(path, lambda temporary: save(temporary, vectors))
+    mapped: np.ndarray = np.load(path, mmap_mode="r")
+    return mapped
+
+
+def save(path: Path, vectors: np.ndarray) -> None:
+    """numpy would add .npy to a name."""
+    import numpy as np
+
+    with path.open("wb") as file:
+        np.save(file, vectors)
