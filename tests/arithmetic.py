@@ -81,7 +81,8 @@ from kaggle_llm.competition import CompetitionSettings
 from kaggle_llm.inference.engine import EngineSettings, Sampling
 from kaggle_llm.inference.vote import extract_answer, sample_until_decided
 from kaggle_llm.kaggle.server import ServerSettings
-from kaggle_llm.prompts import Prompter, PromptSettings, load_tokenizer
+from kaggle_llm.prompts import Prompter, PromptSettings
+from kaggle_llm.tokenizer import load_tokenizer
 from kaggle_llm.rankings import make_ranking
 from kaggle_llm.run import Run
 
@@ -103,7 +104,7 @@ def read(text: str) -> str:
     return extract_answer(text, r"\\d+")
 
 
-def predict(rows: pl.DataFrame, loaded: Prompter, run: Run) -> pl.DataFrame:
+def score(rows: pl.DataFrame, loaded: Prompter, run: Run) -> pl.DataFrame:
     prompts = [loaded.row(row) for row in rows.iter_rows(named=True)]
     votes = [vote.ranking for vote in sample_until_decided(
         run.engine("model"), prompts, run.config.sampling, read, run.budget, size=2
@@ -159,7 +160,8 @@ def make_bundle(root: Path, model: Path, config: str, predict: str = PREDICT) ->
     shutil.copytree(ROOT / "submission", root / "submission", ignore=shutil.ignore_patterns("__pycache__"))
     slug = add_model(root / "bundle", NAME, model, Hashes())
     code = root / "bundle" / "code"
-    about: dict[str, Any] = {"experiment": "exp001_vote", "competition": NAME, "models": {"model": slug}}
+    about: dict[str, Any] = {"experiment": "exp001_vote", "competition": NAME}
+    about["models"] = [{"name": "model", "folder": slug}]
     about["runtime"] = asdict(load_runtime(DEFAULT))
     about |= {"sources": {}, "wheels": None}
     add_code(code, "exp001_vote")

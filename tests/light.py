@@ -12,6 +12,7 @@ from workspace import ROOT, Workspace, succeed
 from kaggle_llm import paths, records
 from kaggle_llm.competition import CompetitionSettings
 from kaggle_llm.kaggle.bundle import bundle_run, read_run
+from kaggle_llm.model import read_models
 from kaggle_llm.rehearsal.checks import Check
 from kaggle_llm.rehearsal.memory import GIB
 from kaggle_llm.rehearsal.rehearse import Findings, rehearse_rerun, replay_fold
@@ -32,7 +33,7 @@ def load(run: Run) -> list[str]:
     return run.competition.table("misconceptions")["id"].to_list()
 
 
-def predict(rows: pl.DataFrame, loaded: list[str], run: Run) -> pl.DataFrame:
+def score(rows: pl.DataFrame, loaded: list[str], run: Run) -> pl.DataFrame:
     start = [sum(text.encode()) % (len(loaded) - 25) for text in rows["question"]]
     # EDIT
     return make_ranking(rows["id"].to_list(), [loaded[n : n + 25] for n in start], [range(25, 0, -1)] * len(start))
@@ -48,7 +49,7 @@ def make_light(workspace: Workspace) -> Workspace:
 
 
 def bundle_edited(workspace: Workspace, edit: str = "") -> Path:
-    """The bundle of RUN with these lines in `predict`, changed after the training. The repository must be the root."""
+    """The bundle of RUN with these lines in `score`, changed after the training. The repository must be the root."""
     predict = workspace.root / "exp" / "exp001_retrieve" / "predict.py"
     lines = [f"    {line}" for line in edit.splitlines()]
     predict.write_text(PREDICT.replace("    # EDIT", "\n".join(lines)))
@@ -68,7 +69,7 @@ def open_run_site(run: str, folder: Path, limit: float = 600.0, memory: int = 29
     """The stand-in of a rehearsal of a bundled run. Its repository must be the root."""
     record = read_run(run)
     settings = CompetitionSettings(**record.settings["config"]["competition"])
-    shipped = {name: paths.absolute(path) for name, path in record.settings["ship"].items()}
+    shipped = read_models(record.settings["ship"])
     with open_site(folder, paths.bundle_folder(run), settings, shipped, limit, memory) as site:
         yield site
 

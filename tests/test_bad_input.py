@@ -16,16 +16,18 @@ from functools import partial
 from pathlib import Path
 from kaggle_llm.competition import load_competition
 from kaggle_llm.config import load_config
-from kaggle_llm.cv.decisions import Blend
+from kaggle_llm.decisions import Decided
 from kaggle_llm.kaggle.predict import offer_submission, predict_test
+from kaggle_llm.model import Model
+from kaggle_llm.retrieval.blend import Blend
 from kaggle_llm.run import Run, import_predict
 exp, out = Path("exp/exp002_rerank"), Path(sys.argv[1])
 out.mkdir(exist_ok=True)
-Blend(1.0).save(Path("blend"))
+Decided(Blend(1.0)).save(Path("decision"))
 config = load_config(exp / "config.yaml", import_predict(exp).Config, sys.argv[2:])
 competition = load_competition(config.competition)
-names = {"encoder": Path(config.retrieval.encoder), "reranker": Path(config.reranker.base), "blend": Path("blend")}
-with Run(config, competition, names, None, partial(offer_submission, competition, out)) as run:
+models = [Model(name, Path(folder)) for name, folder in {**config.models, "decision": "decision"}.items()]
+with Run(config, competition, models, None, partial(offer_submission, competition, out)) as run:
     ranking = predict_test(exp, run, out)
 print("RANKING", json.dumps({i: [items, scores] for i, items, scores in ranking.iter_rows()}))
 """
@@ -89,7 +91,7 @@ def test_what_cannot_be_answered_is_an_error_by_name(workspace: Workspace) -> No
     without = shutil.copytree(tokenizer, workspace.root / "input" / "models" / "without-tokenizer")
     for path in without.glob("tokenizer*"):
         path.unlink()
-    bare = predict(workspace, HEALTHY, "reranker.base=input/models/without-tokenizer")
+    bare = predict(workspace, HEALTHY, "models.reranker=input/models/without-tokenizer")
     assert bare.returncode == 1 and "model folder input/models/without-tokenizer has no tokenizer" in bare.stderr
 
 

@@ -3,34 +3,47 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 from scipy.special import log_softmax, softmax
 
+from kaggle_llm.competition import CompetitionSettings
+from kaggle_llm.config import save_config
 from kaggle_llm.cv.blends import (
-    Fit,
+    BlendSettings,
     MemberBlend,
-    find_common_fold,
+    Space,
+    ask_runs,
+    blend_alike,
+    list_asked,
     mix_rows,
-    nest_weights,
-    open_blend,
-    print_weights,
     share_firsts,
 )
-from kaggle_llm.metrics import log_loss, mean_average_precision
-from kaggle_llm.rankings import average_rankings, make_ranking
+from kaggle_llm.cv.folds import find_common_fold
+from kaggle_llm.decisions import Decided, choose_part, cross_fit
+from kaggle_llm.experiment.reports import report_members, take_best
+from kaggle_llm.metrics import Metric, accuracy, log_loss, mean_average_precision, root_mean_squared_error
+from kaggle_llm.rankings import average_rankings, make_ranking, make_values
+from kaggle_llm.run import Run
 
-ABOUT = tuple({"run": name, "experiment": name, "config": {}} for name in "pqr")
 LABELS = ("a", "b", "c")
 
 
-def blend(space: str = "log", weights: tuple[float, ...] = (1.0, 1.0, 1.0)) -> MemberBlend:
-    return MemberBlend(space, ABOUT[: len(weights)], weights).weigh(weights)
+def blend(space: Space = "log", weights: tuple[float, ...] = (1.0, 1.0, 1.0), rounds: int = 20) -> MemberBlend:
+    return MemberBlend(space, rounds, weights).weigh(weights)
+
+
+def join(answers: dict[int, pl.DataFrame]) -> pl.DataFrame:
+    """What members said, below each other, in this order."""
+    said = [answer.with_columns(member=pl.lit(number, dtype=pl.Int64)) for number, answer in answers.items()]
+    return pl.concat(said)
 
 
 def drawn(seed: int, rows: int, noise: tuple[float, ...]) -> tuple[list[pl.DataFrame], pl.DataFrame]:
@@ -67,7 +80,7 @@ def test_the_rank_space_takes_places_and_nothing_of_the_scores() -> None:
 
 
 @pytest.mark.parametrize("space", ["log", "probability", "rank"])
-def test_an_answer_without_items_leaves_the_other_as_it_is(space: str) -> None:
+def test_an_answer_without_items_leaves_the_other_as_it_is(space: Space) -> None:
     row = (["a", "b"], [2.0, 1.0])
     items, _ = mix_rows([row, ([], [])], [0.5, 0.5], space)
     assert items == ["a", "b"]
@@ -80,23 +93,48 @@ def test_equal_weights_of_log_probabilities_are_the_mean_ranking() -> None:
         answer.with_columns(scores=pl.Series([log_softmax(row).tolist() for row in answer["scores"].to_list()]))
         for answer in answers
     ]
-    found = blend(weights=(1.0, 1.0)).combine(dict(enumerate(answers)))
+    found = blend(weights=(1.0, 1.0)).apply(join(dict(enumerate(answers))))
     expected = average_rankings(normalised)
     assert found["items"].to_list() == expected["items"].to_list()
     assert np.allclose(found["scores"].to_list(), expected["scores"].to_list())
 
 
-def test_heavy_members_are_asked_first_those_without_weight_never_and_one_that_is_missing_falls_away() -> None:
+def test_a_member_that_did_not_answer_a_row_falls_away_there() -> None:
     three = blend(weights=(0.2, 0.0, 0.8))
-    assert three.list_asked() == [2, 0]
     answers, _ = drawn(1, 5, (1.0, 1.0, 1.0))
-    alone = three.combine({0: answers[2]})
-    assert alone["items"].to_list() == answers[2]["items"].to_list()
-    both = three.combine({0: answers[2], 1: answers[0]})
-    expected = mix_rows([(list(LABELS), s) for s in (in_order(answers[2]), in_order(answers[0]))], [0.8, 0.2], "log")
+    alone = three.apply(join({0: answers[0]}))
+    assert alone["items"].to_list() == answers[0]["items"].to_list()
+    both = three.apply(join({2: answers[2], 1: answers[1], 0: answers[0].filter(pl.col("id") != "r3")}))
+    assert both["id"].to_list() == answers[2]["id"].to_list()
+    expected = mix_rows([(list(LABELS), in_order(answers[n])) for n in (2, 0)], [0.8, 0.2], "log")
     assert dict(zip(both["items"][0], both["scores"][0], strict=True)) == pytest.approx(
         dict(zip(*expected, strict=True))
     )
+    assert both.row(3)[1] == answers[2].row(3)[1], "one of weight and one without"
+    assert np.allclose(both["scores"][3], log_softmax(answers[2]["scores"][3]))
+
+
+def test_of_members_without_weight_that_alone_answered_a_row_all_count_alike() -> None:
+    two, (first, second) = blend(weights=(0.0, 0.0, 1.0)), drawn(1, 1, (1.0, 1.0))[0]
+    found = two.apply(join({0: first, 1: second}))
+    assert found.equals(blend(weights=(1.0, 1.0)).apply(join({0: first, 1: second})))
+
+
+def test_heavy_members_are_asked_first_and_those_without_weight_for_any_row_never() -> None:
+    three = blend(weights=(0.2, 0.0, 0.8))
+    assert list_asked(None, 3) == [0, 1, 2], "before there are weights"
+    assert list_asked(Decided(three), 3) == [2, 0]
+    parts = (blend(weights=(1.0, 0.0, 0.0)), blend(weights=(0.0, 1.0, 0.0)))
+    assert list_asked(Decided(three, parts, {"r1": 0}), 3) == [2, 0, 1], "in a replay, some rows have a part's weights"
+    assert list_asked(Decided(three, parts), 3) == [2, 0]
+
+
+def test_values_have_a_weighted_mean() -> None:
+    answers = {n: make_values(["r0", "r1"], [[n, 10.0 * n], [4.0 * n, 0.0]]) for n in (1, 2)}
+    found = blend("rank", weights=(5.0, 1.0, 3.0)).apply(join(answers))
+    assert found["id"].to_list() == ["r0", "r1"] and np.allclose(found["values"].to_list(), [[1.75, 17.5], [7.0, 0.0]])
+    alone = blend("rank", weights=(1.0, 0.0, 0.0)).apply(join(answers))
+    assert alone.equals(make_values(["r0", "r1"], [[1.5, 15.0], [6.0, 0.0]])), "all alike where none has a weight"
 
 
 def in_order(answer: pl.DataFrame) -> list[float]:
@@ -105,32 +143,73 @@ def in_order(answer: pl.DataFrame) -> list[float]:
     return [row[label] for label in LABELS]
 
 
+def score(one: MemberBlend, said: pl.DataFrame, truth: pl.DataFrame, metric: Metric) -> float:
+    return metric.score(one.apply(said), truth)
+
+
 @pytest.mark.parametrize("metric", [log_loss(LABELS), mean_average_precision(3)], ids=["lower", "greater"])
-def test_fitted_weights_are_as_good_as_the_best_of_all_selections_or_nearly(metric) -> None:
+def test_fitted_weights_are_as_good_as_the_best_of_all_selections_or_nearly(metric: Metric) -> None:
     """Every selection of up to four members, with replacement, tried out."""
     answers, truth = drawn(2, 80, (1.5, 2.0, 6.0))
-    fit = Fit(blend(), answers, truth, metric)
-    sign = 1 if metric.greater_is_better else -1
+    said, neutral = join(dict(enumerate(answers))), blend(rounds=4)
     counts = [one for one in itertools.product(range(5), repeat=3) if 1 <= sum(one) <= 4]
-    best = max(sign * fit.score(fit.blend.weigh(one)) for one in counts)
-    found = sign * fit.score(fit.blend.weigh(fit.fit_weights(4)))
-    alone = max(sign * fit.score(one) for one in fit.blend.take_alone())
-    assert alone <= found <= best + 1e-12 and best - found < 0.02
-    assert sum(fit.fit_weights(4)) == pytest.approx(1.0)
+    best = max(metric.sign * score(neutral.weigh(one), said, truth, metric) for one in counts)
+    fitted = neutral.fit(said, truth, metric)
+    found = metric.sign * score(fitted, said, truth, metric)
+    alone = max(metric.sign * metric.score(answer, truth) for answer in answers)
+    assert alone - 1e-12 <= found <= best + 1e-12 and best - found < 0.02
+    assert sum(fitted.weights) == pytest.approx(1.0) and replace(fitted, weights=neutral.weights) == neutral
+
+
+def test_the_first_round_takes_the_best_member_and_more_rounds_never_make_it_worse() -> None:
+    answers, truth = drawn(2, 80, (2.0, 1.5, 6.0))
+    said, metric = join(dict(enumerate(answers))), log_loss(LABELS)
+    losses = []
+    for rounds in (1, 2, 3, 20):
+        fitted = blend(rounds=rounds).fit(said, truth, metric)
+        losses.append(score(fitted, said, truth, metric))
+    assert blend(rounds=1).fit(said, truth, metric).weights == (0.0, 1.0, 0.0)
+    assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0]
+
+
+def test_of_selections_that_are_equally_good_the_shortest_is_kept() -> None:
+    (answer,), truth = drawn(2, 30, (1.0,))
+    fitted = blend().fit(join({0: answer, 1: answer, 2: answer}), truth, accuracy())
+    assert fitted.weights == (1.0, 0.0, 0.0)
+    answers, truth = drawn(2, 30, (1.5, 0.01))
+    fitted = blend(weights=(1.0, 1.0)).fit(join(dict(enumerate(answers))), truth, accuracy())
+    assert fitted.weights == (0.0, 1.0), "the other one changes nothing, and is not needed"
+
+
+def test_a_metric_of_values_is_fitted_too() -> None:
+    rng = np.random.default_rng(0)
+    right = rng.normal(size=60)
+    ids = [f"r{n}" for n in range(60)]
+    errors = [0.5 * rng.normal(size=60), -3.0 + rng.normal(size=60), 0.5 * rng.normal(size=60)]
+    said = join({n: make_values(ids, (right + error)[:, None]) for n, error in enumerate(errors)})
+    truth = make_values(ids, right[:, None])
+    metric = root_mean_squared_error()
+    fitted = blend().fit(said, truth, metric)
+    assert fitted.weights[1] < 0.1 < min(fitted.weights[0], fitted.weights[2])
+    assert score(fitted, said, truth, metric) < min(
+        score(blend().weigh(one), said, truth, metric) for one in ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1))
+    )
 
 
 def test_a_row_does_not_help_to_fit_its_own_weights() -> None:
     """With the labels of a part turned around, that part's own weights stay as they were."""
     answers, truth = drawn(3, 60, (1.0, 1.5))
-    part = pl.Series([n % 3 for n in range(60)])
+    said, groups = join(dict(enumerate(answers))), {row: row for row in truth["id"]}
     turned = truth.with_columns(
-        items=pl.Series([["a"] if n % 3 == 1 else row for n, row in enumerate(truth["items"].to_list())])
+        items=pl.Series([["a"] if choose_part(row) == 1 else right for row, right in truth.iter_rows()])
     )
-    before, after = (
-        nest_weights(Fit(blend(weights=(1, 1)), answers, one, log_loss(LABELS)), part, 10) for one in (truth, turned)
-    )
-    assert before["r1"] == after["r1"] and before["r0"] != after["r0"]
-    assert set(before) == set(truth["id"]) and before["r1"] == before["r4"]
+    neutral = blend(weights=(1, 1), rounds=10)
+    before, after = (cross_fit(neutral, said, one, groups, log_loss(LABELS))[0] for one in (truth, turned))
+    assert before.parts[1] == after.parts[1] and before.parts[0] != after.parts[0]
+    mine = [row for row in truth["id"] if choose_part(row) == 1]
+    one, other = (decided.apply(said) for decided in (before, after))
+    same = (one["scores"] == other["scores"]).to_list()
+    assert mine and all(same[n] for n, row in enumerate(one["id"]) if row in mine) and not all(same)
 
 
 def test_members_that_answer_alike_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,18 +218,64 @@ def test_members_that_answer_alike_are_shown(capsys: pytest.CaptureFixture[str])
     best = make_ranking(ids, [["a", "b"], ["b", "a"], []], [[2.0, 1.0], [3.0, 1.0], []])
     other = make_ranking(ids, [["a"], ["a", "b"], ["a"]], [[9.0], [3.0, 1.0], [1.0]])
     assert [share_firsts(best, best), share_firsts(other, best)] == [1.0, 1 / 3]
-    print_weights(blend(weights=(1.0, 1.0)), [0.9, 0.8], [1.0, 0.5], "log loss")
+    values = make_values(ids, [[1.0, 9.0], [2.0, 9.0], [3.0, 9.0]])
+    assert share_firsts(values, values.with_columns(values=pl.Series([[1.0, 8.0], [7.0, 9.0], [3.0]]))) == 2 / 3
+    truth = pl.DataFrame({"id": ids, "items": [["a"], ["b"], ["a"]]})
+    decided = Decided(blend(weights=(1.0, 0.0)), (blend(weights=(3.0, 1.0)), blend(weights=(1.0, 0.0))), {"p": 0})
+    experiment = show_experiment(["exp1_best", "exp2_other"], [best, other], truth, decided)
+    assert take_best(experiment).equals(best)
+    report_members(experiment)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:4] for line in lines if "%" in line] == [
-        ["p", "0.9000", "100%", "0.50"],
-        ["q", "0.8000", "50%", "0.50"],
+    assert [line.split() for line in lines if "%" in line] == [
+        ["exp1_best", "0.6667", "100%", "1.00", "0.75", "1.00"],
+        ["exp2_other", "0.6667", "33%", "0.00", "0.25", "0.00"],
     ]
+    assert lines[-1] == "exp2_other has the weight 0: take it out of members, or it travels for nothing"
 
 
-def test_a_blend_comes_back_as_it_was_saved(tmp_path: Path) -> None:
-    one = MemberBlend("rank", ABOUT, (0.5, 0.25, 0.25), {"r1": (1.0, 0.0, 0.0)})
-    one.save(tmp_path)
-    assert MemberBlend.load(tmp_path) == one
+def show_experiment(members: list[str], answers: list[pl.DataFrame], truth: pl.DataFrame, decided: Decided) -> Any:
+    """What the reports of an ensemble read of an experiment."""
+    said = join(dict(enumerate(answers)))
+    scores = SimpleNamespace(scored=said, truth=truth, shipped=Decided(decided.value), decided=decided)
+    return SimpleNamespace(scores=scores, members=members, competition=SimpleNamespace(metric=accuracy()))
+
+
+def test_the_best_member_is_the_one_with_the_smallest_loss() -> None:
+    answers, truth = drawn(4, 60, (6.0, 0.5, 3.0))
+    experiment = show_experiment(["p", "q", "r"], answers, truth, Decided(blend()))
+    experiment.competition.metric = log_loss(LABELS)
+    assert take_best(experiment).equals(answers[1])
+
+
+def test_before_a_fit_all_members_count_alike() -> None:
+    config = SimpleNamespace(members=["p", "q"], blend=BlendSettings("rank", 7))
+    assert blend_alike(config) == MemberBlend("rank", 7, (0.5, 0.5))
+    with pytest.raises(ValueError, match="rounds = 0: one round is needed"):
+        BlendSettings(rounds=0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_every_member_says_once_what_it_has_on_record_of_each_row(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of three and more, where the rows of the next one are ordered by what those before said."""
+    monkeypatch.setenv("KAGGLE_LLM_ROOT", str(tmp_path))
+    answers, truth = drawn(5, 20, (1.0,) * count)
+    names = [f"exp00{n}_x--{n}" for n in range(count)]
+    competition = CompetitionSettings("demo-misconceptions")
+    for name in names:
+        save_config(BlendSettings(), tmp_path / "output" / name / "config.yaml")
+    config = SimpleNamespace(members=names, blend=BlendSettings(), competition=competition)
+    recorded = {name: answer.with_columns(fold=pl.lit(0)) for name, answer in zip(names, answers, strict=True)}
+    data: Any = SimpleNamespace(folder=tmp_path)
+    run = Run(config, data, [], recorded=recorded)
+    run.exp = tmp_path / "exp" / "exp007_blend"
+    asked = truth.select("id")[3:17]
+    said = ask_runs(asked, run)
+    for number, answer in enumerate(answers):
+        own = said.filter(pl.col("member") == number).drop("member")
+        assert own.sort("id").equals(answer.filter(pl.col("id").is_in(asked["id"].to_list())).sort("id"))
+    assert said.height == count * asked.height
 
 
 def test_rows_that_a_member_did_not_validate_are_left_out_and_other_folds_refused() -> None:
@@ -161,14 +286,3 @@ def test_rows_that_a_member_did_not_validate_are_left_out_and_other_folds_refuse
         find_common_fold(train, {"p": first, "q": first.with_columns(fold=0)})
     with pytest.raises(ValueError, match="no row in common"):
         find_common_fold(train, {"p": first.head(1), "q": first.tail(1)})
-
-
-def test_a_member_of_another_competition_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KAGGLE_LLM_ROOT", str(tmp_path))
-    folder = tmp_path / "output" / "exp001_retrieve"
-    folder.mkdir(parents=True)
-    settings = {"config": {"competition": {"name": "demo-tags"}}}
-    record = {"kind": "run", "key": "", "settings": settings, "inputs": {}, "files": {}, "seed": 0, "git": {}}
-    (folder / "record.json").write_text(json.dumps({**record, "versions": {}, "seconds": 0}))
-    with pytest.raises(ValueError, match="members: exp001_retrieve is of demo-tags, not of demo-letters"):
-        open_blend(["exp001_retrieve"], "log", "demo-letters")

@@ -33,7 +33,8 @@ if {offer}:
     (working / "submission.csv").write_text("id,cell\\n")
 worker = subprocess.Popen(["sleep", "{seconds}"], process_group=0)
 (working / "worker").write_text(str(worker.pid))
-print("started on", sys.argv[sys.argv.index("--competition") + 1], *sys.argv[sys.argv.index("--model") + 1:][:1])
+places = [following for word, following in zip(sys.argv, sys.argv[1:]) if word == "--place"]
+print("started on", sys.argv[sys.argv.index("--competition") + 1], *sorted(places))
 print(os.environ["USE_TF"], os.environ["HF_HUB_OFFLINE"], flush=True)
 {more}
 time.sleep({seconds})
@@ -57,7 +58,8 @@ def mount(
     shutil.copytree(ROOT / "src" / "kaggle_llm" / "runtime", package.parent / "runtime")
     shutil.copytree(ROOT / "submission", folder / "submission")
     runtime = asdict(default_runtime())
-    about = {"slug": "a-code", "competition": "comp", "models": {"reranker": "a-weights"}, "runtime": runtime}
+    models = [{"name": "reranker", "folder": "a-weights"}]
+    about: dict[str, Any] = {"slug": "a-code", "competition": "comp", "models": models, "runtime": runtime}
     about |= {"kind": "code", "wheels": None}
     (folder / "MANIFEST.json").write_text(json.dumps(about))
     weights = root / "input" / layout / "a-weights"
@@ -118,7 +120,7 @@ def test_every_mount_layout_is_found(tmp_path: Path, layout: str) -> None:
     assert done.returncode == 0, done.stderr
     competition = {"datasets/alice": "competitions/comp", "": "comp"}.get(layout, "here/or/there/comp")
     assert (
-        f"started on {tmp_path / 'input' / competition} reranker={code.parent / 'a-weights' / 'model'}" in done.stdout
+        f"started on {tmp_path / 'input' / competition} a-weights={code.parent / 'a-weights' / 'model'}" in done.stdout
     )
     assert "\n0 1\n" in done.stdout, "no TensorFlow, no network"
 
@@ -139,12 +141,30 @@ def test_the_notebook_finds_the_one_bundle_in_every_layout(tmp_path: Path, layou
 @pytest.mark.parametrize("place", ["models/Owner/Model/pytorch/small/2", "Model/pytorch/small/2"])
 def test_a_model_of_kaggles_is_found_however_its_mount_is_spelt(tmp_path: Path, place: str) -> None:
     code = mount(tmp_path)
-    change(code, models={"reranker": "owner/model/pyTorch/small/2"})
+    source = "owner/model/pyTorch/small/2"
+    change(code, models=[{"name": "reranker", "folder": source}])
     (tmp_path / "input" / place.lower()).mkdir(parents=True)
     done = boot(tmp_path, code)
-    assert f"reranker={tmp_path / 'input' / place.lower()}\n" in done.stdout, done.stderr
-    change(code, models={"reranker": "owner/model/pyTorch/small/3"})
+    assert f" {source}={tmp_path / 'input' / place.lower()}\n" in done.stdout, done.stderr
+    change(code, models=[{"name": "reranker", "folder": "owner/model/pyTorch/small/3"}])
     assert "model owner/model/pyTorch/small/3 is not attached" in boot(tmp_path, code).stderr
+
+
+def test_each_place_is_named_once_bases_and_members_too(tmp_path: Path) -> None:
+    """An adapter of two folds on one base of Kaggle's, and a model that a member has as well."""
+    code = mount(tmp_path)
+    source, weights = "owner/model/pytorch/small/2", {"name": "reranker", "base": "owner/model/pytorch/small/2"}
+    adapters = [{**weights, "folder": f"adapter{fold}", "fold": fold} for fold in (0, 1)]
+    change(code, models=[*adapters, {"name": "encoder", "folder": "a-weights"}])
+    for fold in (0, 1):
+        (code.parent / f"adapter{fold}").mkdir()
+        (code.parent / f"adapter{fold}" / "MANIFEST.json").write_text(json.dumps({"slug": f"adapter{fold}"}))
+    (tmp_path / "input" / "models" / source).mkdir(parents=True)
+    done = boot(tmp_path, code)
+    places = {name: code.parent / name / "model" for name in ("a-weights", "adapter0", "adapter1")}
+    places[source] = tmp_path / "input" / "models" / source
+    said = [f"{place}={folder}" for place, folder in sorted(places.items())]
+    assert f"started on {tmp_path / 'input' / 'competitions' / 'comp'} {' '.join(said)}\n" in done.stdout, done.stderr
 
 
 def test_rows_of_a_timed_run_take_the_place_of_the_test_set_but_never_in_a_rerun(tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+import sqlite3
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import polars as pl
@@ -14,9 +17,13 @@ import pytest
 from workspace import Workspace, succeed
 
 from kaggle_llm import records
-from kaggle_llm.borrowed import check_held_out, find_fold, find_member, find_shipped, join_models, name_members
-from kaggle_llm.competition import CompetitionSettings
-from kaggle_llm.experiment import Experiment
+from kaggle_llm.borrowed import check_held_out, check_members, find_fold, find_shipped, list_lenders
+from kaggle_llm.competition import CompetitionSettings, load_competition
+from kaggle_llm.cv.folds import FoldSettings, assign_folds
+from kaggle_llm.demo.misconceptions import build_competition
+from kaggle_llm.experiment.experiment import Experiment
+from kaggle_llm.inference.engine import EngineSettings
+from kaggle_llm.model import Model, check_whole, describe_models, join_folds, of_member, read_models, split_folds
 from kaggle_llm.weights.parity import find_fault
 from kaggle_llm.weights.ship import describe_cv
 
@@ -30,71 +37,102 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def make_run(
-    root: Path, name: str, ship: Mapping[str, str], folds: Mapping[str, Mapping[str, str]], how: str = "fold0"
+    root: Path,
+    name: str,
+    ship: Sequence[Model],
+    folds: Mapping[int, Sequence[Model]],
+    how: str = "fold0",
+    oof: Mapping[str, Any] = OOF,
+    **config: Any,
 ) -> None:
     """A complete run with these models, all of them there."""
     folder = root / "output" / name
     folder.mkdir(parents=True, exist_ok=True)
-    for path in [*ship.values(), *(path for models in folds.values() for path in models.values())]:
-        (root / path).mkdir(parents=True, exist_ok=True)
-    pl.DataFrame(OOF).write_parquet(folder / "oof.parquet")
-    settings: dict[str, Any] = {"config": {"ship": how}, "ship": dict(ship), "fold_models": dict(folds)}
+    for model in [*ship, *(model for models in folds.values() for model in models)]:
+        for path in model.folders:
+            records.write_text(path / "config.json", "{}")
+    pl.DataFrame(oof).write_parquet(folder / "oof.parquet")
+    settings: dict[str, Any] = {"config": {"ship": how, **config}, "ship": describe_models(ship)}
+    settings["fold_models"] = {str(k): describe_models(models) for k, models in folds.items()}
     records.write_record(folder, records.make_record("run", settings, {}, 0, {}, 0.0))
 
 
-def fold_models(k: int) -> dict[str, str]:
-    return {"encoder": "input/models/e", "ranker": f"output/r/fold{k}/merged", "adapter": f"output/r/fold{k}/adapter"}
+def make_models(root: Path, k: int | str) -> list[Model]:
+    """An encoder that is the same in all folds, a model of each fold, and an adapter of each on a base."""
+    return [
+        Model("encoder", root / "input/models/e"),
+        Model("ranker", root / f"output/r/{k}/merged"),
+        Model("adapter", root / f"output/r/{k}/adapter", root / "input/models/b"),
+    ]
 
 
-FOLDS = {str(k): {**fold_models(k), "adapter_base": "input/models/b"} for k in (0, 1)}
+@pytest.fixture
+def folds(root: Path) -> dict[int, list[Model]]:
+    return {k: make_models(root, f"fold{k}") for k in (0, 1)}
 
 
-def test_a_fold_is_predicted_by_the_model_that_held_it_out_and_the_shipped_one_ships(root: Path) -> None:
-    make_run(root, "r", {**FOLDS["0"], "ranker": "output/r/full/merged"}, FOLDS)
+def test_a_fold_is_predicted_by_the_model_that_held_it_out_and_the_shipped_one_ships(
+    root: Path, folds: dict[int, list[Model]]
+) -> None:
+    make_run(root, "r", make_models(root, "full"), folds)
     models = {"teacher": "r:ranker", "lora": "r:adapter", "fixed": "input/models/e"}
-    found = {"lora_base": root / "input/models/b", "fixed": root / "input/models/e"}
-    fold1 = {"teacher": root / "output/r/fold1/merged", "lora": root / "output/r/fold1/adapter"}
-    assert find_fold(models, 1) == {**found, **fold1}, "an adapter brings its base"
-    shipped = {"teacher": root / "output/r/full/merged", "lora": root / "output/r/fold0/adapter"}
-    assert find_shipped(models) == {**found, **shipped}
+
+    def expected(k: str) -> list[Model]:
+        lora = Model("lora", root / f"output/r/{k}/adapter", root / "input/models/b")
+        return [Model("teacher", root / f"output/r/{k}/merged"), lora, Model("fixed", root / "input/models/e")]
+
+    assert find_fold(models, [], 1) == expected("fold1"), "an adapter brings its base"
+    assert find_shipped(models) == expected("full")
 
 
-def test_a_run_that_ships_its_folds_lends_an_ensemble(root: Path) -> None:
-    members = {f"fold{k}.ranker": f"output/r/fold{k}/merged" for k in (0, 1)}
-    make_run(root, "r", {"encoder": "input/models/e", **members}, FOLDS, "folds")
-    assert find_shipped({"teacher": "r:ranker"}) == {
-        f"fold{k}.teacher": root / f"output/r/fold{k}/merged" for k in (0, 1)
-    }
-    assert find_shipped({"e": "r:encoder"}) == {"e": root / "input/models/e"}, "what all members share"
+def test_a_run_that_ships_its_folds_lends_an_ensemble(root: Path, folds: dict[int, list[Model]]) -> None:
+    make_run(root, "r", join_folds(folds), folds, "folds")
+    expected = [Model("teacher", root / f"output/r/fold{k}/merged", fold=k) for k in (0, 1)]
+    assert find_shipped({"teacher": "r:ranker"}) == expected
+    assert find_shipped({"e": "r:encoder"}) == [Model("e", root / "input/models/e")], "what all members share"
+    same = [Model("x", root / "input/models/e", fold=k) for k in (0, 1)]
+    make_run(root, "s", same, folds, "folds")
+    assert find_shipped({"e": "s:x"}) == [Model("e", root / "input/models/e")], "and what is the same in all of them"
+    found = split_folds(find_shipped({"teacher": "r:ranker", "e": "r:encoder"}))
+    assert [[model.label for model in models] for models in found.values()] == [["teacher", "e"]] * 2
+    assert list(found) == [0, 1]
 
 
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
         ("r:none", ValueError, r"models\.x = 'r:none': that run has no model 'none', it has .*ranker"),
-        ("other:ranker", FileNotFoundError, r"models\.x: other is no complete run"),
-        ("input/none", FileNotFoundError, r"models\.x = 'input/none' is no folder"),
+        ("other:ranker", FileNotFoundError, r"models\.x = 'other:ranker': other is no complete run"),
+        ("input/none", FileNotFoundError, "model folder input/none does not exist"),
+        ("output", FileNotFoundError, "model folder output has no config.json"),
         ("r:", ValueError, "write <run>:<model>"),
     ],
 )
-def test_what_is_not_there_is_named(root: Path, text: str, error: type[Exception], message: str) -> None:
-    make_run(root, "r", FOLDS["0"], FOLDS)
-    for find in (find_shipped, lambda models: find_fold(models, 0)):
+def test_what_is_not_there_is_named(
+    root: Path, folds: dict[int, list[Model]], text: str, error: type[Exception], message: str
+) -> None:
+    make_run(root, "r", folds[0], folds)
+    for find in (find_shipped, lambda models: find_fold(models, [], 0)):
         with pytest.raises(error, match=message):
             find({"x": text})
 
 
-def test_a_fold_that_was_not_validated_and_weights_that_did_not_come_are_named(root: Path) -> None:
-    make_run(root, "r", FOLDS["0"], FOLDS)
+def test_a_fold_that_was_not_validated_and_weights_that_did_not_come_are_named(
+    root: Path, folds: dict[int, list[Model]]
+) -> None:
+    make_run(root, "r", folds[0], folds)
     with pytest.raises(ValueError, match="r validated fold 0, 1 and not fold 2"):
-        find_fold({"x": "r:ranker"}, 2)
-    (root / "output/r/fold1/merged").rmdir()
+        find_fold({"x": "r:ranker"}, [], 2)
+    shutil.rmtree(root / "output/r/fold1/merged")
     with pytest.raises(FileNotFoundError, match="output/r/fold1/merged is not here"):
-        find_fold({"x": "r:ranker"}, 1)
+        find_fold({"x": "r:ranker"}, [], 1)
+    shutil.rmtree(root / "input/models/b")
+    with pytest.raises(FileNotFoundError, match="model x: input/models/b is not here"):
+        find_fold({"x": "r:adapter"}, [], 1)
 
 
-def test_a_row_that_the_other_run_trained_on_is_a_leak(root: Path) -> None:
-    make_run(root, "r", FOLDS["0"], FOLDS)
+def test_a_row_that_the_other_run_trained_on_is_a_leak(root: Path, folds: dict[int, list[Model]]) -> None:
+    make_run(root, "r", folds[0], folds)
     models = {"x": "r:ranker", "fixed": "input/models/e"}
     check_held_out(models, {0: ["b", "a"], 1: ["c"]})
     check_held_out(models, {0: ["a"]})
@@ -106,45 +144,98 @@ def test_a_row_that_the_other_run_trained_on_is_a_leak(root: Path) -> None:
         check_held_out(models, {2: ["new", "c"]})
 
 
-def test_a_name_of_ones_own_and_folds_that_do_not_fit_are_refused() -> None:
-    own = {"ranker": Path("a"), "fold0.blend": Path("b"), "fold2.blend": Path("c")}
-    assert join_models(own, {"x": Path("d")}) == {**own, "x": Path("d")}
-    with pytest.raises(ValueError, match=r"models\.ranker: the experiment has a model of this name"):
-        join_models(own, {"ranker": Path("d")})
-    with pytest.raises(ValueError, match=r"x of fold2 does not ship"):
-        join_models(own, {"fold0.x": Path("d")})
+def test_folds_that_do_not_fit_each_other_are_refused() -> None:
+    """Of one's own folds 0 and 2 and a lender that ships other ones."""
+    own = [Model("encoder", Path("e")), *(Model("ranker", Path(f"{k}"), fold=k) for k in (0, 2))]
+    fitting = [*own, *(Model("x", Path(f"x{k}"), fold=k) for k in (0, 2)), Model("x", Path("m"), member=1)]
+    assert check_whole(fitting) == fitting
+    with pytest.raises(ValueError, match="x of fold 2 does not ship, though other folds' do"):
+        check_whole([*own, Model("x", Path("x0"), fold=0)])
+    with pytest.raises(ValueError, match="ranker of fold 1 does not ship"):
+        check_whole([*own, *(Model("x", Path(f"x{k}"), fold=k) for k in (0, 1, 2))])
 
 
-def test_a_note_of_a_lender_without_cv_is_passed_on(root: Path) -> None:
-    make_run(root, "r", FOLDS["0"], FOLDS, how="full")
-    assert describe_cv({"models": {"x": "r:ranker"}}).startswith("r has no CV of its own: the refit")
-    make_run(root, "r", FOLDS["0"], FOLDS)
+def test_models_are_written_down_as_they_are(root: Path, folds: dict[int, list[Model]]) -> None:
+    models = [*join_folds(folds), Model("ranker", root / "output/s/full", member=3)]
+    described = describe_models(models)
+    assert read_models(json.loads(json.dumps(described))) == models
+    assert described[0] == {"name": "encoder", "folder": "input/models/e"}, "one for all folds; paths are relative"
+    assert [len(one) for one in described] == [2, 3, 4, 3, 4, 3]
+
+
+def test_a_note_of_a_lender_without_cv_is_passed_on(root: Path, folds: dict[int, list[Model]]) -> None:
+    make_run(root, "r", folds[0], folds, how="full")
+    for config in ({"models": {"x": "r:ranker"}}, {"models": {}, "members": ["r"]}):
+        assert describe_cv(config).startswith("r has no CV of its own: the refit")
+    make_run(root, "s", folds[0], folds, models={"x": "r:ranker"})
+    assert describe_cv({"models": {"x": "s:ranker"}}).startswith("s has r has no CV of its own")
+    make_run(root, "r", folds[0], folds)
     assert describe_cv({"models": {"x": "r:ranker", "y": "input/models/e"}}) == ""
 
 
-@dataclass
-class Config:
-    competition: CompetitionSettings
-    models: dict[str, str]
+def test_lenders_are_the_runs_of_models_and_members_each_once() -> None:
+    config = {"models": {"a": "r:x", "b": "input/models/e", "c": "s:x", "d": "r:y"}, "members": ["t", "s"]}
+    assert list_lenders(config) == ["r", "s", "t"] and list_lenders({}) == []
 
 
-def test_whatever_a_fold_is_made_with_is_the_fold_s_own(root: Path, trained: Workspace) -> None:
-    """Also what is fitted on predictions in its training: the shipped model may have seen the fold's rows."""
-    make_run(root, "r", {"ranker": "output/r/full/merged"}, FOLDS)
-    data = CompetitionSettings("demo-misconceptions", str(trained.root / "input" / "demo-misconceptions"))
-    experiment = Experiment(root / "exp", "mine", Config(data, {"teacher": "r:ranker"}), smoke=True)
-    made: dict[str, Path] = {}
-    for name in ("fold0/blend", "fold1/blend", "average/blend", "full/blend"):
+PREDICT = """
+from dataclasses import dataclass
+from kaggle_llm.experiment.config import BaseConfig
+from kaggle_llm.rankings import make_ranking
+Config = BaseConfig
+ASKED = []
+def load(run):
+    return run.competition.table(run.competition.documents)["id"].to_list()
+def score(rows, loaded, run):
+    ASKED.append(run.model("teacher"))
+    return make_ranking(rows["id"].to_list(), [loaded[:3]] * rows.height, [[3, 2, 1]] * rows.height)
+"""
 
-        def make(folder: Path, name: str = name) -> None:
-            made[name] = experiment.run({"own": Path("own")}).models["teacher"]
 
-        experiment.step(name, make)
+@pytest.fixture
+def predict(root: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """exp/mine/predict.py, as this process has it."""
+    path = root / "exp" / "mine" / "predict.py"
+    records.write_text(path, PREDICT)
+    spec = importlib.util.spec_from_file_location("predict", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setitem(sys.modules, "predict", module)
+    return module
+
+
+@pytest.mark.parametrize("how", ["full", "average", "folds", "fold0"])
+def test_whatever_a_fold_is_made_with_is_the_fold_s_own(
+    root: Path, folds: dict[int, list[Model]], predict: ModuleType, how: str
+) -> None:
+    """Also what is made for its training: the shipped model may have seen the fold's rows."""
+    settings, data = CompetitionSettings("demo-misconceptions"), root / "input" / "demo-misconceptions"
+    build_competition(data, root / "hidden", train_rows=24, hidden_rows=3)
+    competition = load_competition(settings)
+    train = competition.table("train")
+    fold = assign_folds(train[competition.group], FoldSettings(count=2))
+    make_run(root, "r", make_models(root, "full"), folds, oof={"id": train["id"], "fold": fold})
+    engine, models = EngineSettings("transformers"), {"teacher": "r:ranker"}
+    config = predict.Config(competition=settings, models=models, folds=FoldSettings(count=2), engine=engine, ship=how)
+    experiment = Experiment(root / "exp" / "mine", "mine", config, smoke=False)
+    made = {part.name: (part.run.model("teacher"), part.train.height) for part in experiment.parts()}
+    asked = [root / f"output/r/fold{k}/merged" for k in (0, 1)]
+    full = root / "output/r/full/merged"
     assert made == {
-        **{f"fold{k}/blend": root / f"output/r/fold{k}/merged" for k in (0, 1)},
-        **dict.fromkeys(("average/blend", "full/blend"), root / "output/r/full/merged"),
+        **{f"fold{k}": (asked[k], (fold != k).sum()) for k in (0, 1)},
+        **({"full": (full, train.height)} if how == "full" else {}),
     }
-    assert experiment.run({}).models == {"teacher": root / "output/r/full/merged"}, "outside of a step"
+    assert asked == predict.ASKED
+    experiment.score()
+    experiment.ship()
+    record = records.read_record(root / "output" / "mine")
+    assert record is not None
+    assert {k: read_models(one) for k, one in record.settings["fold_models"].items()} == {
+        str(k): [Model("teacher", path)] for k, path in enumerate(asked)
+    }
+    ensemble = [Model("teacher", path, fold=k) for k, path in enumerate(asked)]
+    assert read_models(record.settings["ship"]) == (ensemble if how == "folds" else [Model("teacher", full)])
 
 
 LENDER = "exp002_rerank--smoke"
@@ -162,6 +253,16 @@ def borrower(trained: Workspace) -> Workspace:
     return trained
 
 
+def count_answers(workspace: Workspace) -> int:
+    """That are kept, of all models."""
+    count = 0
+    for path in (workspace.output / "cache" / "answers").glob("*.sqlite"):
+        database = sqlite3.connect(path)
+        count += database.execute("SELECT COUNT(*) FROM answers").fetchone()[0]
+        database.close()
+    return count
+
+
 def train_borrower(workspace: Workspace, *words: str) -> Any:
     return workspace.train(BORROWER, "--smoke", f"models.teacher={LENDER}:reranker", "run=lent", *words)
 
@@ -173,14 +274,16 @@ def test_a_borrowed_model_is_scored_ships_and_travels(borrower: Workspace) -> No
     assert leak.returncode != 0 and "models.teacher is a leak" in leak.stderr and f"fold 0 of {LENDER}" in leak.stderr
     assert f"teacher {path}" in succeed(train_borrower(borrower, "folds.rows=4"))
     record = json.loads((borrower.output / run / "record.json").read_text())
-    assert record["settings"]["ship"] == {"encoder": "input/models/all-MiniLM-L6-v2", "teacher": path}
-    assert record["settings"]["fold_models"]["0"]["teacher"] == path
-    step = json.loads((borrower.output / run / "fold0" / "oof" / "record.json").read_text())
-    assert step["inputs"]["models.teacher"] == records.hash_content(borrower.root / path)
-    assert "fold0/oof is complete, reused" in succeed(train_borrower(borrower, "folds.rows=4"))
+    models = [{"name": "encoder", "folder": "input/models/all-MiniLM-L6-v2"}, {"name": "teacher", "folder": path}]
+    assert record["settings"]["ship"] == models and record["settings"]["fold_models"] == {"0": models}
+    assert record["inputs"]["teacher"] == records.hash_content(borrower.root / path)
+    asked = count_answers(borrower)
+    assert f"teacher {path}" in succeed(train_borrower(borrower, "folds.rows=4"))
+    assert count_answers(borrower) == asked > 0, "a second run asks nothing"
     succeed(borrower.cli("bundle", run))
     bundle = borrower.output / "bundles" / run
-    slug = json.loads((bundle / "MANIFEST.json").read_text())["models"]["teacher"]
+    bundled = {one["name"]: one["folder"] for one in json.loads((bundle / "MANIFEST.json").read_text())["models"]}
+    slug = bundled["teacher"]
     assert (bundle / slug / "model" / "model.safetensors").samefile(borrower.root / path / "model.safetensors")
 
 
@@ -192,28 +295,45 @@ def test_a_borrowed_model_answers_offline(borrower: Workspace) -> None:
     succeed(borrower.cli("rehearse", f"{BORROWER}--lent-smoke", "--replay", "0"))
 
 
-def test_members_bring_all_that_their_runs_ship_each_under_its_own_number(root: Path) -> None:
-    make_run(root, "r", FOLDS["0"], FOLDS)
-    make_run(root, "s", {"encoder": "input/models/e"}, {str(k): {"encoder": "input/models/e"} for k in (0, 1)})
-    names = name_members(["s", "r"])
-    assert names["member0.encoder"] == "s:encoder" and names["member1.ranker"] == "r:ranker"
-    fold1 = find_fold(names, 1)
-    assert fold1["member1.ranker"] == root / "output/r/fold1/merged"
-    assert find_member(fold1, 1) == {name: root / path for name, path in FOLDS["1"].items()}
-    assert find_member(fold1, 0) == {"encoder": root / "input/models/e"}
-    with pytest.raises(ValueError, match="s stands there twice"):
-        name_members(["s", "r", "s"])
-    with pytest.raises(FileNotFoundError, match="member0: none is no complete run"):
-        name_members(["none"])
+def test_members_bring_all_that_their_runs_ship_each_under_its_own_number(
+    root: Path, folds: dict[int, list[Model]]
+) -> None:
+    encoder = Model("encoder", root / "input/models/e")
+    make_run(root, "r", join_folds(folds), folds, competition={"name": "c"})
+    make_run(root, "s", [encoder], {k: [encoder] for k in (0, 1)}, competition={"name": "c"})
+    members = ["s", "r"]
+    check_members(members, "c")
+    fold1 = find_fold({"own": "input/models/e"}, members, 1)
+    assert Model("own", root / "input/models/e") in fold1 and len(fold1) == 5
+    assert of_member(fold1, 1) == folds[1] and of_member(fold1, 0) == [encoder]
+    shipped = find_shipped({}, members)
+    assert of_member(shipped, 1) == join_folds(folds) and of_member(shipped, 0) == [encoder]
+    assert split_folds(shipped) == {None: shipped}, "a member's folds are the member's own ensemble"
+    assert list(split_folds(of_member(shipped, 1))) == [0, 1]
 
 
-def test_the_parity_of_a_lender_holds_a_run_back(root: Path) -> None:
+def test_members_that_cannot_be_are_refused(root: Path, folds: dict[int, list[Model]]) -> None:
+    make_run(root, "r", folds[0], folds, competition={"name": "c"})
+    make_run(root, "s", folds[0], folds, competition={"name": "d"})
+    with pytest.raises(ValueError, match="members: r stands there twice"):
+        check_members(["r", "r"], "c")
+    with pytest.raises(FileNotFoundError, match="members: none is no complete run"):
+        check_members(["none"], "c")
+    with pytest.raises(ValueError, match="members: s is of d, not of c"):
+        check_members(["r", "s"], "c")
+    with pytest.raises(ValueError, match="members: r: r validated fold 0, 1 and not fold 2"):
+        find_fold({}, ["r"], 2)
+
+
+def test_the_parity_of_a_lender_holds_a_run_back(root: Path, folds: dict[int, list[Model]]) -> None:
     """Its merged model was never compared with its adapter; the borrower has no stage of its own."""
-    make_run(root, "r", FOLDS["0"], FOLDS)
-    records.write_json(root / FOLDS["0"]["ranker"] / "weights.json", {})
-    make_run(root, "blend", {"member0.ranker": FOLDS["0"]["ranker"], "blend": "output/blend/shipped"}, {})
-    record = records.read_record(root / "output" / "blend")
-    assert record is not None and find_fault("blend") == ""
-    record.settings["config"]["members"] = ["r"]
-    records.write_record(root / "output" / "blend", record)
+    make_run(root, "r", folds[0], folds)
+    records.write_json(root / "output/r/fold0/merged/weights.json", {})
+    ship = [
+        Model("ranker", root / "output/r/fold0/merged", member=0),
+        Model("decision", root / "output/blend/decision"),
+    ]
+    make_run(root, "blend", ship, {})
+    assert find_fault("blend") == ""
+    make_run(root, "blend", ship, {}, members=["r"])
     assert find_fault("blend").startswith("r: parity of output/r/fold0/merged was never checked")

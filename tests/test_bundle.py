@@ -56,7 +56,8 @@ def test_the_manifest_lists_what_lies_there(trained: Workspace, tmp_path: Path) 
     code, *weights = sorted(manifest["datasets"], key=lambda dataset: not dataset["slug"].endswith("-code"))
     assert code["slug"] == "demo-misconceptions-exp002-rerank-smoke-code"
     assert all(re.fullmatch(r"demo-misconceptions-weights-[0-9a-f]{8}", dataset["slug"]) for dataset in weights)
-    assert set(manifest["models"]) == {"encoder", "reranker", "blend"}
+    assert [model["name"] for model in manifest["models"]] == ["encoder", "reranker", "decision"]
+    assert sorted(model["folder"] for model in manifest["models"]) == sorted(dataset["slug"] for dataset in weights)
     for dataset in manifest["datasets"]:
         folder = bundle / dataset["folder"]
         check_dataset(folder)
@@ -120,12 +121,14 @@ def test_a_commit_of_something_else_changes_no_manifest(
 
 
 def test_one_line_of_predict_changes_the_code_and_nothing_else(trained: Workspace, tmp_path: Path) -> None:
-    other = copy_workspace(trained, tmp_path / "other")
-    succeed(other.cli("bundle", SMOKE))
+    other, warning = copy_workspace(trained, tmp_path / "other"), "the code that answers has changed since"
+    done = other.cli("bundle", SMOKE)
+    assert succeed(done) and warning not in done.stderr
     before = {entry["path"]: entry["sha256"] for entry in read_manifest(other)["files"]}
     predict = other.root / "exp" / "exp002_rerank" / "predict.py"
     predict.write_text(predict.read_text() + "\nLINE = 1\n")
-    succeed(other.cli("bundle", SMOKE))
+    done = other.cli("bundle", SMOKE)
+    assert succeed(done) and warning in done.stderr
     after = {entry["path"]: entry["sha256"] for entry in read_manifest(other)["files"]}
     changed = {path for path, _ in before.items() ^ after.items()}
     code = "demo-misconceptions-exp002-rerank-smoke-code"
@@ -241,8 +244,10 @@ def test_a_model_that_kaggle_has_is_named_and_not_packed(
     record["settings"]["config"]["sources"] = {encoder: QWEN}
     records.write_json(other.output / SMOKE / "record.json", record)
     manifest = read_manifest(Workspace(bundle_run(SMOKE).parents[2]))
-    assert manifest["models"]["encoder"] == QWEN and set(manifest["sources"]) == {QWEN}
-    assert len(manifest["datasets"]) == 1 + 2, "code, reranker and blend"
+    folders = {model["name"]: model["folder"] for model in manifest["models"]}
+    assert folders["encoder"] == QWEN and set(manifest["sources"]) == {QWEN}
+    slugs = {dataset["slug"] for dataset in manifest["datasets"]}
+    assert slugs >= {folders["reranker"], folders["decision"]} and len(slugs) == 3, "and the code"
     files = {entry["path"]: entry["sha256"] for entry in manifest["sources"][QWEN]}
     assert files == records.hash_files(other.root / encoder)
 
@@ -251,20 +256,26 @@ def test_a_model_that_kaggle_has_is_named_and_not_packed(
 def test_what_is_no_source_of_kaggles_is_refused(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAGGLE_LLM_ROOT", str(tmp_path))
     with pytest.raises(ValueError, match=r"owner/model/framework/variation/1"):
-        check_sources({"input/models/x": source}, {"base": tmp_path / "input/models/x"})
+        check_sources({"input/models/x": source}, [tmp_path / "input/models/x"])
     records.write_text(tmp_path / "output/r/fold0/merged/record.json", "{}")
     with pytest.raises(ValueError, match="output/r/fold0/merged was made here"):
-        check_sources({"output/r/fold0/merged": QWEN}, {"m": tmp_path / "output/r/fold0/merged"})
+        check_sources({"output/r/fold0/merged": QWEN}, [tmp_path / "output/r/fold0/merged"])
 
 
 def test_changed_weights_and_incomplete_runs_are_refused(trained: Workspace, tmp_path: Path) -> None:
     root = tmp_path / "other"
     shutil.copytree(trained.root, root, ignore=shutil.ignore_patterns("bundles", "rehearsals"))
     other = Workspace(root)
-    weight = root / "output" / SMOKE / "fold0" / "blend" / "blend.json"
-    weight.write_text('{"weight": 9}')
+    settings = root / "output" / SMOKE / "fold0" / "merged" / "generation_config.json"
+    kept = settings.read_bytes()
+    settings.write_text("{}")
     done = other.cli("bundle", SMOKE)
-    assert done.returncode != 0 and "was changed after it was made (blend.json)" in done.stderr
+    assert done.returncode != 0 and "was changed after it was made (generation_config.json)" in done.stderr
+    settings.write_bytes(kept)
+    decision = root / "output" / SMOKE / "decision" / "decision.json"
+    decision.write_text(decision.read_text().replace('"weight": ', '"weight": 9'))
+    done = other.cli("bundle", SMOKE)
+    assert done.returncode != 0 and f"output/{SMOKE}/decision is not what {SMOKE} was made with" in done.stderr
     (root / "output" / SMOKE / "record.json").unlink()
     done = other.cli("bundle", SMOKE)
     assert done.returncode != 0 and "is no complete run" in done.stderr and "Traceback" not in done.stderr

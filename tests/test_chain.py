@@ -41,7 +41,7 @@ from pathlib import Path
 from kaggle_llm.demo.models import check_answer
 from kaggle_llm.inference.engine import EngineSettings
 from kaggle_llm.inference.maker import make_engine
-from kaggle_llm.prompts import load_tokenizer
+from kaggle_llm.tokenizer import load_tokenizer
 folder = Path("input/models/SmolLM2-135M-Instruct")
 check_answer(folder)
 tokenizer, engine = load_tokenizer(folder), make_engine(folder, EngineSettings())

@@ -21,8 +21,9 @@ from kaggle_llm.inference.choice import (
 )
 from kaggle_llm.inference.engine import EngineSettings
 from kaggle_llm.inference.maker import make_engine
-from kaggle_llm.prompts import Prompter, PromptSettings, load_tokenizer
+from kaggle_llm.prompts import Prompter, PromptSettings
 from kaggle_llm.rankings import most_uncertain_first
+from kaggle_llm.tokenizer import load_tokenizer
 
 LETTERS, OTHERS = [" Yes", " No", " is"], [" the"]  # one token each in the throwaway tokenizer
 

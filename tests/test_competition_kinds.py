@@ -33,7 +33,7 @@ class Texts(Competition):
 class Votes(LabelColumns):
     labels: ClassVar[Mapping[str, str]] = {"a": "winner_a", "b": "winner_b", "tie": "winner_tie"}
     tables: ClassVar = {
-        "train": Table("id", ("answer",), target="label", shares=tuple(labels.values())),
+        "train": Table("id", ("answer",), target="label", numbers=tuple(labels.values())),
         "test": Table("id", ("answer",)),
     }
     metric = log_loss(tuple(labels))

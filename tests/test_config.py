@@ -1,12 +1,13 @@
 """Configs: every error is found, named and reported at once; overrides and the smoke section are laid over in order."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from kaggle_llm.config import ConfigError, load_config, save_config
+from kaggle_llm.config import ConfigError, load_config, read_values, save_config
+from kaggle_llm.experiment.config import BaseConfig
 
 
 @dataclass
@@ -170,3 +171,40 @@ def test_a_saved_config_is_read_again_as_it_was(tmp_path: Path, text: str) -> No
     config = Config(text, Inner(1e-7, 4, [text, " No"]), None, True, "slow", {"a": 1}, ("u", text))
     save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml", Config) == config
+
+
+def test_a_saved_config_is_read_as_plain_values(tmp_path: Path) -> None:
+    config = Config("x", Inner(1e-7, 4, ["a"]), None, True, "slow", {"a": 1}, ("u", "v"))
+    save_config(config, tmp_path / "config.yaml")
+    assert read_values(tmp_path / "config.yaml") == {**asdict(config), "pair": ["u", "v"]}
+
+
+# an experiment's own sections beside those that all have -----------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class Own(BaseConfig):
+    inner: Inner
+    depth: int = 8
+
+
+def load_own(folder: Path, text: str, *overrides: str) -> Own:
+    (folder / "config.yaml").write_text(f"competition: {{name: demo-tags}}\n{text}", encoding="utf-8")
+    return load_config(folder / "config.yaml", Own, overrides)
+
+
+def test_own_sections_may_be_required_beside_those_that_have_defaults(tmp_path: Path) -> None:
+    read = load_own(tmp_path, "inner: {steps: 5}\nengine: {workers: 2}\nship: folds\n", "quantize.rows=9")
+    assert (read.inner.steps, read.depth, read.seed) == (5, 8, 0)
+    assert (read.engine.workers, read.quantize.rows, read.ship) == (2, 9, "folds")
+    assert read.competition.name == "demo-tags" and read.models == {}
+    with pytest.raises(ConfigError, match="inner: missing, it has no default"):
+        load_own(tmp_path, "")
+    with pytest.raises(ConfigError, match="dept: unknown key; did you mean 'depth'"):
+        load_own(tmp_path, "inner: {}\ndept: 3\n")
+
+
+def test_one_of_several_models_is_overridden(tmp_path: Path) -> None:
+    text = "inner: {}\nmodels: {encoder: input/models/a, reranker: input/models/b}\n"
+    read = load_own(tmp_path, text, "models.reranker=exp002_rerank--r32:reranker")
+    assert read.models == {"encoder": "input/models/a", "reranker": "exp002_rerank--r32:reranker"}

@@ -9,7 +9,8 @@ import pytest
 
 from kaggle_llm.inference.engine import EngineSettings
 from kaggle_llm.inference.transformers_engine import TransformersEngine
-from kaggle_llm.prompts import Group, encode_pairs, load_tokenizer
+from kaggle_llm.prompts import Group, encode_pairs
+from kaggle_llm.tokenizer import load_tokenizer
 from kaggle_llm.training import trainer as training_loop
 from kaggle_llm.training.cross_encoder import (
     CrossEncoderSettings,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_trainer import weights
-from workspace import ROOT
+from workspace import ROOT, Workspace, copy_workspace, succeed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -103,3 +103,21 @@ def test_two_processes_give_the_curve_of_one(
         np.testing.assert_allclose(adapter[name], weight, atol=1e-4)
     assert f"weights are {{'{kept_as}'}}" in said, "sharded where it should be"
     assert said.count("training on 160 of 160 examples") == 1, "one of them talks"
+
+
+def test_an_experiment_is_trained_by_two_processes_and_scored_by_one(bare: Workspace, tmp_path: Path) -> None:
+    """The first one makes the examples and says whether the training is there already; a single one trains anew."""
+    workspace, words = copy_workspace(bare, tmp_path), ("--smoke", "run=two", "training.tokens=2000")
+    folder = workspace.output / "exp002_rerank--two-smoke"
+    command = (*COMMANDS["ddp"], str(workspace.root / "exp" / "exp002_rerank" / "train.py"), *words)
+    said = succeed(workspace.call(*command, OMP_NUM_THREADS="1"))
+    for once in ("no leak found", "fold0/adapter …", "training on", "fold0/merged …", "fold0: map@25", "complete in"):
+        assert said.count(once) == 1, f"{once}\n{said}"
+    two, made = weights(folder / "fold0" / "adapter"), (folder / "fold0" / "adapter").stat().st_ino
+    again = succeed(workspace.call(*command, OMP_NUM_THREADS="1"))
+    assert "fold0/adapter is complete, reused" in again and "training on" not in again
+    assert (folder / "fold0" / "adapter").stat().st_ino == made
+    alone = succeed(workspace.train("exp002_rerank", *words))
+    assert "fold0/adapter is made again: launcher.world: 2 → 1" in alone
+    for name, weight in weights(folder / "fold0" / "adapter").items():
+        np.testing.assert_allclose(two[name], weight, atol=1e-4)

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +16,9 @@ from typing import Any
 import forks
 import pytest
 
+from kaggle_llm.config import read_values
 from kaggle_llm.inference.engine import EngineSettings
+from kaggle_llm.model import Model, describe_model
 from kaggle_llm.runtime import facts, memory, rules_engine, rules_numbers, rules_runtime
 from kaggle_llm.runtime.case import Case
 from kaggle_llm.runtime.doctor import examine, examine_case, read_shipped
@@ -368,7 +370,7 @@ def test_time_is_twice_the_weights_for_each_token_over_two_cards(tmp_path: Path)
 
 def test_prompts_are_as_long_as_their_budgets() -> None:
     prompt = {"shared": "Question: {question}\n", "candidate": "{text}", "chat": False, "budgets": {"question": 90}}
-    work = plan_work({"prompt": prompt, "reranker": {"depth": 8}}, 50)
+    work = plan_work({"prompt": prompt}, 50, asked=8)
     assert (work.shared, work.own, work.prompts, work.rows) == (90 + 3, 256, 8, 50)
     assert work.tokens == 50 * (93 + 8 * 256) and work.longest == 93 + 256 + 1
 
@@ -390,7 +392,8 @@ def test_lists_in_several_orders_and_texts_that_are_written_count() -> None:
 @pytest.mark.timeout(200)
 def test_vllm_is_asked_about_a_gpu_that_is_not_here(tmp_path: Path) -> None:
     """A group of weights that lies on both cards is refused by vLLM's kernels, and by the sum here."""
-    config = {"hidden_size": 768, "num_attention_heads": 12, "num_key_value_heads": 4, "intermediate_size": 2176}
+    config: dict[str, Any] = {"hidden_size": 768, "num_attention_heads": 12, "num_key_value_heads": 4}
+    config["intermediate_size"] = 2176
     groups = {"group_0": {"targets": ["Linear"], "weights": {**WEIGHTS, "symmetric": False}}}
     config["quantization_config"] = {**W4A16, "config_groups": groups}
     case = make_case(tmp_path, config, tensor_parallel_size=2, max_modellen=4)
@@ -478,12 +481,12 @@ def test_variables_are_found_in_what_ships(tmp_path: Path) -> None:
 
 def test_adapters_go_with_their_bases_and_what_is_no_model_is_left_out(tmp_path: Path) -> None:
     base, adapter = write_model(tmp_path / "base", LLAMA), write_adapter(tmp_path / "adapter", r=8)
-    (tmp_path / "blend").mkdir()
-    shipped = {"fold0.a": adapter, "a_base": base, "b": base, "blend": tmp_path / "blend"}
-    found = {model.name: model.base for model in read_shipped(shipped)}
-    assert found == {"fold0.a": base, "b": None}
-    with pytest.raises(ValueError, match="ships no a_base"):
-        list(read_shipped({"a": adapter}))
+    (tmp_path / "decision").mkdir()
+    shipped = [Model("a", adapter, base, fold=0), Model("b", base), Model("decision", tmp_path / "decision")]
+    found = {model.name: (model.folder, model.base) for model in read_shipped(shipped)}
+    assert found == {"a of fold 0": (adapter, base), "b": (base, None)}
+    with pytest.raises(FileNotFoundError, match=r"gone has no config\.json"):
+        list(read_shipped([Model("c", tmp_path / "gone")]))
 
 
 def doctor(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -526,14 +529,22 @@ def repository(tmp_path: Path, pico_llm: Path, pico_encoder: Path) -> Path:
     root = tmp_path / "repository"
     for folder in ("exp/exp002_rerank", "submission"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for name, folder in {"SmolLM2-135M-Instruct": pico_llm, "all-MiniLM-L6-v2": pico_encoder}.items():
-        shutil.copytree(folder, root / "input" / "models" / name)
+    for name, model in {"SmolLM2-135M-Instruct": pico_llm, "all-MiniLM-L6-v2": pico_encoder}.items():
+        shutil.copytree(model, root / "input" / "models" / name)
     return root
 
 
-def write_run(root: Path, run: str, config: dict[str, Any], ship: dict[str, Path]) -> None:
+def read_config(root: Path, experiment: str) -> dict[str, Any]:
+    """What a record has of its config.yaml, but for what has a default."""
+    config = read_values(root / "exp" / experiment / "config.yaml")
+    config.pop("smoke", None)
+    return config
+
+
+def write_run(root: Path, run: str, config: dict[str, Any], ship: Sequence[Model]) -> None:
     """A complete run's record."""
-    settings = {"config": config, "ship": {name: folder.relative_to(root).as_posix() for name, folder in ship.items()}}
+    described = [describe_model(model, lambda folder: folder.relative_to(root).as_posix()) for model in ship]
+    settings = {"config": config, "ship": described}
     record = {"kind": "run", "key": "", "settings": settings, "inputs": {}, "files": {}, "seed": 0, "git": {}}
     folder = root / "output" / run
     folder.mkdir(parents=True)
@@ -550,30 +561,44 @@ def test_a_run_is_judged_by_its_config_and_then_by_what_it_ships(repository: Pat
         return found
 
     found = ask("exp002_rerank")
-    assert set(found) == {"t4x2-transformers", "retrieval.encoder", "reranker.base"}
-    assert found["reranker.base"][0].startswith("engine ok: transformers, float32")
-    assert "for 100 rows" in found["reranker.base"][-1] and "8 prompts a row" in found["reranker.base"][-1]
+    assert set(found) == {"t4x2-transformers", "models.encoder", "models.reranker"}
+    assert found["models.reranker"][0].startswith("engine ok: transformers, float32")
+    assert "for 100 rows" in found["models.reranker"][-1] and "8 prompts a row" in found["models.reranker"][-1]
 
     adapter = write_adapter(repository / "output" / "adapter", r=8)
-    ship = {"reranker": adapter, "reranker_base": repository / "input" / "models" / "SmolLM2-135M-Instruct"}
-    config = {"engine": {"kind": "transformers", "dtype": "bfloat16", "batch_tokens": 4096, "vllm": {}}}
+    ship = [Model("reranker", adapter, repository / "input" / "models" / "SmolLM2-135M-Instruct")]
+    config = read_config(repository, "exp002_rerank") | {"depth": 5}
+    config["engine"] = {"kind": "transformers", "dtype": "bfloat16", "batch_tokens": 4096, "vllm": {}}
     write_run(repository, "exp002_rerank", config, ship)
     found = ask("exp002_rerank")
     assert set(found) == {"t4x2-transformers", "reranker"}
     assert any(one.startswith("dtype refused: a T4 has no bfloat16") for one in found["reranker"])
+    assert "5 prompts a row" in found["reranker"][-1], "as it was trained, not as config.yaml says now"
+    write_run(repository, "exp002_rerank--old", {**config, "reranker": {"depth": 5}}, ship)
+    done = doctor("exp002_rerank--old", KAGGLE_LLM_ROOT=str(repository))
+    assert done.returncode == 1 and "does not say how many prompts a row has: - reranker: unknown key" in done.stderr
 
 
 @pytest.mark.timeout(200)
 def test_an_ensemble_is_judged_member_by_member(repository: Path) -> None:
-    shutil.copytree(ROOT / "exp" / "exp007_blend", repository / "exp" / "exp007_blend")
-    runs = ("exp002_rerank--seed0", "exp002_rerank--seed1", "exp002_rerank--lexical")
+    """Each with the prompts of its own experiment."""
+    for experiment in ("exp001_retrieve", "exp007_blend"):
+        shutil.copytree(ROOT / "exp" / experiment, repository / "exp" / experiment)
+    runs = ("exp002_rerank--seed0", "exp001_retrieve--other", "exp002_rerank--lexical")
+    settings = repository / "exp" / "exp007_blend" / "config.yaml"
+    settings.write_text(settings.read_text().replace("exp002_rerank--seed1", runs[1]))
     base = repository / "input" / "models" / "SmolLM2-135M-Instruct"
     for run in runs[:2]:
-        write_run(repository, run, {}, {"reranker": base})
+        write_run(repository, run, read_config(repository, run.split("--")[0]), [Model("reranker", base)])
     words = ("exp007_blend", "--runtime", "t4x2-transformers", "--json")
     done = doctor(*words, KAGGLE_LLM_ROOT=str(repository))
     assert "exp007_blend has members that are not trained: exp002_rerank--lexical" in done.stderr
-    write_run(repository, runs[2], {}, {"reranker": base})
+    config = read_config(repository, "exp002_rerank") | {"depth": 3}
+    write_run(repository, runs[2], config, [Model("reranker", base)])
     done = doctor(*words, KAGGLE_LLM_ROOT=str(repository))
-    models = {one["model"] for one in json.loads(done.stdout)["findings"]}
-    assert models == {"t4x2-transformers", *(f"{run}: reranker" for run in runs)}
+    found = {one["model"]: one["detail"] for one in json.loads(done.stdout)["findings"] if one["name"] == "time"}
+    assert list(found) == [f"{run}: reranker" for run in runs], done.stderr
+    for run, said in zip(
+        runs, ("8 prompts a row", "assumed: there is no prompt section", "3 prompts a row"), strict=True
+    ):
+        assert said in found[f"{run}: reranker"]

@@ -12,8 +12,9 @@ import pytest
 
 from kaggle_llm.inference.engine import EngineSettings
 from kaggle_llm.inference.transformers_engine import TransformersEngine
-from kaggle_llm.prompts import encode_texts, load_tokenizer
+from kaggle_llm.prompts import encode_texts
 from kaggle_llm.retrieval.negatives import MinedPair, NegativeSettings
+from kaggle_llm.tokenizer import load_tokenizer
 from kaggle_llm.training import embedding
 from kaggle_llm.training import trainer as training_loop
 from kaggle_llm.training.embedding import (

@@ -13,7 +13,8 @@ import pytest
 
 from kaggle_llm.inference.engine import EngineSettings, Sampling
 from kaggle_llm.inference.transformers_engine import TransformersEngine
-from kaggle_llm.prompts import Prompt, load_tokenizer
+from kaggle_llm.prompts import Prompt
+from kaggle_llm.tokenizer import load_tokenizer
 
 LABELS = [[266], [265], [300]]
 TEXTS = [

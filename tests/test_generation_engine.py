@@ -12,7 +12,8 @@ import pytest
 from kaggle_llm.inference.engine import Completion, EngineSettings, Sampling
 from kaggle_llm.inference.generation import find_stop, keep_structure
 from kaggle_llm.inference.transformers_engine import TransformersEngine
-from kaggle_llm.prompts import Prompt, load_tokenizer
+from kaggle_llm.prompts import Prompt
+from kaggle_llm.tokenizer import load_tokenizer
 
 LENGTHS = [5, 1, 60, 33, 2, 60, 17, 90]
 OPTIONS = ("Yes", "No", 'No "x" \\ y', "two\nlines", "ü🙂", "[a-z]+")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from pico import train_bpe
+from workspace import Workspace, copy_workspace, succeed
 
 from kaggle_llm.inference.engine import EngineSettings
 from kaggle_llm.inference.maker import make_engine
@@ -176,3 +177,19 @@ def test_it_learns_to_say_what_it_was_taught(gpt2: ModuleType) -> None:
     gpt2.fit(model, taught, epochs=60, batch=5, learning_rate=5e-3, seed=0)
     said = [model.generate(torch.tensor([prompt]), 2)[0, 2:].tolist() for prompt, _ in taught]
     assert said == [answer for _, answer in taught]
+
+
+def test_it_is_trained_again_where_its_own_files_do_something_else(bare: Workspace, tmp_path: Path) -> None:
+    """model.py, which learn.py imports; not for a comment, and not for predict.py, which asks what was learned."""
+    workspace = copy_workspace(bare, tmp_path)
+    model, predict = (workspace.root / "exp" / "exp000_gpt2" / name for name in ("model.py", "predict.py"))
+    assert "fold0/gpt2 …" in succeed(workspace.train("exp000_gpt2", "--smoke"))
+    made = (workspace.output / "exp000_gpt2--smoke" / "fold0" / "gpt2").stat().st_ino
+    model.write_text(model.read_text().replace("\nclass ", "\n# The model.\nclass ", 1))
+    predict.write_text(predict.read_text().replace("loaded.index.search(", "loaded.index.search(*(), "))
+    assert "fold0/gpt2 is complete, reused" in succeed(workspace.train("exp000_gpt2", "--smoke"))
+    assert (workspace.output / "exp000_gpt2--smoke" / "fold0" / "gpt2").stat().st_ino == made
+    text = model.read_text()
+    assert text.count("betas=(0.9, 0.95)") == 1
+    model.write_text(text.replace("betas=(0.9, 0.95)", "betas=(0.9, 0.96)"))
+    assert "fold0/gpt2 is made again: code: " in succeed(workspace.train("exp000_gpt2", "--smoke"))

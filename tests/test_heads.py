@@ -12,7 +12,7 @@ import pytest
 from kaggle_llm.inference import heads as ranks
 from kaggle_llm.inference.engine import EngineSettings
 from kaggle_llm.inference.maker import make_engine
-from kaggle_llm.rankings import check_ranking
+from kaggle_llm.rankings import check_answer, check_ranking
 from kaggle_llm.training.distillation import DistillationSettings
 from kaggle_llm.training.heads import (
     HeadExample,
@@ -212,24 +212,26 @@ def test_classes_are_ranked_by_their_log_probabilities() -> None:
     assert found["scores"][1].to_list() == pytest.approx([0.0, -1000.0])
 
 
-def test_values_and_expected_levels_are_ranked_as_text() -> None:
-    values = ranks.rank_values(["a", "b"], [np.array([2.5]), np.array([-1e-3])])
-    assert check_ranking(values, ["a", "b"])["items"].to_list() == [["2.5"], ["-0.001"]]
+def test_values_and_expected_levels_are_numbers() -> None:
+    values = ranks.read_values(["a", "b"], [np.array([2.5]), np.array([-1e-3])])
+    assert check_answer(values, ["a", "b"])["values"].to_list() == [[2.5], [-1e-3]]
+    both = ranks.read_values(["a"], [np.array([2.5, 1.0])], targets=2)
+    assert both["values"].to_list() == [[2.5, 1.0]]
     logits = [np.array([800.0, 0.0, -800.0]), np.array([math.log(3), -math.log(3), -math.log(9)])]
-    levels = check_ranking(ranks.rank_levels(["a", "b"], logits, 4), ["a", "b"])
-    assert [float(items[0]) for items in levels["items"]] == pytest.approx([1.5, 0.75 + 0.25 + 0.1])
+    levels = check_answer(ranks.read_levels(["a", "b"], logits, 4), ["a", "b"])
+    assert levels["values"].list.first().to_list() == pytest.approx([1.5, 0.75 + 0.25 + 0.1])
 
 
 def test_the_simplest_rules_know_the_training_rows_only() -> None:
     prior = check_ranking(ranks.rank_prior(["a", "b"], ["x", "y", "z"], [(0, 1, 0), (0, 0.5, 0.5)]), ["a", "b"])
     assert prior["items"].to_list() == [["y", "z", "x"]] * 2
     assert prior["scores"][1].to_list() == pytest.approx([math.log(share / 5) for share in (2.5, 1.5, 1)])
-    mean = check_ranking(ranks.rank_mean(["a", "b"], [1.0, 2.0, 6.0]), ["a", "b"])
-    assert mean["items"].to_list() == [["3.0"]] * 2
+    mean = check_answer(ranks.mean_values(["a", "b"], [1.0, 2.0, 6.0]), ["a", "b"])
+    assert mean["values"].to_list() == [[3.0]] * 2
 
 
 def test_no_rows_are_ranked_as_none_and_another_heads_logits_are_refused() -> None:
-    empty = (ranks.rank_classes([], [], LABELS), ranks.rank_values([], []), ranks.rank_levels([], [], 4))
-    assert [check_ranking(ranking, []).height for ranking in empty] == [0, 0, 0]
+    empty = (ranks.rank_classes([], [], LABELS), ranks.read_values([], []), ranks.read_levels([], [], 4))
+    assert [check_answer(ranking, []).height for ranking in empty] == [0, 0, 0]
     with pytest.raises(ValueError, match=r"shape \[\(3,\)\]: this head has 4"):
         ranks.rank_classes(["a"], [np.zeros(3)], LABELS)

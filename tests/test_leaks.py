@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
+from workspace import Workspace, copy_workspace
 
 from kaggle_llm import records
 from kaggle_llm.competition import Competition, CompetitionSettings, load_competition
-from kaggle_llm.cv.audit import audit_run, read_rows, read_settings, report_run
+from kaggle_llm.cv.audit import audit_folds, audit_run, read_rows, read_settings, report_run
 from kaggle_llm.cv.folds import ALWAYS_TRAIN, FoldSettings, assign_folds
 from kaggle_llm.cv.leaks import (
     KINDS,
@@ -35,6 +38,7 @@ from kaggle_llm.cv.leaks import (
     write_findings,
 )
 from kaggle_llm.demo.misconceptions import NAME, build_competition
+from kaggle_llm.model import Model, describe_models
 
 WORDS = [f"w{n}" for n in range(400)]
 
@@ -340,6 +344,40 @@ def test_the_groups_column_is_read_from_train_csv(competition: Competition) -> N
         read_rows(competition, LeakSettings(group="writer"))
 
 
+def plant_texts(competition: Competition, folder: Path, place: int, other: int) -> Competition:
+    """The competition with the texts of row `place` in row `other`, too."""
+    shutil.copytree(competition.folder, folder)
+    rows = pl.read_csv(folder / "train.csv", infer_schema=False)
+    for column in competition.tables["train"].texts:
+        rows = plant(rows, column, {other: rows[column][place]})
+    rows.write_csv(folder / "train.csv")
+    return load_competition(competition.settings, folder)
+
+
+def test_before_a_training_only_leaks_of_validated_folds_count(competition: Competition, tmp_path: Path) -> None:
+    planted = plant_texts(competition, tmp_path / "input", 0, 9)
+    fold = pl.Series("fold", [(n % 5) if n < 50 else 2 for n in range(planted.table("train").height)])  # 0: 0, 9: 4
+    config, run = SimpleNamespace(leaks=LeakSettings()), tmp_path / "run"
+    with pytest.raises(ValueError, match=r"exact_fold: 1 row.* of fold 0"):
+        audit_folds(planted, fold, [0, 1], config, run)
+    assert [found["fold"] for found in json.loads((run / "leaks.json").read_text())] == [0]
+    audit_folds(planted, fold, [1], config, run)
+    assert json.loads((run / "leaks.json").read_text()) == []
+
+
+def test_a_smoke_run_stops_at_leaks_of_rows_that_it_leaves_out(bare: Workspace, tmp_path: Path) -> None:
+    """It validates the first 8 rows of fold 0; what the real run would stop at is worth knowing before a night."""
+    workspace = copy_workspace(bare, tmp_path / "root")
+    whole = load_competition(CompetitionSettings(NAME), workspace.root / "input" / NAME)
+    fold = assign_folds(whole.table("train")[whole.target], FoldSettings()).to_list()
+    last, other = [n for n, k in enumerate(fold) if k == 0][-1], fold.index(1)
+    assert fold.count(0) > 8
+    plant_texts(whole, workspace.root / "input" / "leaky", last, other)
+    done = workspace.train("exp001_retrieve", "--smoke", "run=leaky", "competition.dir=input/leaky")
+    assert done.returncode != 0 and "exact_fold: 1 row" in done.stderr and "Traceback" not in done.stderr
+    assert not list(workspace.output.glob("exp001_retrieve--leaky-smoke/metrics.json"))
+
+
 def write_run(root: Path, run: str, competition: Competition, models: dict[str, str], **config: object) -> pl.DataFrame:
     """The files of a complete run with folds 0 and 1 of five."""
     rows = competition.table("train")
@@ -349,7 +387,10 @@ def write_run(root: Path, run: str, competition: Competition, models: dict[str, 
     oof.write_parquet(root / "output" / run / "oof.parquet")
     settings = {
         "config": {"competition": {"name": NAME, "dir": ""}, **config},
-        "fold_models": {k: {"encoder": "input/models/x", "reranker": path} for k, path in models.items()},
+        "fold_models": {
+            k: describe_models([Model("encoder", root / "input/models/x"), Model("reranker", root / path)])
+            for k, path in models.items()
+        },
     }
     inputs = {"train.csv": records.hash_file(competition.folder / "train.csv")}
     records.write_record(root / "output" / run, records.make_record("run", settings, inputs, 0, {}, 1.0))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pico import SENTENCES
 
-from kaggle_llm.prompts import load_tokenizer
+from kaggle_llm.tokenizer import load_tokenizer
 from kaggle_llm.training.masked import (
     MaskedExample,
     MaskedSettings,

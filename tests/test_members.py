@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ import pytest
 
 from kaggle_llm.competition import CompetitionSettings, load_competition
 from kaggle_llm.inference.budget import Budget
-from kaggle_llm.inference.members import MemberError
-from kaggle_llm.run import Run, answer
+from kaggle_llm.inference.members import Member, MemberError
+from kaggle_llm.model import Model, of_member, split_folds
+from kaggle_llm.rankings import average_by_id, average_rankings, make_ranking
+from kaggle_llm.run import Run, answer, ask_members
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("fast_python")]
 
@@ -52,10 +54,11 @@ def load(run):
     return about
 
 
-def predict(rows, loaded, run):
+def score(rows, loaded, run):
     ids, do = rows["id"].to_list(), loaded.get("do")
+    loaded["asked"] = loaded.get("asked", 0) + 1
     run.offer(make_ranking(ids, [["early"]] * len(ids), [[0.0]] * len(ids)))
-    if do == "die":
+    if do == "die" or do == "die at the second part" and loaded["asked"] == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     elif do == "hang":
         time.sleep(1000)
@@ -92,14 +95,15 @@ class Ensemble:
 
 
 def make_ensemble(root: Path, members: list[dict[str, Any]], limit: float = 100.0) -> Ensemble:
-    """Members fold0, fold1, …; the first gives the item x the score 0, the second 1, …; y has 0.5."""
+    """Models of the folds 0, 1, …; the first gives the item x the score 0, the second 1, …; y has 0.5."""
     exp, data = root / "exp", root / "data"
     exp.mkdir()
     data.mkdir()
     (exp / "predict.py").write_text(PREDICT)
-    models = {}
+    models = []
     for number, about in enumerate(members):
-        folder = models[f"fold{number}.reranker"] = root / f"model{number}"
+        folder = root / f"model{number}"
+        models.append(Model("reranker", folder, fold=number))
         folder.mkdir()
         (folder / "model.json").write_text(json.dumps({"name": f"fold{number}", "score": number, **about}))
     settings = CompetitionSettings("demo-misconceptions")
@@ -180,3 +184,59 @@ def test_what_the_first_member_cuts_is_counted_and_no_other_is_asked(tmp_path: P
     assert ensemble.answer()["scores"].to_list() == [[0.5, 0.0]]
     assert ensemble.run.budget.cuts == {"reranking": 1, "member 2 of 2": 1}
     assert len(ensemble.processes) == 1
+
+
+def test_what_a_member_said_before_it_died_counts_for_those_rows(tmp_path: Path) -> None:
+    ensemble = make_ensemble(tmp_path, [{}, {"do": "die at the second part", "score": 2.0}])
+    ranking = ensemble.answer(rows=40)
+    assert ranking["id"].to_list() == [f"r{n}" for n in range(40)], "in the order asked"
+    said = [row == ["x", "y"] for row in ranking["items"].to_list()]
+    assert sum(said) == 16 and ensemble.run.budget.cuts == {"member 2 of 2": 24}
+    assert {tuple(row) for row in ranking["scores"].to_list()} == {(1.0, 0.5), (0.5, 0.0)}
+    assert [offer.height for offer in ensemble.offers] == [40] * len(ensemble.offers), "no offer lacks a row"
+
+
+def test_members_are_told_by_their_numbers_and_recorded_ones_are_not_asked(tmp_path: Path) -> None:
+    """An ensemble of runs asks some of its members, the heaviest first, and in CV none of them."""
+    ensemble = make_ensemble(tmp_path, [{}])
+    rows = pl.DataFrame({"id": ["r1", "r0"]})
+    config = {"competition": {"name": "demo-misconceptions"}, "items": ["x", "y"]}
+    asked = Member(ensemble.exp, config, split_folds(ensemble.run.models)[0])
+    known = make_ranking(["r0", "r1", "r2"], [["y"]] * 3, [[7.0], [8.0], [9.0]])
+    recorded = Member(ensemble.exp, config, [], known.with_columns(fold=pl.lit(0)))
+    offers: list[pl.DataFrame] = []
+    said = ask_members(ensemble.run, rows, [recorded, asked], average_by_id, offers.append, [4, 1])
+    assert said.select("member", "id", "items", "scores").sort("member", "id").rows() == [
+        (1, "r0", ["y", "x"], [0.5, 0.0]),
+        (1, "r1", ["y", "x"], [0.5, 0.0]),
+        (4, "r0", ["y"], [7.0]),
+        (4, "r1", ["y"], [8.0]),
+    ]
+    assert [offer.height for offer in offers] == [2, 4] and len(ensemble.processes) == 1
+    with pytest.raises(ValueError, match=r"lost 1 \(first \['r9'\]\)"):
+        ask_members(ensemble.run, pl.DataFrame({"id": ["r9"]}), [recorded], average_by_id, offers.append)
+
+
+def test_the_mean_of_what_was_said_of_each_id_is_that_of_the_rankings() -> None:
+    first = make_ranking(["a", "b", "c"], [["x", "y"], [], ["z"]], [[2.0, 1.0], [], [4.0]])
+    second = make_ranking(["b", "a"], [[], ["y", "z"]], [[], [5.0, 0.0]])
+    found = average_by_id(pl.concat([first, second]))
+    assert found["id"].to_list() == ["a", "b", "c"] and found["items"].to_list() == [["y", "x", "z"], [], ["z"]]
+    assert found["scores"].to_list() == [[3.0, 1.0, 0.5], [], [4.0]], "a row that one of them said nothing of stays"
+    assert average_by_id(pl.concat([first, first])).equals(average_rankings([first, first]))
+    assert average_by_id(first).equals(first)
+    foreign = make_ranking(["a"], [["q"]], [[1.0]])
+    with pytest.raises(ValueError, match=r"row .a..*no item in common"):
+        average_by_id(pl.concat([first, foreign]))
+
+
+def test_a_member_that_ships_its_folds_answers_as_an_ensemble_by_itself(tmp_path: Path) -> None:
+    ensemble = make_ensemble(tmp_path, [{}, {"score": 2.0}])
+    config = {"competition": {"name": "demo-misconceptions"}, "items": ["x", "y"]}
+    folds = [replace(model, member=0) for model in ensemble.run.models]
+    assert split_folds([*folds, Model("e", tmp_path, member=1)]) == {None: [*folds, Model("e", tmp_path, member=1)]}
+    alone = Member(ensemble.exp, config, of_member(folds, 0))
+    said = ask_members(ensemble.run, pl.DataFrame({"id": ["r0"]}), [alone], average_by_id, ensemble.offers.append)
+    assert said.drop("id").rows() == [(["x", "y"], [1.0, 0.5], 0)]
+    assert [process["name"] for process in ensemble.processes] == ["fold0", "fold1"]
+    assert [offer["items"].to_list()[0][0] for offer in ensemble.offers] == ["early", "y", "x", "x"]

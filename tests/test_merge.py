@@ -15,7 +15,7 @@ import pytest
 from kaggle_llm import records
 from kaggle_llm.inference.engine import EngineSettings
 from kaggle_llm.inference.maker import make_engine
-from kaggle_llm.prompts import load_tokenizer
+from kaggle_llm.tokenizer import load_tokenizer
 from kaggle_llm.weights.merge import MergeSettings, merge_adapter
 
 if TYPE_CHECKING:

@@ -12,7 +12,9 @@ RANKING = make_ranking(["q"], [list("abcdef")], [[0.99, 0.80, 0.77, 0.70, 0.50, 
 TRUTH = pl.DataFrame({"id": ["q"], "items": [["b"]]})
 
 
-def mine(ranking: pl.DataFrame = RANKING, truth: pl.DataFrame = TRUTH, seed: int = 0, **changes: int | float | None):
+def mine(
+    ranking: pl.DataFrame = RANKING, truth: pl.DataFrame = TRUTH, seed: int = 0, **changes: int | float | None
+) -> list[tuple[str, str, list[str]]]:
     settings = NegativeSettings(**({"first": 1, "last": 6, "per_query": 9, "margin": None} | changes))
     return [(pair.id, pair.right, sorted(pair.negatives)) for pair in mine_negatives(ranking, truth, settings, seed)]
 

@@ -17,11 +17,14 @@ import pytest
 
 from kaggle_llm import run as rooms
 from kaggle_llm.competition import CompetitionSettings, load_competition, read_csv
+from kaggle_llm.decisions import Decided
 from kaggle_llm.inference.budget import Budget
 from kaggle_llm.inference.members import Member, MemberError
 from kaggle_llm.kaggle.predict import offer_submission, predict_test
-from kaggle_llm.rankings import make_ranking, top
+from kaggle_llm.model import Model
+from kaggle_llm.rankings import make_ranking
 from kaggle_llm.retrieval import rerank as reranking
+from kaggle_llm.retrieval.blend import Blend, Reranked
 
 DOCUMENTS = [f"M{n}" for n in range(6)]
 LIMIT = 1000.0
@@ -70,6 +73,8 @@ class Weather:
     hang: float
     crash: float
     """How probable each is in a call."""
+    spare: bool
+    """Whether a row that no model answered has what predict.fallback says, or what the retrieval says."""
 
 
 def draw_weather(rng: random.Random, trouble: bool) -> Weather:
@@ -82,10 +87,11 @@ def draw_weather(rng: random.Random, trouble: bool) -> Weather:
         jitter=rng.choice([0.0, 0.2, 10.0 if trouble else 0.3]),
         hang=rng.choice([0.0, 0.05]) if trouble else 0.0,
         crash=rng.choice([0.0, 0.05]) if trouble else 0.0,
+        spare=rng.choice([False, True]),
     )
 
 
-class Model:
+class RandomEngine:
     """An engine of random scores."""
 
     def __init__(self, weather: Weather, clock: Clock, rng: random.Random) -> None:
@@ -106,7 +112,7 @@ class Model:
 
 
 class Predict:
-    """exp002's way without texts: a retrieval, offered, then the model on its first candidates."""
+    """A predict.py without texts: a retrieval, then the model on its first candidates."""
 
     def __init__(self, weather: Weather, clock: Clock, rng: random.Random) -> None:
         self.weather, self.clock, self.rng = weather, clock, rng
@@ -118,31 +124,45 @@ class Predict:
     def prompts(self, row: Any, items: Sequence[str]) -> list[list[int]]:
         return [[1]] * len(items)
 
-    def load(self, run: rooms.Run) -> Model:
-        return Model(self.weather, self.clock, self.rng)
+    def load(self, run: rooms.Run) -> RandomEngine:
+        return RandomEngine(self.weather, self.clock, self.rng)
 
-    def predict(self, rows: pl.DataFrame, loaded: Model, run: rooms.Run) -> pl.DataFrame:
+    def search(self, rows: pl.DataFrame) -> pl.DataFrame:
         self.clock.work(0.5)
         shuffled = [random.Random(i).sample(DOCUMENTS, 6) for i in rows["id"]]
-        retrieved = make_ranking(rows["id"].to_list(), shuffled, [[6.0, 5, 4, 3, 2, 1]] * rows.height)
-        run.offer(retrieved)
+        return make_ranking(rows["id"].to_list(), shuffled, [[6.0, 5, 4, 3, 2, 1]] * rows.height)
 
-        def finish(found: pl.DataFrame) -> pl.DataFrame:
-            known = {i: (items, scores) for i, items, scores in found.iter_rows()}
-            rest = {i: (items, scores) for i, items, scores in top(retrieved, 3).iter_rows()}
-            chosen = [known.get(i, rest[i]) for i in rows["id"]]
-            return make_ranking(rows["id"].to_list(), [one[0] for one in chosen], [one[1] for one in chosen])
+    def rerank(
+        self, rows: pl.DataFrame, retrieved: pl.DataFrame, loaded: RandomEngine, run: rooms.Run, offer: Any
+    ) -> pl.DataFrame:
+        return reranking.rerank(rows, retrieved, 3, self, loaded, run.budget, offer)
 
-        found = reranking.rerank(
-            rows,
-            retrieved,
-            3,
-            self,
-            loaded,
-            run.budget,
-            lambda so_far: run.offer(finish(so_far)),  # type: ignore[arg-type]
-        )
-        return finish(found)
+
+class WithDecision(Predict):
+    """exp002's way: the retrieval is offered, and blended with what the model said."""
+
+    def score(self, rows: pl.DataFrame, loaded: RandomEngine, run: rooms.Run) -> Reranked:
+        retrieved = self.search(rows)
+        run.offer(Reranked(retrieved, retrieved.clear()))
+
+        def offer(reranked: pl.DataFrame) -> None:
+            run.offer(Reranked(retrieved, reranked))
+
+        return Reranked(retrieved, self.rerank(rows, retrieved, loaded, run, offer))
+
+    def decision(self, config: Any) -> Blend:
+        return Blend()
+
+
+class WithFallback(Predict):
+    """exp005's way: rows that the model did not come to have what is known without it."""
+
+    def fallback(self, rows: pl.DataFrame, run: rooms.Run) -> pl.DataFrame:
+        return self.search(rows)
+
+    def score(self, rows: pl.DataFrame, loaded: RandomEngine, run: rooms.Run) -> pl.DataFrame:
+        assert run.spare is not None
+        return self.rerank(rows, run.spare, loaded, run, run.offer)
 
 
 @pytest.fixture(scope="module")
@@ -170,26 +190,29 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 class FakeProcess:
     """A MemberProcess without a process: what a member is asked is answered here, by the same clock."""
 
-    def __init__(self, predict: Predict, member: Member, folder: Path) -> None:
-        self.predict = predict
-        self.models: list[Model] = []
+    def __init__(self, clock: Clock, member: Member, folder: Path) -> None:
+        self.clock = clock
+        self.offer: Any = None
+        self.run = rooms.Run(member.config, None, member.models, on_offer=self._offer)
 
     def __enter__(self) -> "FakeProcess":
         return self
 
     def __exit__(self, *_: object) -> None: ...
 
+    def _offer(self, ranking: pl.DataFrame) -> None:
+        if self.offer:
+            self.offer(ranking)
+
     def answer(self, rows: pl.DataFrame, budget: Budget, seconds: float, offer: Any = None) -> pl.DataFrame:
-        clock = self.predict.clock
-        clock.patience = clock.now + seconds
+        self.clock.patience = self.clock.now + seconds
+        self.run.budget, self.offer = budget, offer
         try:
-            run: Any = rooms.Run(Nothing(), None, {}, budget, offer)  # type: ignore[arg-type]
-            self.models = self.models or [self.predict.load(run)]
-            return self.predict.predict(rows, self.models[0], run)
+            return rooms.answer(Path(), self.run, rows)
         except Crash as error:
             raise MemberError("it crashed, or took too long") from error
         finally:
-            clock.patience = LIMIT
+            self.clock.patience = LIMIT
 
 
 def predict_in(
@@ -197,13 +220,16 @@ def predict_in(
 ) -> tuple[str, Clock, rooms.Run]:
     """How it ended: done, killed or crashed."""
     clock, rng = Clock(), random.Random(seed)
-    names = [f"fold{n}.model" for n in range(weather.members)] if weather.members > 1 else ["model"]
+    folds = [*range(weather.members)] if weather.members > 1 else [None]
+    decision = working.with_name(f"{working.name}-decision")
+    Decided(Blend(3.0)).save(decision)
+    models = [Model("model", Path(f"{fold}"), fold=fold) for fold in folds] + [Model("decision", decision)]
     budget = Budget(LIMIT, reserve=0.05 * LIMIT, clock=clock)
     offer = partial(offer_submission, competition, working)
-    run = rooms.Run(Nothing(), competition, {name: Path(name) for name in names}, budget, offer)
-    predict = Predict(weather, clock, rng)
+    run = rooms.Run(Nothing(), competition, models, budget, offer)
+    predict = (WithFallback if weather.spare else WithDecision)(weather, clock, rng)
     monkeypatch.setattr(rooms, "import_predict", lambda _: predict)
-    monkeypatch.setattr(rooms, "open_member", partial(FakeProcess, predict))
+    monkeypatch.setattr(rooms, "open_member", partial(FakeProcess, clock))
     try:
         predict_test(Path(), run, working)
     except Killed:
@@ -248,17 +274,18 @@ def test_without_hangs_the_budget_ends_in_time_by_itself_and_counts_what_it_cut(
     assert cut >= 10
 
 
+@pytest.mark.parametrize("spare", [False, True])
 @pytest.mark.parametrize("pace", [0.01, 1.0])
 def test_the_file_on_disk_gets_better_while_the_model_works(
-    pace: float, competitions: dict[int, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pace: float, spare: bool, competitions: dict[int, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sample, retrieval, then rows of the model every minute."""
+    """Sample, retrieval or fallback, then rows of the model every minute."""
     written: list[str] = []
-    weather = Weather(rows=90, members=1, load=0.0, pace=pace, jitter=0.0, hang=0.0, crash=0.0)
+    weather = Weather(rows=90, members=1, load=0.0, pace=pace, jitter=0.0, hang=0.0, crash=0.0, spare=spare)
     real = Path.replace
 
     def note(self: Path, target: Any) -> Any:
-        written.append(self.read_text())
+        written.extend([self.read_text()] * (Path(target).name == "submission.csv"))
         return real(self, target)
 
     monkeypatch.setattr(Path, "replace", note)

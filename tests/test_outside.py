@@ -1,16 +1,15 @@
-"""The O-threshold: a literal rule a token, fitted to the best metric, and saved as it is."""
+"""The O-threshold: a literal rule a token, fitted to the best metric."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
-from kaggle_llm.cv.outside import GRID, OutsideThreshold, fit_outside
+from kaggle_llm.cv.outside import GRID, OutsideThreshold
 from kaggle_llm.inference.tagging import tagged_schema
 from kaggle_llm.metrics import Metric, span_f_beta
 
@@ -69,29 +68,26 @@ def test_no_other_threshold_is_better(beta: float, seed: int) -> None:
     tagged, truth = draw_case(seed)
     metric = span_f_beta(beta)
     scores = [metric.score(OutsideThreshold(value).apply(tagged), truth) for value in GRID]
-    fitted = fit_outside(tagged, truth, metric)
+    fitted = OutsideThreshold().fit(tagged, truth, metric)
     assert fitted.value == GRID[int(np.argmax(scores))]
     lower = replace(metric, greater_is_better=False, score=lambda *frames: -metric.score(*frames))
-    assert fit_outside(tagged, truth, lower) == fitted
+    assert OutsideThreshold().fit(tagged, truth, lower) == fitted
+    assert OutsideThreshold(0.999).fit(tagged, truth, metric) == fitted, "wherever it starts"
 
 
 def test_where_a_miss_costs_more_the_threshold_is_higher() -> None:
     """A span at p(O) = 0.97 among two false ones at 0.9: precision leaves them all out, recall takes them all."""
     tagged = make_tagged({"r": [0.1, 0.9, 0.9, 0.97]}, ["B-x"] * 4)
     truth = make_truth({"r": ["0:2:x", "9:11:x"]})
-    assert fit_outside(tagged, truth, span_f_beta(0.5)).value <= 0.9
-    assert fit_outside(tagged, truth, span_f_beta(5)).value > 0.97
+    assert OutsideThreshold().fit(tagged, truth, span_f_beta(0.5)).value <= 0.9
+    assert OutsideThreshold().fit(tagged, truth, span_f_beta(5)).value > 0.97
 
 
 def test_a_metric_without_a_best_one_keeps_one_half() -> None:
     metric = Metric("even", True, lambda ranking, truth: 1.0)
     tagged, truth = draw_case(0)
-    assert fit_outside(tagged, truth, metric) == OutsideThreshold(0.5)
-
-
-def test_a_threshold_comes_back_as_it_was_saved(tmp_path: Path) -> None:
-    OutsideThreshold(0.95).save(tmp_path)
-    assert OutsideThreshold.load(tmp_path) == OutsideThreshold(0.95)
+    assert OutsideThreshold().fit(tagged, truth, metric) == OutsideThreshold(0.5)
+    assert OutsideThreshold(0.999).fit(tagged, truth, metric) == OutsideThreshold(0.5)
 
 
 def test_no_rows_and_no_tokens_have_no_spans() -> None:

@@ -12,9 +12,10 @@ from kaggle_llm.inference.budget import Budget
 from kaggle_llm.inference.choice import OrderSettings, rank_options
 from kaggle_llm.inference.engine import EngineSettings
 from kaggle_llm.inference.maker import make_engine
-from kaggle_llm.inference.pairs import fill_even, make_pairs
-from kaggle_llm.prompts import Prompter, PromptSettings, load_tokenizer
-from kaggle_llm.rankings import check_ranking, make_ranking
+from kaggle_llm.inference.pairs import make_pairs, rank_even
+from kaggle_llm.prompts import Prompter, PromptSettings
+from kaggle_llm.rankings import check_ranking, make_ranking, replace_rows
+from kaggle_llm.tokenizer import load_tokenizer
 
 LABELS = ("a", "b", "tie")
 
@@ -68,9 +69,9 @@ def test_of_equal_answers_none_is_preferred_and_exchanged_answers_exchange_their
 def test_rows_that_were_not_asked_have_all_labels_alike() -> None:
     rows = rows_of(("15", "16"), ("1", "2"), ("3", "4"))
     said = make_ranking(["r2"], [list(LABELS)], [[-2.0, -0.5, -3.0]])
-    filled = fill_even(rows, said, LABELS)
+    filled = replace_rows(rank_even(rows, LABELS), said)
     assert check_ranking(filled, ["r0", "r1", "r2"]).height == 3
     assert filled["items"].to_list()[2] == ["b", "a", "tie"]
     assert filled["scores"].to_list()[0] == pytest.approx([-math.log(3)] * 3)
-    nothing = fill_even(rows.clear(), said.clear(), LABELS)
+    nothing = replace_rows(rank_even(rows.clear(), LABELS), said.clear())
     assert nothing.height == 0 and nothing.schema == said.schema

@@ -23,7 +23,7 @@ from kaggle_llm.retrieval.passages import (
     cut_documents,
     cut_text,
     rank_alike,
-    score_recall,
+    report_recall,
 )
 from kaggle_llm.retrieval.retriever import RetrievalSettings, Retriever
 
@@ -100,11 +100,14 @@ def test_a_context_is_the_first_passages_of_its_row(depth: int, contexts: list[s
     assert add_context(rows.head(0), FOUND.head(0), PASSAGES, depth)["context"].to_list() == []
 
 
-def test_recall_counts_rows_whose_right_document_is_among_the_first_passages() -> None:
+def test_recall_counts_rows_whose_right_document_is_among_the_first_passages(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     right = pl.DataFrame({"id": ["p", "q"], "document": ["d2", "d2"]})
-    found = score_recall(FOUND, PASSAGES, right, [1, 2, 3])
+    found = report_recall(FOUND, PASSAGES, right, [1, 2, 3])
     assert list(found.values()) == [0.5, 0.5, 1.0]  # d2 comes third in p, behind two passages of d1
     assert list(found) == [f"document in the first {depth}" for depth in (1, 2, 3)]
+    assert "document in the first 1: 0.5000; document in the first 2: 0.5000; document" in capsys.readouterr().out
 
 
 class PlainPrompts(ItemPrompts):
@@ -145,7 +148,7 @@ def ask(count: int, limit: float = float("inf")) -> tuple[pl.DataFrame, OddEngin
     engine, offers = OddEngine(), list[pl.DataFrame]()
     budget = Budget(limit, clock=lambda: engine.now)
     forms, prompts = make_forms(count), PlainPrompts()
-    found = answer_in_turn(forms, LETTERS, prompts, engine, budget, offers.append)  # type: ignore[arg-type]
+    found = answer_in_turn(forms, LETTERS, prompts, engine, budget, offers.append)
     return check_ranking(found, forms[0]["id"].to_list()), engine, offers
 
 
@@ -196,7 +199,8 @@ def test_a_row_that_nobody_was_asked_about_has_the_options_in_the_order_given() 
 @pytest.mark.timeout(120)
 def test_an_article_of_50_000_words_is_searched_beside_a_short_one(pico_encoder: Path) -> None:
     from kaggle_llm.inference.engine import EngineSettings
-    from kaggle_llm.inference.maker import make_engine
+    from kaggle_llm.model import Model
+    from kaggle_llm.run import Run
 
     words = ["fraction", "digit", "value", "tens"]
     long = " ".join(random.Random(0).choices(words, k=50_000))
@@ -204,12 +208,11 @@ def test_an_article_of_50_000_words_is_searched_beside_a_short_one(pico_encoder:
     text = f"{long[:middle]} zebra {long[middle:]}"
     documents = pl.DataFrame({"id": ["long", "short"], "title": ["All", "Area"], "text": [text, "length times width"]})
     passages = cut_documents(documents, PassageSettings(words=60, overlap=20))
-    config = SimpleNamespace(retrieval=RetrievalSettings(str(pico_encoder), query="{question}", k=3, dense_weight=0.0))
-    engine = make_engine(pico_encoder, EngineSettings())
-    run: Any = SimpleNamespace(config=config, engine=lambda name: engine, model=lambda name: pico_encoder)
+    settings, nothing = RetrievalSettings(query="{question}", k=3, dense_weight=0.0), None
+    config, competition = SimpleNamespace(retrieval=settings, engine=EngineSettings()), nothing
     rows = pl.DataFrame({"id": ["a", "b"], "question": ["zebra", "width"]})
-    found = Retriever(run, passages).search(rows)
-    engine.close()
+    with Run(config, competition, [Model("encoder", pico_encoder)]) as run:
+        found = Retriever(run, passages).search(rows)
     texts = dict(passages.select("id", "text").iter_rows())
     first, second = (items[0] for items in found["items"].to_list())
     assert "zebra" in texts[first] and len(texts[first].split()) <= 61 and second == "short:0"

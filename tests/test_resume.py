@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 
 import numpy as np
 import polars as pl
 import pytest
-from workspace import Workspace, copy_workspace, succeed
+from workspace import Workspace, copy_workspace, read_answers, succeed
 
 pytestmark = pytest.mark.slow
 
@@ -30,6 +31,20 @@ train = sys.argv[5]
 sys.argv, sys.path[0] = sys.argv[5:], os.path.dirname(train)
 runpy.run_path(train, run_name="__main__")
 """
+# At the end it says how many answers of models were written down.
+COUNT = """
+import os, runpy, sys
+from kaggle_llm.inference.answers import AnswerFile
+original, counts = AnswerFile.write, []
+def write(self, answers):
+    counts.append(len(answers))
+    original(self, answers)
+AnswerFile.write = write
+train = sys.argv[1]
+sys.argv, sys.path[0] = sys.argv[1:], os.path.dirname(train)
+runpy.run_path(train, run_name="__main__")
+print("answers written:", sum(counts))
+"""
 PLACES = {
     "between two checkpoints": (
         ("kaggle_llm.training.choice", "ChoiceTask", "loss", "3"),
@@ -39,7 +54,8 @@ PLACES = {
         ("transformers", "Trainer", "_save_rng_state", "2"),
         "going on from checkpoint of step 2 of",
     ),
-    "in prediction": (("kaggle_llm.run", "", "check_ranking", "1"), "fold0/adapter is complete, reused"),
+    "in merging": (("kaggle_llm.weights.merge", "", "write_config", "1"), "fold0/adapter is complete, reused"),
+    "before the scores": (("kaggle_llm.rankings", "", "check_answer", "1"), "fold0/merged is complete, reused"),
 }
 
 
@@ -63,16 +79,38 @@ def leaves(workspace: Workspace, name: str) -> tuple[dict[str, np.ndarray], pl.D
 @pytest.mark.parametrize("place", PLACES)
 def test_killed_it_goes_on_to_the_same_result(workspace: Workspace, place: str) -> None:
     (where, said), name = PLACES[place], place.replace(" ", "_")
+    kill(workspace, name, *where)
+    assert said in succeed(workspace.train("exp002_rerank", *WORDS, f"run={name}"))
+    check_same(workspace, name)
+
+
+def test_killed_in_prediction_it_asks_only_what_no_model_has_answered(workspace: Workspace) -> None:
+    """At the third call of the language model: the trained one's answers are kept, the base model's are not."""
+    shutil.rmtree(workspace.output / "cache")
+    kill(workspace, "prediction", "kaggle_llm.inference.transformers_engine", "TransformersEngine", "choices", "3")
+    kept, train = read_answers(workspace), str(workspace.root / "exp" / "exp002_rerank" / "train.py")
+    said = succeed(workspace.python("-c", COUNT, train, *WORDS, "run=prediction"))
+    assert all(f"fold0/{step} is complete, reused" in said for step in ("adapter", "merged"))
+    new = read_answers(workspace) - kept
+    assert kept and new and f"answers written: {len(new)}\n" in said
+    check_same(workspace, "prediction")
+
+
+def kill(workspace: Workspace, name: str, *where: str) -> None:
+    """A run that is killed there: it has no scores and no record."""
     train = str(workspace.root / "exp" / "exp002_rerank" / "train.py")
-    words = (*WORDS, f"run={name}")
-    killed = workspace.python("-c", KILL, *where, train, *words)
+    killed = workspace.python("-c", KILL, *where, train, *WORDS, f"run={name}")
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     folder = workspace.output / f"exp002_rerank--{name}-smoke"
-    assert not (folder / "metrics.json").exists()
-    assert said in succeed(workspace.train("exp002_rerank", *words))
+    assert not (folder / "metrics.json").exists() and not (folder / "record.json").exists()
+
+
+def check_same(workspace: Workspace, name: str) -> None:
+    """The run left what the one left that was not killed, and nothing else."""
     adapter, oof, metrics = leaves(workspace, name)
     whole_adapter, whole_oof, whole_metrics = leaves(workspace, "whole")
     for tensor, values in whole_adapter.items():
         np.testing.assert_array_equal(values, adapter[tensor])
     assert oof.equals(whole_oof) and metrics == whole_metrics
+    folder = workspace.output / f"exp002_rerank--{name}-smoke"
     assert {path.name for path in folder.rglob("*") if "checkpoint" in path.name or "making" in path.name} == set()

@@ -11,6 +11,8 @@ import pytest
 
 from kaggle_llm.competition import CompetitionSettings, load_competition
 from kaggle_llm.demo.misconceptions import build_competition
+from kaggle_llm.inference.engine import EngineSettings
+from kaggle_llm.model import Model
 from kaggle_llm.rankings import check_ranking, make_ranking, top
 from kaggle_llm.retrieval import retriever
 from kaggle_llm.retrieval.fusion import fuse_by_rank
@@ -163,7 +165,7 @@ def test_rows_are_searched_for_some_at_a_time_and_found_as_if_all_at_once(
     """The long rankings that are fused are those of a part of the rows: memory does not grow with the test set."""
     build_competition(tmp_path, tmp_path / "hidden", train_rows=20, hidden_rows=3)
     competition = load_competition(CompetitionSettings("demo-misconceptions"), tmp_path)
-    settings = RetrievalSettings(str(pico_encoder), query="{question} {wrong_answer}", k=5)
+    settings = RetrievalSettings(query="{question} {wrong_answer}", k=5)
     sizes: list[int] = []
     real = retriever.fuse_by_rank
 
@@ -173,7 +175,8 @@ def test_rows_are_searched_for_some_at_a_time_and_found_as_if_all_at_once(
 
     monkeypatch.setattr(retriever, "fuse_by_rank", note)
     rows = competition.unlabelled(competition.table("train"))
-    with Run(SimpleNamespace(retrieval=settings), competition, {"encoder": pico_encoder}) as run:
+    config = SimpleNamespace(retrieval=settings, engine=EngineSettings())
+    with Run(config, competition, [Model("encoder", pico_encoder)]) as run:
         index = retriever.Retriever(run, competition.table("misconceptions"))
         whole = index.search(rows)
         monkeypatch.setattr(retriever, "ROWS", 8)

@@ -9,7 +9,8 @@ import pytest
 
 from kaggle_llm.inference.engine import EngineSettings, Sampling
 from kaggle_llm.inference.maker import make_engine
-from kaggle_llm.inference.sentinel import FIRST, Sentinel, SickModelError
+from kaggle_llm.inference.sentinel import COLLAPSED, FIRST, Sentinel, SickModelError
+from kaggle_llm.model import Model
 from kaggle_llm.run import Run
 
 PROMPTS = [[7 + n, 8, 9 + n] for n in range(FIRST + 10)]
@@ -33,7 +34,7 @@ def break_weights(folder: Path, out: Path, name: str) -> Path:
 def deaf(pico_llm: Path, tmp_path: Path) -> Any:
     """Run.engine of a model whose final norm is zero: every token is as likely as another, whatever is asked."""
     folder = break_weights(pico_llm, tmp_path / "deaf", "model.norm.weight")
-    with Run(SimpleNamespace(engine=EngineSettings()), None, {"model": folder}) as run:  # type: ignore[arg-type]
+    with Run(SimpleNamespace(engine=EngineSettings()), None, [Model("model", folder)]) as run:  # type: ignore[arg-type]
         yield run.engine("model")
 
 
@@ -78,3 +79,28 @@ def test_heads_are_watched_too(pico_head: Path) -> None:
 
     with pytest.raises(SickModelError, match=r"the scores \[1.0, 1.0, 1.0\]"):
         Sentinel(Constant(), pico_head).logits(prompts)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("spread", "sick"), [(0.9 * COLLAPSED, True), (2 * COLLAPSED, False)])
+def test_a_head_that_says_one_value_but_for_the_last_digits_stops(pico_head: Path, spread: float, sick: bool) -> None:
+    """Its tokens or its rows: what it learned is a constant; half precision alone moves more."""
+
+    class Collapsed:
+        def logits(self, prompts: Any) -> list[np.ndarray]:
+            return [np.array([0.5, -1.0]) + spread * (prompt[0] % 2) for prompt in prompts]
+
+    watched = Sentinel(Collapsed(), pico_head)  # type: ignore[arg-type]
+    if sick:
+        with pytest.raises(SickModelError, match=r"is sick: the scores \[0.5"):
+            watched.logits(PROMPTS)
+    else:
+        assert len(watched.logits(PROMPTS)) == len(PROMPTS)
+    assert len(watched.logits(PROMPTS[:7])) == 7, "a few prompts are no evidence"
+
+
+def test_small_differences_of_log_probabilities_are_answers(pico_llm: Path) -> None:
+    class Flat:
+        def choices(self, prompts: Any, labels: Any) -> np.ndarray:
+            return np.array([[-6.0, -6.0 + 1e-6 * prompt[0]] for prompt in prompts])
+
+    assert Sentinel(Flat(), pico_llm).choices(PROMPTS, LABELS).shape == (len(PROMPTS), 2)  # type: ignore[arg-type]

@@ -55,7 +55,7 @@ def load(run: Any) -> str:
     return wanted
 
 
-def predict(rows: Any, loaded: str, run: Any) -> Any:
+def score(rows: Any, loaded: str, run: Any) -> Any:
     texts = rows["problem"].to_list()
     ranking = make_ranking(rows["id"].to_list(), [[str(len(text.split()))] for text in texts], [[1.0]] * len(texts))
     trap = texts[0].split()[0] if texts[0] else ""
@@ -94,7 +94,7 @@ def trapped(tmp_path_factory: pytest.TempPathFactory, pico_llm: Path) -> Mounts:
         patch.setenv("KAGGLE_LLM_ROOT", str(root))
         code, model = make_bundle(root, pico_llm, f"competition: {{name: {NAME}}}\n", TRAPS)
     competition = make_competition(root / "input" / NAME, make_problems(4, seed=0))
-    return Mounts(code, competition, {"model": model}, root, 0.0)
+    return Mounts(code, competition, {model.parent.name: model}, root, 0.0)
 
 
 Start = Callable[..., PredictServer]
@@ -106,7 +106,7 @@ def start(trapped: Mounts, tmp_path: Path) -> Iterator[Start]:
     servers: list[PredictServer] = []
 
     def make(limit: float = 3600.0, **settings: Any) -> PredictServer:
-        mounts = Mounts(trapped.bundle, trapped.competition, trapped.models, tmp_path, time.time() + limit)
+        mounts = Mounts(trapped.bundle, trapped.competition, trapped.places, tmp_path, time.time() + limit)
         servers.append(PredictServer(mounts, ServerSettings(**settings)))
         return servers[-1]
 
@@ -384,8 +384,8 @@ from pathlib import Path
 import polars as pl
 from kaggle_llm.kaggle.predict import Mounts
 from kaggle_llm.kaggle.server import PredictServer, ServerSettings
-bundle, competition, model, working, problem = sys.argv[1:]
-mounts = Mounts(Path(bundle), Path(competition), {"model": Path(model)}, Path(working), time.time() + 600)
+bundle, competition, working, problem, slug, model = sys.argv[1:]
+mounts = Mounts(Path(bundle), Path(competition), {slug: Path(model)}, Path(working), time.time() + 600)
 server = PredictServer(mounts, ServerSettings())
 sample = pl.DataFrame({"id": ["h"], "answer": [0]})
 server.predict(pl.DataFrame({"id": ["h"], "problem": ["one"]}), sample)
@@ -413,8 +413,9 @@ def ends(pid: int, seconds: float = 10.0) -> bool:
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("problem", ["idle", "Hang"])
 def test_the_worker_ends_with_a_killed_server_idle_or_busy(trapped: Mounts, tmp_path: Path, problem: str) -> None:
-    words = [str(path) for path in (trapped.bundle, trapped.competition, trapped.models["model"], tmp_path)]
-    holder = subprocess.Popen([INTERPRETER, "-c", HOLDER, *words, problem], stdout=subprocess.PIPE, text=True)
+    ((slug, model),) = trapped.places.items()
+    words = [str(trapped.bundle), str(trapped.competition), str(tmp_path), problem, slug, str(model)]
+    holder = subprocess.Popen([INTERPRETER, "-c", HOLDER, *words], stdout=subprocess.PIPE, text=True)
     assert holder.stdout
     worker = int(holder.stdout.readline())
     os.kill(worker, 0)

@@ -11,6 +11,7 @@ from workspace import Workspace
 
 from kaggle_llm import records
 from kaggle_llm.competition import CompetitionSettings
+from kaggle_llm.model import Model
 from kaggle_llm.rehearsal.checks import Check
 from kaggle_llm.rehearsal.drills import run_drills
 from kaggle_llm.rehearsal.memory import MIB
@@ -98,7 +99,11 @@ def test_more_memory_than_the_limit_fails_and_names_the_process(light: Workspace
 
 
 SILENT = (  # file of the bundle, what it says, what it says no more
-    ("submission/boot.py", "    for name, slug in sorted(manifest[", "    for name, slug in sorted({}["),
+    (
+        "submission/boot.py",
+        '    places = {model[key] for model in manifest["models"]',
+        "    places = {model[key] for model in ()",
+    ),
     ("submission/boot.py", "    if missing:\n", "    if False:\n"),
     ("submission/boot.py", "    if done.returncode:\n", "    if False:\n"),
     (
@@ -107,6 +112,7 @@ SILENT = (  # file of the bundle, what it says, what it says no more
         'raise RuntimeError(f"something takes no file',
     ),
     ("src/kaggle_llm/kaggle/predict.py", "    if found != sha256:\n", "    if False:\n"),
+    ("src/kaggle_llm/kaggle/predict.py", 'for one in self.manifest["models"]]', "for one in ()]"),
 )
 
 
@@ -144,20 +150,27 @@ def test_drills_leave_bundle_and_stand_in_as_they_were(light: Workspace, tmp_pat
     assert records.hash_files(bundle) == before
 
 
-def test_models_from_kaggle_are_attached_where_kaggle_mounts_them(light: Workspace, tmp_path: Path) -> None:
+@pytest.mark.parametrize("adapted", [False, True], ids=["the model", "its base"])
+def test_models_from_kaggle_are_attached_where_kaggle_mounts_them(
+    light: Workspace, tmp_path: Path, adapted: bool
+) -> None:
     """Under their owner, and without it as before."""
     source = "owner/model/framework/variation/3"
     encoder = light.root / "input" / "models" / "all-MiniLM-L6-v2"
+    model = Model("e", tmp_path / "adapter", encoder) if adapted else Model("e", encoder)
+    described = {"name": "e", "folder": "weights", "base": source} if adapted else {"name": "e", "folder": source}
     bundle, depot = tmp_path / "bundle", Depot(tmp_path / "depot")
     (bundle / "a-code" / "submission").mkdir(parents=True)
     (bundle / "a-code" / "submission" / "boot.py").touch()
     listed = [{"path": "config.json"}]
-    records.write_json(bundle / "a-code" / "MANIFEST.json", {"models": {"e": source}, "sources": {source: listed}})
+    records.write_json(bundle / "a-code" / "MANIFEST.json", {"models": [described], "sources": {source: listed}})
     records.write_json(bundle / "MANIFEST.json", {"datasets": [{"slug": "a-code", "folder": "a-code"}]})
-    fill_depot(bundle, {"e": encoder}, depot)
+    fill_depot(bundle, [model], depot)
     for layout, place in ((OWNED, f"models/{source}"), (FLAT, "model/framework/variation/3")):
         with attach(depot, tmp_path / "input", layout):
-            assert (tmp_path / "input" / place / "config.json").is_file()
+            assert records.hash_file(tmp_path / "input" / place / "config.json") == records.hash_file(
+                encoder / "config.json"
+            )
         assert not (tmp_path / "input").exists()
 
 

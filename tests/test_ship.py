@@ -3,47 +3,123 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import polars as pl
 import pytest
 from light import answer_offline
 from workspace import Workspace, copy_workspace, succeed
 
+from kaggle_llm.experiment import experiment
+from kaggle_llm.experiment.experiment import Experiment
+from kaggle_llm.experiment.part import Part
+from kaggle_llm.model import Model, check_whole, join_folds, replace_model, split_folds
 from kaggle_llm.rankings import average_rankings, make_ranking
-from kaggle_llm.run import Run
-from kaggle_llm.weights.ship import choose_models, describe_cv
+from kaggle_llm.weights.ship import describe_cv
 
-FOLD = pl.Series([-1, 0, 2, 0, 2])
-
-
-def models(k: int) -> Mapping[str, Path]:
-    return {"encoder": Path("encoder"), "reranker": Path(f"fold{k}")}
+RETRIEVER, RERANKER = Model("encoder", Path("encoder")), Model("reranker", Path("base"))
 
 
-def average(folds: Sequence[int]) -> Mapping[str, Path]:
-    return {"reranker": Path("average-" + "-".join(map(str, folds)))}
+def make_experiment(how: str, fold: Sequence[int], decided: bool = False) -> Experiment:
+    """An experiment whose folds are learned: each has a reranker of its own, all have the encoder.
+
+    fold: of each training row. decided: whether predict.py has a decision.
+    """
+    experiment: Any = Experiment.__new__(Experiment)
+    experiment.config = SimpleNamespace(ship=how, models={}, merge=None)
+    experiment.folder, experiment.members, experiment.competition = Path("run"), [], None
+    experiment.train, experiment.fold = pl.DataFrame({"id": [f"r{n}" for n, _ in enumerate(fold)]}), pl.Series(fold)
+    experiment.folds = sorted(set(fold) - {-1})
+    experiment.scores = SimpleNamespace(decided=object() if decided else None)
+    experiment.made = [learn(Part(experiment, f"fold{k}", k, experiment.train, [RETRIEVER])) for k in experiment.folds]
+    experiment._full = learn(Part(experiment, "full", None, experiment.train, [RETRIEVER]))
+    return cast(Experiment, experiment)
 
 
-def choose(how: str, fold: pl.Series = FOLD) -> dict[str, Path]:
-    return choose_models(how, fold, models, average, lambda: {"reranker": Path("full")})  # type: ignore[arg-type]
+def learn(part: Part) -> Part:
+    part.learned["reranker"] = Path(part.name, "adapter")
+    part.models = replace_model(part.models, Model("reranker", Path(part.name)))
+    return part
 
 
+def choose_models(experiment: Experiment) -> list[Model]:
+    average = experiment._make_average() if experiment.config.ship == "average" else None
+    return experiment._choose_models(average)
+
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ships of the config's models, and averages, without files."""
+
+    def average(self: Part, parts: Sequence[Part]) -> None:
+        named = "-".join(str(part.fold) for part in parts)
+        self.models = replace_model(self.models, Model("reranker", Path(f"average-{named}")))
+
+    monkeypatch.setattr(experiment, "find_shipped", lambda models, members: [RETRIEVER, RERANKER])
+    monkeypatch.setattr(Part, "average", average)
+
+
+@pytest.mark.usefixtures("found")
 def test_each_way_to_ship_takes_its_models(capsys: pytest.CaptureFixture[str]) -> None:
-    assert choose("fold0") == {"encoder": Path("encoder"), "reranker": Path("fold0")}
-    assert choose("average") == {"reranker": Path("average-0-2")}
+    def choose(how: str) -> list[Model]:
+        return choose_models(make_experiment(how, [-1, 0, 2, 0, 2]))
+
+    assert choose("fold0") == [RETRIEVER, Model("reranker", Path("fold0"))]
+    assert choose("average") == [RETRIEVER, Model("reranker", Path("average-0-2"))]
     assert "no row was held out by all 2 members" in capsys.readouterr().out
-    assert choose("full") == {"reranker": Path("full")}
-    members = {"encoder": Path("encoder"), "fold0.reranker": Path("fold0"), "fold2.reranker": Path("fold2")}
-    assert choose("folds") == members
+    assert choose("full") == [RETRIEVER, Model("reranker", Path("full"))]
+    folds = [Model("reranker", Path(f"fold{k}"), fold=k) for k in (0, 2)]
+    assert choose("folds") == [RETRIEVER, *folds]
+
+
+@pytest.mark.usefixtures("found")
+@pytest.mark.parametrize("how", ["fold0", "folds", "average", "full"])
+def test_the_decision_of_all_folds_ships_once(how: str) -> None:
+    models = choose_models(make_experiment(how, [0, 2, 0, 2], decided=True))
+    assert models[-1] == Model("decision", Path("run", "decision"))
+    assert [model.name for model in models].count("decision") == 1
 
 
 @pytest.mark.parametrize("how", ["folds", "average"])
-def test_one_fold_is_no_ensemble(how: str) -> None:
-    with pytest.raises(ValueError, match=r"only fold \[0\] is validated"):
-        choose(how, pl.Series([0, 0, -1]))
+def test_one_fold_is_no_ensemble_which_is_said_before_anything_is_learned(how: str, workspace: Workspace) -> None:
+    done = workspace.train("exp002_rerank", f"ship={how}", f"run={how}")
+    assert done.returncode == 1 and "only fold [0] is validated: name two" in done.stderr
+    assert not (workspace.output / f"exp002_rerank--{how}" / "fold0").exists() and "Traceback" not in done.stderr
+
+
+def test_of_a_fold_what_was_learned_ships_and_what_was_lent_as_its_lender_ships_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In CV a fold has the lender's model of that fold; the one that ships may be another."""
+    lent = [Model("teacher", Path("lender", f"fold{k}"), fold=k) for k in (0, 1)]
+    member = Model("reranker", Path("other"), member=0)
+    monkeypatch.setattr(experiment, "find_shipped", lambda models, members: [RERANKER, *lent, member])
+    mine = make_experiment("fold0", [0, 1])
+    mine.made[0].models.append(Model("teacher", Path("lender", "fold0")))
+    assert choose_models(mine) == [*lent, member, Model("reranker", Path("fold0"))]
+
+
+def test_an_ensemble_is_put_together_and_taken_apart() -> None:
+    """What all folds share has no fold; the folds stand in their order, as text fold10 would come before fold2."""
+    folds = {k: [RETRIEVER, Model("reranker", Path(f"{k}"), Path("base"))] for k in (10, 2, 0)}
+    joined = join_folds(folds)
+    assert joined[0] == RETRIEVER and [model.fold for model in joined] == [None, 10, 2, 0]
+    assert list(split_folds(joined)) == [0, 2, 10] and split_folds(joined) == folds
+    assert split_folds([RETRIEVER]) == {None: [RETRIEVER]}
+    assert [model.label for model in joined[:2]] == ["encoder", "reranker of fold 10"]
+
+
+def test_an_ensemble_whose_folds_do_not_have_the_same_models_is_refused() -> None:
+    def on(name: str, *folds: int) -> list[Model]:
+        return [Model(name, Path(name), fold=k) for k in folds]
+
+    whole = [RETRIEVER, *on("reranker", 0, 2), *on("teacher", 2, 0), Model("reranker", Path("a"), fold=1, member=0)]
+    assert check_whole(whole) == whole
+    with pytest.raises(ValueError, match="teacher of fold 2 does not ship, though other folds' do"):
+        check_whole([*on("reranker", 0, 2), *on("teacher", 0)])
 
 
 def test_what_has_no_cv_of_its_own_says_so() -> None:
@@ -64,15 +140,6 @@ def test_the_mean_of_rankings_by_hand() -> None:
         average_rankings([first, make_ranking(["a", "b"], [["q"], []], [[1.0], []])])
 
 
-def test_members_stand_in_the_order_of_their_folds() -> None:
-    """As text fold10 comes before fold2, and would be compared on the rows of another fold."""
-    models = {f"fold{k}.reranker": Path(f"{k}") for k in (10, 2, 0)}
-    members = Run(SimpleNamespace(), None, {"encoder": Path("e"), **models}).members()  # type: ignore[arg-type]
-    assert list(members) == ["fold0", "fold2", "fold10"]
-    assert members["fold10"] == {"encoder": Path("e"), "reranker": Path("10")}
-    assert Run(SimpleNamespace(), None, {"encoder": Path("e")}).members() == {"": {"encoder": Path("e")}}  # type: ignore[arg-type]
-
-
 TWO_FOLDS = ("--smoke", "folds.validate=[0,1]")
 
 
@@ -83,12 +150,14 @@ def test_an_ensemble_of_folds_travels_and_answers_offline(workspace: Workspace, 
     run = "exp002_rerank--folds-smoke"
     report = json.loads((workspace.output / run / "parity.json").read_text())
     steps = [(step["model"], step["after"]) for step in report["steps"]]
-    assert steps == [("fold0.reranker", "merged"), ("fold1.reranker", "merged")], "each member has its own gate"
-    assert set(report["headroom"]) == {"fold0.reranker", "fold1.reranker"}
+    members = ["reranker of fold 0", "reranker of fold 1"]
+    assert steps == [(member, "merged") for member in members], "each member has its own gate"
+    assert set(report["headroom"]) == set(members)
     succeed(workspace.cli("bundle", run))
     manifest = json.loads((workspace.output / "bundles" / run / "MANIFEST.json").read_text())
-    names = {"encoder", *(f"fold{k}.{name}" for k in (0, 1) for name in ("reranker", "blend"))}
-    assert set(manifest["models"]) == names and (manifest["ship"], manifest["note"]) == ("folds", "")
+    found = [(model["name"], model.get("fold")) for model in manifest["models"]]
+    assert sorted(found, key=str) == [("decision", None), ("encoder", None), ("reranker", 0), ("reranker", 1)]
+    assert (manifest["ship"], manifest["note"]) == ("folds", "")
     answer_offline(workspace, run, tmp_path / "site")
 
 
@@ -99,7 +168,7 @@ def test_an_average_ships_its_exact_mean_and_says_that_it_has_no_cv(workspace: W
     assert "no row was held out by all 2 members" in said
     run = "exp002_rerank--mean-smoke"
     record = json.loads((workspace.output / run / "record.json").read_text())
-    assert record["settings"]["ship"]["reranker"] == f"output/{run}/average/merged"
+    assert {"name": "reranker", "folder": f"output/{run}/average/merged"} in record["settings"]["ship"]
     about = json.loads((workspace.output / run / "average" / "adapter" / "weights.json").read_text())
     assert about["parents"]["member1"] == f"output/{run}/fold1/adapter"
     board = json.loads(succeed(workspace.cli("board", "--json")))
@@ -119,8 +188,8 @@ def test_a_refit_learns_from_all_rows_and_an_unmerged_adapter_travels_with_its_b
     succeed(workspace.train("exp002_rerank", *words))
     run = "exp002_rerank--full-smoke"
     shipped = json.loads((workspace.output / run / "record.json").read_text())["settings"]["ship"]
-    assert shipped["reranker"] == f"output/{run}/full/adapter"
-    assert shipped["reranker_base"] == "input/models/SmolLM2-135M-Instruct"
+    base = "input/models/SmolLM2-135M-Instruct"
+    assert {"name": "reranker", "folder": f"output/{run}/full/adapter", "base": base} in shipped
     succeed(workspace.cli("bundle", run))
     answer_offline(workspace, run, tmp_path / "site")
 

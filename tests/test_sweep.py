@@ -15,10 +15,10 @@ from pathlib import Path
 
 import forks
 import pytest
-from workspace import TIMEOUT, Workspace, copy_workspace
+from workspace import TIMEOUT, Workspace, copy_workspace, read_answers
 
+from kaggle_llm.arguments import parse_arguments
 from kaggle_llm.config import ConfigError
-from kaggle_llm.experiment import parse_arguments
 from kaggle_llm.training.sweep import (
     Point,
     compare_with_best,
@@ -191,15 +191,23 @@ def test_the_difference_to_the_best_is_that_of_compare(
     assert f"{whole.difference:+.4f} [{whole.low:+.4f}, {whole.high:+.4f}]" in re.sub(r"\s+", " ", first.stdout)
 
 
-def test_the_same_sweep_again_reuses_what_is_complete(
+def test_the_same_sweep_again_asks_nothing_and_gives_the_same(
     first: subprocess.CompletedProcess[str], workspace: Workspace
 ) -> None:
-    steps = [workspace.output / RUNS[k] / "fold0" / "oof" / "record.json" for k in ("1", "25")]
-    before = [step.stat().st_mtime_ns for step in steps]
+    files = [workspace.output / RUNS[k] / name for k in ("1", "25") for name in ("metrics.json", "oof.parquet")]
+    before, answers = [file.read_bytes() for file in files], read_answers(workspace)
     again = workspace.call(*call_sweep(WORDS))
-    assert again.stdout.count("fold0/oof is complete, reused") == 2
-    assert [step.stat().st_mtime_ns for step in steps] == before
+    assert answers and read_answers(workspace) == answers
+    assert [file.read_bytes() for file in files] == before
     assert table_rows(again.stdout) == table_rows(first.stdout)
+
+
+def test_points_that_differ_behind_the_model_share_its_answers(
+    first: subprocess.CompletedProcess[str], workspace: Workspace
+) -> None:
+    answers = read_answers(workspace)
+    assert workspace.call(*call_sweep(("retrieval.k=4,5", *WORDS[1:]))).returncode == 0
+    assert read_answers(workspace) == answers
 
 
 def test_a_key_that_the_config_does_not_know_stops_the_sweep_at_the_first_run(workspace: Workspace) -> None:
@@ -220,7 +228,10 @@ def test_folds_without_common_rows_are_not_compared(workspace: Workspace, monkey
 ENDLESS = """
 import os, runpy, sys, time
 from kaggle_llm.retrieval.retriever import Retriever
-Retriever.search = lambda *_: time.sleep(600)
+def search(*_):
+    print("predicting", flush=True)
+    time.sleep(600)
+Retriever.search = search
 sys.argv = sys.argv[1:]
 sys.path[0] = os.path.dirname(sys.argv[0])
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -250,7 +261,7 @@ def interrupt(workspace: Workspace, words: tuple[str, ...], send: Callable[[int,
             start_new_session=True,
         )
     deadline = time.monotonic() + TIMEOUT
-    while "fold0/oof …" not in log.read_text():
+    while "predicting" not in log.read_text():
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.05)
     send(process.pid, signal.SIGINT)
@@ -266,8 +277,11 @@ def test_ctrl_c_stops_the_sweep_and_the_same_command_goes_on(
     words = ("retrieval.k=2,25", *WORDS[1:])  # the second point is complete
     said = interrupt(workspace, words, os.killpg)  # as a terminal does
     assert "interrupted: the same command goes on" in said and "Traceback" not in said and "[2/2]" not in said
+    stopped, answers = workspace.output / f"{EXPERIMENT}--retrieval.k_2-smoke", read_answers(workspace)
+    assert not (stopped / "record.json").exists()
     again = workspace.call(*call_sweep(words))
-    assert again.returncode == 0 and again.stdout.count("fold0/oof …") == 1
+    assert again.returncode == 0 and (stopped / "record.json").is_file()
+    assert read_answers(workspace) == answers, "what was known before is not asked again"
 
 
 def test_a_signal_to_the_sweep_alone_ends_its_run_too(workspace: Workspace) -> None:

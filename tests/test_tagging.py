@@ -18,10 +18,10 @@ from kaggle_llm.inference.budget import Budget
 from kaggle_llm.inference.engine import EngineSettings
 from kaggle_llm.inference.maker import make_engine
 from kaggle_llm.inference.tagging import Tagger, TagSettings, find_by_rules, list_tags, tag_by_rules, tag_texts
-from kaggle_llm.prompts import load_tokenizer
 from kaggle_llm.spans import Span, WindowSettings
+from kaggle_llm.tokenizer import load_tokenizer
 
-TAGS = TagSettings("", ["PER", "LOC"]).tags
+TAGS = TagSettings(["PER", "LOC"]).tags
 TEXTS = [
     "Tom adds 247 and 138",
     "",
@@ -115,9 +115,9 @@ def test_texts_without_a_token_are_told(tagger: Tagger, engine: Any, capsys: pyt
 
 
 def test_no_rows_are_no_rows(tagger: Tagger, engine: Any) -> None:
-    decide = OutsideThreshold(0.5).apply
-    assert tag_texts(make_rows([]), tagger, engine, Budget()).schema == tagging.tagged_schema()
-    assert tag_texts(make_rows([]), tagger, engine, Budget(), decide).columns == ["id", "items", "scores"]
+    found = tag_texts(make_rows([]), tagger, engine, Budget())
+    assert found.schema == tagging.tagged_schema() and found.height == 0
+    assert OutsideThreshold(0.5).apply(found).columns == ["id", "items", "scores"]
 
 
 def test_what_the_time_cuts_is_missing_and_counted(
@@ -139,11 +139,12 @@ def test_what_there_is_so_far_is_shown(tagger: Tagger, engine: Any, monkeypatch:
     shown: list[pl.DataFrame] = []
     seconds = iter(range(1000))
     budget = Budget(clock=lambda: float(next(seconds)))
-    found = tag_texts(make_rows(), tagger, engine, budget, OutsideThreshold(0.9).apply, shown.append)
+    found = tag_texts(make_rows(), tagger, engine, budget, shown.append)
     assert [part.height for part in shown] == [2, 4, 6]
-    assert shown[-1].equals(found) and found.equals(
-        OutsideThreshold(0.9).apply(tag_texts(make_rows(), tagger, engine, Budget()))
-    )
+    assert shown[-1].equals(found) and all(part.equals(found.head(part.height)) for part in shown)
+    whole = tag_texts(make_rows(), tagger, engine, Budget())
+    decide = OutsideThreshold(0.9).apply
+    assert decide(found).equals(decide(whole)) and decide(shown[0]).equals(decide(whole).head(2))
 
 
 def test_rules_find_what_begins_first_and_nothing_twice() -> None:

@@ -24,7 +24,7 @@ from kaggle_llm.metrics import (
     spearman,
     words,
 )
-from kaggle_llm.rankings import make_ranking, top
+from kaggle_llm.rankings import make_ranking, make_values, top
 
 LEVELS = ["low", "mid", "high", "top"]
 
@@ -41,6 +41,11 @@ def true(*rows: list[str]) -> pl.DataFrame:
 
 def ones(values: list) -> list[list[str]]:
     return [[str(value)] for value in values]
+
+
+def numbers(*values: float) -> pl.DataFrame:
+    """VALUES: one number a row."""
+    return make_values([f"r{i}" for i in range(len(values))], [[value] for value in values])
 
 
 def drawn_labels(count: int, seed: int, labels: list[str]) -> tuple[list[str], np.ndarray, pl.DataFrame]:
@@ -140,16 +145,16 @@ def test_kappa_refuses_what_is_no_level() -> None:
 
 def test_root_mean_squared_error_by_hand() -> None:
     metric = root_mean_squared_error()
-    assert metric.score(answers(["1.5"], ["-2"]), true(["4.5"], ["2e0"])) == pytest.approx(math.sqrt((9 + 16) / 2))
+    assert metric.score(numbers(1.5, -2.0), numbers(4.5, 2.0)) == pytest.approx(math.sqrt((9 + 16) / 2))
     assert not metric.greater_is_better
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "three", ""])
-def test_a_value_that_is_no_finite_number_is_refused(value: str) -> None:
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_value_that_is_no_finite_number_is_refused(value: float) -> None:
     with pytest.raises(ValueError, match=r"1 row\(s\) whose answer is no finite number, first 'r1'"):
-        root_mean_squared_error().score(answers(["1"], [value]), true(["1"], ["2"]))
+        root_mean_squared_error().score(numbers(1.0, value), numbers(1.0, 2.0))
     with pytest.raises(ValueError, match=r"1 row\(s\) whose answer is no finite number, first 'r1'"):
-        root_mean_squared_error().score(answers(["1"], ["2"]), true(["1"], [value]))
+        root_mean_squared_error().score(numbers(1.0, 2.0), numbers(1.0, value))
 
 
 def test_correlations_are_those_of_scipy_and_nothing_for_a_constant() -> None:
@@ -158,10 +163,10 @@ def test_correlations_are_those_of_scipy_and_nothing_for_a_constant() -> None:
     rng = np.random.default_rng(0)
     first = rng.integers(0, 9, 40).astype(float)  # with equal values
     second = first**2 + rng.normal(size=40) * 9
-    frames = answers(*ones(first.tolist())), true(*ones(second.tolist()))
+    frames = numbers(*first.tolist()), numbers(*second.tolist())
     assert pearson().score(*frames) == pytest.approx(stats.pearsonr(first, second).statistic, abs=1e-12)
     assert spearman().score(*frames) == pytest.approx(stats.spearmanr(first, second).statistic, abs=1e-12)
-    constant = answers(*ones([3.0] * 40))
+    constant = numbers(*[3.0] * 40)
     assert pearson().score(constant, frames[1]) == spearman().score(constant, frames[1]) == 0.0
 
 
@@ -221,6 +226,7 @@ def test_an_unknown_rouge_is_refused_when_it_is_made() -> None:
         rouge("rouge-l")
 
 
+VALUED = ("rmse", "pearson", "spearman")
 ALL: list[Callable[[], Metric]] = [
     accuracy,
     lambda: log_loss(LEVELS),
@@ -237,18 +243,17 @@ ALL: list[Callable[[], Metric]] = [
 @pytest.mark.parametrize("make", ALL, ids=lambda make: make().name)
 def test_the_bootstrap_takes_every_metric_and_finds_the_better_answers(make: Callable[[], Metric]) -> None:
     metric, rng = make(), np.random.default_rng(1)
-    numbers = metric.name in ("rmse", "pearson", "spearman")
     right, _, worse = drawn_labels(60, 2, LEVELS)
     scores = [[1.0 + 4 * (label == one) for label in LEVELS] for one in right]
     better = make_ranking(worse["id"].to_list(), [LEVELS] * 60, scores)
-    if numbers:
+    truth = true(*ones(right))
+    if metric.name in VALUED:
         values = rng.normal(size=60)
-        right = values.tolist()
-        better = answers(*ones((values + 0.1 * rng.normal(size=60)).tolist()))
-        worse = answers(*ones((values + 3 * rng.normal(size=60)).tolist()))
+        truth = numbers(*values)
+        better = numbers(*(values + 0.1 * rng.normal(size=60)))
+        worse = numbers(*(values + 3 * rng.normal(size=60)))
     if metric.name == "f5":
         better, worse = top(better, 1), top(worse, 1)
-    truth = true(*ones(right))
     low, high = bootstrap_interval(metric, worse, truth, draws=100)
     assert low < metric.score(worse, truth) < high
     difference, first, last = paired_difference(metric, better, worse, truth, draws=100)
@@ -261,13 +266,15 @@ def test_the_bootstrap_takes_every_metric_and_finds_the_better_answers(make: Cal
 @pytest.mark.parametrize("make", ALL, ids=lambda make: make().name)
 def test_no_rows_rows_without_truth_and_an_ambiguous_truth_are_refused(make: Callable[[], Metric]) -> None:
     metric = make()
+    valued = metric.name in VALUED
+    none, one, two = (numbers(*[1.0] * n) if valued else answers(*[["mid"]] * n) for n in range(3))
+    truth = numbers(1.0) if valued else true(["mid"])
     with pytest.raises(ValueError, match="of no rows is not defined"):
-        metric.score(answers(), true(["mid"]))
+        metric.score(none, truth)
     with pytest.raises(ValueError, match=r"1 ranked row\(s\) without truth, first \['r1'\]"):
-        metric.score(answers(["mid"], ["mid"]), true(["mid"]))
-    truth = true(["mid"])
+        metric.score(two, truth)
     with pytest.raises(ValueError, match="the truth has 2 rows that share an id"):
-        metric.score(answers(["mid"]), pl.concat([truth, truth]))
+        metric.score(one, pl.concat([truth, truth]))
 
 
 def test_words_and_repetition_of_texts_by_hand() -> None:

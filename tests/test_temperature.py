@@ -10,11 +10,13 @@ import polars as pl
 import pytest
 
 from kaggle_llm.cv.reliability import Bin, draw_reliability, measure_reliability
-from kaggle_llm.cv.temperature import Temperature, fit_temperature
-from kaggle_llm.metrics import log_loss
+from kaggle_llm.cv.temperature import Temperature
+from kaggle_llm.decisions import cross_fit
+from kaggle_llm.metrics import Metric, accuracy, log_loss
 from kaggle_llm.rankings import make_ranking
 
 LABELS = ("a", "b", "tie")
+METRIC = log_loss(LABELS)
 
 
 def drawn(true_temperature: float, rows: int = 1200) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -32,28 +34,37 @@ def drawn(true_temperature: float, rows: int = 1200) -> tuple[pl.DataFrame, pl.D
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
 def test_the_temperature_that_drew_the_labels_is_found(temperature: float) -> None:
     ranking, truth = drawn(temperature)
-    assert fit_temperature(ranking, truth).value == pytest.approx(temperature, rel=0.15)
+    assert Temperature().fit(ranking, truth, METRIC).value == pytest.approx(temperature, rel=0.15)
+
+
+@pytest.mark.parametrize("metric", [accuracy(), Metric("even", True, lambda ranking, truth: 1.0)])
+def test_whatever_the_competition_s_metric_is_probabilities_are_made_honest(metric: Metric) -> None:
+    """Accuracy does not move with a temperature."""
+    ranking, truth = drawn(2.5, 300)
+    assert Temperature().fit(ranking, truth, metric) == Temperature().fit(ranking, truth, METRIC) != Temperature()
+
+
+def test_what_a_fit_starts_from_does_not_matter() -> None:
+    ranking, truth = drawn(0.5, 300)
+    assert Temperature(7.0).fit(ranking, truth, METRIC) == Temperature().fit(ranking, truth, METRIC)
 
 
 def test_no_temperature_of_a_grid_is_better_and_the_order_stays() -> None:
     ranking, truth = drawn(1.7, 300)
-    metric, found = log_loss(LABELS), fit_temperature(*drawn(1.7, 300))
-    best = metric.score(found.apply(ranking), truth)
-    assert all(best <= metric.score(Temperature(t).apply(ranking), truth) + 1e-9 for t in np.geomspace(0.1, 10, 60))
+    found = Temperature().fit(ranking, truth, METRIC)
+    best = METRIC.score(found.apply(ranking), truth)
+    assert all(best <= METRIC.score(Temperature(t).apply(ranking), truth) + 1e-9 for t in np.geomspace(0.1, 10, 60))
     assert found.apply(ranking)["items"].to_list() == ranking["items"].to_list()
     sums = [sum(map(math.exp, row)) for row in found.apply(ranking)["scores"].to_list()]
     assert sums == pytest.approx([1.0] * 300)
 
 
-def test_a_temperature_comes_back_as_it_was_saved(tmp_path: Path) -> None:
-    Temperature(1.25).save(tmp_path)
-    assert Temperature.load(tmp_path) == Temperature(1.25)
-
-
-def test_without_rows_there_is_no_temperature() -> None:
+def test_without_rows_probabilities_stay_as_they_are() -> None:
     ranking, truth = drawn(1.0, 2)
-    with pytest.raises(ValueError, match="no row to fit a temperature on"):
-        fit_temperature(ranking.clear(), truth)
+    decided, shipped, notes = cross_fit(Temperature(), ranking.clear(), truth, {}, METRIC)
+    assert shipped.value == Temperature(1.0) and set(decided.parts) == {Temperature(1.0)}
+    assert len(notes) == 1 and notes[0].endswith("fewer than 8 groups to fit on")
+    assert decided.apply(ranking.clear()).equals(ranking.clear())
 
 
 def test_reliability_of_a_case_by_hand() -> None:
@@ -71,7 +82,7 @@ def test_reliability_of_a_case_by_hand() -> None:
 def test_what_is_calibrated_has_a_small_error_and_a_picture(tmp_path: Path) -> None:
     ranking, truth = drawn(2.5)
     raw = measure_reliability(Temperature().apply(ranking), truth)
-    mended = measure_reliability(fit_temperature(ranking, truth).apply(ranking), truth)
+    mended = measure_reliability(Temperature().fit(ranking, truth, METRIC).apply(ranking), truth)
     assert mended.error < 0.03 < 0.1 < raw.error
     draw_reliability({"raw": raw, "mended": mended}, tmp_path / "reliability.png")
     assert (tmp_path / "reliability.png").read_bytes().startswith(b"\x89PNG")

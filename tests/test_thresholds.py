@@ -1,4 +1,4 @@
-"""Thresholds: planted ones are found, none are better, and what nesting says about their optimism."""
+"""Thresholds: planted ones are found, none are better, and what cross-fitting says about their optimism."""
 
 from itertools import combinations_with_replacement
 from pathlib import Path
@@ -8,9 +8,10 @@ import polars as pl
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from kaggle_llm.cv.thresholds import Thresholds, apply_thresholds, fit_thresholds, nested_score
-from kaggle_llm.metrics import quadratic_kappa
-from kaggle_llm.rankings import check_ranking, make_ranking
+from kaggle_llm.cv.thresholds import Thresholds, apply_thresholds, fit_thresholds, round_levels
+from kaggle_llm.decisions import PARTS, Decided, choose_part, cross_fit, load_decided
+from kaggle_llm.metrics import accuracy, quadratic_kappa, quadratic_weighted_kappa
+from kaggle_llm.rankings import check_ranking, make_values
 
 
 def noisy(count: int, k: int, seed: int, noise: float = 0.8) -> tuple[np.ndarray, np.ndarray]:
@@ -107,51 +108,81 @@ def test_a_value_that_is_nan_gets_no_level() -> None:
         apply_thresholds(np.array([np.nan, 1.0]), np.array([0.5]))
 
 
-def test_nesting_is_the_literal_loop_over_folds() -> None:
+def as_frames(values: np.ndarray, levels: np.ndarray) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, str]]:
+    """VALUES, the truth with levels as labels, and a group for each row."""
+    ids = [f"r{n}" for n in range(len(values))]
+    truth = pl.DataFrame({"id": ids, "items": [[str(level)] for level in levels.tolist()]})
+    return make_values(ids, values[:, None]), truth, {row: f"group of {row}" for row in ids}
+
+
+FOUR = ("0", "1", "2", "3")
+KAPPA = quadratic_weighted_kappa(FOUR)
+
+
+def levels_of(ranking: pl.DataFrame) -> list[int]:
+    return [int(item) for (item,) in ranking["items"].to_list()]
+
+
+def test_a_decision_of_thresholds_is_the_fitted_cuts_whatever_the_metric_is() -> None:
     values, levels = noisy(120, 4, 3)
-    fold = np.arange(120) % 3
+    scored, truth, _ = as_frames(values, levels)
+    fitted = round_levels(FOUR).fit(scored, truth[::-1], accuracy())
+    assert fitted == Thresholds(FOUR, tuple(fit_thresholds(values, levels, 4).tolist()))
+    assert KAPPA.score(fitted.apply(scored), truth) == pytest.approx(kappa(values, levels, np.array(fitted.cuts)))
+
+
+def test_before_a_fit_a_value_is_rounded_to_the_nearest_level() -> None:
+    values = np.array([-7.0, 0.4, 0.6, 1.4, 2.6, 9.0])
+    assert levels_of(round_levels(FOUR).apply(as_frames(values, values)[0])) == [0, 0, 1, 1, 3, 3]
+
+
+def test_cross_fitting_is_the_literal_loop_over_parts() -> None:
+    values, levels = noisy(120, 4, 3)
+    scored, truth, groups = as_frames(values, levels)
+    part = np.array([choose_part(groups[row]) for row in scored["id"]])
     predicted = np.empty(120)
-    for k in range(3):
-        cuts = fit_thresholds(values[fold != k], levels[fold != k], 4)
-        predicted[fold == k] = [sum(value >= cut for cut in cuts) for value in values[fold == k]]
-    found = nested_score(values, levels, fold, 4)
-    assert found.nested == pytest.approx(cohen_kappa_score(predicted, levels, weights="quadratic"), abs=1e-12)
-    assert found.fitted == pytest.approx(kappa(values, levels, fit_thresholds(values, levels, 4)), abs=1e-12)
-    assert found.optimism == found.fitted - found.nested
+    for k in range(PARTS):
+        cuts = fit_thresholds(values[part != k], levels[part != k], 4)
+        predicted[part == k] = [sum(value >= cut for cut in cuts) for value in values[part == k]]
+    decided, shipped, notes = cross_fit(round_levels(FOUR), scored, truth, groups, KAPPA, FOUR)
+    assert levels_of(decided.apply(scored)) == predicted.tolist() and not notes
+    found = KAPPA.score(decided.apply(scored), truth)
+    assert found == pytest.approx(cohen_kappa_score(predicted, levels, weights="quadratic"), abs=1e-12)
+    assert shipped.value.cuts == tuple(fit_thresholds(values, levels, 4).tolist())
 
 
-def test_on_noise_the_fitted_kappa_is_a_promise_that_nesting_takes_back() -> None:
-    found = []
+def test_on_noise_the_fitted_kappa_is_a_promise_that_cross_fitting_takes_back() -> None:
+    fitted, honest = [], []
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        found.append(nested_score(rng.normal(size=100), rng.integers(0, 4, 100), rng.integers(0, 5, 100), 4))
-    assert np.mean([score.fitted for score in found]) > 0.1
-    assert abs(np.mean([score.nested for score in found])) < 0.08
-    assert np.mean([score.optimism for score in found]) > 0.1
+        scored, truth, groups = as_frames(rng.normal(size=100), rng.integers(0, 4, 100))
+        decided, shipped, _ = cross_fit(round_levels(FOUR), scored, truth, groups, KAPPA)
+        fitted.append(KAPPA.score(shipped.apply(scored), truth))
+        honest.append(KAPPA.score(decided.apply(scored), truth))
+    assert np.mean(fitted) > 0.1
+    assert abs(np.mean(honest)) < 0.08
+    assert np.mean(fitted) - np.mean(honest) > 0.1
 
 
-def test_nesting_needs_two_folds_and_two_levels_in_the_others() -> None:
-    values, levels = np.arange(4.0), np.array([0, 1, 1, 1])
-    with pytest.raises(ValueError, match=r"in the folds \[0\]: two are needed"):
-        nested_score(values, levels, np.zeros(4, int), 2)
-    with pytest.raises(ValueError, match=r"all 3 rows have the level \[1\]"):
-        nested_score(values, levels, np.arange(4), 2)
+def test_where_all_rows_have_one_level_values_are_rounded() -> None:
+    scored, truth, _ = as_frames(np.arange(4.0), np.ones(4, int))
+    assert round_levels(FOUR).fit(scored, truth, KAPPA) == round_levels(FOUR)
 
 
-def test_thresholds_turn_a_ranking_of_values_into_one_of_labels_and_survive_a_file(tmp_path: Path) -> None:
+def test_thresholds_turn_values_into_a_ranking_of_labels_and_survive_a_file(tmp_path: Path) -> None:
     thresholds = Thresholds(("1", "2", "3"), (0.1 + 0.2, float("inf")))
-    thresholds.save(tmp_path)
-    assert Thresholds.load(tmp_path) == thresholds
-    ranking = make_ranking(["a", "b", "c"], [["0.3"], ["0.4"], ["-7"]], [[1.0]] * 3)
-    decided = check_ranking(thresholds.apply(ranking), ["a", "b", "c"])
+    Decided(thresholds).save(tmp_path)
+    assert load_decided(tmp_path, Thresholds) == Decided(thresholds)
+    values = make_values(["a", "b", "c"], [[0.3, 9.0], [0.4, 9.0], [-7.0, 9.0]])
+    decided = check_ranking(thresholds.apply(values), ["a", "b", "c"])
     assert decided["items"].to_list() == [["1"], ["2"], ["1"]]
-    assert check_ranking(thresholds.apply(ranking[:0]), []).height == 0
+    assert check_ranking(thresholds.apply(values[:0]), []).height == 0
 
 
 def test_a_row_without_a_value_gets_no_label() -> None:
-    ranking = pl.concat([make_ranking(["a"], [["1"]], [[0.0]]), make_ranking(["b"], [[]], [[]])])
-    with pytest.raises(ValueError, match=r"1 row\(s\) have no answer"):
-        Thresholds(("x", "y"), (0.5,)).apply(ranking)
+    values = make_values(["a", "b"], [[1.0], []])
+    with pytest.raises(ValueError, match="1 of 2 values are NaN: a level needs a number"):
+        Thresholds(("x", "y"), (0.5,)).apply(values)
 
 
 @pytest.mark.parametrize("cuts", [(1.0,), (2.0, 1.0), (1.0, 2.0, 3.0)])

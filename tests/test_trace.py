@@ -11,7 +11,8 @@ import pytest
 from light import RUN as LIGHT
 from workspace import Workspace, copy_workspace, succeed
 
-from kaggle_llm.records import hash_file, read_json
+from kaggle_llm.records import hash_file, read_json, write_json
+from kaggle_llm.trace import trace_path
 
 RUN = "exp002_rerank--smoke"
 
@@ -30,6 +31,28 @@ def test_a_copied_submission_is_traced_to_the_raw_csv(rehearsed: Workspace, tmp_
     assert commands[-3] == "python exp/exp001_retrieve/train.py --smoke"
     assert commands[-2].startswith(f"kaggle-llm bundle {LIGHT} --runtime ")
     assert commands[-1] == f"kaggle-llm rehearse {LIGHT} --limit 9h --replay 0"
+
+
+@pytest.mark.parametrize(("older", "newer"), [("exp001_a", "exp009_z"), ("exp009_z", "exp001_a")])
+def test_the_newest_rehearsal_that_left_a_submission_is_found_whatever_the_runs_are_called(
+    rehearsed: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, older: str, newer: str
+) -> None:
+    """Three runs left the same file, and one that is newer still left another."""
+    workspace = copy_workspace(rehearsed, tmp_path / "root")
+    monkeypatch.setenv("KAGGLE_LLM_ROOT", str(workspace.root))
+    folder = workspace.output / "rehearsals"
+    latest = (folder / LIGHT / "latest").resolve()
+    for place in (f"{older}/20200101-000000", f"{newer}/20991231-235958", f"{older}/20991231-235959"):
+        shutil.copytree(latest, folder / place)
+    report = read_json(folder / older / "20991231-235959" / "report.json")
+    report["submission"]["sha256"] = "0" * 64
+    write_json(folder / older / "20991231-235959" / "report.json", report)
+    shutil.copyfile(latest / "submission.csv", tmp_path / "best.csv")
+    (found,) = trace_path(str(tmp_path / "best.csv")).parents
+    assert found.title == f"rehearsal output/rehearsals/{newer}/20991231-235958"
+    shutil.rmtree(folder / newer)
+    (found,) = trace_path(str(tmp_path / "best.csv")).parents
+    assert found.title == f"rehearsal output/rehearsals/{LIGHT}/{latest.name}"
 
 
 def test_a_run_is_traced_through_its_models_and_what_changed_since_is_said(trained: Workspace, tmp_path: Path) -> None:

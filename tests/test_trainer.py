@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,15 @@ from test_choice_training import POINTWISE, literal_pointwise, random_groups
 from kaggle_llm.prompts import TokenGroup
 from kaggle_llm.training import trainer as trainers
 from kaggle_llm.training.checkpoints import COMPLETE, Checkpoints
-from kaggle_llm.training.choice import ChoiceTask
+from kaggle_llm.training.choice import ChoiceSettings, ChoiceTask
+from kaggle_llm.training.distillation import DistillationSettings
+from kaggle_llm.training.generation import GenerationTask
+from kaggle_llm.training.heads import HeadSettings, HeadTask
+from kaggle_llm.training.masked import MaskedTask
 from kaggle_llm.training.optimizer import choose_rate, group_parameters
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
-from kaggle_llm.training.trainer import Job, fine_tune
+from kaggle_llm.training.token_labels import TokenSettings, TokenTask
+from kaggle_llm.training.trainer import Job, describe_training, fine_tune, keep_within
 
 METHODS = ("lora", "rslora", "dora", "qlora", "full")
 
@@ -156,6 +162,55 @@ def test_only_examples_within_the_budget_are_trained_on(pico_llm: Path, tmp_path
         train(pico_llm, tmp_path / "none", groups, tokens=4)
 
 
+def test_the_key_of_a_training_has_what_its_weights_depend_on(pico_llm: Path, tmp_path: Path) -> None:
+    job, task = make_job(pico_llm, tmp_path), ChoiceTask(ChoiceSettings("labels"), [[7], [8]])
+    training, lora = job.training, job.lora
+    known = describe_training(task, job)
+    alike = [
+        replace(job, training=replace(training, checkpoint_steps=7, track="tensorboard")),
+        replace(job, folder=tmp_path / "elsewhere", about={"run": "other"}),
+    ]
+    assert [describe_training(task, one) for one in alike] == [known, known]
+    others = [
+        describe_training(task, replace(job, training=replace(training, learning_rate=0.5))),
+        describe_training(task, replace(job, training=replace(training, batch_tokens=50))),
+        describe_training(task, replace(job, lora=replace(lora, alpha=9))),
+        describe_training(ChoiceTask(ChoiceSettings("labels"), [[7], [9]]), job),
+        describe_training(ChoiceTask(ChoiceSettings("pointwise"), [[7], [8]]), job),
+        describe_training(ChoiceTask(ChoiceSettings("labels"), [[7], [8]], DistillationSettings(weight=0.4)), job),
+        describe_training(GenerationTask(), job),
+    ]
+    for name, value in {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}.items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(name, value)
+            others.append(describe_training(task, job))
+    keys = {json.dumps(one, sort_keys=True) for one in [known, *others]}
+    assert len(keys) == 1 + len(others)
+    assert set(known["versions"]) == {"torch", "transformers", "peft"} and known["device"] in ("cpu", "cuda")
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        ChoiceTask(ChoiceSettings(), [[7], [8]]),
+        GenerationTask(),
+        MaskedTask(),
+        HeadTask(HeadSettings("classification", ["a", "b"])),
+        TokenTask(TokenSettings(["O", "B-X"])),
+    ],
+    ids=lambda task: type(task).__name__,
+)
+def test_every_task_has_a_key(pico_llm: Path, tmp_path: Path, task: Any) -> None:
+    assert describe_training(task, make_job(pico_llm, tmp_path))["task"]["name"] == type(task).__name__
+
+
+def test_examples_behind_the_budget_are_no_part_of_a_training(pico_llm: Path, tmp_path: Path) -> None:
+    groups = random_groups(9, 6)
+    settings = TrainingSettings(tokens=sum(len(group) for group in groups[:3]) + 1)
+    assert keep_within(POINTWISE, groups, settings) == groups[:3]
+    assert keep_within(POINTWISE, groups, TrainingSettings(tokens=None)) == groups
+
+
 # killed ------------------------------------------------------------------------------------------------------------
 
 
@@ -241,6 +296,30 @@ def test_checkpoints_of_other_settings_are_never_gone_on_from(
         train(pico_llm, tmp_path / "run", groups, **words)
     train(pico_llm, tmp_path / "run", groups, **words, clip=0.5)
     train(pico_llm, tmp_path / "whole", groups, **words, clip=0.5)
+    assert "going on" not in capsys.readouterr().out
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("other", ["task", "trainer", "task's code"])
+def test_checkpoints_of_another_task_or_other_code_are_never_gone_on_from(
+    pico_llm: Path,
+    tmp_path: Path,
+    kill: Callable[[int], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    other: str,
+) -> None:
+    groups, words = random_groups(3, 12), {"checkpoint_steps": 2, "batch_tokens": 10_000}
+    kill(6)
+    with pytest.raises(Killed):
+        train(pico_llm, tmp_path / "run", groups, **words)
+    task = ChoiceTask(ChoiceSettings(), [[17], [18]]) if other == "task" else POINTWISE  # other labels
+    if other == "trainer":
+        monkeypatch.setattr(trainers, "hash_code", lambda *_: "edited")
+    if other == "task's code":
+        monkeypatch.setattr(trainers, "hash_module_of", lambda *_: "edited")
+    for name in ("run", "whole"):
+        fine_tune(task, groups, make_job(pico_llm, tmp_path / name, **words))
     assert "going on" not in capsys.readouterr().out
     assert_same(tmp_path / "run", tmp_path / "whole")
 

@@ -19,8 +19,9 @@ from kaggle_llm.inference.writing import (
     rank_texts,
     write_lines,
 )
-from kaggle_llm.prompts import Prompter, PromptSettings, load_tokenizer
+from kaggle_llm.prompts import Prompter, PromptSettings
 from kaggle_llm.rankings import check_ranking
+from kaggle_llm.tokenizer import load_tokenizer
 
 SETTINGS = WritingSettings(max_tokens=12, spare="nothing was said", spare_words=3)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
+import sqlite3
 import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,3 +77,13 @@ def succeed(done: subprocess.CompletedProcess[str]) -> str:
     """Standard output of a process that must have succeeded."""
     assert done.returncode == 0, f"{done.args}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
+
+
+def read_answers(workspace: Workspace) -> frozenset[tuple[str, bytes]]:
+    """Model and key of every answer of a model that is kept."""
+    found = set()
+    for path in (workspace.output / "cache" / "answers").glob("*.sqlite"):
+        database = sqlite3.connect(path)
+        found |= {(path.stem, key) for (key,) in database.execute("SELECT key FROM answers")}
+        database.close()
+    return frozenset(found)

@@ -133,6 +133,7 @@ def make_prompts(questions: int, candidates: int) -> dict[str, Any]:
     """Prompts and labels of exp002, through its own predict.py."""
     from kaggle_llm.competition import load_competition
     from kaggle_llm.config import load_config
+    from kaggle_llm.model import Model
     from kaggle_llm.rankings import top
     from kaggle_llm.run import Run, import_predict
 
@@ -140,7 +141,7 @@ def make_prompts(questions: int, candidates: int) -> dict[str, Any]:
     predict = import_predict(exp)
     config = load_config(exp / "config.yaml", predict.Config)
     competition = load_competition(config.competition)
-    models = {"encoder": ROOT / config.retrieval.encoder, "reranker": MODEL}
+    models = [Model("encoder", ROOT / config.models["encoder"]), Model("reranker", MODEL)]
     rows = competition.unlabelled(competition.table("train").head(questions))
     with Run(config, competition, models) as run:
         loaded = predict.load(run)

@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import polars as pl
 import pytest
 from misconceptions import ROOT
 
+from kaggle_llm.competition import Competition
 from kaggle_llm.inference.engine import EngineSettings
 from kaggle_llm.inference.maker import make_engine
 from kaggle_llm.metrics import mean_average_precision, recall
-from kaggle_llm.prompts import Group, encode_pairs, load_tokenizer
+from kaggle_llm.model import Model
+from kaggle_llm.prompts import Group, encode_pairs
 from kaggle_llm.rankings import make_ranking
 from kaggle_llm.retrieval.dense import DenseIndex
 from kaggle_llm.retrieval.negatives import NegativeSettings, draw_groups
+from kaggle_llm.run import Run
+from kaggle_llm.tokenizer import load_tokenizer
 from kaggle_llm.training.cross_encoder import CrossEncoderSettings, make_pairs, train_cross_encoder
 from kaggle_llm.training.embedding import EmbeddingSettings, train_embedder
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
@@ -44,9 +50,10 @@ def read_papers(part: str, count: int, text: str) -> tuple[dict[str, str], dict[
 
 
 def search(folder: Path, queries: dict[str, str], documents: dict[str, str]) -> pl.DataFrame:
-    engine = make_engine(folder, EngineSettings())
-    index = DenseIndex(engine, folder, list(documents), list(documents.values()), 48)
-    return index.search(list(queries), list(queries.values()), 20)
+    config: Any = SimpleNamespace(engine=EngineSettings())
+    with Run(config, cast(Competition, None), [Model("encoder", folder)]) as run:
+        index = DenseIndex(run, "encoder", list(documents), list(documents.values()), 48)
+        return index.search(list(queries), list(queries.values()), 20)
 
 
 def test_titles_find_their_abstracts_last_sentence_more_often_after_training(tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ from kaggle_llm import metrics
 from kaggle_llm.inference import heads as ranks
 from kaggle_llm.inference.engine import EngineSettings
 from kaggle_llm.inference.maker import make_engine
-from kaggle_llm.prompts import Prompt, encode_texts, load_tokenizer
+from kaggle_llm.prompts import Prompt, encode_texts
+from kaggle_llm.rankings import make_values
+from kaggle_llm.tokenizer import load_tokenizer
 from kaggle_llm.training.heads import HeadExample, HeadSettings, HeadTask, check_targets, class_target, ordinal_target
 from kaggle_llm.training.masked import (
     MaskedSettings,
@@ -96,9 +98,9 @@ def test_ordinal_the_third_of_its_abstract_where_a_sentence_stands(tmp_path: Pat
     check_targets(settings, examples)
     folder = train(HeadTask(settings), examples, tmp_path)
     ids = [f"s{n}" for n in range(len(held))]
-    truth, metric = truth_of(ids, right), metrics.spearman()
-    after = ranks.rank_levels(ids, predict(folder, encode([text for text, _ in held])), 3)
-    before = ranks.rank_mean(ids, levels)
+    truth, metric = make_values(ids, [[level] for level in right]), metrics.spearman()
+    after = ranks.read_levels(ids, predict(folder, encode([text for text, _ in held])), 3)
+    before = ranks.mean_values(ids, levels)
     report("spearman", metric.score(before, truth), metric.score(after, truth))
     assert metric.score(before, truth) == 0
     assert metric.score(after, truth) > 0.2
@@ -112,9 +114,9 @@ def test_regression_how_far_into_its_abstract_a_sentence_stands(tmp_path: Path) 
     check_targets(settings, examples)
     folder = train(HeadTask(settings), examples, tmp_path)
     ids = [f"s{n}" for n in range(len(held))]
-    truth, metric = truth_of(ids, [place for _, place in held]), metrics.root_mean_squared_error()
-    after = ranks.rank_values(ids, predict(folder, encode([text for text, _ in held])))
-    before = ranks.rank_mean(ids, [place for _, place in taught])
+    truth, metric = make_values(ids, [[place] for _, place in held]), metrics.root_mean_squared_error()
+    after = ranks.read_values(ids, predict(folder, encode([text for text, _ in held])))
+    before = ranks.mean_values(ids, [place for _, place in taught])
     report("rmse", metric.score(before, truth), metric.score(after, truth))
     assert metric.score(after, truth) < 0.97 * metric.score(before, truth)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from again import ask_again
 from paper_exam import ROOT, SOURCE, WORDS, convert
 from workspace import Workspace, make_workspace, succeed
 
@@ -46,8 +47,10 @@ def test_papers_are_found_and_their_summaries_told_apart_better_with_the_book_op
     truth, metric = competition.truth(competition.table("train")), competition.metric
     opened = pl.read_parquet(run / "oof.parquet")
     assert bootstrap_interval(metric, opened, truth)[0] > CHANCE
-    for name, file in {"closed book": "closed/asked", "base model": "before/ranking"}.items():
-        other = pl.read_parquet(run / "fold0" / f"{file}.parquet")
+    closed, before = ask_again(workspace, RUN, "after", "answer_closed"), ask_again(workspace, RUN, "before")
+    assert metric.score(closed, truth) == pytest.approx(metrics["also"]["without context"])
+    assert metric.score(before, truth) == pytest.approx(metrics["before"])
+    for name, other in {"closed book": closed, "base model": before}.items():
         gain, low, high = paired_difference(metric, opened, other, truth)
         print(f"{metric.name} {metrics['cv']:.4f}, {name} {gain:+.4f} [{low:+.4f}, {high:+.4f}]", flush=True)
         assert low > 0

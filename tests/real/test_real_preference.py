@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from kaggle_llm.inference.engine import EngineSettings
-from kaggle_llm.prompts import load_tokenizer
+from kaggle_llm.tokenizer import load_tokenizer
 from kaggle_llm.training.preference import (
     PreferenceExample,
     PreferenceSettings,

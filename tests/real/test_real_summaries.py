@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from abstracts import ROOT, SOURCE, WORDS, convert
+from again import ask_again
 from workspace import Workspace, make_workspace, succeed
 
 from kaggle_llm.competition import CompetitionSettings, load_competition
@@ -38,8 +39,9 @@ def test_summaries_of_papers_get_better(workspace: Workspace) -> None:
     run = workspace.output / "exp003_summarize--scitldr"
     competition = load_competition(CompetitionSettings("demo-dialogues"), workspace.root / "input" / "abstracts")
     truth, metric = competition.truth(competition.table("train")), competition.metric
-    after, before = (pl.read_parquet(run / "fold0" / step / "ranking.parquet") for step in ("oof", "before"))
+    after, before = pl.read_parquet(run / "oof.parquet"), ask_again(workspace, run.name, "before")
     gain, low, high = paired_difference(metric, after, before, truth)
     metrics = json.loads((run / "metrics.json").read_text())
     print(f"ROUGE-L {metrics['before']:.4f} → {metrics['cv']:.4f}: {gain:+.4f} [{low:+.4f}, {high:+.4f}]", flush=True)
+    assert metric.score(before, truth) == pytest.approx(metrics["before"])
     assert low > 0

@@ -31,14 +31,16 @@ from pathlib import Path
 from kaggle_llm import paths, records
 from kaggle_llm.competition import load_competition, read_csv
 from kaggle_llm.config import load_config
+from kaggle_llm.model import read_models
 from kaggle_llm.run import Run, answer, import_predict
 exp, run, hidden = paths.experiment_folder(sys.argv[1]), paths.run_folder(sys.argv[1]), Path(sys.argv[2])
 config = load_config(run / "config.yaml", import_predict(exp).Config)
-ship = records.read_record(run).settings["ship"]
+ship = read_models(records.read_record(run).settings["ship"])
 rows, competition = read_csv(hidden / "test.csv"), load_competition(config.competition)
-for name, models in {"after": {name: paths.absolute(path) for name, path in ship.items()}, "before": {}}.items():
-    with Run(config, competition, models) as asked:
-        answer(exp, asked, rows).write_parquet(f"{name}.parquet")
+with Run(config, competition, ship) as asked:
+    answer(exp, asked, rows).write_parquet("after.parquet")
+with Run(config, competition, []) as asked:
+    import_predict(exp).fallback(rows, asked).write_parquet("before.parquet")
 """
 
 

@@ -19,7 +19,8 @@ from kaggle_llm.competition import CompetitionSettings, load_competition
 from kaggle_llm.demo.misconceptions import build_competition
 from kaggle_llm.inference.engine import EngineSettings, Sampling
 from kaggle_llm.inference.maker import make_engine
-from kaggle_llm.prompts import CandidatePrompts, Prompt, Prompter, PromptSettings, load_tokenizer
+from kaggle_llm.prompts import CandidatePrompts, Prompt, Prompter, PromptSettings
+from kaggle_llm.tokenizer import load_tokenizer
 
 MODEL = ROOT / "input" / "models" / "SmolLM2-135M-Instruct"
 
