@@ -65,7 +65,8 @@ def test_a_run_is_traced_through_its_models_and_what_changed_since_is_said(train
         file.write("\n")
     said = succeed(other.cli("trace", RUN))
     assert "another file lies here now" in said
-    shutil.rmtree(other.output / RUN / "fold0" / "adapter")
+    for adapter in list(other.output.glob("*/fold0/adapter")):  # a copy's run, made by other tests, has the same one
+        shutil.rmtree(adapter)
     assert "adapter  content " in succeed(other.cli("trace", RUN)), "a lost parent is shown by its hash"
 
 
