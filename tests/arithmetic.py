@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 from workspace import ROOT
 
-from kaggle_llm import records
+from kaggle_llm.base import records
 from kaggle_llm.kaggle.bundle import add_code, add_model, seal_dataset
 from kaggle_llm.kaggle.hashes import Hashes
 from kaggle_llm.runtime.pins import DEFAULT, load_runtime
@@ -27,8 +27,8 @@ MODULE = '''"""arithmetic: word problems whose answer is a whole number."""
 
 from typing import ClassVar
 
-from kaggle_llm.competition import Competition, Table
-from kaggle_llm.metrics import accuracy
+from kaggle_llm.competition.competition import Competition, Table
+from kaggle_llm.competition.metrics import accuracy
 
 
 class Arithmetic(Competition):
@@ -77,14 +77,14 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from kaggle_llm.competition import CompetitionSettings
-from kaggle_llm.inference.engine import EngineSettings, Sampling
-from kaggle_llm.inference.vote import extract_answer, sample_until_decided
+from kaggle_llm.competition.competition import CompetitionSettings
+from kaggle_llm.engines.engine import EngineSettings, Sampling
+from kaggle_llm.tasks.vote import extract_answer, sample_until_decided
 from kaggle_llm.kaggle.server import ServerSettings
-from kaggle_llm.prompts import Prompter, PromptSettings
-from kaggle_llm.tokenizer import load_tokenizer
-from kaggle_llm.rankings import make_ranking
-from kaggle_llm.run import Run
+from kaggle_llm.engines.prompts import Prompter, PromptSettings
+from kaggle_llm.engines.tokenizer import load_tokenizer
+from kaggle_llm.competition.rankings import make_ranking
+from kaggle_llm.inference.run import Run
 
 
 @dataclass
@@ -165,6 +165,6 @@ def make_bundle(root: Path, model: Path, config: str, predict: str = PREDICT) ->
     about["runtime"] = asdict(load_runtime(DEFAULT))
     about |= {"sources": {}, "wheels": None}
     add_code(code, "exp001_vote")
-    records.write_text(code / "src" / "kaggle_llm" / "competitions" / f"{NAME}.py", MODULE)
+    records.write_text(code / "src" / "kaggle_llm" / "competition" / f"{NAME}.py", MODULE)
     seal_dataset(code, "code", about, Hashes())
     return code, root / "bundle" / slug / "model"

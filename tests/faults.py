@@ -35,7 +35,6 @@ OPPOSITE = {
     **{ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is},
     **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.And: ast.Or, ast.Or: ast.And},
 }
-DEMO = "demo"
 FAR = 9  # imports between a test file and a module that it does not reach
 
 
@@ -107,9 +106,7 @@ def change(node: ast.expr) -> ast.expr | None:
 
 def draw_faults(rooms: list[str], count: int, seed: int) -> list[Fault]:
     """Places drawn with equal chance; at most one a source line."""
-    paths = [
-        path for path in sorted((ROOT / SOURCE).rglob("*.py")) if room_of(path) in (rooms or {room_of(path)} - {DEMO})
-    ]
+    paths = [path for path in sorted((ROOT / SOURCE).rglob("*.py")) if room_of(path) in (rooms or {room_of(path)})]
     names = [str(path.relative_to(ROOT)) for path in paths]
     places = [
         fault for name, path in zip(names, paths, strict=True) for fault, *_ in find_places(name, path.read_text())
@@ -159,7 +156,9 @@ def read_graph(root: Path) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
     for path in (root / SOURCE).rglob("*.py"):
         name = ".".join(path.relative_to(root / "src").with_suffix("").parts).removesuffix(".__init__")
         graph[name] = imported(path.read_text())
-    graph["kaggle_llm.competition"] |= {name for name in graph if name.startswith("kaggle_llm.competitions.")}
+    graph["kaggle_llm.competition.competition"] |= {
+        name for name in graph if name.startswith("kaggle_llm.competition.")
+    }
     graph["experiments"] = {"kaggle_llm.cli", *imported("".join(p.read_text() for p in root.glob("exp/*/*.py")))}
     tests = {}
     for path in root.glob("tests/test_*.py"):

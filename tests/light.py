@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from workspace import ROOT, Workspace, succeed
 
-from kaggle_llm import paths, records
-from kaggle_llm.competition import CompetitionSettings
+from kaggle_llm.base import paths, records
+from kaggle_llm.competition.competition import CompetitionSettings
+from kaggle_llm.inference.model import read_models
 from kaggle_llm.kaggle.bundle import bundle_run, read_run
-from kaggle_llm.model import read_models
 from kaggle_llm.rehearsal.checks import Check
-from kaggle_llm.rehearsal.memory import GIB
+from kaggle_llm.rehearsal.memory_limit import GIB
 from kaggle_llm.rehearsal.rehearse import Findings, rehearse_rerun, replay_fold
 from kaggle_llm.rehearsal.session import Site, open_site
 from kaggle_llm.rehearsal.stage import hidden_test
@@ -26,7 +26,7 @@ PREDICT = (
     + """import os
 from pathlib import Path
 
-from kaggle_llm.rankings import make_ranking
+from kaggle_llm.competition.rankings import make_ranking
 
 
 def load(run: Run) -> list[str]:

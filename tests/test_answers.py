@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kaggle_llm import cache, records
-from kaggle_llm import run as run_module
-from kaggle_llm.inference import answers
+from kaggle_llm.base import records
+from kaggle_llm.engines.engine import Completion, EngineSettings, LengthError, NonFiniteError, Sampling
+from kaggle_llm.engines.prompts import Prompt
+from kaggle_llm.inference import answers, cache
+from kaggle_llm.inference import run as run_module
 from kaggle_llm.inference.answers import (
     AnswerFile,
     KeepingEngine,
@@ -31,11 +33,9 @@ from kaggle_llm.inference.answers import (
     unpack_array,
     unpack_text,
 )
-from kaggle_llm.inference.engine import Completion, EngineSettings, LengthError, NonFiniteError, Sampling
+from kaggle_llm.inference.model import Model
+from kaggle_llm.inference.run import Run
 from kaggle_llm.inference.vectors import keep_vectors
-from kaggle_llm.model import Model
-from kaggle_llm.prompts import Prompt
-from kaggle_llm.run import Run
 
 PROMPTS, LABELS = [[7, 8, 9], [7, 10]], [[11], [12]]
 
@@ -234,7 +234,7 @@ def test_another_version_or_code_of_the_engine_is_asked_anew(tmp_path: Path, mon
     before = describe(tmp_path)
     assert {"torch", "transformers", "peft"} <= set(before["versions"]) and "polars" not in before["versions"]
     monkeypatch.setattr(answers, "hash_code", lambda module: f"edited {module}")
-    assert describe(tmp_path) == {**before, "code": "edited kaggle_llm.inference.transformers_engine"}
+    assert describe(tmp_path) == {**before, "code": "edited kaggle_llm.engines.transformers_engine"}
     monkeypatch.undo()
     monkeypatch.setenv("KAGGLE_LLM_ROOT", str(tmp_path))
     monkeypatch.setattr(records, "package_versions", lambda: {"torch": "9", "python": "3"})

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers.integrations import sdpa_attention
 
-from kaggle_llm.inference import attention
+from kaggle_llm.engines import attention
 
 
 @pytest.fixture(autouse=True)

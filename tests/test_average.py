@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kaggle_llm import records
+from kaggle_llm.base import records
 from kaggle_llm.weights.average import AverageSettings, average_adapters
 from kaggle_llm.weights.merge import merge_adapter
 

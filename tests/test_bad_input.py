@@ -14,13 +14,13 @@ PREDICT = """
 import json, sys
 from functools import partial
 from pathlib import Path
-from kaggle_llm.competition import load_competition
-from kaggle_llm.config import load_config
-from kaggle_llm.decisions import Decided
+from kaggle_llm.competition.competition import load_competition
+from kaggle_llm.base.config import load_config
+from kaggle_llm.inference.cross_fit import Decided
 from kaggle_llm.kaggle.predict import offer_submission, predict_test
-from kaggle_llm.model import Model
-from kaggle_llm.retrieval.blend import Blend
-from kaggle_llm.run import Run, import_predict
+from kaggle_llm.inference.model import Model
+from kaggle_llm.decisions.rerank_blend import Blend
+from kaggle_llm.inference.run import Run, import_predict
 exp, out = Path("exp/exp002_rerank"), Path(sys.argv[1])
 out.mkdir(exist_ok=True)
 Decided(Blend(1.0)).save(Path("decision"))

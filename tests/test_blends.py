@@ -14,9 +14,12 @@ import polars as pl
 import pytest
 from scipy.special import log_softmax, softmax
 
-from kaggle_llm.competition import CompetitionSettings
-from kaggle_llm.config import save_config
-from kaggle_llm.cv.blends import (
+from kaggle_llm.base.config import save_config
+from kaggle_llm.competition.competition import CompetitionSettings
+from kaggle_llm.competition.folds import find_common_fold
+from kaggle_llm.competition.metrics import Metric, accuracy, log_loss, mean_average_precision, root_mean_squared_error
+from kaggle_llm.competition.rankings import average_rankings, make_ranking, make_values
+from kaggle_llm.decisions.member_blend import (
     BlendSettings,
     MemberBlend,
     Space,
@@ -26,12 +29,9 @@ from kaggle_llm.cv.blends import (
     mix_rows,
     share_firsts,
 )
-from kaggle_llm.cv.folds import find_common_fold
-from kaggle_llm.decisions import Decided, choose_part, cross_fit
 from kaggle_llm.experiment.reports import report_members, take_best
-from kaggle_llm.metrics import Metric, accuracy, log_loss, mean_average_precision, root_mean_squared_error
-from kaggle_llm.rankings import average_rankings, make_ranking, make_values
-from kaggle_llm.run import Run
+from kaggle_llm.inference.cross_fit import Decided, choose_part, cross_fit
+from kaggle_llm.inference.run import Run
 
 LABELS = ("a", "b", "c")
 

@@ -52,5 +52,5 @@ def test_a_line_per_run_best_first_with_parent_lb_and_idea(root: Path) -> None:
 def test_it_needs_no_heavy_import(root: Path) -> None:
     said = board(root, python=("-X", "importtime")).stderr
     modules = {line.rpartition("|")[2].strip() for line in said.splitlines()}
-    assert "kaggle_llm.board" in modules
+    assert "kaggle_llm.experiment.board" in modules
     assert not modules & {"torch", "polars", "numpy", "transformers", "omegaconf"}

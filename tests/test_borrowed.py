@@ -16,16 +16,24 @@ import polars as pl
 import pytest
 from workspace import Workspace, succeed
 
-from kaggle_llm import records
-from kaggle_llm.borrowed import check_held_out, check_members, find_fold, find_shipped, list_lenders
-from kaggle_llm.competition import CompetitionSettings, load_competition
-from kaggle_llm.cv.folds import FoldSettings, assign_folds
-from kaggle_llm.demo.misconceptions import build_competition
+from kaggle_llm.base import records
+from kaggle_llm.competition.competition import CompetitionSettings, load_competition
+from kaggle_llm.competition.folds import FoldSettings, assign_folds
+from kaggle_llm.engines.engine import EngineSettings
 from kaggle_llm.experiment.experiment import Experiment
-from kaggle_llm.inference.engine import EngineSettings
-from kaggle_llm.model import Model, check_whole, describe_models, join_folds, of_member, read_models, split_folds
+from kaggle_llm.inference.borrowed import check_held_out, check_members, find_fold, find_shipped, list_lenders
+from kaggle_llm.inference.model import (
+    Model,
+    check_whole,
+    describe_models,
+    join_folds,
+    of_member,
+    read_models,
+    split_folds,
+)
 from kaggle_llm.weights.parity import find_fault
 from kaggle_llm.weights.ship import describe_cv
+from kaggle_llm_demo.misconceptions import build_competition
 
 OOF = {"id": ["a", "b", "c"], "fold": [0, 0, 1]}
 
@@ -180,8 +188,8 @@ def test_lenders_are_the_runs_of_models_and_members_each_once() -> None:
 
 PREDICT = """
 from dataclasses import dataclass
-from kaggle_llm.experiment.config import BaseConfig
-from kaggle_llm.rankings import make_ranking
+from kaggle_llm.experiment.base_config import BaseConfig
+from kaggle_llm.competition.rankings import make_ranking
 Config = BaseConfig
 ASKED = []
 def load(run):

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from workspace import ROOT, Workspace, succeed
 
-from kaggle_llm import records
+from kaggle_llm.base import records
+from kaggle_llm.base.records import hash_file
 from kaggle_llm.kaggle.bundle import (
     add_model,
     bundle_run,
@@ -26,7 +27,6 @@ from kaggle_llm.kaggle.bundle import (
 from kaggle_llm.kaggle.hashes import Hashes
 from kaggle_llm.kaggle.notebook import write_notebook
 from kaggle_llm.kaggle.predict import check_dataset
-from kaggle_llm.records import hash_file
 
 SMOKE = "exp002_rerank--smoke"
 

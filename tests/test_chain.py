@@ -38,10 +38,10 @@ def test_the_packaged_model_answers_and_scores_shared_prefixes_exactly() -> None
     code = """
 import numpy as np, torch
 from pathlib import Path
-from kaggle_llm.demo.models import check_answer
-from kaggle_llm.inference.engine import EngineSettings
-from kaggle_llm.inference.maker import make_engine
-from kaggle_llm.tokenizer import load_tokenizer
+from kaggle_llm_demo.models import check_answer
+from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.engines.maker import make_engine
+from kaggle_llm.engines.tokenizer import load_tokenizer
 folder = Path("input/models/SmolLM2-135M-Instruct")
 check_answer(folder)
 tokenizer, engine = load_tokenizer(folder), make_engine(folder, EngineSettings())

@@ -7,9 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kaggle_llm.inference import choice
+from kaggle_llm.competition.rankings import most_uncertain_first
+from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.engines.maker import make_engine
+from kaggle_llm.engines.prompts import Prompter, PromptSettings
+from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.inference.budget import Budget
-from kaggle_llm.inference.choice import (
+from kaggle_llm.tasks import choice
+from kaggle_llm.tasks.choice import (
     OrderSettings,
     Question,
     list_examples,
@@ -19,11 +24,6 @@ from kaggle_llm.inference.choice import (
     to_names,
     to_places,
 )
-from kaggle_llm.inference.engine import EngineSettings
-from kaggle_llm.inference.maker import make_engine
-from kaggle_llm.prompts import Prompter, PromptSettings
-from kaggle_llm.rankings import most_uncertain_first
-from kaggle_llm.tokenizer import load_tokenizer
 
 LETTERS, OTHERS = [" Yes", " No", " is"], [" the"]  # one token each in the throwaway tokenizer
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kaggle_llm.prompts import TokenGroup
-from kaggle_llm.training.choice import ChoiceSettings, ChoiceTask
-from kaggle_llm.training.distillation import DistillationSettings
+from kaggle_llm.engines.prompts import TokenGroup
+from kaggle_llm.tasks.choice_training import ChoiceSettings, ChoiceTask
+from kaggle_llm.tasks.distillation import DistillationSettings
 
 if TYPE_CHECKING:
     import torch

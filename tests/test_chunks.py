@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from kaggle_llm.inference.chunks import (
+from kaggle_llm.engines.chunks import (
     PROMPTS,
     TOKENS,
     Chunk,

@@ -6,8 +6,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from kaggle_llm.competition import Competition, CompetitionSettings, load_competition
-from kaggle_llm.rankings import check_ranking, make_ranking
+from kaggle_llm.competition.competition import Competition, CompetitionSettings, load_competition
+from kaggle_llm.competition.rankings import check_ranking, make_ranking
 
 TEXTS = "id,question,correct_answer,wrong_answer"
 FILES = {

@@ -8,9 +8,9 @@ from typing import ClassVar
 import polars as pl
 import pytest
 
-from kaggle_llm.competition import Competition, CompetitionSettings, LabelColumns, Table
-from kaggle_llm.metrics import accuracy, log_loss
-from kaggle_llm.rankings import make_ranking
+from kaggle_llm.competition.competition import Competition, CompetitionSettings, LabelColumns, Table
+from kaggle_llm.competition.metrics import accuracy, log_loss
+from kaggle_llm.competition.rankings import make_ranking
 
 
 class Texts(Competition):

@@ -6,8 +6,8 @@ from typing import Literal
 
 import pytest
 
-from kaggle_llm.config import ConfigError, load_config, read_values, save_config
-from kaggle_llm.experiment.config import BaseConfig
+from kaggle_llm.base.config import ConfigError, load_config, read_values, save_config
+from kaggle_llm.experiment.base_config import BaseConfig
 
 
 @dataclass

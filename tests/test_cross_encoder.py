@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kaggle_llm.inference.engine import EngineSettings
-from kaggle_llm.inference.transformers_engine import TransformersEngine
-from kaggle_llm.prompts import Group, encode_pairs
-from kaggle_llm.tokenizer import load_tokenizer
-from kaggle_llm.training import trainer as training_loop
-from kaggle_llm.training.cross_encoder import (
+from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.engines.prompts import Group, encode_pairs
+from kaggle_llm.engines.tokenizer import load_tokenizer
+from kaggle_llm.engines.transformers_engine import TransformersEngine
+from kaggle_llm.tasks.cross_encoder import (
     CrossEncoderSettings,
     LabelledPair,
     collect_lists,
@@ -22,6 +21,7 @@ from kaggle_llm.training.cross_encoder import (
     make_trainer,
     train_cross_encoder,
 )
+from kaggle_llm.training import trainer as training_loop
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 from kaggle_llm.training.trainer import Job
 
@@ -115,7 +115,7 @@ def test_a_steps_loss_is_the_literal_one_in_parts_or_at_once(
 
 def run_one_step(model: Any, settings: CrossEncoderSettings, job: Job) -> float:
     """The loss of the trainer's only step."""
-    from kaggle_llm.training.cross_encoder import measure_list
+    from kaggle_llm.tasks.cross_encoder import measure_list
     from kaggle_llm.training.plan import plan_training
 
     lists = make_lists(PAIRS, settings)
@@ -166,7 +166,7 @@ def test_what_was_trained_is_what_the_engine_computes(
 ) -> None:
     import torch
 
-    from kaggle_llm.training import cross_encoder
+    from kaggle_llm.tasks import cross_encoder
 
     kept: list[Any] = []
     save = cross_encoder.save_whole

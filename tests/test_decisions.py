@@ -14,10 +14,14 @@ from typing import Any
 import polars as pl
 import pytest
 
-from kaggle_llm.cv.blends import MemberBlend
-from kaggle_llm.cv.outside import OutsideThreshold
-from kaggle_llm.cv.temperature import Temperature
-from kaggle_llm.decisions import (
+from kaggle_llm.competition.metrics import Metric, log_loss, mean_average_precision, recall
+from kaggle_llm.competition.rankings import check_ranking, make_ranking, top
+from kaggle_llm.decisions.member_blend import MemberBlend
+from kaggle_llm.decisions.outside import OutsideThreshold
+from kaggle_llm.decisions.rerank_blend import LARGEST, Blend, Reranked
+from kaggle_llm.decisions.temperature import Temperature
+from kaggle_llm.experiment.reports import score_prior
+from kaggle_llm.inference.cross_fit import (
     ENOUGH,
     PARTS,
     Decided,
@@ -28,10 +32,6 @@ from kaggle_llm.decisions import (
     load_decided,
     select_scored,
 )
-from kaggle_llm.experiment.reports import score_prior
-from kaggle_llm.metrics import Metric, log_loss, mean_average_precision, recall
-from kaggle_llm.rankings import check_ranking, make_ranking, top
-from kaggle_llm.retrieval.blend import LARGEST, Blend, Reranked
 
 
 def ranking(**rows: dict[str, float]) -> pl.DataFrame:

@@ -6,8 +6,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from kaggle_llm.competition import CompetitionSettings, load_competition
-from kaggle_llm.demo.dialogues import (
+from kaggle_llm.competition.competition import CompetitionSettings, load_competition
+from kaggle_llm.competition.rankings import make_ranking
+from kaggle_llm_demo.dialogues import (
     ARRANGED,
     CANCELLED,
     DAYS,
@@ -24,7 +25,6 @@ from kaggle_llm.demo.dialogues import (
     write_cancellation,
     write_move,
 )
-from kaggle_llm.rankings import make_ranking
 
 PLAN = Plan(("Ada", "Ben", "Carla"), "go climbing", "the quarry", "Sunday", "7:15", "a child is ill")
 BEFORE = Plan(PLAN.people, PLAN.what, PLAN.place, "Friday", "noon", PLAN.reason)

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from kaggle_llm.demo.judge import COLUMNS, OFTEN, WORTH, draw_pair, draw_rows, write_answer
-from kaggle_llm.demo.judge_problems import FAMILIES, draw_problem
+from kaggle_llm_demo.judge import COLUMNS, OFTEN, WORTH, draw_pair, draw_rows, write_answer
+from kaggle_llm_demo.judge_problems import FAMILIES, draw_problem
 
 RIGHT = ("worked", "badly explained", "bare")
 WRONG = ("slip", "wrong rule", "bare wrong")

@@ -7,8 +7,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from kaggle_llm.demo.misconceptions import FREQUENCIES, SKILLS, build_competition
-from kaggle_llm.demo.skills import KINDS, Mistake, Skill, comparable, draw_problem, leaves_out, show
+from kaggle_llm_demo.misconceptions import FREQUENCIES, SKILLS, build_competition
+from kaggle_llm_demo.skills import KINDS, Mistake, Skill, comparable, draw_problem, leaves_out, show
 
 PAIRS = [(skill, mistake) for skill in SKILLS for mistake in skill.mistakes]
 FILES = ("train.csv", "misconceptions.csv", "test.csv", "sample_submission.csv")

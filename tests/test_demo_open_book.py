@@ -7,11 +7,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from kaggle_llm.competition import CompetitionSettings, load_competition, read_csv
-from kaggle_llm.competitions.demo_open_book import LETTERS, DemoOpenBook
-from kaggle_llm.demo.open_book import NAME, build_competition, draw_exercises, draw_family
-from kaggle_llm.demo.open_book_facts import KINDS, WORDS
-from kaggle_llm.rankings import make_ranking
+from kaggle_llm.competition.competition import CompetitionSettings, load_competition, read_csv
+from kaggle_llm.competition.demo_open_book import LETTERS, DemoOpenBook
+from kaggle_llm.competition.rankings import make_ranking
+from kaggle_llm_demo.open_book import NAME, build_competition, draw_exercises, draw_family
+from kaggle_llm_demo.open_book_facts import KINDS, WORDS
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from kaggle_llm.competition import CompetitionSettings, load_competition
-from kaggle_llm.competitions.demo_tags import DemoTags
-from kaggle_llm.demo import letters
-from kaggle_llm.demo.tags import FIELD, TYPES, Letter, draw_person, draw_rows
-from kaggle_llm.spans import Span, parse_item
+from kaggle_llm.competition.competition import CompetitionSettings, load_competition
+from kaggle_llm.competition.demo_tags import DemoTags
+from kaggle_llm.competition.spans import Span, parse_item
+from kaggle_llm_demo import letters
+from kaggle_llm_demo.tags import FIELD, TYPES, Letter, draw_person, draw_rows
 
 FORMS = {
     "NAME": r"\w+(, \w+)?|\w+ \w+|\w\. \w+",

@@ -9,7 +9,7 @@ from types import ModuleType
 import polars as pl
 import pytest
 
-from kaggle_llm.competition import (
+from kaggle_llm.competition.competition import (
     TEST,
     TRAIN,
     Competition,
@@ -18,15 +18,15 @@ from kaggle_llm.competition import (
     load_competition,
     read_csv,
 )
-from kaggle_llm.demo.__main__ import DEMOS
-from kaggle_llm.rankings import make_ranking
+from kaggle_llm.competition.rankings import make_ranking
+from kaggle_llm_demo.__main__ import DEMOS
 
 ROWS, HIDDEN = 120, 12
 
 
 @pytest.fixture(scope="module", params=DEMOS)
 def demo(request: pytest.FixtureRequest) -> ModuleType:
-    return importlib.import_module(f"kaggle_llm.demo.{request.param}")
+    return importlib.import_module(f"kaggle_llm_demo.{request.param}")
 
 
 @pytest.fixture(scope="module")

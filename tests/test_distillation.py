@@ -7,8 +7,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from kaggle_llm.prompts import Group
-from kaggle_llm.training.distillation import (
+from kaggle_llm.engines.prompts import Group
+from kaggle_llm.tasks.distillation import (
     DistillationSettings,
     Teacher,
     attach_teacher,

@@ -16,14 +16,14 @@ from typing import Any
 import forks
 import pytest
 
-from kaggle_llm.config import read_values
-from kaggle_llm.inference.engine import EngineSettings
-from kaggle_llm.model import Model, describe_model
-from kaggle_llm.runtime import facts, memory, rules_engine, rules_numbers, rules_runtime
+from kaggle_llm.base.config import read_values
+from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.inference.model import Model, describe_model
+from kaggle_llm.runtime import facts, model_memory, rules_engine, rules_numbers, rules_runtime
 from kaggle_llm.runtime.case import Case
 from kaggle_llm.runtime.doctor import examine, examine_case, read_shipped
 from kaggle_llm.runtime.findings import Finding
-from kaggle_llm.runtime.models import read_model
+from kaggle_llm.runtime.model_facts import read_model
 from kaggle_llm.runtime.pins import Runtime, load_runtime
 from kaggle_llm.runtime.speed import judge_time
 from kaggle_llm.runtime.vllm_checks import ask_vllm, read_environment
@@ -90,7 +90,7 @@ def make_case(
 
 
 def judge(case: Case) -> Iterator[Finding]:
-    yield from memory.judge_memory(case)
+    yield from model_memory.judge_memory(case)
     for rule in (*rules_runtime.RULES, *rules_numbers.RULES, *rules_engine.RULES):
         yield from rule(case)
     yield from rules_runtime.judge_pins(case.runtime)
@@ -283,10 +283,10 @@ def test_the_bytes_of_weights_are_those_of_their_headers_in_the_engines_dtype(tm
 def test_keys_and_values_of_a_token_are_counted_as_published(tmp_path: Path) -> None:
     """Llama-3-8B: 2 · 32 layers · 8 heads · 128 · 2 bytes = 128 KiB a token; half of it on each of two cards."""
     llama = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
-    assert memory.kv_bytes(make_case(tmp_path / "a", llama)) == 128 * 1024
-    assert memory.kv_bytes(make_case(tmp_path / "b", llama, tensor_parallel_size=2)) == 64 * 1024
-    assert memory.kv_bytes(make_case(tmp_path / "c", llama, dtype="float32")) == 256 * 1024
-    assert memory.kv_bytes(make_case(tmp_path / "d", llama, kv_cache_dtype="int8_per_token_head")) == 64 * 1024
+    assert model_memory.kv_bytes(make_case(tmp_path / "a", llama)) == 128 * 1024
+    assert model_memory.kv_bytes(make_case(tmp_path / "b", llama, tensor_parallel_size=2)) == 64 * 1024
+    assert model_memory.kv_bytes(make_case(tmp_path / "c", llama, dtype="float32")) == 256 * 1024
+    assert model_memory.kv_bytes(make_case(tmp_path / "d", llama, kv_cache_dtype="int8_per_token_head")) == 64 * 1024
 
 
 def finding(case: Case, name: str) -> Finding:
@@ -333,8 +333,8 @@ def test_weights_unpacked_by_transformers_count_as_such(tmp_path: Path) -> None:
     write_weights(folder / "model.safetensors", {"model.layers.0.up.weight_packed": ("I32", [2**20, 2**10], 2**32)})
     model = read_model("m", folder)
     runtime = load_runtime("t4x2-vllm032")
-    assert memory.weight_bytes(Case(model, EngineSettings("vllm", "float16"), runtime)) == 2**32
-    assert memory.weight_bytes(Case(model, EngineSettings("transformers", "float16"), runtime)) == 4 * 2**32
+    assert model_memory.weight_bytes(Case(model, EngineSettings("vllm", "float16"), runtime)) == 2**32
+    assert model_memory.weight_bytes(Case(model, EngineSettings("transformers", "float16"), runtime)) == 4 * 2**32
 
 
 def test_a_file_that_is_cut_short_and_a_missing_shard_are_named(tmp_path: Path) -> None:

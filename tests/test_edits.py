@@ -22,7 +22,7 @@ import polars as pl
 import pytest
 from workspace import ROOT, Workspace, copy_workspace, succeed
 
-from kaggle_llm import records
+from kaggle_llm.base import records
 from kaggle_llm.rehearsal.checks import compare_rankings
 
 pytestmark = [pytest.mark.usefixtures("fast_python")]
@@ -31,15 +31,20 @@ EXPERIMENT, RUN = "exp002_rerank", "exp002_rerank--edits-smoke"
 WORDS = ("--smoke", "run=edits", "folds.rows=14", "parity.rows=1", "parity.exact_rows=1", "retrieval.k=6")
 WORDS += ("training.tokens=1500", "training.batch=1", "training.learning_rate=0.01")  # steps that move the weights
 EXP, SRC = f"exp/{EXPERIMENT}", "src/kaggle_llm"
-COMPETITION, TRAIN = f"{SRC}/competitions/demo_misconceptions.py", "input/demo-misconceptions/train.csv"
+COMPETITION, TRAIN = f"{SRC}/competition/demo_misconceptions.py", "input/demo-misconceptions/train.csv"
 CODE = [
     f"{EXP}/predict.py",
     f"{EXP}/train.py",
     COMPETITION,
     f"{SRC}/training/trainer.py",
-    f"{SRC}/inference/scoring.py",
+    f"{SRC}/engines/scoring.py",
 ]
-CODE += [f"{SRC}/inference/transformers_engine.py", f"{SRC}/training/choice.py", f"{SRC}/run.py", f"{SRC}/metrics.py"]
+CODE += [
+    f"{SRC}/engines/transformers_engine.py",
+    f"{SRC}/tasks/choice_training.py",
+    f"{SRC}/inference/run.py",
+    f"{SRC}/competition/metrics.py",
+]
 
 Change = Callable[[str, random.Random], str]
 
@@ -93,15 +98,15 @@ EDITS = {
     "comments": Edit(tuple(CODE), add_comment),
     "a local name": Edit((f"{EXP}/predict.py",), rename_local),
     "post-processing": Edit(
-        (f"{SRC}/retrieval/blend.py",), put("self.weight * known[item]", "self.weight * # * known[item]")
+        (f"{SRC}/decisions/rerank_blend.py",), put("self.weight * known[item]", "self.weight * # * known[item]")
     ),
     "a metric": Edit((COMPETITION,), put("metric = mean_average_precision(CUT)", "metric = mean_average_precision(#)")),
     "a decision": Edit((f"{EXP}/predict.py",), put("    return Blend()", "    return Blend(0.#)")),
-    "what a fit tries": Edit((f"{SRC}/retrieval/blend.py",), put("LARGEST = 20.0", "LARGEST = 0.#")),
+    "what a fit tries": Edit((f"{SRC}/decisions/rerank_blend.py",), put("LARGEST = 20.0", "LARGEST = 0.#")),
     "a helper behind the model": Edit((f"{EXP}/predict.py",), put("def decision(", "SHARE = #\n\n\ndef decision(")),
     "the submission's format": Edit((COMPETITION,), put('" ".join(items[:CUT])', '" ".join(items[:# + CUT])')),
     "rows for a rehearsal": Edit(
-        (f"{SRC}/competition.py",),
+        (f"{SRC}/competition/competition.py",),
         put("        raw, columns = read_csv", "        _ = #\n        raw, columns = read_csv"),
     ),
     "memory": Edit((f"{EXP}/config.yaml",), put("smoke:\n", "engine: {batch_tokens: 409#}\nsmoke:\n")),
@@ -119,10 +124,10 @@ EDITS = {
         (f"{SRC}/training/trainer.py",), put('"weight_decay": training.weight_decay', '"weight_decay": 0.#'), True, True
     ),
     "the task's loss": Edit(
-        (f"{SRC}/training/choice.py",), put("odds = logits[:, 0] -", "odds = # * logits[:, 0] -"), True, True
+        (f"{SRC}/tasks/choice_training.py",), put("odds = logits[:, 0] -", "odds = # * logits[:, 0] -"), True, True
     ),
     "the engine": Edit(
-        (f"{SRC}/inference/transformers_engine.py",),
+        (f"{SRC}/engines/transformers_engine.py",),
         put("class TransformersEngine:", "EDITED = #\n\n\nclass TransformersEngine:"),
         asks=True,
     ),

@@ -10,14 +10,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from kaggle_llm.inference.engine import EngineSettings
-from kaggle_llm.inference.transformers_engine import TransformersEngine
-from kaggle_llm.prompts import encode_texts
+from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.engines.prompts import encode_texts
+from kaggle_llm.engines.tokenizer import load_tokenizer
+from kaggle_llm.engines.transformers_engine import TransformersEngine
 from kaggle_llm.retrieval.negatives import MinedPair, NegativeSettings
-from kaggle_llm.tokenizer import load_tokenizer
-from kaggle_llm.training import embedding
-from kaggle_llm.training import trainer as training_loop
-from kaggle_llm.training.embedding import (
+from kaggle_llm.tasks import embedding
+from kaggle_llm.tasks.embedding import (
     Batch,
     Corpus,
     EmbeddingSettings,
@@ -32,6 +31,7 @@ from kaggle_llm.training.embedding import (
     train_embedder,
     write_untrained,
 )
+from kaggle_llm.training import trainer as training_loop
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 from kaggle_llm.training.trainer import Job
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kaggle_llm.inference.engine import EngineSettings, Sampling
-from kaggle_llm.inference.transformers_engine import TransformersEngine
-from kaggle_llm.prompts import Prompt
-from kaggle_llm.tokenizer import load_tokenizer
+from kaggle_llm.engines.engine import EngineSettings, Sampling
+from kaggle_llm.engines.prompts import Prompt
+from kaggle_llm.engines.tokenizer import load_tokenizer
+from kaggle_llm.engines.transformers_engine import TransformersEngine
 
 LABELS = [[266], [265], [300]]
 TEXTS = [
@@ -290,7 +290,7 @@ def test_vllm_serves_what_generates_text_only(
     base: str, config: dict[str, str] | None, expected: bool, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """config: of an adapter on the base; None: the base alone."""
-    from kaggle_llm.inference.maker import is_language_model
+    from kaggle_llm.engines.maker import is_language_model
 
     folder = request.getfixturevalue(base)
     if config is None:
@@ -301,6 +301,6 @@ def test_vllm_serves_what_generates_text_only(
 
 
 def test_a_model_with_a_head_generates_no_text(pico_head: Path) -> None:
-    from kaggle_llm.inference.maker import is_language_model
+    from kaggle_llm.engines.maker import is_language_model
 
     assert not is_language_model(pico_head)

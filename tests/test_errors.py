@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from workspace import Workspace, copy_workspace
 
-from kaggle_llm.errors import print_error
+from kaggle_llm.base.errors import print_error
 
 RAISE = "raise ValueError('mine')"
 

@@ -19,10 +19,10 @@ SMOKE = "exp002_rerank--smoke"
 # train.py where nothing can be computed by a model, and nothing trained.
 WITHOUT_MODELS = """
 import os, runpy, sys
-import kaggle_llm.experiment.part, kaggle_llm.run, kaggle_llm.weights.recorder
+import kaggle_llm.experiment.part, kaggle_llm.inference.run, kaggle_llm.weights.recorder
 def refuse(*words, **more):
     raise RuntimeError("a model was loaded")
-for module in (kaggle_llm.run, kaggle_llm.weights.recorder):
+for module in (kaggle_llm.inference.run, kaggle_llm.weights.recorder):
     module.make_engine = refuse
 kaggle_llm.experiment.part.fine_tune = refuse
 sys.argv = sys.argv[1:]
@@ -95,8 +95,8 @@ def test_a_run_leaves_its_contract(trained: Workspace) -> None:
 
 
 def test_cv_is_the_metric_of_the_out_of_fold_rows(trained: Workspace) -> None:
-    from kaggle_llm.competition import CompetitionSettings
-    from kaggle_llm.competitions.demo_misconceptions import DemoMisconceptions
+    from kaggle_llm.competition.competition import CompetitionSettings
+    from kaggle_llm.competition.demo_misconceptions import DemoMisconceptions
 
     data = trained.root / "input" / "demo-misconceptions"
     competition = DemoMisconceptions(CompetitionSettings("demo-misconceptions"), data)
@@ -164,7 +164,7 @@ def test_edits_behind_the_model_ask_nothing_and_count(trained: Workspace, tmp_pa
         assert "fold0/adapter is complete, reused" in said, what
         found[what] = describe_run(workspace, run)
     shutil.copytree(PACKAGE, workspace.root / "src" / "kaggle_llm", ignore=shutil.ignore_patterns("__pycache__"))
-    competition = workspace.root / "src" / "kaggle_llm" / "competitions" / "demo_misconceptions.py"
+    competition = workspace.root / "src" / "kaggle_llm" / "competition" / "demo_misconceptions.py"
     edit(competition, "metric = mean_average_precision(CUT)", "metric = mean_average_precision(3)")
     succeed(train_without_models(workspace, "exp002_rerank", *words, PYTHONPATH=str(workspace.root / "src")))
     found["the metric"] = describe_run(workspace, run)
@@ -313,7 +313,7 @@ def test_bad_input_is_one_clear_error(trained: Workspace, words: list[str], said
 def test_a_second_experiment_in_one_process_is_refused(trained: Workspace) -> None:
     code = """
 from pathlib import Path
-from kaggle_llm.run import import_predict
+from kaggle_llm.inference.run import import_predict
 import_predict(Path("exp/exp001_retrieve"))
 import_predict(Path("exp/exp002_rerank"))
 """

@@ -18,8 +18,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from kaggle_llm import fingerprint, records
-from kaggle_llm.fingerprint import (
+from kaggle_llm.base import fingerprint, records
+from kaggle_llm.base.fingerprint import (
     COMPUTING,
     FROM_TEXTS,
     hash_code,
@@ -30,7 +30,7 @@ from kaggle_llm.fingerprint import (
     list_code,
     plain_value,
 )
-from kaggle_llm.training.choice import ChoiceSettings, ChoiceTask
+from kaggle_llm.tasks.choice_training import ChoiceSettings, ChoiceTask
 
 SOURCE = '''"""What a module is."""
 
@@ -289,7 +289,7 @@ def test_python_objects_in_a_frame_are_refused() -> None:
 PROCESS = """
 import json, sys
 import polars as pl
-from kaggle_llm.fingerprint import hash_frame
+from kaggle_llm.base.fingerprint import hash_frame
 held = pl.Series(sys.argv[1:], dtype=pl.Categorical)  # a process deals out codes as texts come
 kind = pl.DataFrame({"kind": pl.Series(["p", "q"], dtype=pl.Categorical)})
 pair = pl.DataFrame({"pair": [{"a": "text", "b": ["x"]}, {"a": "other", "b": None}]})
@@ -355,11 +355,11 @@ def test_what_has_no_content_is_refused(value: Any) -> None:
 
 # code -----------------------------------------------------------------------------------------------------------
 
-ENGINE, TRAINER = "kaggle_llm.inference.transformers_engine", "kaggle_llm.training.trainer"
+ENGINE, TRAINER = "kaggle_llm.engines.transformers_engine", "kaggle_llm.training.trainer"
 EXPERIMENT = {
     "predict.py": "import json\n\nfrom helper import ask\n\n\ndef score():\n    import late\n    return late.x(ask)\n",
     "helper.py": "from typing import TYPE_CHECKING\n\nimport tools.words\n\nif TYPE_CHECKING:\n    import typed\n"
-    "\n\ndef ask():\n    from kaggle_llm.prompts import Prompter\n    return Prompter\n",
+    "\n\ndef ask():\n    from kaggle_llm.engines.prompts import Prompter\n    return Prompter\n",
     "late.py": "from tools import numbers\n\nx = numbers.x\n",
     "tools/__init__.py": "y = 1\n",
     "tools/words.py": "from . import letters\n\nfrom shared import x\n",
@@ -404,20 +404,23 @@ def test_where_an_experiment_lies_does_not_count(experiment: Path, tmp_path: Pat
 def test_rooms_say_whose_modules_count(experiment: Path) -> None:
     predict = experiment / "predict.py"
     assert not any(name.startswith("kaggle_llm/") for name in list_code([predict], COMPUTING))
-    assert "kaggle_llm/prompts" in list_code([predict], FROM_TEXTS), "imported by a helper, inside a function"
+    assert "kaggle_llm/engines/prompts" in list_code([predict], FROM_TEXTS), "imported by a helper, inside a function"
     assert hash_code(predict) != hash_code(predict, rooms=FROM_TEXTS)
 
 
 def test_code_is_followed_through_imports_inside_functions_but_not_into_what_only_moves_things() -> None:
     engine, trainer = list_code([ENGINE]), list_code([TRAINER])
-    assert {f"kaggle_llm/inference/{name}" for name in ("transformers_engine", "scoring", "prefixes")} <= set(engine)
-    assert {"kaggle_llm/training/trainer", "kaggle_llm/training/models", "kaggle_llm/training/optimizer"} <= set(
+    assert {f"kaggle_llm/engines/{name}" for name in ("transformers_engine", "scoring", "prefixes")} <= set(engine)
+    assert {"kaggle_llm/training/trainer", "kaggle_llm/training/base_model", "kaggle_llm/training/optimizer"} <= set(
         trainer
     )
     for found in (engine, trainer):
         rooms = {name.split("/")[1] for name in found}
         assert rooms <= set(COMPUTING) and all(path.is_file() for path in found.values())
-    moved = {f"kaggle_llm/{name}" for name in ("records", "paths", "processes", "cache", "metrics", "decisions", "run")}
+    moved = {
+        f"kaggle_llm/{name}" for name in "base/records base/paths base/processes inference/cache inference/run".split()
+    }
+    moved |= {"kaggle_llm/competition/metrics", "kaggle_llm/inference/cross_fit"}
     assert not moved & {*engine, *trainer, *list_code([TRAINER], FROM_TEXTS)}
 
 
@@ -435,14 +438,14 @@ def test_an_edit_of_a_module_that_computes_counts_wherever_it_is_imported_and_of
 ) -> None:
     modules = {
         "training/trainer.py": (True, False),
-        "training/models.py": (True, False),
-        "tokenizer.py": (True, True),
-        "inference/transformers_engine.py": (False, True),
-        "inference/scoring.py": (False, True),
+        "training/base_model.py": (True, False),
+        "engines/tokenizer.py": (True, True),
+        "engines/transformers_engine.py": (False, True),
+        "engines/scoring.py": (False, True),
         "inference/answers.py": (False, False),
-        "records.py": (False, False),
-        "paths.py": (False, False),
-        "metrics.py": (False, False),
+        "base/records.py": (False, False),
+        "base/paths.py": (False, False),
+        "competition/metrics.py": (False, False),
         "experiment/part.py": (False, False),
     }
     for module, expected in modules.items():
@@ -454,7 +457,7 @@ def test_an_edit_of_a_module_that_computes_counts_wherever_it_is_imported_and_of
 
 def test_the_code_of_an_object_is_its_class_s_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = ChoiceTask(ChoiceSettings(), [[1], [2]])
-    assert hash_module_of(task) == hash_module_of(ChoiceTask) == hash_code("kaggle_llm.training.choice")
+    assert hash_module_of(task) == hash_module_of(ChoiceTask) == hash_code("kaggle_llm.tasks.choice_training")
     monkeypatch.syspath_prepend(tmp_path)
     write(tmp_path / "own_task_of_a_test.py", "import beside_a_task\n\n\ndef make(folder):\n    return beside_a_task\n")
     beside = write(tmp_path / "beside_a_task.py", "x = 1\n")
@@ -467,6 +470,6 @@ def test_the_code_of_an_object_is_its_class_s_module(tmp_path: Path, monkeypatch
 
 
 def test_files_of_the_same_name_in_an_experiment_and_in_the_package_both_count(tmp_path: Path) -> None:
-    predict = write(tmp_path / "predict.py", "import tokenizer\n\nfrom kaggle_llm import tokenizer as other\n")
+    predict = write(tmp_path / "predict.py", "import tokenizer\n\nfrom kaggle_llm.engines import tokenizer as other\n")
     write(tmp_path / "tokenizer.py", "x = 1\n")
-    assert {"tokenizer", "kaggle_llm/tokenizer"} <= set(list_code([predict]))
+    assert {"tokenizer", "kaggle_llm/engines/tokenizer"} <= set(list_code([predict]))

@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from kaggle_llm.cv.folds import ALWAYS_TRAIN, FoldSettings, assign_folds
+from kaggle_llm.competition.folds import ALWAYS_TRAIN, FoldSettings, assign_folds
 
 
 def even(groups: int, rows: int) -> pl.Series:

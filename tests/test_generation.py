@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kaggle_llm.training.generation import CompletionExample, GenerationTask
+from kaggle_llm.tasks.writing_training import CompletionExample, GenerationTask
 
 TASK = GenerationTask()
 

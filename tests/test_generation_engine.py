@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kaggle_llm.inference.engine import Completion, EngineSettings, Sampling
-from kaggle_llm.inference.generation import find_stop, keep_structure
-from kaggle_llm.inference.transformers_engine import TransformersEngine
-from kaggle_llm.prompts import Prompt
-from kaggle_llm.tokenizer import load_tokenizer
+from kaggle_llm.engines.engine import Completion, EngineSettings, Sampling
+from kaggle_llm.engines.generation import find_stop, keep_structure
+from kaggle_llm.engines.prompts import Prompt
+from kaggle_llm.engines.tokenizer import load_tokenizer
+from kaggle_llm.engines.transformers_engine import TransformersEngine
 
 LENGTHS = [5, 1, 60, 33, 2, 60, 17, 90]
 OPTIONS = ("Yes", "No", 'No "x" \\ y', "two\nlines", "ü🙂", "[a-z]+")
@@ -207,7 +207,7 @@ def test_structure_that_cannot_be_kept_is_refused(settings: dict[str, Any], said
 def test_vllm_is_asked_for_the_same_by_its_own_names() -> None:
     """What the texts then are is tested where vLLM runs."""
     sampling_params = pytest.importorskip("vllm.sampling_params")
-    from kaggle_llm.inference.vllm_engine import structure_of
+    from kaggle_llm.engines.vllm_engine import structure_of
 
     choice = structure_of(Sampling(9, options=("Yes", "No")))
     regex = structure_of(Sampling(9, regex="[a-z]+"))

@@ -13,8 +13,8 @@ import torch
 from pico import train_bpe
 from workspace import Workspace, copy_workspace, succeed
 
-from kaggle_llm.inference.engine import EngineSettings
-from kaggle_llm.inference.maker import make_engine
+from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.engines.maker import make_engine
 from kaggle_llm.weights.merge import MergeSettings, merge_adapter
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kaggle_llm.inference import heads as ranks
-from kaggle_llm.inference.engine import EngineSettings
-from kaggle_llm.inference.maker import make_engine
-from kaggle_llm.rankings import check_answer, check_ranking
-from kaggle_llm.training.distillation import DistillationSettings
-from kaggle_llm.training.heads import (
+from kaggle_llm.competition.rankings import check_answer, check_ranking
+from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.engines.maker import make_engine
+from kaggle_llm.tasks import heads as ranks
+from kaggle_llm.tasks.distillation import DistillationSettings
+from kaggle_llm.tasks.heads_training import (
     HeadExample,
     HeadSettings,
     HeadTask,
@@ -22,7 +22,7 @@ from kaggle_llm.training.heads import (
     class_target,
     ordinal_target,
 )
-from kaggle_llm.training.models import load_trainable
+from kaggle_llm.training.base_model import load_trainable
 from kaggle_llm.training.optimizer import group_parameters
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 from kaggle_llm.training.trainer import Job, fine_tune

@@ -10,7 +10,7 @@ from typing import ClassVar
 import polars as pl
 import pytest
 
-from kaggle_llm.competition import TEST, Competition, CompetitionSettings, Table, load_competition
+from kaggle_llm.competition.competition import TEST, Competition, CompetitionSettings, Table, load_competition
 from kaggle_llm.rehearsal.hostile import HUGE, make_hostile_test, make_ids
 
 COLUMNS = ["id", "subject", "question", "correct_answer", "wrong_answer"]

@@ -22,12 +22,22 @@ EXPERIMENTS = [ROOT / "exp" / name for name in SHIPPED.split()]
 HELPERS = {"exp000_gpt2": {"model.py", "learn.py"}}  # a model that is written out beside train.py
 
 # A module may import from its own room and from rooms before it.
-ROOMS = (
-    "errors paths processes records folders tables config metrics rankings spans competition competitions prompts "
-    "tokenizer fingerprint model cache device decisions inference borrowed run member arguments retrieval cv training "
-    "weights experiment runtime kaggle rehearsal demo board trace cli"
-)
-ORDER = ROOMS.split()
+ORDER = [
+    "base",
+    "competition",
+    "engines",
+    "inference",
+    "retrieval",
+    "training",
+    "tasks",
+    "weights",
+    "decisions",
+    "experiment",
+    "runtime",
+    "kaggle",
+    "rehearsal",
+    "cli",
+]
 HEAVY = {"torch", "transformers", "vllm", "sentence_transformers", "peft", "polars", "omegaconf", "sklearn", "bm25s"}
 HEAVY |= {
     "xgrammar",
@@ -65,7 +75,7 @@ def imports(tree: ast.AST) -> Iterator[str]:
 
 
 def wrong_way(source: str, owner: str) -> list[str]:
-    """Imports of `owner`'s source that run against ORDER. competitions/<name>.py is loaded by name, never imported."""
+    """Imports of `owner`'s source that run against ORDER. competition/<name>.py is loaded by name, never imported."""
     rooms = {name.split(".")[1] for name in imports(ast.parse(source)) if name.startswith("kaggle_llm.")}
     unknown = rooms - set(ORDER)
     return sorted(unknown | {name for name in rooms - unknown if ORDER.index(name) > ORDER.index(owner)})
@@ -86,7 +96,7 @@ def test_imports_run_one_way(path: Path) -> None:
 
 
 def test_the_one_way_rule_can_fail() -> None:
-    assert wrong_way("from kaggle_llm.cv.folds import assign_folds", "run") == ["cv"]
+    assert wrong_way("from kaggle_llm.competition.folds import assign_folds", "run") == ["cv"]
     assert wrong_way("def f():\n    import kaggle_llm.experiment", "run") == ["experiment"]
     assert wrong_way("from kaggle_llm import rehearsal", "prompts") == ["rehearsal"]
 
@@ -199,7 +209,7 @@ def test_a_competitors_own_copy_may_hold_what_ours_may_not(tmp_path: Path) -> No
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda path: path.name)
 def test_every_shipped_config_fits_its_schema(experiment: Path) -> None:
     code = (
-        "from pathlib import Path; from predict import Config; from kaggle_llm.config import load_config; "
+        "from pathlib import Path; from predict import Config; from kaggle_llm.base.config import load_config; "
         "[load_config(Path('config.yaml'), Config, smoke=smoke) for smoke in (False, True)]"
     )
     done = subprocess.run([forks.python(), "-c", code], cwd=experiment, capture_output=True, text=True, timeout=120)

@@ -15,11 +15,11 @@ import polars as pl
 import pytest
 from workspace import Workspace, copy_workspace
 
-from kaggle_llm import records
-from kaggle_llm.competition import Competition, CompetitionSettings, load_competition
-from kaggle_llm.cv.audit import audit_folds, audit_run, read_rows, read_settings, report_run
-from kaggle_llm.cv.folds import ALWAYS_TRAIN, FoldSettings, assign_folds
-from kaggle_llm.cv.leaks import (
+from kaggle_llm.base import records
+from kaggle_llm.competition.audit import audit_folds, audit_run, read_rows, read_settings, report_run
+from kaggle_llm.competition.competition import Competition, CompetitionSettings, load_competition
+from kaggle_llm.competition.folds import ALWAYS_TRAIN, FoldSettings, assign_folds
+from kaggle_llm.competition.leaks import (
     KINDS,
     PERMUTATIONS,
     Finding,
@@ -37,8 +37,8 @@ from kaggle_llm.cv.leaks import (
     print_findings,
     write_findings,
 )
-from kaggle_llm.demo.misconceptions import NAME, build_competition
-from kaggle_llm.model import Model, describe_models
+from kaggle_llm.inference.model import Model, describe_models
+from kaggle_llm_demo.misconceptions import NAME, build_competition
 
 WORDS = [f"w{n}" for n in range(400)]
 

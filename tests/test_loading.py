@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kaggle_llm.inference.engine import EngineSettings
-from kaggle_llm.inference.loading import VARIABLE, count_loading, note_loading
-from kaggle_llm.inference.pool import WorkerPool
+from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.engines.loading import VARIABLE, count_loading, note_loading
+from kaggle_llm.engines.pool import WorkerPool
 from kaggle_llm.kaggle import predict
 from kaggle_llm.kaggle.predict import check_files, hash_beside
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pico import SENTENCES
 
-from kaggle_llm.tokenizer import load_tokenizer
-from kaggle_llm.training.masked import (
+from kaggle_llm.engines.tokenizer import load_tokenizer
+from kaggle_llm.tasks.masked import (
     MaskedExample,
     MaskedSettings,
     MaskedTask,

@@ -10,12 +10,12 @@ from typing import Any
 import polars as pl
 import pytest
 
-from kaggle_llm.competition import CompetitionSettings, load_competition
+from kaggle_llm.competition.competition import CompetitionSettings, load_competition
+from kaggle_llm.competition.rankings import average_by_id, average_rankings, make_ranking
 from kaggle_llm.inference.budget import Budget
-from kaggle_llm.inference.members import Member, MemberError
-from kaggle_llm.model import Model, of_member, split_folds
-from kaggle_llm.rankings import average_by_id, average_rankings, make_ranking
-from kaggle_llm.run import Run, answer, ask_members
+from kaggle_llm.inference.ensemble import Member, MemberError
+from kaggle_llm.inference.model import Model, of_member, split_folds
+from kaggle_llm.inference.run import Run, answer, ask_members
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("fast_python")]
 
@@ -24,8 +24,8 @@ PREDICT = '''
 import json, os, signal, time
 from dataclasses import dataclass, field
 from pathlib import Path
-from kaggle_llm.competition import CompetitionSettings
-from kaggle_llm.rankings import make_ranking
+from kaggle_llm.competition.competition import CompetitionSettings
+from kaggle_llm.competition.rankings import make_ranking
 
 
 @dataclass

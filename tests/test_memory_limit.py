@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kaggle_llm.rehearsal import memory
-from kaggle_llm.rehearsal.memory import (
+from kaggle_llm.rehearsal import memory_limit
+from kaggle_llm.rehearsal.memory_limit import (
     MIB,
     Usage,
     enter,
@@ -104,7 +104,7 @@ def test_a_sandboxed_tree_is_watched_from_outside_and_ends_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: bool
 ) -> None:
     if not group:
-        monkeypatch.setattr(memory, "find_parent", lambda: None)
+        monkeypatch.setattr(memory_limit, "find_parent", lambda: None)
     for name in ("kaggle/input", "kaggle/working", "mount"):
         (tmp_path / name).mkdir(parents=True)
     box, start = Sandbox(tmp_path / "kaggle", tmp_path / "mount", tmp_path), time.monotonic()

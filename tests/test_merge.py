@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kaggle_llm import records
-from kaggle_llm.inference.engine import EngineSettings
-from kaggle_llm.inference.maker import make_engine
-from kaggle_llm.tokenizer import load_tokenizer
+from kaggle_llm.base import records
+from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.engines.maker import make_engine
+from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.weights.merge import MergeSettings, merge_adapter
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kaggle_llm import records
+from kaggle_llm.base import records
 from kaggle_llm.kaggle.kernels import NOTEBOOK, write_kernel
 from kaggle_llm.kaggle.metadata import DATASET, KERNEL, check_dataset, check_kernel, describe_dataset, describe_kernel
 from kaggle_llm.kaggle.notebook import write_notebook

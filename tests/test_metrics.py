@@ -9,8 +9,8 @@ from fractions import Fraction
 import polars as pl
 import pytest
 
-from kaggle_llm.metrics import bootstrap_interval, mean_average_precision, paired_difference, recall
-from kaggle_llm.rankings import make_ranking, top
+from kaggle_llm.competition.metrics import bootstrap_interval, mean_average_precision, paired_difference, recall
+from kaggle_llm.competition.rankings import make_ranking, top
 
 ITEMS = "abcdefgh"
 

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from kaggle_llm.rankings import make_ranking
+from kaggle_llm.competition.rankings import make_ranking
 from kaggle_llm.retrieval.negatives import MinedPair, NegativeSettings, highest_trusted, mine_negatives, rank_with_right
 
 #                place  1     2     3     4     5     6

@@ -15,16 +15,16 @@ import numpy as np
 import polars as pl
 import pytest
 
-from kaggle_llm import run as rooms
-from kaggle_llm.competition import CompetitionSettings, load_competition, read_csv
-from kaggle_llm.decisions import Decided
+from kaggle_llm.competition.competition import CompetitionSettings, load_competition, read_csv
+from kaggle_llm.competition.rankings import make_ranking
+from kaggle_llm.decisions.rerank_blend import Blend, Reranked
+from kaggle_llm.inference import run as rooms
 from kaggle_llm.inference.budget import Budget
-from kaggle_llm.inference.members import Member, MemberError
+from kaggle_llm.inference.cross_fit import Decided
+from kaggle_llm.inference.ensemble import Member, MemberError
+from kaggle_llm.inference.model import Model
 from kaggle_llm.kaggle.predict import offer_submission, predict_test
-from kaggle_llm.model import Model
-from kaggle_llm.rankings import make_ranking
 from kaggle_llm.retrieval import rerank as reranking
-from kaggle_llm.retrieval.blend import Blend, Reranked
 
 DOCUMENTS = [f"M{n}" for n in range(6)]
 LIMIT = 1000.0

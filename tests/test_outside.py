@@ -9,9 +9,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from kaggle_llm.cv.outside import GRID, OutsideThreshold
-from kaggle_llm.inference.tagging import tagged_schema
-from kaggle_llm.metrics import Metric, span_f_beta
+from kaggle_llm.competition.metrics import Metric, span_f_beta
+from kaggle_llm.decisions.outside import GRID, OutsideThreshold
+from kaggle_llm.tasks.tags import tagged_schema
 
 TEXT = "ab cd ef gh"
 OFFSETS = [(0, 2), (3, 5), (6, 8), (9, 11)]

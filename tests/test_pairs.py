@@ -8,14 +8,14 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from kaggle_llm.competition.rankings import check_ranking, make_ranking, replace_rows
+from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.engines.maker import make_engine
+from kaggle_llm.engines.prompts import Prompter, PromptSettings
+from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.inference.budget import Budget
-from kaggle_llm.inference.choice import OrderSettings, rank_options
-from kaggle_llm.inference.engine import EngineSettings
-from kaggle_llm.inference.maker import make_engine
-from kaggle_llm.inference.pairs import make_pairs, rank_even
-from kaggle_llm.prompts import Prompter, PromptSettings
-from kaggle_llm.rankings import check_ranking, make_ranking, replace_rows
-from kaggle_llm.tokenizer import load_tokenizer
+from kaggle_llm.tasks.choice import OrderSettings, rank_options
+from kaggle_llm.tasks.pairs import make_pairs, rank_even
 
 LABELS = ("a", "b", "tie")
 

@@ -11,9 +11,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from kaggle_llm.competition.rankings import check_ranking, make_ranking
+from kaggle_llm.engines.prompts import ItemPrompts
 from kaggle_llm.inference.budget import Budget
-from kaggle_llm.prompts import ItemPrompts
-from kaggle_llm.rankings import check_ranking, make_ranking
 from kaggle_llm.retrieval import rerank
 from kaggle_llm.retrieval.passages import (
     ContextSettings,
@@ -198,9 +198,9 @@ def test_a_row_that_nobody_was_asked_about_has_the_options_in_the_order_given() 
 @pytest.mark.release
 @pytest.mark.timeout(120)
 def test_an_article_of_50_000_words_is_searched_beside_a_short_one(pico_encoder: Path) -> None:
-    from kaggle_llm.inference.engine import EngineSettings
-    from kaggle_llm.model import Model
-    from kaggle_llm.run import Run
+    from kaggle_llm.engines.engine import EngineSettings
+    from kaggle_llm.inference.model import Model
+    from kaggle_llm.inference.run import Run
 
     words = ["fraction", "digit", "value", "tens"]
     long = " ".join(random.Random(0).choices(words, k=50_000))

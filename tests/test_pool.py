@@ -20,9 +20,9 @@ import numpy as np
 import psutil
 import pytest
 
-from kaggle_llm.inference.engine import Engine, EngineSettings, LengthError, NonFiniteError, Sampling
-from kaggle_llm.inference.maker import count_cards, make_engine
-from kaggle_llm.inference.pool import (
+from kaggle_llm.engines.engine import Engine, EngineSettings, LengthError, NonFiniteError, Sampling
+from kaggle_llm.engines.maker import count_cards, make_engine
+from kaggle_llm.engines.pool import (
     ATTEMPTS,
     MODULE,
     Worker,
@@ -31,7 +31,7 @@ from kaggle_llm.inference.pool import (
     assign_cards,
     make_environment,
 )
-from kaggle_llm.inference.worker import make_portable
+from kaggle_llm.engines.worker import make_portable
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("fast_python")]
 INTERPRETER = sys.executable  # where the process itself is tested
@@ -322,8 +322,8 @@ def test_an_adapter_without_its_base_is_refused_before_a_worker_starts(tmp_path:
 PARENT = """
 import os, sys
 from pathlib import Path
-from kaggle_llm.inference.engine import EngineSettings, Sampling
-from kaggle_llm.inference.maker import make_engine
+from kaggle_llm.engines.engine import EngineSettings, Sampling
+from kaggle_llm.engines.maker import make_engine
 
 def main():
     engine = make_engine(Path(sys.argv[1]), EngineSettings(workers=int(sys.argv[2])))
@@ -377,7 +377,7 @@ CHILD = """
 import json, subprocess, sys
 child = subprocess.Popen(["sleep", "1000"])
 print(child.pid, flush=True)
-from kaggle_llm.inference import worker
+from kaggle_llm.engines import worker
 worker.main(int(sys.argv[1]), json.loads(sys.argv[2]))
 """
 
@@ -407,7 +407,7 @@ def test_what_a_worker_started_ends_with_it(how: str) -> None:
 ENGINE_PROCESS = """
 import json, multiprocessing, sys, time
 multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,), name="core").start()
-from kaggle_llm.inference import worker
+from kaggle_llm.engines import worker
 worker.main(int(sys.argv[1]), json.loads(sys.argv[2]))
 """
 

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kaggle_llm.inference.engine import EngineSettings
-from kaggle_llm.training.checkpoints import Checkpoints
-from kaggle_llm.training.preference import (
+from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.tasks.preference import (
     PreferenceExample,
     PreferenceSettings,
     fit_pairs,
@@ -24,6 +23,7 @@ from kaggle_llm.training.preference import (
     split_batch,
     train_preference,
 )
+from kaggle_llm.training.checkpoints import Checkpoints
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 from kaggle_llm.training.trainer import Job, make_arguments
 from kaggle_llm.weights.merge import merge_adapter

@@ -1,12 +1,12 @@
-"""kaggle_llm.inference.prefixes: what prompts share, as a tree of tokens."""
+"""kaggle_llm.engines.prefixes: what prompts share, as a tree of tokens."""
 
 import random
 from collections.abc import Sequence
 
 import pytest
 
-from kaggle_llm.inference.prefixes import DEEPEST, WORTH, Node, common_prefix, gather, grow_tree
-from kaggle_llm.prompts import Prompt
+from kaggle_llm.engines.prefixes import DEEPEST, WORTH, Node, common_prefix, gather, grow_tree
+from kaggle_llm.engines.prompts import Prompt
 
 ROW_A, ROW_B = list(range(100, 140)), list(range(200, 240))
 

@@ -1,4 +1,4 @@
-"""kaggle_llm.prompts: the text and the tokens that a row and its candidates become."""
+"""kaggle_llm.engines.prompts: the text and the tokens that a row and its candidates become."""
 
 import re
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from kaggle_llm.prompts import GAP, CandidatePrompts, Group, OptionPrompts, Prompter, PromptSettings
-from kaggle_llm.tokenizer import load_tokenizer
+from kaggle_llm.engines.prompts import GAP, CandidatePrompts, Group, OptionPrompts, Prompter, PromptSettings
+from kaggle_llm.engines.tokenizer import load_tokenizer
 
 ROW = {"id": "7", "question": "What is 2/3 of 18?", "answer": "27"}
 DOCUMENT = {"id": "m1", "name": "Swaps numerator and denominator"}

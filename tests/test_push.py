@@ -13,7 +13,7 @@ import pytest
 from kaggle_forks import Forks
 from kaggle_server import OWNER, Dataset, Fault, Kaggle, Kernel, environment, serve
 
-from kaggle_llm import records
+from kaggle_llm.base import records
 from kaggle_llm.kaggle import client, datasets
 from kaggle_llm.kaggle.datasets import ensure_dataset, list_folder
 from kaggle_llm.kaggle.kernels import ensure_kernel, follow_kernel, write_kernel

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from kaggle_llm.inference.quantised import read_quantisation, rounds_activations, weight_bits
-from kaggle_llm.training.models import check_quantised
+from kaggle_llm.engines.quantised import read_quantisation, rounds_activations, weight_bits
+from kaggle_llm.training.base_model import check_quantised
 from kaggle_llm.training.settings import LoraSettings
 
 W4A16 = {"weights": {"num_bits": 4}, "input_activations": None}
@@ -45,7 +45,7 @@ def test_an_adapter_is_trained_on_rounded_weights_not_on_rounded_activations(pic
 
 
 def test_vllm_is_not_started_for_four_bits_in_float32(pico_llm: Path, tmp_path: Path) -> None:
-    from kaggle_llm.inference.vllm_engine import check_dtype
+    from kaggle_llm.engines.vllm_engine import check_dtype
 
     four = quantised(pico_llm, tmp_path / "w4a16", W4A16)
     with pytest.raises(ValueError, match=r"4-bit weights.*engine.dtype=float16 on a GPU, bfloat16 on a CPU"):

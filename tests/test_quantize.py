@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kaggle_llm import records
+from kaggle_llm.base import records
 from kaggle_llm.weights.quantize import GROUP_SIZES, QuantizeSettings, check_group_size, list_linear, quantize
 
 GPTQ = QuantizeSettings(scheme="gptq", group_size=32)

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from kaggle_llm.rankings import check_ranking, make_ranking, ranking_schema, top
+from kaggle_llm.competition.rankings import check_ranking, make_ranking, ranking_schema, top
 
 
 def frame(*rows: tuple[str, Any, Any]) -> pl.DataFrame:

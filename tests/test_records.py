@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kaggle_llm import records
+from kaggle_llm.base import records
 
 
 def fill(text: str):
@@ -73,7 +73,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
     code = f"""
 import resource
 from pathlib import Path
-from kaggle_llm import records
+from kaggle_llm.base import records
 target = Path({str(tmp_path / "a")!r})
 records.make_folder(target, lambda f: (f / "x").write_text("old"), lambda f: None)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -90,7 +90,7 @@ except OSError as error:
 def test_a_kill_in_the_middle_is_never_read_and_the_next_start_makes_it(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
-from kaggle_llm import records
+from kaggle_llm.base import records
 def make(folder):
     (folder / "half").write_text("x")
     print("writing", flush=True)

@@ -22,7 +22,7 @@ import kaggle_llm.rehearsal.sandbox as sandbox
 from kaggle_llm.kaggle.bundle import read_run
 from kaggle_llm.rehearsal.checks import compare_rankings, largest_difference
 from kaggle_llm.rehearsal.drills import run_drills
-from kaggle_llm.rehearsal.memory import Usage
+from kaggle_llm.rehearsal.memory_limit import Usage
 from kaggle_llm.rehearsal.rehearse import Findings, rehearse_hostile, rehearse_rerun, replay_fold, score_rerun
 from kaggle_llm.rehearsal.report import parse_duration
 from kaggle_llm.rehearsal.session import Session, Site, describe_session
@@ -177,7 +177,7 @@ def test_without_namespaces_the_guard_rehearses_the_same(light: Workspace, tmp_p
 
 
 def test_a_changed_bundle_and_a_run_made_again_are_caught(trained: Workspace) -> None:
-    from kaggle_llm.records import read_record
+    from kaggle_llm.base.records import read_record
 
     succeed(trained.cli("bundle", SMOKE))
     bundle, record = trained.output / "bundles" / SMOKE, read_record(trained.output / SMOKE)
@@ -265,7 +265,7 @@ def test_cut_rows_foreign_code_and_a_written_mount_fail_their_checks(tmp_path: P
 
 
 def test_rankings_are_compared_by_list_and_score() -> None:
-    from kaggle_llm.rankings import make_ranking
+    from kaggle_llm.competition.rankings import make_ranking
 
     one = make_ranking(["a", "b"], [["x", "y"], []], [[1.0, 0.5], []])
     assert compare_rankings(one, one) == [] and largest_difference(one, one) == 0
@@ -283,7 +283,7 @@ def test_rankings_are_compared_by_list_and_score() -> None:
 
 def test_only_items_with_equal_scores_may_change_places(tmp_path: Path) -> None:
     """A tie of two items that the members of a blend rank crosswise was broken by the last bit, elsewhere in replay."""
-    from kaggle_llm.rankings import make_ranking
+    from kaggle_llm.competition.rankings import make_ranking
 
     one = make_ranking(["a"], [["x", "y", "z"]], [[1.0, 0.50002, 0.5]])
     tied = make_ranking(["a"], [["x", "z", "y"]], [[1.0, 0.50001, 0.5]])

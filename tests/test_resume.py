@@ -47,7 +47,7 @@ print("answers written:", sum(counts))
 """
 PLACES = {
     "between two checkpoints": (
-        ("kaggle_llm.training.choice", "ChoiceTask", "loss", "3"),
+        ("kaggle_llm.tasks.choice_training", "ChoiceTask", "loss", "3"),
         "going on from checkpoint of",
     ),
     "inside a checkpoint": (
@@ -55,7 +55,10 @@ PLACES = {
         "going on from checkpoint of step 2 of",
     ),
     "in merging": (("kaggle_llm.weights.merge", "", "write_config", "1"), "fold0/adapter is complete, reused"),
-    "before the scores": (("kaggle_llm.rankings", "", "check_answer", "1"), "fold0/merged is complete, reused"),
+    "before the scores": (
+        ("kaggle_llm.competition.rankings", "", "check_answer", "1"),
+        "fold0/merged is complete, reused",
+    ),
 }
 
 
@@ -87,7 +90,7 @@ def test_killed_it_goes_on_to_the_same_result(workspace: Workspace, place: str) 
 def test_killed_in_prediction_it_asks_only_what_no_model_has_answered(workspace: Workspace) -> None:
     """At the third call of the language model: the trained one's answers are kept, the base model's are not."""
     shutil.rmtree(workspace.output / "cache")
-    kill(workspace, "prediction", "kaggle_llm.inference.transformers_engine", "TransformersEngine", "choices", "3")
+    kill(workspace, "prediction", "kaggle_llm.engines.transformers_engine", "TransformersEngine", "choices", "3")
     kept, train = read_answers(workspace), str(workspace.root / "exp" / "exp002_rerank" / "train.py")
     said = succeed(workspace.python("-c", COUNT, train, *WORDS, "run=prediction"))
     assert all(f"fold0/{step} is complete, reused" in said for step in ("adapter", "merged"))

@@ -9,17 +9,17 @@ from typing import Any
 import polars as pl
 import pytest
 
-from kaggle_llm.competition import CompetitionSettings, load_competition
-from kaggle_llm.demo.misconceptions import build_competition
-from kaggle_llm.inference.engine import EngineSettings
-from kaggle_llm.model import Model
-from kaggle_llm.rankings import check_ranking, make_ranking, top
+from kaggle_llm.competition.competition import CompetitionSettings, load_competition
+from kaggle_llm.competition.rankings import check_ranking, make_ranking, top
+from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.inference.model import Model
+from kaggle_llm.inference.run import Run
 from kaggle_llm.retrieval import retriever
 from kaggle_llm.retrieval.fusion import fuse_by_rank
 from kaggle_llm.retrieval.lexical import LexicalIndex
 from kaggle_llm.retrieval.negatives import draw_groups
 from kaggle_llm.retrieval.retriever import RetrievalSettings
-from kaggle_llm.run import Run
+from kaggle_llm_demo.misconceptions import build_competition
 
 TEXTS = {  # no stop words and no punctuation, so that a split gives the words
     "d1": "adds numerators adds denominators",

@@ -14,7 +14,7 @@ import pytest
 from kaggle_server import OWNER, Kaggle, Kernel, environment, serve
 from workspace import ROOT, Workspace, copy_workspace, succeed
 
-from kaggle_llm import records
+from kaggle_llm.base import records
 from kaggle_llm.kaggle.bundle import seal_dataset
 from kaggle_llm.kaggle.hashes import Hashes
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kaggle_llm.config import ConfigError, load_config
+from kaggle_llm.base.config import ConfigError, load_config
 from kaggle_llm.runtime import findings, machine, pins
 from kaggle_llm.runtime.findings import Finding
 from kaggle_llm.runtime.machine import check_machine

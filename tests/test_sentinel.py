@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kaggle_llm.inference.engine import EngineSettings, Sampling
-from kaggle_llm.inference.maker import make_engine
-from kaggle_llm.inference.sentinel import COLLAPSED, FIRST, Sentinel, SickModelError
-from kaggle_llm.model import Model
-from kaggle_llm.run import Run
+from kaggle_llm.engines.engine import EngineSettings, Sampling
+from kaggle_llm.engines.maker import make_engine
+from kaggle_llm.engines.sentinel import COLLAPSED, FIRST, Sentinel, SickModelError
+from kaggle_llm.inference.model import Model
+from kaggle_llm.inference.run import Run
 
 PROMPTS = [[7 + n, 8, 9 + n] for n in range(FIRST + 10)]
 LABELS = [[266], [265]]

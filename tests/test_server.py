@@ -35,9 +35,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from kaggle_llm.competition import CompetitionSettings
+from kaggle_llm.competition.competition import CompetitionSettings
 from kaggle_llm.kaggle.server import ServerSettings
-from kaggle_llm.rankings import make_ranking
+from kaggle_llm.competition.rankings import make_ranking
 
 
 @dataclass

@@ -9,12 +9,12 @@ import pytest
 from light import RUN, bundle_edited, open_light_site
 from workspace import Workspace
 
-from kaggle_llm import records
-from kaggle_llm.competition import CompetitionSettings
-from kaggle_llm.model import Model
+from kaggle_llm.base import records
+from kaggle_llm.competition.competition import CompetitionSettings
+from kaggle_llm.inference.model import Model
 from kaggle_llm.rehearsal.checks import Check
 from kaggle_llm.rehearsal.drills import run_drills
-from kaggle_llm.rehearsal.memory import MIB
+from kaggle_llm.rehearsal.memory_limit import MIB
 from kaggle_llm.rehearsal.rehearse import Findings, rehearse, rehearse_hostile, rehearse_public, rehearse_rerun
 from kaggle_llm.rehearsal.session import Site
 from kaggle_llm.rehearsal.stage import FLAT, OWNED, Depot, attach, fill_depot, hidden_test
@@ -175,7 +175,7 @@ def test_models_from_kaggle_are_attached_where_kaggle_mounts_them(
 
 
 def test_rows_of_a_reshaped_test_set_are_not_drawn(light: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kaggle_llm.competitions.demo_misconceptions import DemoMisconceptions
+    from kaggle_llm.competition.demo_misconceptions import DemoMisconceptions
 
     wide = lambda self, ids: pl.DataFrame({"row": list(ids)})  # noqa: E731
     monkeypatch.setattr(DemoMisconceptions, "test_csv", wide)

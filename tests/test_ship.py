@@ -13,11 +13,11 @@ import pytest
 from light import answer_offline
 from workspace import Workspace, copy_workspace, succeed
 
+from kaggle_llm.competition.rankings import average_rankings, make_ranking
 from kaggle_llm.experiment import experiment
 from kaggle_llm.experiment.experiment import Experiment
 from kaggle_llm.experiment.part import Part
-from kaggle_llm.model import Model, check_whole, join_folds, replace_model, split_folds
-from kaggle_llm.rankings import average_rankings, make_ranking
+from kaggle_llm.inference.model import Model, check_whole, join_folds, replace_model, split_folds
 from kaggle_llm.weights.ship import describe_cv
 
 RETRIEVER, RERANKER = Model("encoder", Path("encoder")), Model("reranker", Path("base"))

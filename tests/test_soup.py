@@ -39,7 +39,7 @@ def save(base: Path, folder: Path, seed: int, dtype: str = "float32", shard: str
     import torch
     from transformers import AutoModelForCausalLM
 
-    from kaggle_llm.tokenizer import load_tokenizer
+    from kaggle_llm.engines.tokenizer import load_tokenizer
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     torch.manual_seed(seed)
@@ -270,7 +270,7 @@ def test_the_merged_folder_opens_with_its_texts_and_its_parents(
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    from kaggle_llm.tokenizer import load_tokenizer
+    from kaggle_llm.engines.tokenizer import load_tokenizer
 
     folder = tmp_path / "soup"
     soup(members, folder, pico_llm, method="ties", density=0.4)
@@ -380,7 +380,7 @@ def other_merges(folder: Path) -> None:
 
 
 def other_token(folder: Path) -> None:
-    from kaggle_llm.tokenizer import load_tokenizer
+    from kaggle_llm.engines.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
     tokenizer.add_tokens(["<new>"])

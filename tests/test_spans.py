@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from pico import train_bpe
 
-from kaggle_llm.rankings import check_ranking, make_ranking
-from kaggle_llm.spans import (
+from kaggle_llm.competition.rankings import check_ranking, make_ranking
+from kaggle_llm.competition.spans import (
     NO_LABEL,
     Span,
     Window,
@@ -26,7 +26,7 @@ from kaggle_llm.spans import (
     spans_of_words,
     windows,
 )
-from kaggle_llm.tokenizer import load_tokenizer
+from kaggle_llm.engines.tokenizer import load_tokenizer
 
 TAGS = bio_tags(["PER", "LOC"])
 WORDS = [

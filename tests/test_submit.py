@@ -11,7 +11,7 @@ import pytest
 from kaggle_forks import Forks
 from kaggle_server import Fault, Kaggle, environment, serve
 
-from kaggle_llm import paths, records
+from kaggle_llm.base import paths, records
 from kaggle_llm.kaggle import client
 from kaggle_llm.kaggle.bundle import identify_bundle, list_entries
 from kaggle_llm.kaggle.submit import check_limit, find_shut_gates, send_submission, wait_for_score

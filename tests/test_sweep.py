@@ -17,9 +17,9 @@ import forks
 import pytest
 from workspace import TIMEOUT, Workspace, copy_workspace, read_answers
 
-from kaggle_llm.arguments import parse_arguments
-from kaggle_llm.config import ConfigError
-from kaggle_llm.training.sweep import (
+from kaggle_llm.base.arguments import parse_arguments
+from kaggle_llm.base.config import ConfigError
+from kaggle_llm.experiment.sweep import (
     Point,
     compare_with_best,
     find_error,
@@ -55,8 +55,8 @@ def call_sweep(words: tuple[str, ...], python: str = "") -> list[str]:
     """A process of its own, which a signal reaches; python: what starts its runs."""
     code = (
         f"import sys; sys.executable = {python or forks.python()!r}; "
-        "from kaggle_llm.errors import report_errors; report_errors(False); "
-        "from kaggle_llm.training.sweep import print_sweep, sweep; "
+        "from kaggle_llm.base.errors import report_errors; report_errors(False); "
+        "from kaggle_llm.experiment.sweep import print_sweep, sweep; "
         f"points = sweep({EXPERIMENT!r}, {words!r}, True); print_sweep(points); "
         "sys.exit(any(point.error for point in points))"
     )
@@ -183,7 +183,7 @@ def test_a_point_that_fails_is_reported_and_the_others_are_made(
 def test_the_difference_to_the_best_is_that_of_compare(
     first: subprocess.CompletedProcess[str], workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kaggle_llm.cv.comparison import compare_runs
+    from kaggle_llm.experiment.comparison import compare_runs
 
     monkeypatch.setenv("KAGGLE_LLM_ROOT", str(workspace.root))
     whole = compare_runs(RUNS["1"], RUNS["25"])[0]

@@ -12,14 +12,15 @@ import polars as pl
 import pytest
 import yaml
 
-from kaggle_llm.cv.outside import OutsideThreshold
-from kaggle_llm.inference import progress, tagging
+from kaggle_llm.competition.spans import Span, WindowSettings
+from kaggle_llm.decisions.outside import OutsideThreshold
+from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.engines.maker import make_engine
+from kaggle_llm.engines.tokenizer import load_tokenizer
+from kaggle_llm.inference import progress
 from kaggle_llm.inference.budget import Budget
-from kaggle_llm.inference.engine import EngineSettings
-from kaggle_llm.inference.maker import make_engine
-from kaggle_llm.inference.tagging import Tagger, TagSettings, find_by_rules, list_tags, tag_by_rules, tag_texts
-from kaggle_llm.spans import Span, WindowSettings
-from kaggle_llm.tokenizer import load_tokenizer
+from kaggle_llm.tasks import tags
+from kaggle_llm.tasks.tags import Tagger, TagSettings, find_by_rules, list_tags, tag_by_rules, tag_texts
 
 TAGS = TagSettings(["PER", "LOC"]).tags
 TEXTS = [
@@ -85,7 +86,7 @@ def test_rows_are_the_same_alone_and_among_others_and_in_chunks(
 ) -> None:
     rows = make_rows()
     whole = tag_texts(rows, tagger, engine, Budget())
-    monkeypatch.setattr(tagging, "CHUNK", 2)
+    monkeypatch.setattr(tags, "CHUNK", 2)
     parts = tag_texts(rows, tagger, engine, Budget())
     alone = pl.concat([tag_texts(row, tagger, engine, Budget()) for row in rows.iter_slices(1)])
     assert whole["id"].to_list() == rows["id"].to_list()
@@ -116,7 +117,7 @@ def test_texts_without_a_token_are_told(tagger: Tagger, engine: Any, capsys: pyt
 
 def test_no_rows_are_no_rows(tagger: Tagger, engine: Any) -> None:
     found = tag_texts(make_rows([]), tagger, engine, Budget())
-    assert found.schema == tagging.tagged_schema() and found.height == 0
+    assert found.schema == tags.tagged_schema() and found.height == 0
     assert OutsideThreshold(0.5).apply(found).columns == ["id", "items", "scores"]
 
 
@@ -124,7 +125,7 @@ def test_what_the_time_cuts_is_missing_and_counted(
     tagger: Tagger, engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every look at the clock takes a second; there is time for some chunks of one row."""
-    monkeypatch.setattr(tagging, "CHUNK", 1)
+    monkeypatch.setattr(tags, "CHUNK", 1)
     seconds = iter(range(1000))
     budget = Budget(9.0, clock=lambda: float(next(seconds)))
     found = tag_texts(make_rows(), tagger, engine, budget)
@@ -134,7 +135,7 @@ def test_what_the_time_cuts_is_missing_and_counted(
 
 
 def test_what_there_is_so_far_is_shown(tagger: Tagger, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tagging, "CHUNK", 2)
+    monkeypatch.setattr(tags, "CHUNK", 2)
     monkeypatch.setattr(progress, "OFTEN", 0.0)
     shown: list[pl.DataFrame] = []
     seconds = iter(range(1000))

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from kaggle_llm.metrics import (
+from kaggle_llm.competition.metrics import (
     Metric,
     accuracy,
     bootstrap_interval,
@@ -24,7 +24,7 @@ from kaggle_llm.metrics import (
     spearman,
     words,
 )
-from kaggle_llm.rankings import make_ranking, make_values, top
+from kaggle_llm.competition.rankings import make_ranking, make_values, top
 
 LEVELS = ["low", "mid", "high", "top"]
 

@@ -9,11 +9,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from kaggle_llm.cv.reliability import Bin, draw_reliability, measure_reliability
-from kaggle_llm.cv.temperature import Temperature
-from kaggle_llm.decisions import cross_fit
-from kaggle_llm.metrics import Metric, accuracy, log_loss
-from kaggle_llm.rankings import make_ranking
+from kaggle_llm.competition.metrics import Metric, accuracy, log_loss
+from kaggle_llm.competition.rankings import make_ranking
+from kaggle_llm.decisions.temperature import Temperature
+from kaggle_llm.experiment.reliability import Bin, draw_reliability, measure_reliability
+from kaggle_llm.inference.cross_fit import cross_fit
 
 LABELS = ("a", "b", "tie")
 METRIC = log_loss(LABELS)

@@ -8,10 +8,10 @@ import polars as pl
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from kaggle_llm.cv.thresholds import Thresholds, apply_thresholds, fit_thresholds, round_levels
-from kaggle_llm.decisions import PARTS, Decided, choose_part, cross_fit, load_decided
-from kaggle_llm.metrics import accuracy, quadratic_kappa, quadratic_weighted_kappa
-from kaggle_llm.rankings import check_ranking, make_values
+from kaggle_llm.competition.metrics import accuracy, quadratic_kappa, quadratic_weighted_kappa
+from kaggle_llm.competition.rankings import check_ranking, make_values
+from kaggle_llm.decisions.thresholds import Thresholds, apply_thresholds, fit_thresholds, round_levels
+from kaggle_llm.inference.cross_fit import PARTS, Decided, choose_part, cross_fit, load_decided
 
 
 def noisy(count: int, k: int, seed: int, noise: float = 0.8) -> tuple[np.ndarray, np.ndarray]:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from kaggle_llm.inference.engine import EngineSettings
-from kaggle_llm.inference.maker import make_engine
-from kaggle_llm.spans import NO_LABEL
-from kaggle_llm.training.models import load_trainable
+from kaggle_llm.competition.spans import NO_LABEL
+from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.engines.maker import make_engine
+from kaggle_llm.tasks.tags_training import TokenExample, TokenSettings, TokenTask
+from kaggle_llm.training.base_model import load_trainable
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
-from kaggle_llm.training.token_labels import TokenExample, TokenSettings, TokenTask
 from kaggle_llm.training.trainer import Job, fine_tune
 from kaggle_llm.weights.merge import merge_adapter
 

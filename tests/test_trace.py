@@ -11,8 +11,8 @@ import pytest
 from light import RUN as LIGHT
 from workspace import Workspace, copy_workspace, succeed
 
-from kaggle_llm.records import hash_file, read_json, write_json
-from kaggle_llm.trace import trace_path
+from kaggle_llm.base.records import hash_file, read_json, write_json
+from kaggle_llm.kaggle.trace import trace_path
 
 RUN = "exp002_rerank--smoke"
 
@@ -79,7 +79,7 @@ def test_what_nobody_recorded_is_refused(trained: Workspace, tmp_path: Path) -> 
 
 
 def test_uncommitted_changes_are_kept_and_apply_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kaggle_llm.records import diff_path, git_state, keep_changes
+    from kaggle_llm.base.records import diff_path, git_state, keep_changes
 
     def git(*words: str) -> None:
         command = ["git", "-C", str(tmp_path / "a"), "-c", "user.name=a", "-c", "user.email=a@b", *words]

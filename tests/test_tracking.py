@@ -60,7 +60,7 @@ def test_wandb_offline_has_the_curve_and_the_settings_and_no_key(pico_llm: Path,
 
 
 def test_another_word_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    from kaggle_llm.config import ConfigError, load_config
+    from kaggle_llm.base.config import ConfigError, load_config
 
     (tmp_path / "config.yaml").write_text("track: mlflow\n")
     with pytest.raises(ConfigError, match="must be one of 'off', 'tensorboard', 'wandb', 'wandb-offline'"):

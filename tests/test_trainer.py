@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 from test_choice_training import POINTWISE, literal_pointwise, random_groups
 
-from kaggle_llm.prompts import TokenGroup
+from kaggle_llm.engines.prompts import TokenGroup
+from kaggle_llm.tasks.choice_training import ChoiceSettings, ChoiceTask
+from kaggle_llm.tasks.distillation import DistillationSettings
+from kaggle_llm.tasks.heads_training import HeadSettings, HeadTask
+from kaggle_llm.tasks.masked import MaskedTask
+from kaggle_llm.tasks.tags_training import TokenSettings, TokenTask
+from kaggle_llm.tasks.writing_training import GenerationTask
 from kaggle_llm.training import trainer as trainers
 from kaggle_llm.training.checkpoints import COMPLETE, Checkpoints
-from kaggle_llm.training.choice import ChoiceSettings, ChoiceTask
-from kaggle_llm.training.distillation import DistillationSettings
-from kaggle_llm.training.generation import GenerationTask
-from kaggle_llm.training.heads import HeadSettings, HeadTask
-from kaggle_llm.training.masked import MaskedTask
 from kaggle_llm.training.optimizer import choose_rate, group_parameters
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
-from kaggle_llm.training.token_labels import TokenSettings, TokenTask
 from kaggle_llm.training.trainer import Job, describe_training, fine_tune, keep_within
 
 METHODS = ("lora", "rslora", "dora", "qlora", "full")
@@ -405,7 +405,7 @@ def test_a_gpu_that_is_too_small_is_reported_with_the_way_out(
 def test_precision_that_the_machine_has_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from kaggle_llm.training.models import check_precision
+    from kaggle_llm.training.base_model import check_precision
 
     with pytest.raises(ValueError, match=r"float16 needs a GPU: set training.dtype=float32"):
         check_precision("float16")

@@ -10,13 +10,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from kaggle_llm.competition import CompetitionSettings, NumberColumns, Table
-from kaggle_llm.cv.blends import MemberBlend
-from kaggle_llm.cv.thresholds import round_levels
-from kaggle_llm.decisions import cross_fit
+from kaggle_llm.competition.competition import CompetitionSettings, NumberColumns, Table
+from kaggle_llm.competition.metrics import quadratic_weighted_kappa, root_mean_squared_error
+from kaggle_llm.competition.rankings import average_by_id, check_answer, make_values, most_uncertain_first
+from kaggle_llm.decisions.member_blend import MemberBlend
+from kaggle_llm.decisions.thresholds import round_levels
+from kaggle_llm.inference.cross_fit import cross_fit
 from kaggle_llm.kaggle.push import share_first
-from kaggle_llm.metrics import quadratic_weighted_kappa, root_mean_squared_error
-from kaggle_llm.rankings import average_by_id, check_answer, make_values, most_uncertain_first
 from kaggle_llm.rehearsal.checks import compare_rankings, largest_difference
 
 

@@ -14,12 +14,12 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from kaggle_llm.config import load_config, save_config
-from kaggle_llm.inference import maker, vllm_engine
-from kaggle_llm.inference.engine import EngineSettings
-from kaggle_llm.inference.maker import make_engine, resolve_engine
-from kaggle_llm.inference.transformers_engine import TransformersEngine
-from kaggle_llm.inference.vllm_engine import VllmEngine, check_settings, lora_rank, machine_settings
+from kaggle_llm.base.config import load_config, save_config
+from kaggle_llm.engines import maker, vllm_engine
+from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.engines.maker import make_engine, resolve_engine
+from kaggle_llm.engines.transformers_engine import TransformersEngine
+from kaggle_llm.engines.vllm_engine import VllmEngine, check_settings, lora_rank, machine_settings
 
 KNOWN = ("model", "dtype", "max_model_len", "gpu_memory_utilization", "enforce_eager", "enable_prefix_caching")
 

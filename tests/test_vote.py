@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from kaggle_llm.competition.metrics import normalise_answer
+from kaggle_llm.competition.rankings import check_ranking, make_ranking
+from kaggle_llm.engines.engine import Completion, EngineSettings, Sampling
+from kaggle_llm.engines.prompts import Prompt
+from kaggle_llm.engines.transformers_engine import TransformersEngine
 from kaggle_llm.inference.budget import Budget
-from kaggle_llm.inference.engine import Completion, EngineSettings, Sampling
-from kaggle_llm.inference.transformers_engine import TransformersEngine
-from kaggle_llm.inference.vote import CHUNK, Vote, extract_answer, majority_vote, sample_until_decided
-from kaggle_llm.metrics import normalise_answer
-from kaggle_llm.prompts import Prompt
-from kaggle_llm.rankings import check_ranking, make_ranking
+from kaggle_llm.tasks.vote import CHUNK, Vote, extract_answer, majority_vote, sample_until_decided
 
 
 def test_the_answer_of_most_samples_comes_first_with_its_share() -> None:

@@ -12,7 +12,7 @@ import forks
 import pytest
 from tiny_wheels import write_wheel
 
-from kaggle_llm import records
+from kaggle_llm.base import records
 from kaggle_llm.kaggle import wheelhouse
 from kaggle_llm.kaggle.bundle import add_wheels
 from kaggle_llm.kaggle.wheelhouse import make_wheelhouse, print_wheelhouse

@@ -7,11 +7,14 @@ from typing import Any
 import polars as pl
 import pytest
 
+from kaggle_llm.competition.rankings import check_ranking
+from kaggle_llm.engines.engine import Completion, EngineSettings, LengthError, Sampling
+from kaggle_llm.engines.maker import make_engine
+from kaggle_llm.engines.prompts import Prompter, PromptSettings
+from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.inference.budget import Budget
-from kaggle_llm.inference.engine import Completion, EngineSettings, LengthError, Sampling
-from kaggle_llm.inference.maker import make_engine
 from kaggle_llm.inference.progress import OFTEN
-from kaggle_llm.inference.writing import (
+from kaggle_llm.tasks.writing import (
     CHUNK,
     LONGEST,
     WritingSettings,
@@ -19,9 +22,6 @@ from kaggle_llm.inference.writing import (
     rank_texts,
     write_lines,
 )
-from kaggle_llm.prompts import Prompter, PromptSettings
-from kaggle_llm.rankings import check_ranking
-from kaggle_llm.tokenizer import load_tokenizer
 
 SETTINGS = WritingSettings(max_tokens=12, spare="nothing was said", spare_words=3)
 

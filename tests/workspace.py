@@ -49,12 +49,12 @@ def make_workspace(
     root: Path, llm: Path, encoder: Path, train_rows: int = 60, hidden_rows: int = 6, seed: int = 0
 ) -> Workspace:
     """The generated competitions, small, and two models under the names that the experiments ask for."""
-    from kaggle_llm.demo.__main__ import DEMOS
+    from kaggle_llm_demo.__main__ import DEMOS
 
     for folder in ("exp", "submission"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name in DEMOS:
-        demo = importlib.import_module(f"kaggle_llm.demo.{name}")
+        demo = importlib.import_module(f"kaggle_llm_demo.{name}")
         hidden = root / "output" / "hidden" / demo.NAME
         demo.build_competition(root / "input" / demo.NAME, hidden, seed, train_rows, hidden_rows)
     (root / "input" / "models").mkdir()

@@ -10,8 +10,8 @@ import polars as pl
 import torch
 from model import GPT2, GPT2Settings, fit, save_gpt2
 
-from kaggle_llm.prompts import Prompter
-from kaggle_llm.tokenizer import load_tokenizer, train_tokenizer
+from kaggle_llm.engines.prompts import Prompter
+from kaggle_llm.engines.tokenizer import load_tokenizer, train_tokenizer
 
 if TYPE_CHECKING:
     from predict import Config

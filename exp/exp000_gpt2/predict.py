@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from kaggle_llm.experiment.config import BaseConfig
-from kaggle_llm.inference.writing import WritingSettings, write_lines
-from kaggle_llm.prompts import Prompter, PromptSettings
+from kaggle_llm.engines.prompts import Prompter, PromptSettings
+from kaggle_llm.engines.tokenizer import load_tokenizer
+from kaggle_llm.experiment.base_config import BaseConfig
+from kaggle_llm.inference.run import Run
 from kaggle_llm.retrieval.lexical import LexicalIndex
-from kaggle_llm.run import Run
-from kaggle_llm.tokenizer import load_tokenizer
+from kaggle_llm.tasks.writing import WritingSettings, write_lines
 
 
 @dataclass

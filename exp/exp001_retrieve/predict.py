@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from kaggle_llm.experiment.config import BaseConfig
+from kaggle_llm.experiment.base_config import BaseConfig
+from kaggle_llm.inference.run import Run
 from kaggle_llm.retrieval.retriever import RetrievalSettings, Retriever
-from kaggle_llm.run import Run
 
 
 @dataclass(kw_only=True)

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from kaggle_llm.experiment.config import BaseConfig
-from kaggle_llm.prompts import CandidatePrompts, Prompter, PromptSettings
-from kaggle_llm.retrieval.blend import Blend, Reranked
+from kaggle_llm.decisions.rerank_blend import Blend, Reranked
+from kaggle_llm.engines.prompts import CandidatePrompts, Prompter, PromptSettings
+from kaggle_llm.engines.tokenizer import load_tokenizer
+from kaggle_llm.experiment.base_config import BaseConfig
+from kaggle_llm.inference.run import Run
 from kaggle_llm.retrieval.rerank import rerank
 from kaggle_llm.retrieval.retriever import RetrievalSettings, Retriever
-from kaggle_llm.run import Run
-from kaggle_llm.tokenizer import load_tokenizer
-from kaggle_llm.training.choice import ChoiceSettings
+from kaggle_llm.tasks.choice_training import ChoiceSettings
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from predict import Config
 
+from kaggle_llm.engines.prompts import TokenGroup
 from kaggle_llm.experiment.part import Part
 from kaggle_llm.experiment.start import start
-from kaggle_llm.prompts import TokenGroup
 from kaggle_llm.retrieval.negatives import draw_groups
-from kaggle_llm.training.choice import ChoiceTask
+from kaggle_llm.tasks.choice_training import ChoiceTask
 
 
 def main() -> None:

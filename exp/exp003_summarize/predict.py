@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from kaggle_llm.experiment.config import BaseConfig
-from kaggle_llm.inference.writing import WritingSettings, rank_first_words, write_texts
-from kaggle_llm.prompts import Prompter, PromptSettings
-from kaggle_llm.run import Run
-from kaggle_llm.tokenizer import load_tokenizer
+from kaggle_llm.engines.prompts import Prompter, PromptSettings
+from kaggle_llm.engines.tokenizer import load_tokenizer
+from kaggle_llm.experiment.base_config import BaseConfig
+from kaggle_llm.inference.run import Run
+from kaggle_llm.tasks.writing import WritingSettings, rank_first_words, write_texts
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 
 

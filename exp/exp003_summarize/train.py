@@ -6,7 +6,7 @@ from predict import Config
 
 from kaggle_llm.experiment.part import Part
 from kaggle_llm.experiment.start import start
-from kaggle_llm.training.generation import CompletionExample, GenerationTask, make_completions
+from kaggle_llm.tasks.writing_training import CompletionExample, GenerationTask, make_completions
 
 
 def main() -> None:

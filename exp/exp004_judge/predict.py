@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from kaggle_llm.cv.temperature import Temperature
-from kaggle_llm.experiment.config import BaseConfig
-from kaggle_llm.inference.choice import OrderSettings
-from kaggle_llm.inference.pairs import rank_even, rank_pairs
-from kaggle_llm.prompts import Prompter, PromptSettings
-from kaggle_llm.run import Run
-from kaggle_llm.tokenizer import load_tokenizer
+from kaggle_llm.decisions.temperature import Temperature
+from kaggle_llm.engines.prompts import Prompter, PromptSettings
+from kaggle_llm.engines.tokenizer import load_tokenizer
+from kaggle_llm.experiment.base_config import BaseConfig
+from kaggle_llm.inference.run import Run
+from kaggle_llm.tasks.choice import OrderSettings
+from kaggle_llm.tasks.pairs import rank_even, rank_pairs
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 
 

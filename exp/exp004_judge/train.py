@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from predict import Config
 
+from kaggle_llm.engines.prompts import TokenGroup
 from kaggle_llm.experiment.part import Part
 from kaggle_llm.experiment.reports import report_reliability, score_prior
 from kaggle_llm.experiment.start import start
-from kaggle_llm.inference.pairs import list_pair_examples
-from kaggle_llm.prompts import TokenGroup
-from kaggle_llm.training.choice import ChoiceSettings, ChoiceTask
+from kaggle_llm.tasks.choice_training import ChoiceSettings, ChoiceTask
+from kaggle_llm.tasks.pairs import list_pair_examples
 
 
 def main() -> None:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from kaggle_llm.cv.outside import OutsideThreshold
-from kaggle_llm.experiment.config import BaseConfig
-from kaggle_llm.inference.tagging import Tagger, TagSettings, tag_by_rules, tag_texts
-from kaggle_llm.run import Run
-from kaggle_llm.spans import WindowSettings
-from kaggle_llm.tokenizer import load_tokenizer
+from kaggle_llm.competition.spans import WindowSettings
+from kaggle_llm.decisions.outside import OutsideThreshold
+from kaggle_llm.engines.tokenizer import load_tokenizer
+from kaggle_llm.experiment.base_config import BaseConfig
+from kaggle_llm.inference.run import Run
+from kaggle_llm.tasks.tags import Tagger, TagSettings, tag_by_rules, tag_texts
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 
 

@@ -6,7 +6,7 @@ from predict import Config
 
 from kaggle_llm.experiment.part import Part
 from kaggle_llm.experiment.start import start
-from kaggle_llm.training.token_labels import TokenExample, TokenSettings, TokenTask
+from kaggle_llm.tasks.tags_training import TokenExample, TokenSettings, TokenTask
 
 
 def main() -> None:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from kaggle_llm.experiment.config import BaseConfig
-from kaggle_llm.prompts import OptionPrompts, Prompter, PromptSettings
+from kaggle_llm.engines.prompts import OptionPrompts, Prompter, PromptSettings
+from kaggle_llm.engines.tokenizer import load_tokenizer
+from kaggle_llm.experiment.base_config import BaseConfig
+from kaggle_llm.inference.run import Run
 from kaggle_llm.retrieval.passages import (
     ContextSettings,
     PassageSettings,
@@ -17,9 +19,7 @@ from kaggle_llm.retrieval.passages import (
     rank_alike,
 )
 from kaggle_llm.retrieval.retriever import RetrievalSettings, Retriever
-from kaggle_llm.run import Run
-from kaggle_llm.tokenizer import load_tokenizer
-from kaggle_llm.training.choice import ChoiceSettings
+from kaggle_llm.tasks.choice_training import ChoiceSettings
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 
 OPTIONS = 5

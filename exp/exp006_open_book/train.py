@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from predict import Config, answer_closed, search
 
+from kaggle_llm.engines.prompts import TokenGroup
 from kaggle_llm.experiment.part import Part
 from kaggle_llm.experiment.start import start
-from kaggle_llm.prompts import TokenGroup
 from kaggle_llm.retrieval.negatives import draw_groups
 from kaggle_llm.retrieval.passages import add_context, cut_documents, rank_alike, report_recall
-from kaggle_llm.training.choice import ChoiceTask
+from kaggle_llm.tasks.choice_training import ChoiceTask
 
 
 def main() -> None:

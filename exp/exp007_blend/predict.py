@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from kaggle_llm.cv.blends import BlendSettings, MemberBlend, ask_runs, blend_alike
-from kaggle_llm.experiment.config import BaseConfig
-from kaggle_llm.run import Run
+from kaggle_llm.decisions.member_blend import BlendSettings, MemberBlend, ask_runs, blend_alike
+from kaggle_llm.experiment.base_config import BaseConfig
+from kaggle_llm.inference.run import Run
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kaggle_llm.errors import report_errors
+from kaggle_llm.base.errors import report_errors
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,7 +28,7 @@ def commands() -> None:
 @app.command()
 def new(source: str, target: str) -> None:
     """Copy exp/SOURCE to exp/TARGET and remember the parent."""
-    from kaggle_llm.folders import copy_experiment
+    from kaggle_llm.base.folders import copy_experiment
 
     print(f"{copy_experiment(source, target)}: edit its train.py's first line to say the idea, then run it")
 
@@ -44,7 +44,7 @@ def fetch(competition: str) -> None:
 @app.command()
 def board(as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False) -> None:
     """All runs: CV and interval, before, LB, parent, date, idea."""
-    from kaggle_llm import board as rooms
+    from kaggle_llm.experiment import board as rooms
 
     entries = rooms.read_board()
     if as_json:
@@ -58,7 +58,7 @@ def board(as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = Fal
 @app.command()
 def compare(run: Run, other: Run) -> None:
     """Is RUN better than OTHER on the rows that both validated, or is it noise?"""
-    from kaggle_llm.cv.comparison import compare_runs, print_comparison
+    from kaggle_llm.experiment.comparison import compare_runs, print_comparison
 
     print_comparison(run, other, compare_runs(run, other))
 
@@ -66,7 +66,7 @@ def compare(run: Run, other: Run) -> None:
 @app.command()
 def audit(run: Run) -> None:
     """What RUN's validation rows share with what it was trained on: output/RUN/leaks.json."""
-    from kaggle_llm.cv.audit import report_run
+    from kaggle_llm.competition.audit import report_run
 
     report_run(run)
 
@@ -78,8 +78,8 @@ def sweep(
     smoke: Annotated[bool, typer.Option("--smoke", help="the smallest run of each")] = False,
 ) -> None:
     """Train EXPERIMENT at every point of a grid, as named runs; go on where it stopped; a table sorted by CV."""
-    from kaggle_llm.training.sweep import print_sweep
-    from kaggle_llm.training.sweep import sweep as run_sweep
+    from kaggle_llm.experiment.sweep import print_sweep
+    from kaggle_llm.experiment.sweep import sweep as run_sweep
 
     points = run_sweep(experiment, grid, smoke)
     print_sweep(points)
@@ -187,7 +187,7 @@ def cache(
     ] = None,
 ) -> None:
     """What models said and what was embedded, kept for the next run: by run and age. Cleared, it is asked again."""
-    from kaggle_llm.cache import clear_cache, parse_size, print_cache
+    from kaggle_llm.inference.cache import clear_cache, parse_size, print_cache
 
     for entry in clear_cache(older, parse_size(keep) if keep else None):
         print(f"cleared {entry.kind} of {entry.model}, {entry.bytes / 1e6:.1f} MB")
@@ -200,7 +200,7 @@ def trace(
     again: Annotated[bool, typer.Option("--again", help="the commands that make it again")] = False,
 ) -> None:
     """The ancestry of any artefact, back to the raw data."""
-    from kaggle_llm.trace import list_commands, print_trace, trace_path
+    from kaggle_llm.kaggle.trace import list_commands, print_trace, trace_path
 
     node = trace_path(path)
     if again:

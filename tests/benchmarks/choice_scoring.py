@@ -96,8 +96,8 @@ def prepare_kaggle_llm(labels: Sequence[int]) -> Score:
 
 
 def prepare_engine(labels: Sequence[int], **settings: Any) -> Score:
-    from kaggle_llm.inference.engine import EngineSettings
-    from kaggle_llm.inference.maker import make_engine
+    from kaggle_llm.engines.engine import EngineSettings
+    from kaggle_llm.engines.maker import make_engine
 
     engine = make_engine(MODEL, EngineSettings(**settings))
     return lambda prompts: engine.choices(prompts, [[label] for label in labels])
@@ -131,11 +131,11 @@ def run_contender(name: str, asked: Path, out: Path) -> None:
 
 def make_prompts(questions: int, candidates: int) -> dict[str, Any]:
     """Prompts and labels of exp002, through its own predict.py."""
-    from kaggle_llm.competition import load_competition
-    from kaggle_llm.config import load_config
-    from kaggle_llm.model import Model
-    from kaggle_llm.rankings import top
-    from kaggle_llm.run import Run, import_predict
+    from kaggle_llm.base.config import load_config
+    from kaggle_llm.competition.competition import load_competition
+    from kaggle_llm.competition.rankings import top
+    from kaggle_llm.inference.model import Model
+    from kaggle_llm.inference.run import Run, import_predict
 
     exp = ROOT / "exp" / "exp002_rerank"
     predict = import_predict(exp)
@@ -166,8 +166,8 @@ def list_present(asked: Sequence[str]) -> list[str]:
 
 def run_benchmark(names: Sequence[str], questions: int, candidates: int, repeat: int) -> dict[str, Any]:
     """names: the contenders, usual-loop among them."""
-    from kaggle_llm import records
-    from kaggle_llm.inference.prefixes import grow_tree
+    from kaggle_llm.base import records
+    from kaggle_llm.engines.prefixes import grow_tree
 
     with tempfile.TemporaryDirectory() as temporary:
         asked = Path(temporary) / "prompts.json"
@@ -217,7 +217,7 @@ def summarise(name: str, runs: Sequence[Mapping[str, Any]], usual: np.ndarray) -
 
 
 def print_benchmark(report: Mapping[str, Any]) -> None:
-    from kaggle_llm.tables import print_table
+    from kaggle_llm.base.tables import print_table
 
     usual = report["contenders"][0]["figures"]["prompts_per_second"]
     rows = []

@@ -31,8 +31,8 @@ from unittest import mock
 
 from machine import describe_machine
 
-from kaggle_llm import paths, records
-from kaggle_llm.tables import print_table
+from kaggle_llm.base import paths, records
+from kaggle_llm.base.tables import print_table
 
 SOURCE = Path(__file__).resolve().parents[3] / "shared" / "data" / "scitldr"
 BASE = "input/models/SmolLM2-135M-Instruct"
@@ -152,7 +152,7 @@ def check_tokens(dataset: Any, rows: Sequence[Row]) -> None:
 
 def train_kaggle_llm(base: Path, rows: Sequence[Row], seed: int, folder: Path) -> None:
     """This project's trainer; it chooses what is computed together by tokens, not by rows."""
-    from kaggle_llm.training.generation import CompletionExample, GenerationTask
+    from kaggle_llm.tasks.writing_training import CompletionExample, GenerationTask
     from kaggle_llm.training.settings import LoraSettings, TrainingSettings
     from kaggle_llm.training.trainer import Job, fine_tune
 

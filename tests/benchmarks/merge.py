@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, Any
 from machine import describe_machine
 from random_llama import MEMBERS, compute_reference, list_tensors, make_models
 
-from kaggle_llm import records
-from kaggle_llm.tables import print_table
+from kaggle_llm.base import records
+from kaggle_llm.base.tables import print_table
 
 if TYPE_CHECKING:
     import torch

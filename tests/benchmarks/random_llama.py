@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kaggle_llm import records
+from kaggle_llm.base import records
 
 if TYPE_CHECKING:
     import torch

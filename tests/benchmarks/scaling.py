@@ -20,8 +20,8 @@ from typing import Any
 
 from machine import describe_machine
 
-from kaggle_llm import records
-from kaggle_llm.tables import print_table
+from kaggle_llm.base import records
+from kaggle_llm.base.tables import print_table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pico import save_encoder, save_llama

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import polars as pl
 
-from kaggle_llm.demo.dialogues import NAME
-from kaggle_llm.demo.files import write_competition
+from kaggle_llm_demo.dialogues import NAME
+from kaggle_llm_demo.files import write_competition
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT.parent / "shared" / "data" / "scitldr"

@@ -14,12 +14,12 @@ ASK = """
 import sys
 from pathlib import Path
 import polars as pl
-from kaggle_llm import paths, records
-from kaggle_llm.borrowed import find_fold
-from kaggle_llm.competition import TRAIN, load_competition
-from kaggle_llm.config import load_config
-from kaggle_llm.model import read_models
-from kaggle_llm.run import Run, answer, import_predict
+from kaggle_llm.base import paths, records
+from kaggle_llm.inference.borrowed import find_fold
+from kaggle_llm.competition.competition import TRAIN, load_competition
+from kaggle_llm.base.config import load_config
+from kaggle_llm.inference.model import read_models
+from kaggle_llm.inference.run import Run, answer, import_predict
 name, when, function, target = sys.argv[1:]
 exp, folder = paths.experiment_folder(name), paths.run_folder(name)
 predict = import_predict(exp)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import polars as pl
 
-from kaggle_llm.demo.files import number_rows, write_competition
-from kaggle_llm.demo.judge import COLUMNS, NAME
+from kaggle_llm_demo.files import number_rows, write_competition
+from kaggle_llm_demo.judge import COLUMNS, NAME
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT.parent / "shared" / "data" / "pandalm" / "testset-v1.json"

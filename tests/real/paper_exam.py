@@ -18,10 +18,10 @@ from pathlib import Path
 
 import polars as pl
 
-from kaggle_llm.competitions.demo_open_book import LETTERS
-from kaggle_llm.demo.files import write_competition
-from kaggle_llm.demo.open_book import NAME
+from kaggle_llm.competition.demo_open_book import LETTERS
 from kaggle_llm.retrieval.lexical import LexicalIndex
+from kaggle_llm_demo.files import write_competition
+from kaggle_llm_demo.open_book import NAME
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT.parent / "shared" / "data" / "scitldr"

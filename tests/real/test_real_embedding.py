@@ -12,19 +12,19 @@ import polars as pl
 import pytest
 from misconceptions import ROOT
 
-from kaggle_llm.competition import Competition
-from kaggle_llm.inference.engine import EngineSettings
-from kaggle_llm.inference.maker import make_engine
-from kaggle_llm.metrics import mean_average_precision, recall
-from kaggle_llm.model import Model
-from kaggle_llm.prompts import Group, encode_pairs
-from kaggle_llm.rankings import make_ranking
+from kaggle_llm.competition.competition import Competition
+from kaggle_llm.competition.metrics import mean_average_precision, recall
+from kaggle_llm.competition.rankings import make_ranking
+from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.engines.maker import make_engine
+from kaggle_llm.engines.prompts import Group, encode_pairs
+from kaggle_llm.engines.tokenizer import load_tokenizer
+from kaggle_llm.inference.model import Model
+from kaggle_llm.inference.run import Run
 from kaggle_llm.retrieval.dense import DenseIndex
 from kaggle_llm.retrieval.negatives import NegativeSettings, draw_groups
-from kaggle_llm.run import Run
-from kaggle_llm.tokenizer import load_tokenizer
-from kaggle_llm.training.cross_encoder import CrossEncoderSettings, make_pairs, train_cross_encoder
-from kaggle_llm.training.embedding import EmbeddingSettings, train_embedder
+from kaggle_llm.tasks.cross_encoder import CrossEncoderSettings, make_pairs, train_cross_encoder
+from kaggle_llm.tasks.embedding import EmbeddingSettings, train_embedder
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 from kaggle_llm.training.trainer import Job
 

@@ -13,15 +13,22 @@ from typing import Any
 import polars as pl
 import pytest
 
-from kaggle_llm import metrics
-from kaggle_llm.inference import heads as ranks
-from kaggle_llm.inference.engine import EngineSettings
-from kaggle_llm.inference.maker import make_engine
-from kaggle_llm.prompts import Prompt, encode_texts
-from kaggle_llm.rankings import make_values
-from kaggle_llm.tokenizer import load_tokenizer
-from kaggle_llm.training.heads import HeadExample, HeadSettings, HeadTask, check_targets, class_target, ordinal_target
-from kaggle_llm.training.masked import (
+from kaggle_llm.competition import metrics
+from kaggle_llm.competition.rankings import make_values
+from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.engines.maker import make_engine
+from kaggle_llm.engines.prompts import Prompt, encode_texts
+from kaggle_llm.engines.tokenizer import load_tokenizer
+from kaggle_llm.tasks import heads as ranks
+from kaggle_llm.tasks.heads_training import (
+    HeadExample,
+    HeadSettings,
+    HeadTask,
+    check_targets,
+    class_target,
+    ordinal_target,
+)
+from kaggle_llm.tasks.masked import (
     MaskedSettings,
     MaskedTask,
     make_chunks,

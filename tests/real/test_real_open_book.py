@@ -11,9 +11,9 @@ from again import ask_again
 from paper_exam import ROOT, SOURCE, WORDS, convert
 from workspace import Workspace, make_workspace, succeed
 
-from kaggle_llm.competition import CompetitionSettings, load_competition
-from kaggle_llm.competitions.demo_open_book import LETTERS
-from kaggle_llm.metrics import bootstrap_interval, paired_difference
+from kaggle_llm.competition.competition import CompetitionSettings, load_competition
+from kaggle_llm.competition.demo_open_book import LETTERS
+from kaggle_llm.competition.metrics import bootstrap_interval, paired_difference
 
 MODELS = ROOT / "input" / "models"
 LLM, ENCODER = MODELS / "SmolLM2-135M-Instruct", MODELS / "all-MiniLM-L6-v2"

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kaggle_llm.inference.engine import EngineSettings
-from kaggle_llm.tokenizer import load_tokenizer
-from kaggle_llm.training.preference import (
+from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.engines.tokenizer import load_tokenizer
+from kaggle_llm.tasks.preference import (
     PreferenceExample,
     PreferenceSettings,
     prefer,

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from misconceptions import ROOT
 
-from kaggle_llm import records
-from kaggle_llm.inference.engine import EngineSettings
-from kaggle_llm.inference.maker import make_engine
-from kaggle_llm.training.generation import CompletionExample, GenerationTask
+from kaggle_llm.base import records
+from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.engines.maker import make_engine
+from kaggle_llm.tasks.writing_training import CompletionExample, GenerationTask
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 from kaggle_llm.training.trainer import Job, fine_tune
 from kaggle_llm.weights.merge import merge_adapter

@@ -11,8 +11,8 @@ from abstracts import ROOT, SOURCE, WORDS, convert
 from again import ask_again
 from workspace import Workspace, make_workspace, succeed
 
-from kaggle_llm.competition import CompetitionSettings, load_competition
-from kaggle_llm.metrics import paired_difference
+from kaggle_llm.competition.competition import CompetitionSettings, load_competition
+from kaggle_llm.competition.metrics import paired_difference
 
 MODELS = ROOT / "input" / "models"
 LLM, ENCODER = MODELS / "SmolLM2-135M-Instruct", MODELS / "all-MiniLM-L6-v2"

@@ -11,9 +11,9 @@ import pytest
 from wnut17 import ROOT, SOURCE, WORDS, convert
 from workspace import Workspace, make_workspace, succeed
 
-from kaggle_llm.competition import CompetitionSettings, load_competition, read_csv
-from kaggle_llm.metrics import Metric, paired_difference, span_f_beta
-from kaggle_llm.rankings import make_ranking
+from kaggle_llm.competition.competition import CompetitionSettings, load_competition, read_csv
+from kaggle_llm.competition.metrics import Metric, paired_difference, span_f_beta
+from kaggle_llm.competition.rankings import make_ranking
 
 ENCODER = ROOT / "input" / "models" / "all-MiniLM-L6-v2"
 
@@ -28,11 +28,11 @@ pytestmark = [
 ASK = """
 import sys
 from pathlib import Path
-from kaggle_llm import paths, records
-from kaggle_llm.competition import load_competition, read_csv
-from kaggle_llm.config import load_config
-from kaggle_llm.model import read_models
-from kaggle_llm.run import Run, answer, import_predict
+from kaggle_llm.base import paths, records
+from kaggle_llm.competition.competition import load_competition, read_csv
+from kaggle_llm.base.config import load_config
+from kaggle_llm.inference.model import read_models
+from kaggle_llm.inference.run import Run, answer, import_predict
 exp, run, hidden = paths.experiment_folder(sys.argv[1]), paths.run_folder(sys.argv[1]), Path(sys.argv[2])
 config = load_config(run / "config.yaml", import_predict(exp).Config)
 ship = read_models(records.read_record(run).settings["ship"])

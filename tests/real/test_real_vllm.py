@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from workspace import ROOT
 
-from kaggle_llm.competition import CompetitionSettings, load_competition
-from kaggle_llm.demo.misconceptions import build_competition
-from kaggle_llm.inference.engine import EngineSettings, Sampling
-from kaggle_llm.inference.maker import make_engine
-from kaggle_llm.prompts import CandidatePrompts, Prompt, Prompter, PromptSettings
-from kaggle_llm.tokenizer import load_tokenizer
+from kaggle_llm.competition.competition import CompetitionSettings, load_competition
+from kaggle_llm.engines.engine import EngineSettings, Sampling
+from kaggle_llm.engines.maker import make_engine
+from kaggle_llm.engines.prompts import CandidatePrompts, Prompt, Prompter, PromptSettings
+from kaggle_llm.engines.tokenizer import load_tokenizer
+from kaggle_llm_demo.misconceptions import build_competition
 
 MODEL = ROOT / "input" / "models" / "SmolLM2-135M-Instruct"
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import polars as pl
 
-from kaggle_llm.demo.files import write_competition
-from kaggle_llm.demo.tags import NAME, NOTHING
-from kaggle_llm.spans import spans_of_words
+from kaggle_llm.competition.spans import spans_of_words
+from kaggle_llm_demo.files import write_competition
+from kaggle_llm_demo.tags import NAME, NOTHING
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT.parent / "shared" / "data" / "wnut17"

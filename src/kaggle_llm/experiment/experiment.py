@@ -13,19 +13,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kaggle_llm import paths, processes, records
-from kaggle_llm.borrowed import check_held_out, check_members, find_fold, find_shipped
-from kaggle_llm.competition import TRAIN, Competition, load_competition
-from kaggle_llm.config import save_config
-from kaggle_llm.cv.audit import audit_folds
-from kaggle_llm.cv.folds import ALWAYS_TRAIN, assign_folds, find_common_fold
-from kaggle_llm.decisions import FOLDER
+from kaggle_llm.base import paths, processes, records
+from kaggle_llm.base.config import save_config
+from kaggle_llm.competition.audit import audit_folds
+from kaggle_llm.competition.competition import TRAIN, Competition, load_competition
+from kaggle_llm.competition.folds import ALWAYS_TRAIN, assign_folds, find_common_fold
 from kaggle_llm.experiment.part import Part
 from kaggle_llm.experiment.recorded import hash_prediction, read_answers
 from kaggle_llm.experiment.scores import Predicted, Scores, print_metrics, with_cells
 from kaggle_llm.experiment.steps import Steps, describe_changes
-from kaggle_llm.model import Model, check_whole, describe_models, join_folds, replace_model
-from kaggle_llm.run import Run, import_predict, score_rows
+from kaggle_llm.inference.borrowed import check_held_out, check_members, find_fold, find_shipped
+from kaggle_llm.inference.cross_fit import FOLDER
+from kaggle_llm.inference.model import Model, check_whole, describe_models, join_folds, replace_model
+from kaggle_llm.inference.run import Run, import_predict, score_rows
 from kaggle_llm.weights.parity import report_parity
 from kaggle_llm.weights.soup import untrained_rows
 

@@ -8,12 +8,12 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kaggle_llm import processes, records
-from kaggle_llm.fingerprint import FROM_TEXTS, hash_code, hash_module_of
-from kaggle_llm.model import Model, find_model, replace_model
-from kaggle_llm.prompts import Prompter
-from kaggle_llm.run import Run, import_predict
-from kaggle_llm.tokenizer import load_tokenizer
+from kaggle_llm.base import processes, records
+from kaggle_llm.base.fingerprint import FROM_TEXTS, hash_code, hash_module_of
+from kaggle_llm.engines.prompts import Prompter
+from kaggle_llm.engines.tokenizer import load_tokenizer
+from kaggle_llm.inference.model import Model, find_model, replace_model
+from kaggle_llm.inference.run import Run, import_predict
 from kaggle_llm.training.settings import LoraSettings
 from kaggle_llm.training.trainer import Job, Task, describe_training, fine_tune, keep_within
 from kaggle_llm.weights.average import average_adapters

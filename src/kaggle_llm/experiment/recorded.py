@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kaggle_llm import paths, records
-from kaggle_llm.fingerprint import FROM_TEXTS, PACKAGE, hash_code
+from kaggle_llm.base import paths, records
+from kaggle_llm.base.fingerprint import FROM_TEXTS, PACKAGE, hash_code
+from kaggle_llm.competition.rankings import answer_columns
 from kaggle_llm.inference.answers import ENGINES
-from kaggle_llm.rankings import answer_columns
 
 if TYPE_CHECKING:
     import polars as pl
@@ -21,8 +21,8 @@ def hash_prediction(exp: Path, config: Any) -> str:
     """
     competition = config["competition"]["name"] if isinstance(config, dict) else config.competition.name
     engine = config["engine"]["kind"] if isinstance(config, dict) else config.engine.kind
-    module = PACKAGE / "competitions" / f"{competition.replace('-', '_')}.py"
-    answering = hash_code(exp / "predict.py", module, rooms=(*FROM_TEXTS, "cv"))
+    module = PACKAGE / "competition" / f"{competition.replace('-', '_')}.py"
+    answering = hash_code(exp / "predict.py", module, rooms=(*FROM_TEXTS, "decisions"))
     return records.hash_json([answering, hash_code(ENGINES[engine][0])])
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kaggle_llm import processes
-from kaggle_llm.cv.blends import share_firsts
-from kaggle_llm.cv.reliability import write_reliability
-from kaggle_llm.inference.heads import rank_prior
-from kaggle_llm.tables import print_table
+from kaggle_llm.base import processes
+from kaggle_llm.base.tables import print_table
+from kaggle_llm.decisions.member_blend import share_firsts
+from kaggle_llm.experiment.reliability import write_reliability
+from kaggle_llm.tasks.heads import rank_prior
 
 if TYPE_CHECKING:
     import polars as pl

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from kaggle_llm.decisions import Decided, cross_fit, join_scored
-from kaggle_llm.metrics import bootstrap_interval, paired_difference
-from kaggle_llm.rankings import check_answer, replace_rows
-from kaggle_llm.run import neutral_decision
-from kaggle_llm.tables import print_table
+from kaggle_llm.base.tables import print_table
+from kaggle_llm.competition.metrics import bootstrap_interval, paired_difference
+from kaggle_llm.competition.rankings import check_answer, replace_rows
+from kaggle_llm.inference.cross_fit import Decided, cross_fit, join_scored
+from kaggle_llm.inference.run import neutral_decision
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from kaggle_llm.competition import Competition
-    from kaggle_llm.metrics import Metric
+    from kaggle_llm.competition.competition import Competition
+    from kaggle_llm.competition.metrics import Metric
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kaggle_llm import paths, processes
-from kaggle_llm.arguments import USAGE, parse_arguments, run_name
-from kaggle_llm.config import load_config
-from kaggle_llm.errors import report_errors
+from kaggle_llm.base import paths, processes
+from kaggle_llm.base.arguments import USAGE, parse_arguments, run_name
+from kaggle_llm.base.config import load_config
+from kaggle_llm.base.errors import report_errors
+from kaggle_llm.base.folders import read_idea
+from kaggle_llm.engines.maker import resolve_engine
 from kaggle_llm.experiment.experiment import Experiment
-from kaggle_llm.folders import read_idea
-from kaggle_llm.inference.maker import resolve_engine
 
 
 def start(file: str, config: type[Any]) -> Experiment:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kaggle_llm import paths, processes, records
-from kaggle_llm.fingerprint import plain_value
+from kaggle_llm.base import paths, processes, records
+from kaggle_llm.base.fingerprint import plain_value
 
 
 class Steps:

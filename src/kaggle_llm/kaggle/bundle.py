@@ -15,15 +15,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kaggle_llm import paths, records
-from kaggle_llm.cv.blends import MEMBERS
+from kaggle_llm.base import paths, records
+from kaggle_llm.decisions.member_blend import MEMBERS
 from kaggle_llm.experiment.recorded import has_changed
+from kaggle_llm.inference.model import Model, describe_model, list_folders, read_models
 from kaggle_llm.kaggle.hashes import Hashes
 from kaggle_llm.kaggle.metadata import DATASET, MODEL_SOURCE, MOST_ENTRIES, describe_dataset
 from kaggle_llm.kaggle.notebook import write_notebook
 from kaggle_llm.kaggle.predict import MANIFEST
 from kaggle_llm.kaggle.secrets import check_secrets
-from kaggle_llm.model import Model, describe_model, list_folders, read_models
 from kaggle_llm.runtime.pins import DEFAULT, load_runtime
 from kaggle_llm.weights.parity import find_fault
 from kaggle_llm.weights.ship import describe_cv

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kaggle_llm import paths
+from kaggle_llm.base import paths
 
 MARK = ".fetched"  # written last into a competition folder
 READS = 6  # times that a question is asked

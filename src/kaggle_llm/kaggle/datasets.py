@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from kaggle_llm import paths, records
+from kaggle_llm.base import paths, records
 from kaggle_llm.kaggle.client import KaggleError, ask_kaggle, pause, read_answer, run_kaggle
 from kaggle_llm.kaggle.metadata import DATASET, check_dataset, describe_dataset
 from kaggle_llm.kaggle.predict import MANIFEST

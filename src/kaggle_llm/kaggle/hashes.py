@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from kaggle_llm import paths, records
+from kaggle_llm.base import paths, records
 
 SMALL = 2**20  # bytes; to read so few again costs nothing
 FRESH = 2e9  # nanoseconds; a file that was changed just now may be changed again at the same tick of its clock

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kaggle_llm import paths, records
+from kaggle_llm.base import paths, records
 from kaggle_llm.kaggle.client import KaggleError, ask_kaggle, pause, run_kaggle
 from kaggle_llm.kaggle.metadata import KERNEL, check_kernel
 

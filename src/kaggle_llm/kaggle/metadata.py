@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kaggle_llm import records
+from kaggle_llm.base import records
 
 DATASET, KERNEL = "dataset-metadata.json", "kernel-metadata.json"
 MOST_ENTRIES = 50  # top-level files of a dataset

@@ -22,13 +22,13 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import kaggle_llm
-from kaggle_llm import records
-from kaggle_llm.competition import TEST, Competition, load_competition
-from kaggle_llm.config import load_config
+from kaggle_llm.base import records
+from kaggle_llm.base.config import load_config
+from kaggle_llm.competition.competition import TEST, Competition, load_competition
+from kaggle_llm.engines.loading import VARIABLE, count_loading
 from kaggle_llm.inference.budget import budget_until, describe_cuts
-from kaggle_llm.inference.loading import VARIABLE, count_loading
-from kaggle_llm.model import Model, read_model
-from kaggle_llm.run import Run, answer, import_predict
+from kaggle_llm.inference.model import Model, read_model
+from kaggle_llm.inference.run import Run, answer, import_predict
 
 if TYPE_CHECKING:
     import polars as pl

@@ -11,15 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kaggle_llm import paths, records
-from kaggle_llm.competition import Competition, CompetitionSettings, load_competition, read_csv
+from kaggle_llm.base import paths, records
+from kaggle_llm.competition.competition import Competition, CompetitionSettings, load_competition, read_csv
+from kaggle_llm.competition.rankings import is_values, read_rows
 from kaggle_llm.kaggle.bundle import identify_bundle, make_slug, read_run
 from kaggle_llm.kaggle.client import find_owner
 from kaggle_llm.kaggle.datasets import ensure_dataset
 from kaggle_llm.kaggle.kernels import ensure_kernel, follow_kernel, write_kernel
 from kaggle_llm.kaggle.metadata import describe_kernel
 from kaggle_llm.kaggle.predict import MANIFEST
-from kaggle_llm.rankings import is_values, read_rows
 from kaggle_llm.runtime.pins import load_runtime
 from kaggle_llm.weights.parity import find_fault
 

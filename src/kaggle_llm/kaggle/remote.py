@@ -14,9 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kaggle_llm import paths, records
-from kaggle_llm.arguments import parse_arguments, run_name
-from kaggle_llm.config import load_config
+from kaggle_llm.base import paths, records
+from kaggle_llm.base.arguments import parse_arguments, run_name
+from kaggle_llm.base.config import load_config
+from kaggle_llm.inference.run import import_predict
 from kaggle_llm.kaggle.bundle import add_model, add_sources, add_wheels, make_slug, seal_dataset
 from kaggle_llm.kaggle.client import find_owner
 from kaggle_llm.kaggle.hashes import Hashes
@@ -24,7 +25,6 @@ from kaggle_llm.kaggle.kernels import follow_kernel
 from kaggle_llm.kaggle.notebook import write_notebook
 from kaggle_llm.kaggle.predict import MANIFEST
 from kaggle_llm.kaggle.push import push_notebook
-from kaggle_llm.run import import_predict
 from kaggle_llm.runtime.pins import DEFAULT, load_runtime
 
 ARCHIVE, ABOUT = "run.tar", "run.json"  # what the kernel leaves: output/<run>/, and its hash

@@ -17,15 +17,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kaggle_llm import records
-from kaggle_llm.competition import TEST, Competition, load_competition
+from kaggle_llm.base import records
+from kaggle_llm.competition.competition import TEST, Competition, load_competition
+from kaggle_llm.competition.rankings import answer_columns
+from kaggle_llm.engines.worker import open_requests
 from kaggle_llm.inference.budget import Budget
-from kaggle_llm.inference.worker import open_requests
+from kaggle_llm.inference.model import split_folds
+from kaggle_llm.inference.run import Run, answer, import_predict
 from kaggle_llm.kaggle.predict import Mounts, check_mounts, hash_beside, open_run, parse_mounts
 from kaggle_llm.kaggle.server import ANSWER, FAILED
-from kaggle_llm.model import split_folds
-from kaggle_llm.rankings import answer_columns
-from kaggle_llm.run import Run, answer, import_predict
 
 if TYPE_CHECKING:
     import polars as pl

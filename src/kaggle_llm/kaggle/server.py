@@ -23,12 +23,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from kaggle_llm.competition import SAMPLE, TEST, read_csv
-from kaggle_llm.config import load_config
+from kaggle_llm.base.config import load_config
+from kaggle_llm.competition.competition import SAMPLE, TEST, read_csv
+from kaggle_llm.engines.pool import OFFLINE, Worker, WorkerLostError
 from kaggle_llm.inference.budget import budget_until
-from kaggle_llm.inference.pool import OFFLINE, Worker, WorkerLostError
+from kaggle_llm.inference.run import import_predict
 from kaggle_llm.kaggle.predict import Mounts, parse_mounts
-from kaggle_llm.run import import_predict
 
 if TYPE_CHECKING:
     import polars as pl

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from kaggle_llm import paths, records
+from kaggle_llm.base import paths, records
 from kaggle_llm.kaggle.bundle import find_changes, identify_bundle
 from kaggle_llm.kaggle.client import KaggleError, ask_kaggle, pause, read_answer, run_kaggle
 from kaggle_llm.kaggle.predict import MANIFEST

@@ -10,8 +10,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kaggle_llm import paths, records
-from kaggle_llm.competition import SAMPLE, TEST, TRAIN, read_csv
+from kaggle_llm.base import paths, records
+from kaggle_llm.competition.competition import SAMPLE, TEST, TRAIN, read_csv
+from kaggle_llm.competition.rankings import answer_columns
 from kaggle_llm.kaggle.bundle import identify_bundle, make_slug, read_run, seal_dataset
 from kaggle_llm.kaggle.client import find_owner
 from kaggle_llm.kaggle.hashes import Hashes
@@ -26,7 +27,6 @@ from kaggle_llm.kaggle.push import (
     read_code_manifest,
 )
 from kaggle_llm.kaggle.rows import draw_rows, rename_rows
-from kaggle_llm.rankings import answer_columns
 from kaggle_llm.weights.ship import describe_cv
 
 if TYPE_CHECKING:

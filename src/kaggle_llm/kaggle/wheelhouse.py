@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kaggle_llm import paths, records
+from kaggle_llm.base import paths, records
+from kaggle_llm.base.tables import print_table
 from kaggle_llm.kaggle.bundle import seal_dataset
 from kaggle_llm.kaggle.hashes import Hashes
 from kaggle_llm.kaggle.predict import MANIFEST
 from kaggle_llm.runtime.pins import load_runtime
 from kaggle_llm.runtime.wheels import collect_wheels, describe_pins
-from kaggle_llm.tables import print_table
 
 SHOWN = 5  # of the largest wheels
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from kaggle_llm.rankings import is_values, read_rows
+from kaggle_llm.competition.rankings import is_values, read_rows
 
 if TYPE_CHECKING:
     import polars as pl

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kaggle_llm import records
+from kaggle_llm.base import records
 from kaggle_llm.kaggle.predict import HASHED_BELOW, MANIFEST
 from kaggle_llm.rehearsal.checks import Check
 from kaggle_llm.rehearsal.sandbox import NAMESPACE, find_method

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from kaggle_llm.competition import TEST, Competition
+from kaggle_llm.competition.competition import TEST, Competition
 
 if TYPE_CHECKING:
     import polars as pl

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import sys
 
-from kaggle_llm.competition import TEST
+from kaggle_llm.competition.competition import TEST
+from kaggle_llm.inference.run import answer
 from kaggle_llm.kaggle.predict import open_run, parse_mounts
 from kaggle_llm.rehearsal.checks import compare_rankings
-from kaggle_llm.run import answer
 
 ROWS = 4  # in another order; the first of them alone as well
 

@@ -12,15 +12,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kaggle_llm import paths, records
-from kaggle_llm.competition import CompetitionSettings, load_competition
+from kaggle_llm.base import paths, records
+from kaggle_llm.competition.competition import CompetitionSettings, load_competition
+from kaggle_llm.inference.model import read_models
 from kaggle_llm.kaggle.bundle import identify_bundle, read_run
 from kaggle_llm.kaggle.predict import MANIFEST
-from kaggle_llm.model import read_models
 from kaggle_llm.rehearsal.checks import Check
 from kaggle_llm.rehearsal.drills import run_drills
 from kaggle_llm.rehearsal.hostile import make_hostile_test
-from kaggle_llm.rehearsal.memory import MIB, describe_method, parse_memory
+from kaggle_llm.rehearsal.memory_limit import MIB, describe_method, parse_memory
 from kaggle_llm.rehearsal.report import describe_report, parse_duration
 from kaggle_llm.rehearsal.sandbox import find_method
 from kaggle_llm.rehearsal.session import (

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from kaggle_llm.tables import print_table
+from kaggle_llm.base.tables import print_table
 
 
 def print_report(report: Mapping[str, Any]) -> None:

@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kaggle_llm import paths
-from kaggle_llm.rehearsal.memory import Usage, enter, limited_group
+from kaggle_llm.base import paths
+from kaggle_llm.rehearsal.memory_limit import Usage, enter, limited_group
 
 HERE = Path(__file__).parent
 KEPT = ("PATH", "LANG", "OMP_NUM_THREADS", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")

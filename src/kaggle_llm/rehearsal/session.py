@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from kaggle_llm import records
-from kaggle_llm.competition import Competition, CompetitionSettings
-from kaggle_llm.model import Model
-from kaggle_llm.rehearsal.memory import Usage
+from kaggle_llm.base import records
+from kaggle_llm.competition.competition import Competition, CompetitionSettings
+from kaggle_llm.inference.model import Model
+from kaggle_llm.rehearsal.memory_limit import Usage
 from kaggle_llm.rehearsal.sandbox import NAMESPACE, Sandbox, find_method
 from kaggle_llm.rehearsal.stage import Depot, Layout, attach, fill_depot, stage_competition
 

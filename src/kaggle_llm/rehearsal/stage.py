@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kaggle_llm import paths, records
-from kaggle_llm.competition import (
+from kaggle_llm.base import paths, records
+from kaggle_llm.competition.competition import (
     SAMPLE,
     TEST,
     TRAIN,
@@ -22,11 +22,11 @@ from kaggle_llm.competition import (
     load_competition,
     read_csv,
 )
+from kaggle_llm.inference.model import Model, describe_model
 from kaggle_llm.kaggle.bundle import add_model
 from kaggle_llm.kaggle.hashes import Hashes
 from kaggle_llm.kaggle.predict import MANIFEST
 from kaggle_llm.kaggle.rows import draw_rows, rename_rows
-from kaggle_llm.model import Model, describe_model
 from kaggle_llm.rehearsal.sandbox import NAMESPACE, find_method
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kaggle_llm import paths, records
-from kaggle_llm.competition import read_csv
+from kaggle_llm.base import paths, records
+from kaggle_llm.competition.competition import read_csv
 from kaggle_llm.inference.budget import describe_cuts
 from kaggle_llm.kaggle.bundle import find_changes
 from kaggle_llm.kaggle.predict import MANIFEST
 from kaggle_llm.rehearsal.checks import Check, compare_rankings, count_moved, largest_difference
-from kaggle_llm.rehearsal.memory import describe_method, show_bytes
+from kaggle_llm.rehearsal.memory_limit import describe_method, show_bytes
 from kaggle_llm.rehearsal.sandbox import find_method
 from kaggle_llm.rehearsal.session import Session, last_words
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kaggle_llm.prompts import Prompt, encode_texts
-from kaggle_llm.rankings import make_ranking
-from kaggle_llm.tokenizer import load_tokenizer
+from kaggle_llm.competition.rankings import make_ranking
+from kaggle_llm.engines.prompts import Prompt, encode_texts
+from kaggle_llm.engines.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from kaggle_llm.run import Run
+    from kaggle_llm.inference.run import Run
 
 
 class DenseIndex:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kaggle_llm.rankings import make_ranking
+from kaggle_llm.competition.rankings import make_ranking
 
 if TYPE_CHECKING:
     import polars as pl

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kaggle_llm.prompts import Group
-from kaggle_llm.rankings import make_ranking
+from kaggle_llm.competition.rankings import make_ranking
+from kaggle_llm.engines.prompts import Group
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,11 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from kaggle_llm.competition.metrics import recall
+from kaggle_llm.competition.rankings import (
+    average_rankings,
+    make_ranking,
+    most_uncertain_first,
+    replace_rows,
+    select_rows,
+    top,
+)
+from kaggle_llm.engines.engine import Engine
+from kaggle_llm.engines.prompts import ItemPrompts, fill_template
 from kaggle_llm.inference.budget import Budget
-from kaggle_llm.inference.engine import Engine
-from kaggle_llm.metrics import recall
-from kaggle_llm.prompts import ItemPrompts, fill_template
-from kaggle_llm.rankings import average_rankings, make_ranking, most_uncertain_first, replace_rows, select_rows, top
 from kaggle_llm.retrieval.rerank import rerank
 
 if TYPE_CHECKING:

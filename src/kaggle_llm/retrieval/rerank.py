@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from kaggle_llm.competition.rankings import make_ranking, ranking_schema, top
+from kaggle_llm.engines.engine import Engine, LengthError
+from kaggle_llm.engines.prompts import ItemPrompts
 from kaggle_llm.inference.budget import Budget
-from kaggle_llm.inference.engine import Engine, LengthError
 from kaggle_llm.inference.progress import work_through
-from kaggle_llm.prompts import ItemPrompts
-from kaggle_llm.rankings import make_ranking, ranking_schema, top
 
 if TYPE_CHECKING:
     import polars as pl

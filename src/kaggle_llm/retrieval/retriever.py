@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kaggle_llm.prompts import fill_template
-from kaggle_llm.rankings import ranking_schema
+from kaggle_llm.competition.rankings import ranking_schema
+from kaggle_llm.engines.prompts import fill_template
 from kaggle_llm.retrieval.dense import DenseIndex
 from kaggle_llm.retrieval.fusion import fuse_by_rank
 from kaggle_llm.retrieval.lexical import LexicalIndex
@@ -14,7 +14,7 @@ from kaggle_llm.retrieval.lexical import LexicalIndex
 if TYPE_CHECKING:
     import polars as pl
 
-    from kaggle_llm.run import Run
+    from kaggle_llm.inference.run import Run
 
 ROWS = 256  # that are searched for and fused at a time
 

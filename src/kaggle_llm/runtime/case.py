@@ -9,9 +9,9 @@ from typing import Any
 
 from packaging.version import Version
 
-from kaggle_llm.inference.engine import EngineSettings
-from kaggle_llm.inference.vllm_engine import TURING
-from kaggle_llm.runtime.models import Model
+from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.engines.vllm_engine import TURING
+from kaggle_llm.runtime.model_facts import Model
 from kaggle_llm.runtime.pins import Runtime
 from kaggle_llm.runtime.work import Work
 

@@ -14,28 +14,28 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kaggle_llm import paths, records
-from kaggle_llm.inference.engine import EngineSettings
-from kaggle_llm.model import Model as Shipped
-from kaggle_llm.model import read_models
+from kaggle_llm.base import paths, records
+from kaggle_llm.base.tables import print_table
+from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.inference.model import Model as Shipped
+from kaggle_llm.inference.model import read_models
 from kaggle_llm.runtime import rules_engine, rules_numbers, rules_runtime
 from kaggle_llm.runtime.case import Case
 from kaggle_llm.runtime.findings import Finding, is_refused
-from kaggle_llm.runtime.memory import judge_memory
-from kaggle_llm.runtime.models import Model, read_model
+from kaggle_llm.runtime.model_facts import Model, read_model
+from kaggle_llm.runtime.model_memory import judge_memory
 from kaggle_llm.runtime.pins import DEFAULT, Runtime, load_runtime
 from kaggle_llm.runtime.speed import judge_time
 from kaggle_llm.runtime.vllm_checks import ask_vllm, read_environment
 from kaggle_llm.runtime.work import Work, plan_work
-from kaggle_llm.tables import print_table
 
 TEXT_TOKENS = 512  # of an encoder's text, assumed
 ALONE = {"engine": {"dtype": "float16"}}  # the config of a model without a run
 ASK = """
 import json, sys
 from pathlib import Path
-from kaggle_llm.config import build_config
-from kaggle_llm.run import import_predict
+from kaggle_llm.base.config import build_config
+from kaggle_llm.inference.run import import_predict
 predict = import_predict(Path(sys.argv[1]))
 asked = getattr(predict, "prompts_a_row", None)
 print(asked(build_config(json.loads(sys.argv[2]), predict.Config)) if asked else 1)
@@ -121,8 +121,8 @@ def read_config(run: str) -> Mapping[str, Any]:
     record = records.read_record(paths.run_folder(run))
     if record is not None:
         return dict(record.settings["config"])
-    from kaggle_llm.config import load_config
-    from kaggle_llm.run import import_predict
+    from kaggle_llm.base.config import load_config
+    from kaggle_llm.inference.run import import_predict
 
     return asdict(load_config(experiment / "config.yaml", import_predict(experiment).Config))
 

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kaggle_llm.config import load_config
+from kaggle_llm.base.config import load_config
 
 FOLDER = Path(__file__).parent / "runtimes"
 # The vLLM whose CPU build the tests here run for real, on the image that Kaggle gives new notebooks. It scores given

@@ -10,7 +10,7 @@ from packaging.version import Version
 from kaggle_llm.runtime import facts
 from kaggle_llm.runtime.case import Case
 from kaggle_llm.runtime.findings import Finding, Level
-from kaggle_llm.runtime.memory import CONTEXT, GIB, weight_bytes
+from kaggle_llm.runtime.model_memory import CONTEXT, GIB, weight_bytes
 
 ON = ("1", "true")
 NO_ENVIRONMENT_BACKEND = Version("0.15")  # VLLM_ATTENTION_BACKEND is ignored without a word (#32812, #50292)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from kaggle_llm.runtime import facts
 from kaggle_llm.runtime.case import Case
 from kaggle_llm.runtime.findings import Finding
-from kaggle_llm.runtime.memory import weight_bytes
+from kaggle_llm.runtime.model_memory import weight_bytes
 
 STEP_SEQUENCES = 32  # that generate together, so that the weights are read once for all of them
 START = {True: 180.0, False: 30.0}  # seconds until vLLM, or transformers, has loaded a model: assumed

@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from kaggle_llm import records
+from kaggle_llm.base import records
 from kaggle_llm.runtime.pins import Image, Runtime
 from kaggle_llm.runtime.tags import choose_wheel, list_platforms
 

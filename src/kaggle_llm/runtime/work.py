@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kaggle_llm.prompts import PromptSettings, template_fields
+from kaggle_llm.engines.prompts import PromptSettings, template_fields
 
 CHARACTERS = 4  # of a template's own text in a token; what it is filled with has budgets
 CHAT_TOKENS = 30  # that a chat template adds

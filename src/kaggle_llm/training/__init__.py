@@ -1,1 +1,1 @@
-"""Every kind of fine-tuning: README.md lists the tasks."""
+"""The trainer: one loop for every task, adapters, checkpoints, launch configs, tracking."""

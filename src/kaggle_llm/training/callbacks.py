@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from kaggle_llm import processes
+from kaggle_llm.base import processes
 from kaggle_llm.training.checkpoints import Checkpoints
 
 

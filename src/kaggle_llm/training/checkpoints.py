@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kaggle_llm import records
+from kaggle_llm.base import records
 
 COMPLETE = "complete.json"
 

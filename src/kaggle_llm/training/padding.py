@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kaggle_llm.prompts import Prompt
+from kaggle_llm.engines.prompts import Prompt
 
 if TYPE_CHECKING:
     import torch

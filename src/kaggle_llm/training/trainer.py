@@ -17,12 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
-from kaggle_llm import paths, processes, records
-from kaggle_llm.device import describe_device
-from kaggle_llm.fingerprint import hash_code, hash_module_of, plain_value
+from kaggle_llm.base import paths, processes, records
+from kaggle_llm.base.device import describe_device
+from kaggle_llm.base.fingerprint import hash_code, hash_module_of, plain_value
+from kaggle_llm.training.base_model import Kind, check_quantised, load_trainable, save_trained
 from kaggle_llm.training.callbacks import make_callbacks
 from kaggle_llm.training.checkpoints import Checkpoints
-from kaggle_llm.training.models import Kind, check_quantised, load_trainable, save_trained
 from kaggle_llm.training.optimizer import group_parameters
 from kaggle_llm.training.plan import Share, plan_training, within_budget
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kaggle_llm import paths, records
+from kaggle_llm.base import paths, records
 from kaggle_llm.weights.checkpoint import PICKLES, Checkpoint, one_thread
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from kaggle_llm import paths, records
+from kaggle_llm.base import paths, records
 from kaggle_llm.weights.adapter import FILE, PREFIX, check_kind, find_scaling, open_tensors
 from kaggle_llm.weights.checkpoint import Checkpoint, Output, copy_texts, fill_folder, row_blocks, write_file
 

@@ -19,7 +19,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kaggle_llm import records
+from kaggle_llm.base import records
 
 if TYPE_CHECKING:
     import torch

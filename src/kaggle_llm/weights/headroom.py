@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kaggle_llm.inference.engine import EngineSettings
-from kaggle_llm.inference.transformers_engine import TransformersEngine
-from kaggle_llm.prompts import Prompt
+from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.engines.prompts import Prompt
+from kaggle_llm.engines.transformers_engine import TransformersEngine
 
 LIMIT = 65504.0  # the largest number of float16 (IEEE 754 binary16)
 BLOCK = re.compile(r"^(.*?\.\d+)(\.|$)")  # layers.7.mlp.down_proj → layers.7

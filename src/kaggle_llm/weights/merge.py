@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from kaggle_llm import paths, records
-from kaggle_llm.inference.quantised import read_quantisation
-from kaggle_llm.training.models import CLASSES, HEADS
+from kaggle_llm.base import paths, records
+from kaggle_llm.engines.quantised import read_quantisation
+from kaggle_llm.training.base_model import CLASSES, HEADS
 from kaggle_llm.weights.adapter import PREFIX, Adapter, check_base, read_adapter
 from kaggle_llm.weights.checkpoint import (
     Checkpoint,

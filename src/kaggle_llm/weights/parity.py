@@ -11,16 +11,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from kaggle_llm import paths, processes, records
-from kaggle_llm.borrowed import list_lenders
-from kaggle_llm.competition import TRAIN, Competition, load_competition
-from kaggle_llm.config import load_config
-from kaggle_llm.inference.engine import NonFiniteError
-from kaggle_llm.metrics import paired_difference
-from kaggle_llm.model import Model, find_model, read_models, split_folds
-from kaggle_llm.run import answer, import_predict
-from kaggle_llm.tables import print_table
-from kaggle_llm.tokenizer import load_tokenizer
+from kaggle_llm.base import paths, processes, records
+from kaggle_llm.base.config import load_config
+from kaggle_llm.base.tables import print_table
+from kaggle_llm.competition.competition import TRAIN, Competition, load_competition
+from kaggle_llm.competition.metrics import paired_difference
+from kaggle_llm.engines.engine import NonFiniteError
+from kaggle_llm.engines.tokenizer import load_tokenizer
+from kaggle_llm.inference.borrowed import list_lenders
+from kaggle_llm.inference.model import Model, find_model, read_models, split_folds
+from kaggle_llm.inference.run import answer, import_predict
 from kaggle_llm.weights.differences import Differences, find_differences
 from kaggle_llm.weights.headroom import LIMIT, Headroom, measure_headroom
 from kaggle_llm.weights.plot import draw_parity

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kaggle_llm import records
+from kaggle_llm.base import records
 
 COLOURS = {"passed": "#2a7f62", "undecided": "#c58b00", "failed": "#b3261e"}
 

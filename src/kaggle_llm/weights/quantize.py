@@ -21,9 +21,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from kaggle_llm import paths, records
-from kaggle_llm.inference.quantised import read_quantisation
-from kaggle_llm.prompts import Prompt
+from kaggle_llm.base import paths, records
+from kaggle_llm.engines.prompts import Prompt
+from kaggle_llm.engines.quantised import read_quantisation
 from kaggle_llm.weights.checkpoint import INDEX, Checkpoint, copy_texts, fill_folder, is_float
 
 GROUP_SIZES = (128, 64, 32)  # of vLLM's Marlin kernels, which compute W4A16 on a T4

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kaggle_llm.competition import Competition
-from kaggle_llm.inference.engine import Completion, Engine, EngineSettings, Sampling
-from kaggle_llm.inference.maker import make_engine
-from kaggle_llm.model import Model
-from kaggle_llm.prompts import Prompt
-from kaggle_llm.run import Run, score_rows
+from kaggle_llm.competition.competition import Competition
+from kaggle_llm.engines.engine import Completion, Engine, EngineSettings, Sampling
+from kaggle_llm.engines.maker import make_engine
+from kaggle_llm.engines.prompts import Prompt
+from kaggle_llm.inference.model import Model
+from kaggle_llm.inference.run import Run, score_rows
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from kaggle_llm import paths, records
-from kaggle_llm.borrowed import list_lenders
+from kaggle_llm.base import paths, records
+from kaggle_llm.inference.borrowed import list_lenders
 
 Ship = Literal["fold0", "folds", "average", "full"]
 

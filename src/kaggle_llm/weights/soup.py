@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from kaggle_llm import paths, records
-from kaggle_llm.inference.quantised import read_quantisation
-from kaggle_llm.tokenizer import load_tokenizer
+from kaggle_llm.base import paths, records
+from kaggle_llm.engines.quantised import read_quantisation
+from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.weights import arithmetic
 from kaggle_llm.weights.checkpoint import (
     Checkpoint,

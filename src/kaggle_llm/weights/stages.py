@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kaggle_llm import paths, records
-from kaggle_llm.inference.engine import EngineSettings
-from kaggle_llm.model import Model, replace_model
+from kaggle_llm.base import paths, records
+from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.inference.model import Model, replace_model
 from kaggle_llm.weights.checkpoint import Checkpoint, is_float
 
 STEPS = ("model", "adapter")  # names under which weights.json speaks of the stage before

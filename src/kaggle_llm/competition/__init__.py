@@ -1,0 +1,1 @@
+"""Competitions: their tables, answers, metrics, folds and leaks; one module for each competition."""

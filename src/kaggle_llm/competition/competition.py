@@ -1,0 +1,469 @@
+"""Tables of a competition, checked; the submission's format, checked.
+
+A folder is laid out as Kaggle mounts it: train.csv, test.csv, sample_submission.csv and more. One competition's
+columns, metric and submission cell stand in `competition/<name>.py`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from kaggle_llm.base import paths
+from kaggle_llm.base.folders import list_competitions
+from kaggle_llm.competition.rankings import make_ranking, make_values, replace_rows
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from kaggle_llm.competition.metrics import Metric
+
+TRAIN, TEST, SAMPLE = "train", "test", "sample_submission"
+SLACK = 1e-3  # of a sum of shares that were written with few digits
+
+
+@dataclass
+class CompetitionSettings:
+    name: str
+    """Kaggle's name of the competition; its module is competition/<name with underscores>.py."""
+    dir: str = ""
+    """Folder with the CSV files; empty: input/<name>."""
+    hidden_rows: int | None = None
+    """Rows of the hidden test, as the competition's page says: what `submit` extrapolates the time to."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a CSV must hold: an id, texts, and for labelled tables the target."""
+
+    id: str
+    texts: tuple[str, ...]
+    target: str = ""
+    group: str = ""
+    """What rows have in common that must stay on one side of a split; empty: the target."""
+    numbers: tuple[str, ...] = ()
+    """Columns of LabelColumns (how much of the right answer each label is) and NumberColumns (the right values)."""
+
+    def columns(self) -> list[str]:
+        return [name for name in dict.fromkeys([self.id, *self.texts, self.target, self.group, *self.numbers]) if name]
+
+
+class Competition:
+    """Base of every competition: subclass it in competition/<name>.py.
+
+    Reads on every call and keeps no row count: on Kaggle the test set is swapped under its feet.
+    In every table the id column is named `id`.
+    """
+
+    tables: ClassVar[Mapping[str, Table]]
+    """Of "train", "test" and every other CSV but the sample submission."""
+    documents: ClassVar[str] = ""
+    """The table whose ids are the legal items; empty: items are no documents."""
+    nothing: ClassVar[str] = ""
+    """The cell of a row whose right answer is no item; empty: every row has one."""
+    metric: Metric
+    also: Sequence[Metric] = ()
+
+    def __init__(self, settings: CompetitionSettings, folder: Path | None = None) -> None:
+        self.settings = settings
+        self.folder = folder or paths.absolute(settings.dir or f"input/{settings.name}")
+        if not self.folder.is_dir():
+            raise FileNotFoundError(
+                f"competition folder {self.folder} does not exist: run `kaggle-llm fetch {settings.name}` "
+                f"(`make data` for the demo) or set competition.dir"
+            )
+
+    # what a competition says about itself -------------------------------------------------------------------
+
+    def read(self, name: str) -> pl.DataFrame:
+        """The table as it lies on disk, all columns as text. Override it to reshape a wide table to one row an id."""
+        return read_csv(self.folder / f"{name}.csv")
+
+    def cell(self, items: Sequence[str]) -> str:
+        """The submission's cell for a ranked row."""
+        raise NotImplementedError(f"{type(self).__name__}.cell: say how a ranked row becomes a submission's cell")
+
+    def items_in(self, cell: str) -> list[str]:
+        """The items of a submission's cell: the inverse of `cell`."""
+        raise NotImplementedError(f"{type(self).__name__}.items_in: say which items a submission's cell holds")
+
+    def legal_items(self) -> Sequence[str] | None:
+        """What a ranking may hold; None: any text. By default the documents' ids."""
+        return self.table(self.documents)["id"].to_list() if self.documents else None
+
+    def cells(self, items: Sequence[str], scores: Sequence[float]) -> list[str]:
+        """The submission's cells for a ranked row, in the sample's order. Override it for more than one column."""
+        return [self.cell(items)]
+
+    def answer_in(self, cells: Sequence[str]) -> tuple[list[str], list[float]]:
+        """Items and scores of a submission's row: the inverse of `cells`. A list of items is scored by minus the place.
+
+        Raises ValueError for cells that cannot be read.
+        """
+        (cell,) = cells
+        items = self.items_in(cell)
+        return items, [-float(place) for place in range(len(items))]
+
+    # what follows from it -----------------------------------------------------------------------------------
+
+    def table(self, name: str) -> pl.DataFrame:
+        """One of `tables`, checked: columns there, ids present and unique, texts not null, targets legal.
+
+        Columns: id, the texts, and what else the table is said to have, in this order, all String.
+        An empty text is an error where we learn from it, and "" with a message in the test set.
+        """
+        if name not in self.tables:
+            raise KeyError(f"no table {name!r} in {self.settings.name}: there are {', '.join(self.tables)}")
+        spec, raw = self.tables[name], self.read(name)
+        frame = _select(raw, spec, f"{name}.csv")
+        _check_ids(frame, f"{name}.csv")
+        if name == TEST:
+            return _fill_texts(frame, spec.texts)
+        _check_filled(frame, f"{name}.csv")
+        if spec.target:
+            self._check_targets(frame, spec.target, f"{name}.csv")
+        return frame
+
+    def check(self) -> None:
+        """Read and check every table and the sample submission: what training does first.
+
+        Raises ValueError also for a table without rows; prediction alone accepts an empty test set.
+        """
+        for name in self.tables:
+            if self.table(name).height == 0:
+                raise ValueError(f"{name}.csv in {self.folder} has no rows")
+        self.sample()
+
+    def sample(self) -> pl.DataFrame:
+        """sample_submission.csv: an id and the cells."""
+        sample = read_csv(self.folder / f"{SAMPLE}.csv")
+        expected = self.cell_columns()
+        if sample.width < 2 or sample.columns[1:] != (expected or sample.columns[1:2]):
+            raise ValueError(
+                f"{SAMPLE}.csv has the columns {sample.columns}; behind the id {expected or 'one cell'} is expected: "
+                f"override cell_columns(), cells() and answer_in()"
+            )
+        return sample
+
+    def cell_columns(self) -> list[str] | None:
+        """Names of the sample's columns behind the id; None: there is one, of whatever name."""
+        return None
+
+    def sample_of(self, ids: Sequence[str]) -> pl.DataFrame:
+        """A sample submission of other rows: the sample's first row for each of `ids`."""
+        import polars as pl
+
+        id_column, *columns = (sample := self.sample()).columns
+        cells = {column: pl.lit(sample[column].first() if sample.height else "") for column in columns}
+        return pl.DataFrame({id_column: list(ids)}, schema={id_column: pl.String()}).with_columns(**cells)
+
+    @property
+    def target(self) -> str:
+        return self.tables[TRAIN].target
+
+    @property
+    def group(self) -> str:
+        """The training table's column for `assign_folds`."""
+        return self.tables[TRAIN].group or self.target
+
+    def side_tables(self) -> dict[str, pl.DataFrame]:
+        """All tables that are neither train nor test: what every prediction may read."""
+        return {name: self.table(name) for name in self.tables if name not in (TRAIN, TEST)}
+
+    def unlabelled(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Labelled rows as the test set would show them: prediction never sees a target."""
+        return rows.select("id", *self.tables[TEST].texts)
+
+    def test_csv(self, ids: Sequence[str]) -> pl.DataFrame:
+        """Training rows laid out as test.csv, columns and all: for rehearsals. Override it where read() reshapes."""
+        raw, columns = read_csv(self.folder / f"{TRAIN}.csv"), read_csv(self.folder / f"{TEST}.csv").columns
+        return raw.filter(raw[self.tables[TRAIN].id].is_in(list(ids))).select(columns)
+
+    def truth(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Labelled rows → the right items of each, for a metric: columns id, items."""
+        import polars as pl
+
+        return rows.select("id", pl.concat_list(self.target).alias("items"))
+
+    def submission(self, ranking: pl.DataFrame, fill: pl.DataFrame | None = None) -> pl.DataFrame:
+        """A ranking of the test rows → submission.csv's rows, in the sample's columns.
+
+        fill: a ranking for the rows that `ranking` gives no items (cut by the time budget, say).
+        Raises ValueError where a row has no items in either, unless that is an answer: empty cells are scoring errors.
+        """
+        import polars as pl
+
+        if fill is not None:
+            ranking = replace_rows(ranking, fill.join(ranking.filter(pl.col("items").list.len() == 0), "id", "semi"))
+        empty = ranking.filter(pl.col("items").list.len() == 0)["id"].to_list()
+        if empty and not self.nothing:
+            raise ValueError(f"{len(empty)} row(s) have no items, first {empty[:3]}: give `fill` a ranking for them")
+        return self._as_submission(ranking)
+
+    def _as_submission(self, answer: pl.DataFrame) -> pl.DataFrame:
+        import polars as pl
+
+        rows = zip(answer["id"].to_list(), self.cells_of(answer), strict=True)
+        schema = dict.fromkeys(self.sample().columns, pl.String())
+        return pl.DataFrame([(i, *cells) for i, cells in rows], schema=schema, orient="row")
+
+    def cells_of(self, answer: pl.DataFrame) -> list[list[str]]:
+        """The submission's cells of every row of a RANKING, or of VALUES."""
+        return [self.cells(*row) for row in answer.select("items", "scores").iter_rows()]
+
+    def ranking_of(self, submission: pl.DataFrame) -> pl.DataFrame:
+        """A submission → RANKING: to score what was really submitted."""
+        rows = [(i, *self.answer_in([cell or "" for cell in cells])) for i, *cells in submission.iter_rows()]
+        return make_ranking([row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows])
+
+    def check_submission(self, submission: pl.DataFrame) -> list[str]:
+        """What is wrong with a submission.csv against the sample submission; [] where it is right."""
+        sample = self.sample()
+        if submission.columns != sample.columns:
+            return [f"columns {submission.columns}, the sample has {sample.columns}"]
+        id_column = sample.columns[0]
+        problems = _compare_ids(submission[id_column].to_list(), sample[id_column].to_list())
+        items = self.legal_items()
+        legal = None if items is None else set(items)
+        found = ((i, self._find_fault([cell or "" for cell in cells], legal)) for i, *cells in submission.iter_rows())
+        return problems + [f"row {i}: {fault}" for i, fault in found if fault]
+
+    def _find_fault(self, cells: Sequence[str], legal: Collection[str] | None) -> str:
+        """What is wrong with a row's cells; "" where they are right."""
+        try:
+            items, _ = self.answer_in(cells)
+        except ValueError as error:
+            return str(error)
+        unknown = [item for item in items if legal is not None and item not in legal]
+        if not items and not (self.nothing and list(cells) == [self.nothing]):
+            return "empty label"
+        if unknown:
+            return f"unknown label {unknown[0]!r}"
+        return "a label occurs twice" if len(set(items)) < len(items) else ""
+
+    def groups(self, train: pl.DataFrame, valid: pl.DataFrame) -> pl.Series:
+        """The group of each validation row that is scored apart: was its group (the target) seen in training?"""
+        import polars as pl
+
+        seen = valid[self.group].is_in(train[self.group].unique().to_list())
+        return seen.replace_strict({True: "seen", False: "unseen"}, return_dtype=pl.String()).alias("group")
+
+    def _check_targets(self, frame: pl.DataFrame, target: str, where: str) -> None:
+        legal = self.legal_items()
+        wrong = frame.clear() if legal is None else frame.filter(~frame[target].is_in(legal))
+        if legal is not None and wrong.height:
+            source = f"{self.documents}.csv" if self.documents else str(list(legal))
+            raise ValueError(
+                f"{where}: {wrong.height} row(s) whose {target} is not among the {len(legal)} of {source}, "
+                f"first {wrong['id'][0]!r} with {wrong[target][0]!r}"
+            )
+
+
+class LabelColumns(Competition):
+    """A submission with a probability for each label, and a train.csv with how much of the right answer each is.
+
+    1 for the right one, or shares of votes that sum to 1. The target of the training table is `label`, the label of the
+    largest share, which `read` adds; the columns of the shares stand beside it.
+    """
+
+    labels: ClassVar[Mapping[str, str]]
+    """Label → its column, in the sample's order."""
+
+    def legal_items(self) -> list[str]:
+        return list(self.labels)
+
+    def cell_columns(self) -> list[str]:
+        return list(self.labels.values())
+
+    def read(self, name: str) -> pl.DataFrame:
+        """train.csv with its labels; raises ValueError for shares that are none."""
+        import polars as pl
+
+        raw = super().read(name)
+        if name != TRAIN:
+            return raw
+        shares = raw.select(pl.col(list(self.labels.values())).cast(pl.Float64, strict=False)).to_numpy()
+        wrong = raw.filter(~((shares >= 0).all(axis=1) & (abs(shares.sum(axis=1) - 1) < SLACK)))
+        if wrong.height:
+            columns = self.cell_columns()
+            raise ValueError(
+                f"{name}.csv: {wrong.height} row(s) whose {', '.join(columns)} are no shares of 1, first "
+                f"{wrong[self.tables[TRAIN].id][0]!r} with {wrong.select(columns).row(0)}"
+            )
+        names = list(self.labels)
+        return raw.with_columns(label=pl.Series([names[place] for place in shares.argmax(axis=1)], dtype=pl.String()))
+
+    def truth(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """id, the labels that have a share as items, and their shares."""
+        found = [[float(share) for share in row] for row in rows.select(*self.labels.values()).iter_rows()]
+        items = [[label for label, share in zip(self.labels, row, strict=True) if share > 0] for row in found]
+        shares = [[share for share in row if share > 0] for row in found]
+        return make_ranking(rows["id"].to_list(), items, shares).rename({"scores": "shares"})
+
+    def cells(self, items: Sequence[str], scores: Sequence[float]) -> list[str]:
+        """Probabilities: the softmax of the scores."""
+        peak = max(scores)
+        weights = {item: math.exp(score - peak) for item, score in zip(items, scores, strict=True)}
+        return [repr(weights[label] / sum(weights.values())) for label in self.labels]
+
+    def answer_in(self, cells: Sequence[str]) -> tuple[list[str], list[float]]:
+        """The labels and the logarithms of their probabilities, of at least 1e-15."""
+        values = [_read_probability(cell) for cell in cells]
+        order = sorted(range(len(values)), key=lambda place: -values[place])
+        names = list(self.labels)
+        return [names[place] for place in order], [math.log(max(values[place], 1e-15)) for place in order]
+
+
+class NumberColumns(Competition):
+    """A submission of one or several numbers a row, and a train.csv with the right ones in columns of the same names.
+
+    What is answered is VALUES. `numbers` of the training table are the columns, in the sample's order.
+    """
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.tables[TRAIN].numbers
+
+    def cell_columns(self) -> list[str]:
+        return list(self.columns)
+
+    def truth(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """VALUES; raises ValueError for what is no finite number."""
+        return make_values(rows["id"].to_list(), [read_numbers(row) for row in rows.select(*self.columns).iter_rows()])
+
+    def submission(self, ranking: pl.DataFrame, fill: pl.DataFrame | None = None) -> pl.DataFrame:
+        """VALUES of the test rows → submission.csv's rows."""
+        return self._as_submission(ranking if fill is None else replace_rows(fill, ranking))
+
+    def cells_of(self, answer: pl.DataFrame) -> list[list[str]]:
+        return [[repr(value) for value in row] for row in answer["values"].to_list()]
+
+    def ranking_of(self, submission: pl.DataFrame) -> pl.DataFrame:
+        """A submission → VALUES."""
+        rows = list(submission.iter_rows())
+        return make_values([row[0] for row in rows], [read_numbers(row[1:]) for row in rows])
+
+    def _find_fault(self, cells: Sequence[str], legal: Collection[str] | None) -> str:
+        try:
+            read_numbers(cells)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+
+def read_numbers(cells: Sequence[str | None]) -> list[float]:
+    """Raises ValueError for a cell that is no finite number."""
+    numbers = []
+    for cell in cells:
+        try:
+            number = float(cell or "")
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise ValueError(f"{cell!r} is no finite number")
+        numbers.append(number)
+    return numbers
+
+
+def load_competition(settings: CompetitionSettings, folder: Path | None = None) -> Competition:
+    """The Competition of `settings.name`, reading from `folder` (default: the settings' own)."""
+    module_name, known = settings.name.replace("-", "_"), list_competitions()
+    if settings.name not in known:
+        raise ValueError(
+            f"competition.name = {settings.name!r}: write src/kaggle_llm/competition/{module_name}.py "
+            f"(there are: {', '.join(known)})"
+        )
+    module = importlib.import_module(f"kaggle_llm.competition.{module_name}")
+    competition: Competition = module.COMPETITION(settings, folder)
+    return competition
+
+
+def read_csv(path: Path) -> pl.DataFrame:
+    """All columns as String; an empty field is null, quoted or not.
+
+    Raises FileNotFoundError, and ValueError for bytes that are not UTF-8 (with the line) or a broken CSV.
+    """
+    import polars as pl
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.name} is missing in {path.parent}")
+    content = path.read_bytes()
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"{path}: line {line} has a byte 0x{content[error.start]:02x} that is not UTF-8: convert the file first"
+        ) from error
+    try:
+        return pl.read_csv(content, infer_schema=False, null_values=[""])
+    except (pl.exceptions.ComputeError, pl.exceptions.NoDataError) as error:
+        raise ValueError(f"{path} is no CSV table: {error}") from error
+
+
+def _select(raw: pl.DataFrame, spec: Table, where: str) -> pl.DataFrame:
+    missing = [column for column in spec.columns() if column not in raw.columns]
+    if missing:
+        raise ValueError(f"{where}: missing column(s) {missing}; the file has {raw.columns}")
+    return raw.select(spec.columns()).rename({spec.id: "id"})
+
+
+def _check_ids(frame: pl.DataFrame, where: str) -> None:
+    empty = frame["id"].null_count()
+    if empty:
+        raise ValueError(f"{where}: {empty} row(s) without an id")
+    repeated = frame.filter(frame["id"].is_duplicated())["id"].unique(maintain_order=True)
+    if repeated.len():
+        raise ValueError(f"{where}: {repeated.len()} id(s) occur more than once, first {repeated.head(3).to_list()}")
+
+
+def _check_filled(frame: pl.DataFrame, where: str) -> None:
+    for column in frame.columns[1:]:
+        rows = frame.filter(frame[column].is_null())["id"]
+        if rows.len():
+            raise ValueError(
+                f"{where}: {column} is null in {rows.len()} row(s), first {rows.head(3).to_list()}: "
+                f"fill or drop them in the competition's read()"
+            )
+
+
+def _fill_texts(frame: pl.DataFrame, texts: Sequence[str]) -> pl.DataFrame:
+    import polars as pl
+
+    empty = {text: frame[text].null_count() for text in texts if frame[text].null_count()}
+    if empty:
+        print(f"test.csv: empty texts are read as '': {empty}", file=sys.stderr)
+    return frame.with_columns(pl.col(list(texts)).fill_null(""))
+
+
+def _compare_ids(got: list[str], asked: list[str]) -> list[str]:
+    problems = []
+    if len(got) != len(asked):
+        problems.append(f"{len(got)} rows, the sample has {len(asked)}")
+    if len(set(got)) < len(got):
+        problems.append(f"{len(got) - len(set(got))} duplicate id(s)")
+    got_set, asked_set = set(got), set(asked)
+    lost, added = [i for i in asked if i not in got_set], [i for i in got if i not in asked_set]
+    if lost:
+        problems.append(f"{len(lost)} id(s) of the sample are missing, first {lost[:3]}")
+    if added:
+        problems.append(f"{len(added)} id(s) are not in the sample, first {added[:3]}")
+    if not problems and got != asked:
+        problems.append("the ids are in another order than the sample's")
+    return problems
+
+
+def _read_probability(cell: str) -> float:
+    """Raises ValueError for what is no number between 0 and 1."""
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise ValueError(f"{cell!r} is no probability")
+    return value

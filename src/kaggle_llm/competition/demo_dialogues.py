@@ -1,0 +1,36 @@
+"""demo-dialogues: write the summary of a chat. The example to copy where the answer is a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from kaggle_llm.competition.competition import Competition, Table
+from kaggle_llm.competition.metrics import repetition, rouge, words
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+class DemoDialogues(Competition):
+    """One row a chat; the cell is its summary; ROUGE-L, the best over several references, each a line in train.csv."""
+
+    texts = ("dialogue",)
+    tables: ClassVar = {
+        "train": Table("id", texts, target="summary", group="thread"),
+        "test": Table("id", texts),
+    }
+    metric = rouge("rougeL")
+    also = (rouge("rouge1"), rouge("rouge2"), words(), repetition())
+
+    def cell(self, items: Sequence[str]) -> str:
+        return items[0]
+
+    def items_in(self, cell: str) -> list[str]:
+        return [cell] if cell else []
+
+    def truth(self, rows: pl.DataFrame) -> pl.DataFrame:
+        return rows.select("id", items=rows["summary"].str.split("\n"))
+
+
+COMPETITION = DemoDialogues

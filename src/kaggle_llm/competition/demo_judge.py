@@ -1,0 +1,24 @@
+"""demo-judge: which of two answers do people prefer? The example to copy where labels have columns."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from kaggle_llm.competition.competition import LabelColumns, Table
+from kaggle_llm.competition.metrics import accuracy, log_loss
+
+
+class DemoJudge(LabelColumns):
+    """One row a problem with two answers; a probability for each outcome; log loss of the voters' shares."""
+
+    labels: ClassVar = {"a": "winner_a", "b": "winner_b", "tie": "winner_tie"}
+    texts = ("problem", "answer_a", "answer_b")
+    tables: ClassVar = {
+        "train": Table("id", texts, target="label", group="problem", numbers=tuple(labels.values())),
+        "test": Table("id", texts),
+    }
+    metric = log_loss(tuple(labels))
+    also = (accuracy(),)
+
+
+COMPETITION = DemoJudge

@@ -1,1 +1,0 @@
-"""One module a competition: its reader, metric and submission format."""

@@ -1,1 +1,0 @@
-"""Folds, what is fitted on held-out scores, and the comparison of two runs."""

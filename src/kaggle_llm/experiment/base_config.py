@@ -1,0 +1,35 @@
+"""The sections of config.yaml that every experiment has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kaggle_llm.competition.competition import CompetitionSettings
+from kaggle_llm.competition.folds import FoldSettings
+from kaggle_llm.competition.leaks import LeakSettings
+from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.weights.average import AverageSettings
+from kaggle_llm.weights.merge import MergeSettings
+from kaggle_llm.weights.parity import ParitySettings
+from kaggle_llm.weights.quantize import QuantizeSettings
+from kaggle_llm.weights.ship import Ship
+
+
+@dataclass(kw_only=True)
+class BaseConfig:
+    """An experiment's own Config adds its sections. What the defaults mean stands beside each section's settings."""
+
+    competition: CompetitionSettings
+    models: dict[str, str] = field(default_factory=dict)
+    """Name → where the model comes from: a folder, or <run>:<model>. train.py may train it further."""
+    folds: FoldSettings = field(default_factory=FoldSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    merge: MergeSettings = field(default_factory=MergeSettings)
+    quantize: QuantizeSettings = field(default_factory=QuantizeSettings)
+    average: AverageSettings = field(default_factory=AverageSettings)
+    parity: ParitySettings = field(default_factory=ParitySettings)
+    ship: Ship = "fold0"
+    leaks: LeakSettings = field(default_factory=LeakSettings)
+    sources: dict[str, str] = field(default_factory=dict)
+    """Model folder → the Kaggle model that it is, which need not be uploaded."""
+    seed: int = 0

@@ -1,0 +1,66 @@
+"""All runs in one table: CV and interval, before, LB, parent, date, idea. Reads JSON only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from kaggle_llm.base import paths
+from kaggle_llm.base.folders import read_idea
+from kaggle_llm.base.tables import print_table
+from kaggle_llm.weights.ship import describe_cv
+
+
+def read_board() -> list[dict[str, Any]]:
+    """One entry a run with a metrics.json, the best CV first within a metric."""
+    entries = [read_entry(path.parent) for path in (paths.root() / "output").glob("*/metrics.json")]
+    return sorted(entries, key=lambda e: (e["metric"], -e["cv"] if e["greater_is_better"] else e["cv"]))
+
+
+def read_entry(folder: Path) -> dict[str, Any]:
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    parent, submissions = folder / "parent.json", folder / "submissions.json"
+    scores = json.loads(submissions.read_text(encoding="utf-8")) if submissions.is_file() else []
+    experiment = folder.name.split("--")[0]
+    variant_of = experiment if experiment != folder.name else ""
+    return {
+        **metrics,
+        "complete": (folder / "record.json").is_file(),
+        "lb": scores[-1].get("public_score") if scores else None,
+        "parent": json.loads(parent.read_text(encoding="utf-8"))["parent"] if parent.is_file() else variant_of,
+        "date": date.fromtimestamp((folder / "metrics.json").stat().st_mtime).isoformat(),
+        "ships": describe_shipped(folder),
+        "idea": read_idea(paths.root() / "exp" / experiment),
+    }
+
+
+def describe_shipped(folder: Path) -> str:
+    """What a complete run ships: "" for the first fold's weights; and whether CV is the score of just that."""
+    record = folder / "record.json"
+    config = json.loads(record.read_text(encoding="utf-8"))["settings"]["config"] if record.is_file() else {}
+    how, note = config.get("ship", "fold0"), describe_cv(config)
+    return f"{how} ({note})" if note else "" if how == "fold0" else how
+
+
+def print_board(entries: list[dict[str, Any]]) -> None:
+    columns = ("run", "metric", "CV", "95 %", "before", "LB", "parent", "ships", "date", "idea")
+    print_table(f"{len(entries)} runs", columns, [_describe(entry) for entry in entries])
+
+
+def _describe(entry: Mapping[str, Any]) -> list[str]:
+    low, high = entry["interval"]
+    return [
+        entry["run"] if entry["complete"] else f"{entry['run']} (being made again)",
+        entry["metric"],
+        f"{entry['cv']:.4f}",
+        f"{low:.4f}–{high:.4f}",
+        "" if entry["before"] is None else f"{entry['before']:.4f}",
+        "" if entry["lb"] is None else str(entry["lb"]),
+        entry["parent"],
+        entry["ships"],
+        entry["date"],
+        entry["idea"],
+    ]

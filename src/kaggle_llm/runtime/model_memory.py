@@ -1,0 +1,163 @@
+"""Does a model fit: on a card, in the machine's memory while it is loaded, on the disk. By simple formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kaggle_llm.runtime import facts
+from kaggle_llm.runtime.case import Case
+from kaggle_llm.runtime.findings import Finding
+from kaggle_llm.runtime.model_facts import DTYPE_BYTES, FLOATS
+
+GIB = 2**30
+CONTEXT = 0.7 * GIB  # of a card that CUDA, its libraries and graphs take: assumed
+PROCESS = 3.0 * GIB  # of memory that Python with torch and CUDA takes: assumed
+BATCHED_TOKENS = 8192  # vLLM's defaults on cards below 70 GB
+SEQUENCES = 256
+FEW_SEQUENCES = 8
+DATASET_LIMIT = 200e9  # bytes that Kaggle takes in one dataset
+
+
+def judge_memory(case: Case) -> Iterator[Finding]:
+    """Findings named fits, memory not modelled, loading and disk."""
+    if not case.model.tensors:
+        yield Finding(
+            "fits", "warn", f"{case.model.weights} has no safetensors: save it with save_pretrained to judge it"
+        )
+        return
+    yield judge_vllm_card(case) if case.on_vllm else judge_transformers_card(case)
+    yield from name_unmodelled(case)
+    yield judge_loading(case)
+    yield judge_disk(case)
+
+
+def kv_bytes(case: Case) -> float:
+    """Of one token on one card: 2 · layers · key/value heads · head size · bytes, heads shared out over the cards."""
+    model, kind = case.model, case.kv_cache_dtype
+    size = (
+        0.5 if kind.startswith("int4") else 1.0 if kind.startswith(("int8", "fp8")) else DTYPE_BYTES[case.engine.dtype]
+    )
+    heads = max(1, model.kv_heads // case.tensor_parallel)
+    return 2 * model.layers * heads * model.head_size * size
+
+
+def activation_bytes(case: Case, tokens: int, sequences: int) -> float:
+    """Of one forward: tokens · (4 · hidden + 3 · intermediate / cards) · bytes + 3 float32 logits of each sequence."""
+    model = case.model
+    expert = model.number("moe_intermediate_size", default=0) * model.experts[1]
+    width = 4 * model.hidden + 3 * max(model.intermediate, expert) / case.tensor_parallel
+    return tokens * width * DTYPE_BYTES[case.engine.dtype] + 3 * sequences * model.vocabulary * 4
+
+
+def weight_bytes(case: Case) -> float:
+    """On one card. vLLM keeps quantised weights packed; transformers unpacks those of compressed-tensors."""
+    if not case.on_vllm and case.model.method == "compressed-tensors":
+        return case.model.unpacked_bytes(case.engine.dtype)
+    return case.model.loaded_bytes(case.engine.dtype) / case.tensor_parallel
+
+
+def judge_vllm_card(case: Case) -> Finding:
+    card, given = case.runtime.machine.gpus.memory_gb * GIB, case.given
+    share = float(given.get("gpu_memory_utilization", facts.memory_utilization(case.version)))
+    weights = max(0.0, weight_bytes(case) - float(given.get("cpu_offload_gb", 0)) * GIB)
+    sequences = int(given.get("max_num_seqs", SEQUENCES))
+    activations = activation_bytes(case, int(given.get("max_num_batched_tokens", BATCHED_TOKENS)), sequences)
+    room = card * share - weights - activations - CONTEXT
+    if given.get("kv_cache_memory_bytes"):
+        room = min(float(given["kv_cache_memory_bytes"]), card - weights - activations - CONTEXT)
+    each = kv_bytes(case)
+    text = (
+        f"{weights / GIB:.1f} GB weights + {activations / GIB:.1f} activations (estimate) + {CONTEXT / GIB:.1f} CUDA "
+        f"(assumed) of {share:.0%} of {card / GIB:.2f} GB on each of {case.tensor_parallel} card(s)"
+    )
+    length = case.max_model_len
+    if room <= 0:
+        return Finding("fits", "refused", f"{text}: nothing is left for keys and values; {ways_out(case)}")
+    if room < length * each:
+        shorter = -(-case.work.longest // 16) * 16
+        advice = f"set engine.vllm.max_model_len={shorter}" if shorter * each <= room else ways_out(case)
+        return Finding("fits", "refused", f"{text}; one sequence of max_model_len = {length} does not fit: {advice}")
+    together = int(room / (each * min(length, case.work.longest)))
+    text += (
+        f"; {room / GIB:.1f} GB of keys and values are {together} sequences of {min(length, case.work.longest)} tokens"
+    )
+    if together < min(sequences, FEW_SEQUENCES):
+        return Finding("fits", "warn", f"{text}: few at a time is slow; {ways_out(case)}")
+    return Finding("fits", "ok", f"{text} at a time")
+
+
+def ways_out(case: Case) -> str:
+    """What makes a model smaller on a card."""
+    ways = [] if case.model.method else ["quantise it to 4 bits"]
+    if case.on_vllm and case.tensor_parallel < case.runtime.machine.gpus.count:
+        ways.append(f"engine.vllm.tensor_parallel_size={case.runtime.machine.gpus.count}")
+    if case.engine.dtype == "float32":
+        ways.append("engine.dtype=float16")
+    ways += ["a smaller engine.vllm.max_num_batched_tokens", "a smaller model"] if case.on_vllm else ["a smaller model"]
+    return "ways out: " + ", ".join(ways)
+
+
+def judge_transformers_card(case: Case) -> Finding:
+    card = case.runtime.machine.gpus.memory_gb * GIB
+    weights, tokens = weight_bytes(case), max(case.engine.batch_tokens, case.work.longest)
+    cache = tokens * kv_bytes(case) if case.model.is_language_model else 0.0
+    needed = weights + activation_bytes(case, tokens, 0) + cache + CONTEXT
+    text = (
+        f"{weights / GIB:.1f} GB weights + {(needed - weights) / GIB:.1f} for batches of {tokens} tokens (estimate) "
+        f"of {card / GIB:.2f} GB on each card"
+    )
+    if needed <= card:
+        return Finding("fits", "ok", text)
+    smaller = "engine.batch_tokens smaller, " if weights + CONTEXT < card else ""
+    return Finding("fits", "refused", f"{text}: {smaller}{ways_out(case)}, or engine.kind=vllm with packed weights")
+
+
+def name_unmodelled(case: Case) -> Iterator[Finding]:
+    """What the sums above leave out."""
+    model = case.model
+    parts = {
+        "multi-head latent attention: its cache is smaller than is counted": model.is_mla,
+        "sliding windows: layers with one keep fewer keys and values than are counted": model.has_sliding_window,
+        "linear attention: states are no keys and values, its layers count as full ones": model.has_linear_attention,
+        "vision or audio parts: their activations are not counted": "text_config" in model.config,
+    }
+    left_out = [text for text, there in parts.items() if there]
+    if left_out:
+        yield Finding("memory not modelled", "warn", "; ".join(left_out))
+
+
+def judge_loading(case: Case) -> Finding:
+    """Memory of the machine while all processes read the weights at once.
+
+    vLLM hands tensor for tensor to the card; transformers builds the whole model in memory first.
+    """
+    model, ram = case.model, case.runtime.machine.ram_gb * GIB
+    size = DTYPE_BYTES[case.engine.dtype]
+    largest = max(one.size * size if one.dtype in FLOATS else one.bytes for one in model.tensors)
+    offloaded = float(case.given.get("cpu_offload_gb", 0)) * GIB
+    held = 2.0 * largest + offloaded if case.on_vllm else weight_bytes(case)
+    needed = case.processes * (PROCESS + held)
+    stored = sum(one.bytes for one in model.tensors)
+    text = (
+        f"{case.processes} processes of {(PROCESS + held) / GIB:.1f} GB (estimate) while loading, of {ram / GIB:.0f} GB"
+    )
+    if needed > ram:
+        way = "a smaller engine.vllm.cpu_offload_gb" if offloaded else "load one after the other, or engine.kind=vllm"
+        return Finding("loading", "refused", f"{text}: {way}")
+    if stored > ram - needed:
+        return Finding("loading", "warn", f"{text}; the files ({stored / GIB:.1f} GB) are read from the mount by each")
+    return Finding("loading", "ok", text)
+
+
+def judge_disk(case: Case) -> Finding:
+    """Weights lie on a read-only mount; what is installed takes the disk outside /kaggle/working."""
+    stored = sum(path.stat().st_size for path in case.model.weights.rglob("*") if path.is_file())
+    scratch, site = case.runtime.machine.scratch_gb, case.runtime.site_gb
+    text = f"packages take about {site:.0f} of {scratch:.0f} GB, weights of {stored / GIB:.1f} GB stay on their mount"
+    if stored > DATASET_LIMIT:
+        return Finding(
+            "disk", "refused", f"{text}: Kaggle takes {DATASET_LIMIT / 1e9:.0f} GB in a dataset; quantise it"
+        )
+    if site > scratch:
+        return Finding("disk", "refused", f"{text}: take a runtime that brings fewer packages")
+    return Finding("disk", "ok", text)

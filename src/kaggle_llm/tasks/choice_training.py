@@ -1,0 +1,91 @@
+"""Choice: a causal LM gives each option a score, and the loss is cross-entropy over the softmax of the scores.
+
+labels: the options are answers behind one prompt (Yes/No, classes, the letters of a list); an option's score is its
+label's logit. pointwise: the options are candidates, each behind the same shared tokens; an option's score is its
+log-odds, first label minus second. The vocabulary's normaliser cancels out in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from kaggle_llm.engines.attention import register_segments
+from kaggle_llm.engines.packing import compute_logits, pack
+from kaggle_llm.engines.prompts import Prompt, TokenGroup
+from kaggle_llm.tasks.distillation import DistillationSettings, soft_choice_loss
+
+if TYPE_CHECKING:
+    import torch
+
+    from kaggle_llm.training.base_model import Kind
+
+
+@dataclass
+class ChoiceSettings:
+    form: Literal["pointwise", "labels"] = "pointwise"
+    group_size: int = 8
+    """Candidates of a row in training: the right one and hard negatives (pointwise, and lists with letters)."""
+
+    def __post_init__(self) -> None:
+        if self.group_size < 2:
+            raise ValueError(f"group_size = {self.group_size}: a group has a right candidate and a wrong one at least")
+
+
+class ChoiceTask:
+    """Examples are TokenGroups: with one candidate and a target for each label, or one for each candidate.
+
+    labels: token ids, one token each. Raises ValueError for a label of several tokens, and for pointwise with other
+    than two labels.
+    """
+
+    kind: Kind = "causal"
+    padded = False
+
+    def __init__(
+        self, settings: ChoiceSettings, labels: Sequence[Prompt], distillation: DistillationSettings | None = None
+    ) -> None:
+        self.settings, self.distillation = settings, distillation or DistillationSettings()
+        if any(len(label) != 1 for label in labels):
+            lengths = [len(label) for label in labels]
+            raise ValueError(f"prompt.labels are of {lengths} tokens: training needs one each, choose other words")
+        self.labels = [label[0] for label in labels]
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"labels {self.labels}: two of them are the same token")
+        if settings.form == "pointwise" and len(labels) != 2:
+            raise ValueError(f"{len(labels)} labels: the log-odds of a pointwise choice need exactly two")
+
+    def config(self) -> dict[str, Any]:
+        return {"attn_implementation": register_segments()}
+
+    def length(self, example: TokenGroup) -> int:
+        return len(example)
+
+    def weight(self, example: TokenGroup) -> float:
+        """Raises ValueError where the target is not one value for each option."""
+        pointwise = self.settings.form == "pointwise"
+        options = len(example.candidates) if pointwise else len(self.labels)
+        if len(example.target) != options or not (pointwise or len(example.candidates) == 1):
+            raise ValueError(
+                f"choice.form = {self.settings.form}: an example has {len(example.candidates)} candidates and a target "
+                f"of {len(example.target)} values for {options} options"
+            )
+        return 1.0
+
+    def loss(self, model: Any, examples: Sequence[TokenGroup]) -> torch.Tensor:
+        """Sum over examples of their cross-entropy, distilled where they have a teacher."""
+        import torch
+
+        packed = pack([(example.shared, example.candidates) for example in examples])
+        logits = compute_logits(model, packed, packed.ends)[:, self.labels]
+        if self.settings.form == "pointwise":
+            odds = logits[:, 0] - logits[:, 1]
+            scores = list(odds.split([len(example.candidates) for example in examples]))
+        else:
+            scores = list(logits)
+        losses = [
+            soft_choice_loss(one, example.target, example.teacher, self.distillation)
+            for one, example in zip(scores, examples, strict=True)
+        ]
+        return torch.stack(losses).sum()

@@ -1,0 +1,152 @@
+"""A base model made trainable (adapter, quantised base, or all weights), and what training leaves of it.
+
+Leaves adapter_config.json and adapter_model.safetensors, or with method full a whole model folder; both with the
+config.json of the trained model, which knows the size of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from kaggle_llm.base import paths
+from kaggle_llm.engines.quantised import adaptable, read_quantisation, rounds_activations
+from kaggle_llm.engines.tokenizer import load_tokenizer
+from kaggle_llm.training.settings import LoraSettings, TrainingSettings
+
+if TYPE_CHECKING:
+    import torch
+
+Kind = Literal["causal", "sequence", "token", "masked"]
+CLASSES: dict[Kind, tuple[str, str]] = {  # transformers' class, PEFT's task type
+    "causal": ("AutoModelForCausalLM", "CAUSAL_LM"),
+    "sequence": ("AutoModelForSequenceClassification", "SEQ_CLS"),
+    "token": ("AutoModelForTokenClassification", "TOKEN_CLS"),
+    "masked": ("AutoModelForMaskedLM", "FEATURE_EXTRACTION"),
+}
+HEADS = ["classifier", "score"]  # transformers' names of what PEFT trains whole for SEQ_CLS and TOKEN_CLS
+
+
+def load_trainable(
+    base: Path, kind: Kind, lora: LoraSettings, training: TrainingSettings, seed: int, **config: Any
+) -> Any:
+    """The model of `base` with what `lora` says trainable, on the CPU or this process's GPU.
+
+    config: changes of its config, such as num_labels or attn_implementation. A new head is drawn with `seed`.
+    Raises ValueError where the device cannot compute in `training.dtype`.
+    """
+    import transformers
+
+    config |= loading_options(lora, training, seed, HEADS if kind in ("sequence", "token") else None)
+    maker = getattr(transformers, CLASSES[kind][0])
+    with adaptable(base) as options:
+        model, info = maker.from_pretrained(base, local_files_only=True, output_loading_info=True, **config | options)
+    if kind == "sequence" and model.config.get_text_config().pad_token_id is None:  # decoders pool before the padding
+        model.config.get_text_config().pad_token_id = load_tokenizer(base).pad_token_id or 0
+    if lora.method == "full":
+        return model
+    return attach_adapter(model, kind, lora, find_drawn(model, info["missing_keys"], base, lora))
+
+
+def check_quantised(base: Path, lora: LoraSettings) -> None:
+    """Raises ValueError for a quantised base that `lora` cannot be trained on."""
+    method = read_quantisation(base).get("quant_method")
+    if method is None:
+        return
+    if lora.method not in ("lora", "rslora"):
+        raise ValueError(f"base {base} is quantised ({method}): set lora.method=lora or rslora, not {lora.method}")
+    if rounds_activations(base):
+        raise ValueError(
+            f"base {base} rounds its activations, which lets no gradient through: train on GPTQ or AWQ weights, or "
+            f"on the model that it was made from"
+        )
+
+
+def loading_options(
+    lora: LoraSettings, training: TrainingSettings, seed: int, unquantised: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Precision for from_pretrained, and the seed that a new head is drawn with. unquantised: modules that qlora
+    leaves as they are.
+    """
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()  # "Loading weights" of a second or two, in every log
+    transformers.set_seed(seed)
+    check_precision(training.dtype)
+    # All weights are trained in fp32, by autocast in half precision; frozen ones may lie in half precision.
+    dtype = torch.float32 if lora.method == "full" else getattr(torch, training.dtype)
+    if lora.method != "qlora":
+        return {"dtype": dtype}
+    quantised = transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=unquantised,
+    )
+    return {"dtype": dtype, "quantization_config": quantised}
+
+
+def find_drawn(model: Any, missing: Iterable[str], base: Path, lora: LoraSettings) -> list[str]:
+    """Modules beside the head whose matrices `base` lacks (DeBERTa's pooler, an encoder's MLM head): drawn at random.
+
+    Raises ValueError for qlora: they would be trained in 4 bits.
+    """
+    matrices = {key.rpartition(".")[0] for key in missing if model.get_parameter(key).ndim > 1}
+    drawn = sorted(name for name in matrices if not set(HEADS) & set(name.split(".")))
+    if drawn and lora.method == "qlora":
+        raise ValueError(f"model {base} has no weights for {drawn}, and qlora cannot train them: set lora.method=lora")
+    return drawn
+
+
+def attach_adapter(model: Any, kind: Kind, lora: LoraSettings, drawn: Sequence[str] = ()) -> Any:
+    """A PeftModel; a head, and what was drawn at random, is trained whole and saved beside it."""
+    from peft import LoraConfig, get_peft_model
+
+    # Named here, PEFT keeps LoRA out of them; by itself it puts LoRA into a token head and then cannot save the head.
+    whole = [*drawn, *(HEADS if kind in ("sequence", "token") else [])]
+
+    adapter = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        use_dora=lora.method == "dora",
+        use_rslora=lora.method == "rslora",
+        task_type=CLASSES[kind][1],
+        modules_to_save=whole or None,
+    )
+    # bitsandbytes packs 4-bit weights for the CPU at their first use in eval mode (mining, an evaluation); packed ones
+    # let no gradient through, and it does not say so.
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return get_peft_model(model, adapter)
+
+
+def save_trained(model: Any, base: Path, folder: Path) -> None:
+    """The adapter or all weights, with the tokenizer of `base`: a folder without a path of this machine."""
+    if hasattr(model, "peft_config"):
+        model.peft_config["default"].base_model_name_or_path = paths.relative(base)
+        model.get_base_model().config.save_pretrained(folder)
+    model.save_pretrained(folder)
+    load_tokenizer(base).save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+
+
+def check_precision(dtype: str) -> None:
+    """Raises ValueError with the way out where this machine cannot train in `dtype`."""
+    import torch
+
+    if torch.cuda.is_available():
+        if dtype == "bfloat16" and not torch.cuda.is_bf16_supported(False):
+            name = torch.cuda.get_device_name()
+            raise ValueError(f"training.dtype = bfloat16, but {name} has none: set training.dtype=float16")
+    elif dtype == "float16":
+        raise ValueError("training.dtype = float16 needs a GPU: set training.dtype=float32 on a CPU")
+
+
+def trainable_parameters(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
