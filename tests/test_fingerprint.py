@@ -417,10 +417,9 @@ def test_code_is_followed_through_imports_inside_functions_but_not_into_what_onl
     for found in (engine, trainer):
         rooms = {name.split("/")[1] for name in found}
         assert rooms <= set(COMPUTING) and all(path.is_file() for path in found.values())
-    moved = {
-        f"kaggle_llm/{name}" for name in "base/records base/paths base/processes inference/cache inference/run".split()
-    }
-    moved |= {"kaggle_llm/competition/metrics", "kaggle_llm/inference/cross_fit"}
+    moved = {f"kaggle_llm/base/{name}" for name in ("records", "paths", "processes")}
+    moved |= {f"kaggle_llm/inference/{name}" for name in ("cache", "run", "cross_fit")}
+    moved |= {"kaggle_llm/competition/metrics"}
     assert not moved & {*engine, *trainer, *list_code([TRAINER], FROM_TEXTS)}
 
 
