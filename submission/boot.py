@@ -1,6 +1,6 @@
 """Find the bundle under Kaggle's mounts and run its prediction as a process. Standard library only.
 
-Called by the notebook, before anything of the bundle can be imported. Leaves submission.csv and timing.json in
+Called by the notebook before anything of the bundle can be imported. Leaves submission.csv and timing.json in
 working/: {"rows", "install_seconds", "load_seconds", "seconds"}.
 """
 
@@ -21,35 +21,35 @@ from pathlib import Path
 
 MANIFEST = "MANIFEST.json"
 LIMIT = 9 * 3600 - 600.0  # seconds; Kaggle's usual limit counts from before the notebook starts
-LAYOUTS = ("datasets/*/*", "*")  # how Kaggle mounts datasets now, and did before; any other place is searched for
-TICK = 60.0  # seconds between two lines that say how much time is left
-PROBE = 2**20  # bytes that must fit into the working folder
+LAYOUTS = ("datasets/*/*", "*")  # how Kaggle mounts datasets now, and did before; else all of the mount is searched
+TICK_SECONDS = 60.0  # between two lines with the time left
+TRIAL_BYTES = 2**20  # that must fit into the working folder
 
 
 def find_datasets(mount: Path, wanted: set[str]) -> dict[str, Path]:
-    """slug → folder of every attached dataset of ours, told by its manifest, the newest mount layout first.
+    """slug → folder of every attached dataset of ours, recognised by its manifest, the newest mount layout first.
 
-    wanted: slugs without which all of the mount is searched.
+    wanted: slugs; where one of them is not found, all of the mount is searched.
     """
-    found: dict[str, Path] = {}
+    datasets: dict[str, Path] = {}
     for path in (path for layout in LAYOUTS for path in sorted(mount.glob(f"{layout}/{MANIFEST}"))):
-        add_dataset(found, path.parent)
-    if not wanted <= set(found):
+        add_dataset(datasets, path.parent)
+    if not wanted <= set(datasets):
         for folder, folders, files in os.walk(mount):
-            if MANIFEST in files and add_dataset(found, Path(folder)):
-                folders.clear()  # nothing of ours lies inside another dataset of ours
-    return found
+            if MANIFEST in files and add_dataset(datasets, Path(folder)):
+                folders.clear()  # no dataset of ours is inside another one
+    return datasets
 
 
-def add_dataset(found: dict[str, Path], folder: Path) -> bool:
-    """Whether the folder is a dataset of ours: somebody else's may have a MANIFEST too."""
+def add_dataset(datasets: dict[str, Path], folder: Path) -> bool:
+    """Add the folder if it is a dataset of ours, and say whether: another one may have a MANIFEST.json too."""
     try:
         manifest = read_manifest(folder)
     except ValueError:  # no JSON, or no text
         return False
     ours = isinstance(manifest, dict) and "slug" in manifest
     if ours:
-        found.setdefault(manifest["slug"], folder)
+        datasets.setdefault(manifest["slug"], folder)
     return ours
 
 
@@ -64,11 +64,11 @@ def find_competition(mount: Path, name: str) -> Path:
 
 
 def find_model(mount: Path, source: str) -> Path:
-    """A Kaggle model "owner/model/framework/variation/version" under its mount, in whatever case it is spelt."""
-    for place in (f"models/{source}", source.partition("/")[2]):
-        wanted = (mount / place).as_posix().lower()
-        depth = "/".join("*" for _ in place.split("/"))
-        for folder in [mount / place, *mount.glob(depth)]:
+    """The mounted folder of "owner/model/framework/variation/version", in upper or lower case."""
+    for name in (f"models/{source}", source.partition("/")[2]):
+        wanted = (mount / name).as_posix().lower()
+        depth = "/".join("*" for _ in name.split("/"))
+        for folder in [mount / name, *mount.glob(depth)]:
             if folder.as_posix().lower() == wanted and folder.is_dir():
                 return folder
     raise FileNotFoundError(f"model {source} is not attached: there is no {mount / 'models' / source}")
@@ -79,10 +79,10 @@ def read_manifest(folder: Path) -> dict:
 
 
 def predict_command(code: Path, root: Path, deadline: float) -> list[str]:
-    """The process that writes working/submission.csv, every folder spelled out. deadline: seconds since the epoch."""
+    """The command that writes working/submission.csv, with every folder. deadline: seconds since the epoch."""
     manifest, mount = read_manifest(code), root / "input"
-    places = {model[key] for model in manifest["models"] for key in ("folder", "base") if key in model}
-    slugs = {place for place in places if "/" not in place}
+    names = {model[key] for model in manifest["models"] for key in ("folder", "base") if key in model}
+    slugs = {name for name in names if "/" not in name}
     datasets = find_datasets(mount, slugs)
     missing = sorted(slugs - set(datasets))
     if missing:
@@ -90,64 +90,66 @@ def predict_command(code: Path, root: Path, deadline: float) -> list[str]:
     competition = choose_rows(find_competition(mount, manifest["competition"]), datasets)
     command = [sys.executable, "-m", "kaggle_llm.kaggle.predict", "--bundle", str(code)]
     command += ["--competition", str(competition)]
-    for place in sorted(places):
-        folder = datasets[place] / "model" if place in datasets else find_model(mount, place)
-        command += ["--place", f"{place}={folder}"]
+    for name in sorted(names):
+        folder = datasets[name] / "model" if name in datasets else find_model(mount, name)
+        command += ["--place", f"{name}={folder}"]
     return [*command, "--working", str(root / "working"), "--deadline", str(deadline)]
 
 
 def choose_rows(competition: Path, datasets: dict[str, Path]) -> Path:
-    """The competition's folder; in a timed run one with the attached rows as its test set, never in a rerun."""
+    """The competition's folder; in a timed run a copy with the attached rows as its test set, never in a rerun."""
     rows = [folder for folder in datasets.values() if read_manifest(folder).get("kind") == "rows"]
     if not rows or "KAGGLE_IS_COMPETITION_RERUN" in os.environ:
         return competition
     staged = Path(tempfile.mkdtemp(prefix="rows-"))
     listed = {entry["path"]: entry["sha256"] for entry in read_manifest(rows[0])["files"]}
-    own = [rows[0] / name for name in listed if name.endswith(".csv")]
-    for path in own:
+    tables = [rows[0] / name for name in listed if name.endswith(".csv")]
+    for path in tables:
         if not path.is_file() or hash_file(path) != listed[path.name]:
             raise ValueError(f"{path} is not the file of the manifest: upload the rows again")
-    for path in [*own, *competition.iterdir()]:
+    for path in [*tables, *competition.iterdir()]:
         if not (staged / path.name).is_symlink():
             (staged / path.name).symlink_to(path)
     print(f"the rows of {rows[0].name} instead of the test set", flush=True)
     return staged
 
 
-def look_at_machine(code: Path, root: Path) -> None:
-    """Print what the machine is beside the runtime that the bundle was made for.
+def compare_machine(code: Path, root: Path) -> None:
+    """Print how the machine differs from the runtime that the bundle was made for.
 
-    Raises RuntimeError on Kaggle where it will not do: no GPU, another Python, too small a disk.
+    Raises RuntimeError on Kaggle where it cannot run the bundle: no GPU, another Python, too small a disk.
     """
     sys.path.insert(0, str(code / "src"))
     from kaggle_llm.runtime.machine import check_machine
 
     sys.path.remove(str(code / "src"))
     runtime = read_manifest(code)["runtime"]
-    print(f"the machine beside runtime {runtime['name']}:")
-    found = check_machine(runtime, Path(tempfile.gettempdir()), root / "working")
-    for finding in found:
+    print(f"this machine, compared with runtime {runtime['name']}:")
+    findings = check_machine(runtime, Path(tempfile.gettempdir()), root / "working")
+    for finding in findings:
         print(f"  {finding.level:8}{finding.name}: {finding.detail}", flush=True)
-    refused = [finding.name for finding in found if finding.level == "refused"]
+    refused = [finding.name for finding in findings if finding.level == "refused"]
     if refused and "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
-        raise RuntimeError(f"this machine will not do ({', '.join(refused)}): the reasons stand above")
+        raise RuntimeError(f"this machine cannot run the bundle ({', '.join(refused)}): see the reasons above")
     check_room(root / "working")
 
 
 def check_room(working: Path) -> None:
-    """Raises RuntimeError where nothing can be written, which a prediction would learn only at its end."""
+    """Raises RuntimeError where nothing can be written: the prediction would notice only at its end."""
     probe = working / ".probe"
     try:
-        probe.write_bytes(bytes(PROBE))
+        probe.write_bytes(bytes(TRIAL_BYTES))
     except OSError as error:
-        raise RuntimeError(f"{working} takes no file of {PROBE // 2**20} MB ({error}): make room in it") from error
+        raise RuntimeError(
+            f"{working} takes no file of {TRIAL_BYTES // 2**20} MB ({error}): make room in it"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             probe.unlink()
 
 
 def install_wheels(code: Path, root: Path) -> Path | None:
-    """The folder with the bundle's own packages, installed without network and once a session; None where it has none.
+    """Install the bundle's wheels, offline and once a session; returns their folder, None where it has no wheels.
 
     The image's packages stay as they are: only the processes started from here see this folder.
     Raises RuntimeError with the wheel's name where one is broken or of another Python.
@@ -158,9 +160,11 @@ def install_wheels(code: Path, root: Path) -> Path | None:
     datasets = find_datasets(root / "input", {manifest["wheels"]})
     if manifest["wheels"] not in datasets:
         raise FileNotFoundError(f"dataset {manifest['wheels']} is not attached; attached are {sorted(datasets)}")
-    python, here = manifest["runtime"]["image"]["python"], ".".join(map(str, sys.version_info[:2]))
-    if python != here and "KAGGLE_KERNEL_RUN_TYPE" not in os.environ:
-        print(f"the wheels are for Python {python}, this is {here}: this environment's packages are used", flush=True)
+    python, running = manifest["runtime"]["image"]["python"], ".".join(map(str, sys.version_info[:2]))
+    if python != running and "KAGGLE_KERNEL_RUN_TYPE" not in os.environ:
+        print(
+            f"the wheels are for Python {python}, this is {running}: this environment's packages are used", flush=True
+        )
         return None
     source = datasets[manifest["wheels"]]
     site = Path(tempfile.gettempdir()) / f"kaggle_llm_site-{read_manifest(source)['content'][:16]}"
@@ -176,15 +180,15 @@ def install_wheels(code: Path, root: Path) -> Path | None:
 
 
 def list_paths(site: Path) -> list[str]:
-    """The folder and those below it that its .pth files name, which Python itself reads in its own folders only."""
+    """The folder and those named in its .pth files, which Python reads only in its own site-packages."""
     lines = [line.strip() for path in sorted(site.glob("*.pth")) for line in path.read_text().splitlines()]
     return [str(site), *(str(site / line) for line in lines if line and (site / line).is_dir())]
 
 
 def check_wheels(source: Path) -> list[Path]:
-    """The wheels of SHA256SUMS under their own names, in a folder of links; raises RuntimeError for a broken one.
+    """Link the wheels of SHA256SUMS under their own names; returns the links. Raises RuntimeError for a broken one.
 
-    A line of SHA256SUMS: hash, name in the dataset, name of the wheel (which Kaggle may not keep).
+    A line of SHA256SUMS: hash, name in the dataset, name of the wheel (which Kaggle may change).
     """
     links = Path(tempfile.mkdtemp(prefix="wheels-"))
     for line in (source / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
@@ -205,7 +209,7 @@ def hash_file(path: Path) -> str:
 
 
 def run_pip(wheels: list[Path], site: Path) -> None:
-    """Without the settings of a pip.conf, and whatever lies beside the notebook."""
+    """Install without a pip.conf, and without modules from the working folder."""
     command = [sys.executable, "-P", "-m", "pip", "--isolated", "install", "--no-index", "--no-deps", "--no-compile"]
     command += ["--target", str(site), "--disable-pip-version-check", "--no-warn-conflicts", "--quiet"]
     command += map(str, wheels)
@@ -215,7 +219,7 @@ def run_pip(wheels: list[Path], site: Path) -> None:
 
 
 def environment(code: Path, site: Path | None = None) -> dict[str, str]:
-    """The bundle's own packages first, whatever else is installed; no network, no writing into the mount."""
+    """Variables that put the bundle's own packages first, keep libraries offline and write nothing into the mount."""
     parts = (str(code / "src"), *(list_paths(site) if site else []), os.environ.get("PYTHONPATH"))
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     image = {"USE_TF": "0", "TRANSFORMERS_NO_TF": "1", "VLLM_NO_USAGE_STATS": "1"}  # the image has TensorFlow too
@@ -232,7 +236,7 @@ def environment(code: Path, site: Path | None = None) -> dict[str, str]:
 
 
 def kill_session(session: int) -> None:
-    """End the process that leads the session and all that it started, in whatever process groups they are."""
+    """Kill the process that leads the session and all its descendants, whatever their process groups."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text(errors="replace").rpartition(")")[2].split()  # state, parent, group, session, …
@@ -245,13 +249,13 @@ def kill_session(session: int) -> None:
 
 
 def run_process(command: list[str], folder: Path, variables: dict[str, str], deadline: float) -> int | None:
-    """Exit code of a command, its log shown as it comes, and the time that is left; None where it was killed for it."""
+    """Exit code of a command; None where it was killed at the deadline. Prints its log and the time left as it runs."""
     how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
     process = subprocess.Popen(command, cwd=folder, env=variables, start_new_session=True, **how)
     ended, late = threading.Event(), threading.Event()
 
     def watch() -> None:
-        while not ended.wait(min(TICK, max(deadline - time.time(), 0))):
+        while not ended.wait(min(TICK_SECONDS, max(deadline - time.time(), 0))):
             left = deadline - time.time()
             if left <= 0:
                 late.set()
@@ -264,7 +268,7 @@ def run_process(command: list[str], folder: Path, variables: dict[str, str], dea
         for line in process.stdout or ():
             print(line, end="", flush=True)
         returned = process.wait()
-    except BaseException:  # an interrupt: nothing of ours goes on alone
+    except BaseException:  # an interrupt: leave no process behind
         kill_session(process.pid)
         raise
     finally:
@@ -274,43 +278,43 @@ def run_process(command: list[str], folder: Path, variables: dict[str, str], dea
 
 
 def main(code: Path, root: Path) -> None:
-    """Run the prediction of the bundle `code`, its log shown as it comes; kill it at the time limit.
+    """Run the prediction of the bundle `code` with its log; kill it at the time limit.
 
-    root: the folder of Kaggle's input/ and working/. What was offered before a kill stays a valid submission.
-    Raises RuntimeError where the process fails, or is killed before it offered anything.
+    root: the folder of Kaggle's input/ and working/. The submission.csv of before a kill stays valid.
+    Raises RuntimeError where the process fails, or is killed before it wrote a submission.
     """
     limit, start = float(os.environ.get("KAGGLE_LLM_LIMIT", LIMIT)), time.time()
-    look_at_machine(code, root)
+    compare_machine(code, root)
     command, working = predict_command(code, root, start + limit), root / "working"
     site = install_wheels(code, root)
     started = time.time()
     returned = run_process(command, working, environment(code, site), start + limit)
     if returned is None and not (working / "submission.csv").is_file():
-        raise RuntimeError(f"killed at the limit of {limit:.0f} s, before any submission was offered")
+        raise RuntimeError(f"killed at the limit of {limit:.0f} s, before any submission was written")
     if returned is None:
-        print(f"killed at the limit of {limit:.0f} s: submission.csv is what was offered before")
+        print(f"killed at the limit of {limit:.0f} s: submission.csv is the last one that was written")
     elif returned:
-        raise RuntimeError(f"prediction ended with exit code {returned}: its log stands above")
+        raise RuntimeError(f"prediction ended with exit code {returned}: see its log above")
     else:
         write_timing(working, started - start, time.time() - started)
 
 
 def write_timing(working: Path, installed: float, seconds: float) -> None:
-    """installed: all before the process of the prediction; seconds: of that process, its start and imports too."""
-    done = json.loads((working / "prediction.json").read_text(encoding="utf-8"))
-    around = max(seconds - done["seconds"], 0)
-    timing = {"rows": done["rows"], "install_seconds": round(installed, 1)}
-    timing |= {"load_seconds": round(done["load_seconds"] + around, 1), "seconds": round(seconds, 1)}
+    """installed: seconds before the prediction's process started; seconds: of that process, with its imports."""
+    prediction = json.loads((working / "prediction.json").read_text(encoding="utf-8"))
+    imports = max(seconds - prediction["seconds"], 0)
+    timing = {"rows": prediction["rows"], "install_seconds": round(installed, 1)}
+    timing |= {"load_seconds": round(prediction["load_seconds"] + imports, 1), "seconds": round(seconds, 1)}
     (working / "timing.json").write_text(json.dumps(timing), encoding="utf-8")
 
 
 def show_result(working: Path) -> None:
-    """How many rows, in what time, what was cut, and the first lines."""
+    """Print the rows, the time, what was cut, and the first lines of submission.csv."""
     path = working / "prediction.json"
-    done = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"ended": "by the time limit"}
+    prediction = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"ended": "by the time limit"}
     for name in ("rows", "cut", "seconds", "load_seconds", "ended"):
-        if name in done:
-            print(f"{name:14}{'nothing' if done[name] == {} else done[name]}")
+        if name in prediction:
+            print(f"{name:14}{'nothing' if prediction[name] == {} else prediction[name]}")
     with (working / "submission.csv").open(encoding="utf-8") as file:
         for _, line in zip(range(6), file, strict=False):
             print(line[:120].rstrip())

@@ -16,27 +16,27 @@ from pathlib import Path
 
 import boot
 
-LIMIT = 12 * 3600 - 900.0  # seconds of a session, without what packing takes
+LIMIT = 12 * 3600 - 900.0  # seconds of a session, less the time for packing the run
 
 
 def main(code: Path, root: Path) -> None:
-    """Run train.py of the code dataset `code`. Raises RuntimeError where it fails or the time ends: nothing is left."""
+    """Run train.py of the code dataset `code` and pack its run. Raises RuntimeError where it fails or the time ends."""
     start, manifest = time.time(), boot.read_manifest(code)
     limit = float(os.environ.get("KAGGLE_LLM_LIMIT", LIMIT))
-    boot.look_at_machine(code, root)
+    boot.compare_machine(code, root)
     repository = lay_out(code, root, manifest)
     variables = {**boot.environment(code, boot.install_wheels(code, root)), "KAGGLE_LLM_ROOT": str(repository)}
-    command = [*launcher(code), f"exp/{manifest['experiment']}/train.py", *manifest["words"]]
+    command = [*launch_command(code), f"exp/{manifest['experiment']}/train.py", *manifest["words"]]
     returned = boot.run_process(command, repository, variables, start + limit)
     if returned is None:
         raise RuntimeError(f"training was killed at the limit of {limit:.0f} s: take fewer folds, rows or epochs")
     if returned:
-        raise RuntimeError(f"train.py ended with exit code {returned}: its log stands above")
+        raise RuntimeError(f"train.py ended with exit code {returned}: see its log above")
     pack_run(repository / "output" / manifest["run"], root / "working", manifest)
 
 
 def lay_out(code: Path, root: Path, manifest: dict) -> Path:
-    """A repository of links: code, the competition and the models under the names that the config has for them."""
+    """Make a repository of links: code, competition and models, at the paths that the config names; returns it."""
     repository, mount = Path(tempfile.mkdtemp(prefix="repository-")), root / "input"
     datasets = boot.find_datasets(mount, {slug for slug in manifest["models"].values() if "/" not in slug})
     for name in ("exp", "submission", "git.json"):
@@ -55,14 +55,14 @@ def link(path: Path, target: Path) -> None:
     path.symlink_to(target)
 
 
-def launcher(code: Path) -> list[str]:
+def launch_command(code: Path) -> list[str]:
     """python, or torchrun where there is more than one GPU."""
     sys.path.insert(0, str(code / "src"))
-    from kaggle_llm.runtime.machine import list_cards
+    from kaggle_llm.runtime.machine import query_gpus
 
     sys.path.remove(str(code / "src"))
     try:
-        cards = len(list_cards())
+        cards = len(query_gpus())
     except OSError:  # no nvidia-smi: off Kaggle
         cards = 0
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(cards)]

@@ -10,12 +10,13 @@ import pytest
 from workspace import ROOT, Workspace, succeed
 
 from kaggle_llm.base import paths, records
+from kaggle_llm.base.records import read_complete
 from kaggle_llm.competition.competition import CompetitionSettings
 from kaggle_llm.inference.model import read_models
-from kaggle_llm.kaggle.bundle import bundle_run, read_run
+from kaggle_llm.kaggle.bundle import bundle_run
 from kaggle_llm.rehearsal.checks import Check
 from kaggle_llm.rehearsal.memory_limit import GIB
-from kaggle_llm.rehearsal.rehearse import Findings, rehearse_rerun, replay_fold
+from kaggle_llm.rehearsal.rehearse import Results, rehearse_rerun, replay_fold
 from kaggle_llm.rehearsal.session import Site, open_site
 from kaggle_llm.rehearsal.stage import hidden_test
 
@@ -67,7 +68,7 @@ def open_light_site(workspace: Workspace, folder: Path, edit: str = "", memory: 
 @contextmanager
 def open_run_site(run: str, folder: Path, limit: float = 600.0, memory: int = 29 * GIB) -> Iterator[Site]:
     """The stand-in of a rehearsal of a bundled run. Its repository must be the root."""
-    record = read_run(run)
+    record = read_complete(run)
     settings = CompetitionSettings(**record.settings["config"]["competition"])
     shipped = read_models(record.settings["ship"])
     with open_site(folder, paths.bundle_folder(run), settings, shipped, limit, memory) as site:
@@ -76,13 +77,13 @@ def open_run_site(run: str, folder: Path, limit: float = 600.0, memory: int = 29
 
 def answer_offline(workspace: Workspace, run: str, folder: Path, replay: int | None = None) -> dict[str, Check]:
     """Of a whole rehearsal the rerun, each row alone and in another order, and the replay of a fold: checks by name."""
-    found = Findings()
+    found = Results()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KAGGLE_LLM_ROOT", str(workspace.root))
         with open_run_site(run, folder) as site:
             rehearse_rerun(site, hidden_test(site.settings, None)[0], found)
             if replay is not None:
-                replay_fold(site, run, read_run(run), replay, found)
+                replay_fold(site, run, read_complete(run), replay, found)
     checks = {check.name: check for check in found.checks}
     assert all(check.ok for check in checks.values()), checks
     return checks

@@ -275,7 +275,7 @@ def test_random_questions_in_any_order_have_the_first_answer_and_are_asked_once(
 ) -> None:
     monkeypatch.setattr(answers, "PART_PROMPTS", 2)
     monkeypatch.setattr(answers, "PART_TOKENS", 3)
-    monkeypatch.setattr(answers, "KEYS", 3)
+    monkeypatch.setattr(answers, "KEYS_A_QUERY", 3)
     rng, engine, known = random.Random(0), Noting(), dict[str, Any]()
     for _ in range(30):
         prompts = [[rng.randrange(4) for _ in range(rng.randint(1, 3))] for _ in range(rng.randrange(8))]
@@ -496,7 +496,7 @@ def test_many_keys_are_found_at_once(file: AnswerFile) -> None:
 def test_a_file_that_cannot_be_read_is_named_with_the_way_out(tmp_path: Path) -> None:
     path = tmp_path / "model.sqlite"
     path.write_text("no database" * 1000)
-    with pytest.raises(ValueError, match=r"model\.sqlite cannot be read .*: delete it, its answers are asked again"):
+    with pytest.raises(ValueError, match=r"model\.sqlite cannot be read .*: delete it, its answers are computed again"):
         AnswerFile(path)
 
 
@@ -555,7 +555,7 @@ def add_entry(root: Path, name: str, days: float, size: int, run: str = "exp--a"
     path.with_name(f"{path.name}-wal").write_bytes(b"x" * 10)
     note = path.with_suffix(".json")
     known = records.read_json(note)
-    records.write_json(note, {**known, "runs": {**known["runs"], run: time.time() - days * cache.DAY}})
+    records.write_json(note, {**known, "runs": {**known["runs"], run: time.time() - days * cache.DAY_SECONDS}})
     return path
 
 
@@ -579,7 +579,7 @@ def test_files_are_listed_with_their_model_size_age_and_runs(
     )
     assert (new.kind, new.model, set(new.runs)) == ("answers", str(pico_llm), {"exp--a", "exp--b"})
     assert new.bytes >= list_files(root)[0].stat().st_size > 0 and time.time() - new.used < 100
-    assert old.used == pytest.approx(time.time() - 3 * cache.DAY, abs=100)
+    assert old.used == pytest.approx(time.time() - 3 * cache.DAY_SECONDS, abs=100)
     cache.print_cache()
     said = capsys.readouterr().out
     assert "output/exp--a/encoder" in said and "5.0 MB" in said and "3.0" in said and "exp--a, exp--b" in said

@@ -480,7 +480,7 @@ def test_broken_files_are_refused(damage: str, members: list[Path], tmp_path: Pa
 
 def test_a_pickle_is_refused(members: list[Path], tmp_path: Path) -> None:
     (members[1] / FILE).rename(members[1] / "adapter_model.bin")
-    message = refuse(members, tmp_path / "average", r"holds adapter_model.bin, a pickle: safetensors only")
+    message = refuse(members, tmp_path / "average", r"holds adapter_model.bin, a pickle: save it again as safetensors")
     assert str(members[1]) in message
     (members[1] / "adapter_model.bin").unlink()
     refuse(members, tmp_path / "average", f"lacks {FILE}")
@@ -511,7 +511,7 @@ def test_a_rank_that_does_not_go_with_the_method_is_refused(settings: dict[str, 
 
 
 def test_a_rank_above_the_sum_of_ranks_is_refused(base: Path, members: list[Path], tmp_path: Path) -> None:
-    refuse(members, tmp_path / "average", "rank = 9, but the ranks .* sum up to 8", AverageSettings("svd", 9))
+    refuse(members, tmp_path / "average", "rank = 9, but the members' ranks sum up to 8", AverageSettings("svd", 9))
     average_adapters(members, tmp_path / "average", AverageSettings("svd", 8))
     figures = records.read_json(tmp_path / "average" / "weights.json")["average"]
     assert figures["kept_energy"] == pytest.approx(1, abs=1e-12)

@@ -230,7 +230,7 @@ def test_members_that_answer_alike_are_shown(capsys: pytest.CaptureFixture[str])
         ["exp1_best", "0.6667", "100%", "1.00", "0.75", "1.00"],
         ["exp2_other", "0.6667", "33%", "0.00", "0.25", "0.00"],
     ]
-    assert lines[-1] == "exp2_other has the weight 0: take it out of members, or it travels for nothing"
+    assert lines[-1] == "exp2_other has the weight 0: take it out of members, or it is shipped for nothing"
 
 
 def show_experiment(members: list[str], answers: list[pl.DataFrame], truth: pl.DataFrame, decided: Decided) -> Any:

@@ -19,7 +19,7 @@ import pytest
 from tiny_wheels import write_wheel
 from workspace import ROOT
 
-from kaggle_llm.runtime.pins import default_runtime
+from kaggle_llm.runtime.pins import DEFAULT, load_runtime
 from kaggle_llm.runtime.wheels import store_name
 
 HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -57,7 +57,7 @@ def mount(
     (package / "predict.py").write_text(PREDICT.format(offer=offer, seconds=seconds, code=code, more=more))
     shutil.copytree(ROOT / "src" / "kaggle_llm" / "runtime", package.parent / "runtime")
     shutil.copytree(ROOT / "submission", folder / "submission")
-    runtime = asdict(default_runtime())
+    runtime = asdict(load_runtime(DEFAULT))
     models = [{"name": "reranker", "folder": "a-weights"}]
     about: dict[str, Any] = {"slug": "a-code", "competition": "comp", "models": models, "runtime": runtime}
     about |= {"kind": "code", "wheels": None}
@@ -209,7 +209,7 @@ def test_a_machine_that_will_not_do_stops_the_notebook_on_kaggle_only(tmp_path: 
     here = boot(tmp_path, code, PATH=str(commands))
     assert here.returncode == 0 and "refused GPUs: nvidia-smi says nothing" in here.stdout
     there = boot(tmp_path, code, PATH=str(commands), KAGGLE_KERNEL_RUN_TYPE="Batch")
-    assert there.returncode != 0 and "this machine will not do (GPUs" in there.stderr
+    assert there.returncode != 0 and "this machine cannot run the bundle (GPUs" in there.stderr
     assert "started" not in there.stdout
 
 
@@ -330,7 +330,7 @@ def test_wheels_of_another_python_are_left_alone_off_kaggle_and_that_is_said(tmp
 
 def test_the_time_left_is_said_while_it_runs_and_the_times_are_kept(tmp_path: Path) -> None:
     code = mount(tmp_path, seconds=3)
-    done = boot(tmp_path, code, limit=600, before="boot.TICK = 0.5")
+    done = boot(tmp_path, code, limit=600, before="boot.TICK_SECONDS = 0.5")
     assert done.stdout.count("10 min left") >= 3, done.stdout + done.stderr
     timing = json.loads((tmp_path / "working" / "timing.json").read_text())
     assert list(timing) == ["rows", "install_seconds", "load_seconds", "seconds"] and timing["rows"] == 3
@@ -355,4 +355,4 @@ def test_a_prediction_is_killed_at_the_limit_and_what_it_offered_stays(tmp_path:
 
 def test_a_kill_before_any_offer_is_an_error(tmp_path: Path) -> None:
     done = boot(tmp_path, mount(tmp_path, "datasets/alice", offer=False, seconds=50), limit=2)
-    assert done.returncode != 0 and "before any submission was offered" in done.stderr
+    assert done.returncode != 0 and "before any submission was written" in done.stderr

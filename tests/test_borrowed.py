@@ -21,14 +21,14 @@ from kaggle_llm.competition.competition import CompetitionSettings, load_competi
 from kaggle_llm.competition.folds import FoldSettings, assign_folds
 from kaggle_llm.engines.engine import EngineSettings
 from kaggle_llm.experiment.experiment import Experiment
-from kaggle_llm.inference.borrowed import check_held_out, check_members, find_fold, find_shipped, list_lenders
+from kaggle_llm.inference.borrowed import check_held_out, check_member_runs, find_fold, find_shipped, list_lenders
 from kaggle_llm.inference.model import (
     Model,
-    check_whole,
+    check_folds_match,
     describe_models,
     join_folds,
-    of_member,
     read_models,
+    select_member_models,
     split_folds,
 )
 from kaggle_llm.weights.parity import find_fault
@@ -156,11 +156,11 @@ def test_folds_that_do_not_fit_each_other_are_refused() -> None:
     """Of one's own folds 0 and 2 and a lender that ships other ones."""
     own = [Model("encoder", Path("e")), *(Model("ranker", Path(f"{k}"), fold=k) for k in (0, 2))]
     fitting = [*own, *(Model("x", Path(f"x{k}"), fold=k) for k in (0, 2)), Model("x", Path("m"), member=1)]
-    assert check_whole(fitting) == fitting
+    assert check_folds_match(fitting) == fitting
     with pytest.raises(ValueError, match="x of fold 2 does not ship, though other folds' do"):
-        check_whole([*own, Model("x", Path("x0"), fold=0)])
+        check_folds_match([*own, Model("x", Path("x0"), fold=0)])
     with pytest.raises(ValueError, match="ranker of fold 1 does not ship"):
-        check_whole([*own, *(Model("x", Path(f"x{k}"), fold=k) for k in (0, 1, 2))])
+        check_folds_match([*own, *(Model("x", Path(f"x{k}"), fold=k) for k in (0, 1, 2))])
 
 
 def test_models_are_written_down_as_they_are(root: Path, folds: dict[int, list[Model]]) -> None:
@@ -310,25 +310,25 @@ def test_members_bring_all_that_their_runs_ship_each_under_its_own_number(
     make_run(root, "r", join_folds(folds), folds, competition={"name": "c"})
     make_run(root, "s", [encoder], {k: [encoder] for k in (0, 1)}, competition={"name": "c"})
     members = ["s", "r"]
-    check_members(members, "c")
+    check_member_runs(members, "c")
     fold1 = find_fold({"own": "input/models/e"}, members, 1)
     assert Model("own", root / "input/models/e") in fold1 and len(fold1) == 5
-    assert of_member(fold1, 1) == folds[1] and of_member(fold1, 0) == [encoder]
+    assert select_member_models(fold1, 1) == folds[1] and select_member_models(fold1, 0) == [encoder]
     shipped = find_shipped({}, members)
-    assert of_member(shipped, 1) == join_folds(folds) and of_member(shipped, 0) == [encoder]
+    assert select_member_models(shipped, 1) == join_folds(folds) and select_member_models(shipped, 0) == [encoder]
     assert split_folds(shipped) == {None: shipped}, "a member's folds are the member's own ensemble"
-    assert list(split_folds(of_member(shipped, 1))) == [0, 1]
+    assert list(split_folds(select_member_models(shipped, 1))) == [0, 1]
 
 
 def test_members_that_cannot_be_are_refused(root: Path, folds: dict[int, list[Model]]) -> None:
     make_run(root, "r", folds[0], folds, competition={"name": "c"})
     make_run(root, "s", folds[0], folds, competition={"name": "d"})
-    with pytest.raises(ValueError, match="members: r stands there twice"):
-        check_members(["r", "r"], "c")
+    with pytest.raises(ValueError, match="members: r is listed twice"):
+        check_member_runs(["r", "r"], "c")
     with pytest.raises(FileNotFoundError, match="members: none is no complete run"):
-        check_members(["none"], "c")
+        check_member_runs(["none"], "c")
     with pytest.raises(ValueError, match="members: s is of d, not of c"):
-        check_members(["r", "s"], "c")
+        check_member_runs(["r", "s"], "c")
     with pytest.raises(ValueError, match="members: r: r validated fold 0, 1 and not fold 2"):
         find_fold({}, ["r"], 2)
 

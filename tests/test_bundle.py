@@ -18,15 +18,15 @@ from kaggle_llm.base.records import hash_file
 from kaggle_llm.kaggle.bundle import (
     add_model,
     bundle_run,
-    check_sources,
+    find_model_sources,
     list_model,
     make_slug,
-    place_from,
+    reuse_files,
     seal_dataset,
 )
 from kaggle_llm.kaggle.hashes import Hashes
 from kaggle_llm.kaggle.notebook import write_notebook
-from kaggle_llm.kaggle.predict import check_dataset
+from kaggle_llm.kaggle.predict import check_dataset_files
 
 SMOKE = "exp002_rerank--smoke"
 
@@ -60,7 +60,7 @@ def test_the_manifest_lists_what_lies_there(trained: Workspace, tmp_path: Path) 
     assert sorted(model["folder"] for model in manifest["models"]) == sorted(dataset["slug"] for dataset in weights)
     for dataset in manifest["datasets"]:
         folder = bundle / dataset["folder"]
-        check_dataset(folder)
+        check_dataset_files(folder)
         assert json.loads((folder / "dataset-metadata.json").read_text())["title"] == dataset["slug"]
         assert len(list(folder.iterdir())) <= 50
     assert not [path for path in on_disk if "__pycache__" in path or "=" in path or "+" in path]
@@ -216,7 +216,7 @@ def test_what_was_copied_once_is_linked_but_never_by_its_name_alone(
     for text in ("same", "evil"):
         records.write_text(before, text)
         target = tmp_path / text
-        place_from(tmp_path / "before", target, Hashes())(source, target / "slug" / "model" / "a")
+        reuse_files(tmp_path / "before", target, Hashes())(source, target / "slug" / "model" / "a")
         placed = target / "slug" / "model" / "a"
         assert placed.read_text() == "same" and placed.samefile(before) == (text == "same")
 
@@ -256,10 +256,10 @@ def test_a_model_that_kaggle_has_is_named_and_not_packed(
 def test_what_is_no_source_of_kaggles_is_refused(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAGGLE_LLM_ROOT", str(tmp_path))
     with pytest.raises(ValueError, match=r"owner/model/framework/variation/1"):
-        check_sources({"input/models/x": source}, [tmp_path / "input/models/x"])
+        find_model_sources({"input/models/x": source}, [tmp_path / "input/models/x"])
     records.write_text(tmp_path / "output/r/fold0/merged/record.json", "{}")
     with pytest.raises(ValueError, match="output/r/fold0/merged was made here"):
-        check_sources({"output/r/fold0/merged": QWEN}, [tmp_path / "output/r/fold0/merged"])
+        find_model_sources({"output/r/fold0/merged": QWEN}, [tmp_path / "output/r/fold0/merged"])
 
 
 def test_changed_weights_and_incomplete_runs_are_refused(trained: Workspace, tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ def test_a_file_that_did_not_arrive_or_changed_is_named(trained: Workspace, tmp_
     shutil.copytree(source, folder)
     (folder / "config.yaml").write_text("seed: 1\n")
     with pytest.raises(ValueError, match=r"config\.yaml is not the file of the manifest"):
-        check_dataset(folder)
+        check_dataset_files(folder)
     (folder / "config.yaml").unlink()
     with pytest.raises(FileNotFoundError, match=r"config\.yaml is missing"):
-        check_dataset(folder)
+        check_dataset_files(folder)

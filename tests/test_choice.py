@@ -22,7 +22,7 @@ from kaggle_llm.tasks.choice import (
     rank_options,
     shuffle_orders,
     to_names,
-    to_places,
+    to_positions,
 )
 
 LETTERS, OTHERS = [" Yes", " No", " is"], [" the"]  # one token each in the throwaway tokenizer
@@ -76,7 +76,7 @@ def test_orders_are_those_that_their_name_says() -> None:
 def test_places_lead_back_to_names(seed: int) -> None:
     rng = random.Random(seed)
     order, values = tuple(rng.sample(range(4), 4)), [rng.random() for _ in range(6)]
-    places = to_places(values, order)
+    places = to_positions(values, order)
     assert places[:4] == [values[i] for i in order] and places[4:] == values[4:], "others stay behind"
     assert to_names(np.array(places), order).tolist() == values
 
@@ -124,7 +124,7 @@ class TimedEngine:
 def test_where_time_is_short_the_most_uncertain_questions_get_the_other_order(
     prompter: Prompter, engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choice, "CHUNK", 2)
+    monkeypatch.setattr(choice, "ROWS_A_CHUNK", 2)
     settings, questions = OrderSettings("both"), [question(str(n), str(7 * n), name=str(n)) for n in range(8)]
     given = rank_options(questions, prompter, engine, OrderSettings("given"), Budget())
     both = rank_options(questions, prompter, engine, settings, Budget())

@@ -141,7 +141,7 @@ def test_a_teacher_changes_the_loss_as_the_formula_says(plain: Any, packed: Any)
 @pytest.mark.parametrize(
     ("labels", "form", "message"),
     [
-        ([[1, 2], [3]], "labels", "are of \\[2, 1\\] tokens: training needs one each"),
+        ([[1, 2], [3]], "labels", "have \\[2, 1\\] tokens: training needs one token each"),
         ([[1], [1]], "labels", "two of them are the same token"),
         ([[1], [2], [3]], "pointwise", "need exactly two"),
     ],

@@ -8,8 +8,8 @@ from itertools import pairwise
 import pytest
 
 from kaggle_llm.engines.chunks import (
-    PROMPTS,
-    TOKENS,
+    MAX_CHUNK_TOKENS,
+    MIN_PROMPTS_A_CHUNK,
     Chunk,
     ChunkQueue,
     chunk_tokens,
@@ -142,9 +142,9 @@ def test_few_prompts_keep_all_workers_at_work() -> None:
 
 def test_chunks_hold_enough_prompts_and_not_too_many() -> None:
     small = cut_by_length([(1,) * 50] * 100, 2)
-    assert [len(chunk.indices) for chunk in small] == [PROMPTS] * 6 + [4]
+    assert [len(chunk.indices) for chunk in small] == [MIN_PROMPTS_A_CHUNK] * 6 + [4]
     large = cut_by_length([(1,) * 500] * 100_000, 2)
-    assert {len(chunk.indices) for chunk in large[:-1]} == {TOKENS // 500}
+    assert {len(chunk.indices) for chunk in large[:-1]} == {MAX_CHUNK_TOKENS // 500}
 
 
 def test_the_longest_chunk_is_taken_first_and_one_put_back_before_all() -> None:

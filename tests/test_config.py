@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from kaggle_llm.base.config import ConfigError, load_config, read_values, save_config
+from kaggle_llm.base.config import ConfigError, load_config, read_saved_config, save_config
 from kaggle_llm.experiment.base_config import BaseConfig
 
 
@@ -176,7 +176,7 @@ def test_a_saved_config_is_read_again_as_it_was(tmp_path: Path, text: str) -> No
 def test_a_saved_config_is_read_as_plain_values(tmp_path: Path) -> None:
     config = Config("x", Inner(1e-7, 4, ["a"]), None, True, "slow", {"a": 1}, ("u", "v"))
     save_config(config, tmp_path / "config.yaml")
-    assert read_values(tmp_path / "config.yaml") == {**asdict(config), "pair": ["u", "v"]}
+    assert read_saved_config(tmp_path / "config.yaml") == {**asdict(config), "pair": ["u", "v"]}
 
 
 # an experiment's own sections beside those that all have -----------------------------------------------------------

@@ -15,10 +15,10 @@ from kaggle_llm.tasks.cross_encoder import (
     CrossEncoderSettings,
     LabelledPair,
     collect_lists,
+    group_pairs,
+    label_pairs,
     load_cross_encoder,
-    make_lists,
-    make_pairs,
-    make_trainer,
+    make_cross_encoder_trainer,
     train_cross_encoder,
 )
 from kaggle_llm.training import trainer as training_loop
@@ -118,7 +118,7 @@ def run_one_step(model: Any, settings: CrossEncoderSettings, job: Job) -> float:
     from kaggle_llm.tasks.cross_encoder import measure_list
     from kaggle_llm.training.plan import plan_training
 
-    lists = make_lists(PAIRS, settings)
+    lists = group_pairs(PAIRS, settings)
     lengths = [measure_list(one, model.tokenizer, 48) for one in lists]
     (share,) = plan_training(lengths, [1.0] * len(lists), True, job.training, job.seed)
     assert (len(share.parts) > 1) == (job.training.batch_tokens == 64)
@@ -129,7 +129,7 @@ def run_one_step(model: Any, settings: CrossEncoderSettings, job: Job) -> float:
         "save_strategy": "no",
         "use_cpu": True,
     }
-    trainer = make_trainer(model, values, settings, lists, [share])
+    trainer = make_cross_encoder_trainer(model, values, settings, lists, [share])
     trainer.train()
     return trainer.state.log_history[-1]["train_loss"]
 
@@ -233,7 +233,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bits(
         with pytest.raises(KeyboardInterrupt):
             train(POINTWISE, job)
     steps = train(POINTWISE, job)
-    assert "going on from checkpoint of step 2 of 6 steps" in capsys.readouterr().out
+    assert "resuming from checkpoint of step 2 of 6 steps" in capsys.readouterr().out
     assert [(row["step"], row["loss"]) for row in steps] == [(row["step"], row["loss"]) for row in undisturbed]
     whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     for name, weight in whole.items():
@@ -242,12 +242,12 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bits(
 
 def test_groups_become_pairs_with_their_labels() -> None:
     groups = [Group("q", ("b", "a"), (1.0, 0.0)), Group("p", ("a",), (0.5,))]
-    made = make_pairs(groups, {"p": "P", "q": "Q"}, {"a": "A", "b": "B"})
+    made = label_pairs(groups, {"p": "P", "q": "Q"}, {"a": "A", "b": "B"})
     assert made == [LabelledPair("Q", "B", 1.0), LabelledPair("Q", "A", 0.0), LabelledPair("P", "A", 0.5)]
 
 
 def test_soft_labels_of_a_list_become_shares() -> None:
-    lists = make_lists(PAIRS, LISTWISE)
+    lists = group_pairs(PAIRS, LISTWISE)
     assert [len(one) for one in lists] == [4, 3, 2]
     features, labels = collect_lists(lists)
     assert [len(documents) for documents in features[1]] == [4, 3, 2]
@@ -258,9 +258,9 @@ def test_soft_labels_of_a_list_become_shares() -> None:
 
 def test_labels_that_say_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match=r"2 labels are not between 0 and 1, first \[-1.0, 2.0\]"):
-        make_lists([LabelledPair("q", "a", -1.0), LabelledPair("q", "b", 2.0)], POINTWISE)
+        group_pairs([LabelledPair("q", "a", -1.0), LabelledPair("q", "b", 2.0)], POINTWISE)
     with pytest.raises(ValueError, match="listwise: 1 queries without a right document, first 'q'"):
-        make_lists([LabelledPair("q", "a", 0.0), LabelledPair("p", "a", 1.0)], LISTWISE)
+        group_pairs([LabelledPair("q", "a", 0.0), LabelledPair("p", "a", 1.0)], LISTWISE)
 
 
 def test_a_budget_below_the_first_list_is_refused(pico_encoder: Path, tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from kaggle_llm.decisions.rerank_blend import LARGEST, Blend, Reranked
 from kaggle_llm.decisions.temperature import Temperature
 from kaggle_llm.experiment.reports import score_prior
 from kaggle_llm.inference.cross_fit import (
-    ENOUGH,
-    PARTS,
+    CROSS_FIT_PARTS,
+    MIN_GROUPS,
     Decided,
     choose_part,
     cross_fit,
@@ -246,7 +246,7 @@ def test_no_row_helps_to_fit_its_own_decision_nor_does_its_group(form: Callable[
         assert fitted_on == sorted(others)
         assert groups[row] not in {groups[other] for other in fitted_on}
     assert shipped == Decided(Seen(tuple(ids), tuple(f"right of {row}" for row in ids), 1)) and not notes
-    assert decided.value == shipped.value and [part.fits for part in decided.parts] == [1] * PARTS
+    assert decided.value == shipped.value and [part.fits for part in decided.parts] == [1] * CROSS_FIT_PARTS
     assert len({choose_part(groups[row]) for row in ids}) > 1
 
 
@@ -273,7 +273,7 @@ def test_a_row_s_label_turned_around_leaves_its_own_answer_as_it_was() -> None:
 
 def test_a_part_is_the_group_s_own_in_every_run_and_parts_are_alike_in_size() -> None:
     assert [choose_part(group) for group in ("a", "b", "c", "", "länger")] == [0, 1, 3, 0, 2]
-    counts = [sum(choose_part(f"g{n}") == part for n in range(2000)) for part in range(PARTS)]
+    counts = [sum(choose_part(f"g{n}") == part for n in range(2000)) for part in range(CROSS_FIT_PARTS)]
     assert min(counts) > 320 and sum(counts) == 2000
 
 
@@ -283,14 +283,14 @@ def test_rows_that_come_later_do_not_move_the_parts_of_the_others() -> None:
     assert few.rows.items() <= many.rows.items()
 
 
-@pytest.mark.parametrize("count", [ENOUGH - 1, ENOUGH])
+@pytest.mark.parametrize("count", [MIN_GROUPS - 1, MIN_GROUPS])
 def test_of_too_few_groups_nothing_is_fitted(count: int) -> None:
     ids, groups, true = rows_of(3 * count)
     decided, shipped, notes = cross_fit(Seen(), as_frame(ids), true, groups, METRIC)
-    small = [p for p in range(PARTS) if len({g for g in groups.values() if choose_part(g) != p}) < ENOUGH]
+    small = [p for p in range(CROSS_FIT_PARTS) if len({g for g in groups.values() if choose_part(g) != p}) < MIN_GROUPS]
     assert {p for p, part in enumerate(decided.parts) if part == Seen()} == set(small) and small
-    assert (shipped.value == Seen()) == (count < ENOUGH)
-    where = [*(f"part {p + 1}" for p in small), *(["what ships"] if count < ENOUGH else [])]
+    assert (shipped.value == Seen()) == (count < MIN_GROUPS)
+    where = [*(f"part {p + 1}" for p in small), *(["what ships"] if count < MIN_GROUPS else [])]
     assert notes == [f"{', '.join(where)}: fewer than 8 groups to fit on"]
 
 
@@ -299,7 +299,7 @@ def test_where_a_label_is_missing_nothing_is_fitted() -> None:
     (rare,) = {choose_part(groups["r5"])}
     true = truth(**{row: "x" if row == "r5" else "yz"[n % 2] for n, row in enumerate(ids)})
     decided, shipped, notes = cross_fit(Seen(), as_frame(ids), true, groups, METRIC, ["x", "y", "z"])
-    assert [part.fits for part in decided.parts] == [int(part != rare) for part in range(PARTS)]
+    assert [part.fits for part in decided.parts] == [int(part != rare) for part in range(CROSS_FIT_PARTS)]
     assert shipped.value.fits == 1 and notes == [f"part {rare + 1}: no row to fit on is 'x'"]
 
 

@@ -16,14 +16,14 @@ from typing import Any
 import forks
 import pytest
 
-from kaggle_llm.base.config import read_values
+from kaggle_llm.base.config import read_saved_config
 from kaggle_llm.engines.engine import EngineSettings
 from kaggle_llm.inference.model import Model, describe_model
 from kaggle_llm.runtime import facts, model_memory, rules_engine, rules_numbers, rules_runtime
 from kaggle_llm.runtime.case import Case
 from kaggle_llm.runtime.doctor import examine, examine_case, read_shipped
 from kaggle_llm.runtime.findings import Finding
-from kaggle_llm.runtime.model_facts import read_model
+from kaggle_llm.runtime.model_facts import read_model_facts
 from kaggle_llm.runtime.pins import Runtime, load_runtime
 from kaggle_llm.runtime.speed import judge_time
 from kaggle_llm.runtime.vllm_checks import ask_vllm, read_environment
@@ -84,7 +84,7 @@ def make_case(
 ) -> Case:
     """A Llama of a billion weights on vLLM 0.32, but for what is given."""
     gigabytes, environment, work = more.pop("gigabytes", 0.25), more.pop("environment", {}), more.pop("work", Work())
-    model = read_model("m", write_model(folder / "model", LLAMA | (config or {}), gigabytes))
+    model = read_model_facts("m", write_model(folder / "model", LLAMA | (config or {}), gigabytes))
     engine = EngineSettings(more.pop("kind", "vllm"), dtype, vllm=more)
     return Case(model, engine, runtime or load_runtime("t4x2-vllm032"), work, environment=environment)
 
@@ -163,24 +163,13 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {  # name → con
         {"environment": {"VLLM_USE_FLASHINFER_SAMPLER": "1"}},
         "VLLM_USE_FLASHINFER_SAMPLER=1",
     ),
-    "0.9.1": ({}, {"runtime": with_vllm("0.9.1")}, "f16 to f16"),
-    "0.22 with flashinfer": (
-        {},
-        {"runtime": with_vllm("0.22.1"), "attention_backend": "FLEX_ATTENTION"},
-        "0.22.1 runs on a T4 with TRITON_ATTN only",
-    ),
-    "0.23 with flashinfer": (
-        {},
-        {"runtime": with_vllm("0.23.0"), "attention_config": {"backend": "FLASHINFER"}},
-        "BatchPrefillWithPagedKVCache",
-    ),
     "no vLLM": ({}, {"runtime": load_runtime("t4x2-transformers")}, "t4x2-transformers has no vLLM"),
     "transformers too new": (
         {},
         {"runtime": with_vllm("0.32.0", transformers=">=5.16.1,<5.19")},
         "transformers 5.19.0 is outside",
     ),
-    "another torch": ({}, {"runtime": with_vllm("0.33.0")}, "built for torch 2.14.0, pinned is 2.13.0"),
+    "another torch": ({}, {"runtime": with_vllm("0.19.1")}, "built for torch 2.10.0, pinned is 2.13.0"),
     "CUDA 12": ({}, {"runtime": replace(load_runtime("t4x2-vllm032"), cuda="12.8")}, "libcudart.so.13"),
 }
 
@@ -212,8 +201,8 @@ def test_a_file_of_llama_cpp_is_refused_where_its_loader_is_gone(tmp_path: Path)
         ({}, {"quantization": "fp8"}, "no floats of 8 bits"),
         ({"quantization_config": {"quant_method": "fp8"}}, {}, "no floats of 8 bits"),
         ({}, {"tensor_parallel_size": 2}, "may hang"),
-        ({}, {"tensor_parallel_size": 2, "disable_custom_all_reduce": False}, "do not reach each other, vLLM's own"),
-        ({}, {"enable_prefix_caching": False}, "from its beginning"),
+        ({}, {"tensor_parallel_size": 2, "disable_custom_all_reduce": False}, "no peer access, so vLLM's own"),
+        ({}, {"enable_prefix_caching": False}, "computed for each of them"),
         ({"num_experts": 8, "num_experts_per_tok": 2}, {}, "kernels of experts"),
         ({}, {"work": Work(own=4096)}, "prompts of 4097 tokens"),
         ({}, {"environment": {"VLLM_ATTENTION_BACKEND": "XFORMERS"}}, "ignores VLLM_ATTENTION_BACKEND"),
@@ -246,11 +235,9 @@ def test_adapters_that_vllm_cannot_serve_are_refused(
 ) -> None:
     case = make_case(tmp_path, **settings)
     fine = write_adapter(tmp_path / "fine", r=24)
-    assert (
-        refused(replace(case, model=read_model("a", fine, case.model.folder), engine=EngineSettings("vllm", "float16")))
-        == []
-    )
-    model = read_model("a", write_adapter(tmp_path / "adapter", **adapter), case.model.folder)
+    served = read_model_facts("a", fine, case.model.folder)
+    assert refused(replace(case, model=served, engine=EngineSettings("vllm", "float16"))) == []
+    model = read_model_facts("a", write_adapter(tmp_path / "adapter", **adapter), case.model.folder)
     assert said in " | ".join(refused(replace(case, model=model)))
 
 
@@ -273,7 +260,7 @@ def test_the_bytes_of_weights_are_those_of_their_headers_in_the_engines_dtype(tm
         "model.layers.0.mlp.up_proj.weight_shape": ("I64", [2], 16),
     }
     write_weights(folder / "model.safetensors", tensors)
-    model = read_model("m", folder)
+    model = read_model_facts("m", folder)
     assert model.loaded_bytes("float16") == 80 + 64 + 16 + 16
     assert model.loaded_bytes("float32") == 160 + 64 + 32 + 16
     assert model.parameters == 40 + 8 * 2 * 8, "eight weights of 4 bits in a number"
@@ -331,7 +318,7 @@ def test_two_loaders_share_the_machines_memory(tmp_path: Path) -> None:
 def test_weights_unpacked_by_transformers_count_as_such(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "m", LLAMA | {"quantization_config": W4A16})
     write_weights(folder / "model.safetensors", {"model.layers.0.up.weight_packed": ("I32", [2**20, 2**10], 2**32)})
-    model = read_model("m", folder)
+    model = read_model_facts("m", folder)
     runtime = load_runtime("t4x2-vllm032")
     assert model_memory.weight_bytes(Case(model, EngineSettings("vllm", "float16"), runtime)) == 2**32
     assert model_memory.weight_bytes(Case(model, EngineSettings("transformers", "float16"), runtime)) == 4 * 2**32
@@ -343,17 +330,17 @@ def test_a_file_that_is_cut_short_and_a_missing_shard_are_named(tmp_path: Path) 
     whole = weights.stat().st_size
     with weights.open("r+b") as file:
         file.truncate(whole - 1)
-    with pytest.raises(ValueError, match=f"has {whole - 1:,} of {whole:,} bytes: download it again"):
-        read_model("m", folder)
+    with pytest.raises(ValueError, match=f"needs {whole} bytes, the file has {whole - 1}; download"):
+        read_model_facts("m", folder)
     weights.write_bytes((2**40).to_bytes(8, "little"))
-    with pytest.raises(ValueError, match="no whole safetensors file"):
-        read_model("m", folder)
+    with pytest.raises(ValueError, match="is truncated or no safetensors file"):
+        read_model_facts("m", folder)
     index = {"weight_map": {"a": "model.safetensors", "b": "model-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(FileNotFoundError, match=r"lacks model-00002\.safetensors"):
-        read_model("m", folder)
+        read_model_facts("m", folder)
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
-        read_model("m", tmp_path)
+        read_model_facts("m", tmp_path)
 
 
 # time -----------------------------------------------------------------------------------------------------------
@@ -370,7 +357,7 @@ def test_time_is_twice_the_weights_for_each_token_over_two_cards(tmp_path: Path)
 
 def test_prompts_are_as_long_as_their_budgets() -> None:
     prompt = {"shared": "Question: {question}\n", "candidate": "{text}", "chat": False, "budgets": {"question": 90}}
-    work = plan_work({"prompt": prompt}, 50, asked=8)
+    work = plan_work({"prompt": prompt}, 50, prompts=8)
     assert (work.shared, work.own, work.prompts, work.rows) == (90 + 3, 256, 8, 50)
     assert work.tokens == 50 * (93 + 8 * 256) and work.longest == 93 + 256 + 1
 
@@ -519,7 +506,7 @@ def test_the_packaged_model_fits_on_a_card_of_its_own(tmp_path: Path) -> None:
     """134.5 million weights: 269 MB in float16, 538 in float32."""
     diagnosis = examine(None, "t4x2-transformers", SMOLLM2)
     assert not diagnosis.refused
-    model = read_model("m", SMOLLM2)
+    model = read_model_facts("m", SMOLLM2)
     assert model.parameters == 134_515_008 and model.loaded_bytes("float16") == 269_030_016
 
 
@@ -536,7 +523,7 @@ def repository(tmp_path: Path, pico_llm: Path, pico_encoder: Path) -> Path:
 
 def read_config(root: Path, experiment: str) -> dict[str, Any]:
     """What a record has of its config.yaml, but for what has a default."""
-    config = read_values(root / "exp" / experiment / "config.yaml")
+    config = read_saved_config(root / "exp" / experiment / "config.yaml")
     config.pop("smoke", None)
     return config
 

@@ -98,7 +98,7 @@ EDITS = {
     "comments": Edit(tuple(CODE), add_comment),
     "a local name": Edit((f"{EXP}/predict.py",), rename_local),
     "post-processing": Edit(
-        (f"{SRC}/decisions/rerank_blend.py",), put("self.weight * known[item]", "self.weight * # * known[item]")
+        (f"{SRC}/decisions/rerank_blend.py",), put("self.weight * scores[item]", "self.weight * # * scores[item]")
     ),
     "a metric": Edit((COMPETITION,), put("metric = mean_average_precision(CUT)", "metric = mean_average_precision(#)")),
     "a decision": Edit((f"{EXP}/predict.py",), put("    return Blend()", "    return Blend(0.#)")),
@@ -121,14 +121,17 @@ EDITS = {
         True,
     ),
     "the trainer": Edit(
-        (f"{SRC}/training/trainer.py",), put('"weight_decay": training.weight_decay', '"weight_decay": 0.#'), True, True
+        (f"{SRC}/training/optimizer.py",),
+        put("decay = training.weight_decay if", "decay = 0.# + training.weight_decay if"),
+        True,
+        True,
     ),
     "the task's loss": Edit(
         (f"{SRC}/tasks/choice_training.py",), put("odds = logits[:, 0] -", "odds = # * logits[:, 0] -"), True, True
     ),
     "the engine": Edit(
-        (f"{SRC}/engines/transformers_engine.py",),
-        put("class TransformersEngine:", "EDITED = #\n\n\nclass TransformersEngine:"),
+        (f"{SRC}/engines/scoring.py",),
+        put("wanted = logits[:, ids] -", "wanted = 0.# * logits[:, ids].flip(-1) -"),
         asks=True,
     ),
     "the competition's reader": Edit(
@@ -269,38 +272,31 @@ def try_random(pair: Pair, count: int) -> None:
         pair.try_edit(pair.rng.choice(KINDS))
 
 
-# What a key lacks: the file, what is taken out of it, and the edit that shows it.
+PART, ANSWERS = f"{SRC}/experiment/part.py", f"{SRC}/inference/answers.py"
+# What a key lacks: the edit that shows it, and what is taken out, as (file, text, text without it).
 BROKEN = {
-    "the trainer's code": ("experiment/part.py", '"code": hash_training(task)', '"code": "x"', "the trainer"),
-    "the task's code": ("experiment/part.py", "hash_module_of(task)", '"x"', "the task's loss"),
-    "the examples": ("experiment/part.py", '"examples": kept', '"examples": "x"', "a row of train.csv"),
-    "the base": (
-        "experiment/part.py",
-        '"base": base.folder, "code": hash_t',
-        '"base": "x", "code": hash_t',
-        "another base",
-    ),
+    "the trainer's code": ("the trainer", [(PART, '"code": hash_training(task)', '"code": "x"')]),
+    "the task's code": ("the task's loss", [(PART, "hash_module_of(task)", '"x"')]),
+    "the examples": ("a row of train.csv", [(PART, '"examples": kept', '"examples": "x"')]),
+    "the base": ("another base", [(PART, '"base": base.folder, "code": hash_t', '"base": "x", "code": hash_t')]),
     "the settings": (
-        "training/trainer.py",
-        '"lora": asdict(job.lora),\n        "tr',
-        '"lora": {},\n        "tr',
         "LoRA's rank",
+        [(f"{SRC}/training/trainer.py", '"lora": asdict(job.lora),\n        "tr', '"lora": {},\n        "tr')],
     ),
-    "the seed": ("experiment/steps.py", "described, hashed, self.seed)", "described, hashed, 0)", "the seed"),
-    "the parents of merged weights": (
-        "experiment/part.py",
-        '"adapter": trained, "code"',
-        '"adapter": "x", "code"',
+    "the seed": (  # where the examples do not depend on it
         "the seed",
+        [
+            (f"{SRC}/base/records.py", "dict(inputs), seed])", "dict(inputs)])"),
+            (f"{EXP}/train.py", "config.depth, config.seed)", "config.depth, 0)"),
+        ],
     ),
+    "the parents of merged weights": ("the trainer", [(PART, '"adapter": trained, "code"', '"adapter": "x", "code"')]),
     "the weights of an answer": (
-        "inference/answers.py",
-        '"weights": records.hash_content(folder)',
-        '"weights": "x"',
         "the seed",
+        [(ANSWERS, '"weights": records.hash_content(folder)', '"weights": "x"')],
     ),
-    "the prompt of an answer": ("inference/answers.py", "[int(token) for token in prompt]", "0", "the prompt"),
-    "the engine's code": ("inference/answers.py", '"code": hash_code(module)', '"code": "x"', "the engine"),
+    "the prompt of an answer": ("the prompt", [(ANSWERS, "[int(token) for token in prompt]", "0")]),
+    "the engine's code": ("the engine", [(ANSWERS, '"code": hash_code(module)', '"code": "x"')]),
 }
 
 
@@ -308,12 +304,13 @@ BROKEN = {
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("key", sorted(BROKEN))
 def test_a_key_that_lacks_something_is_noticed(pair: Pair, key: str) -> None:
-    file, whole, broken, edit = BROKEN[key]
-    path = pair.used.root / SRC / file
-    text = path.read_text()
-    assert whole in text, f"{whole} is not in {file}"
-    path.unlink()
-    path.write_text(text.replace(whole, broken))
+    edit, changes = BROKEN[key]
+    for file, whole, broken in changes:
+        path = pair.used.root / file
+        text = path.read_text()
+        assert whole in text, f"{whole} is not in {file}"
+        path.unlink()
+        path.write_text(text.replace(whole, broken))
     run(pair.used)
     with pytest.raises(AssertionError):
         pair.try_edit(edit)

@@ -92,7 +92,7 @@ def weights(folder: Path) -> dict[str, np.ndarray]:
 
 def literal_loss(folder: Path, batch: Batch, negatives: dict[tuple[str, str], list[str]], temperature: float) -> float:
     """Mean over the batch of −log softmax(cosine / temperature)[own document], by the engine's vectors."""
-    chosen = [PAIRS[place] for place in batch.members]
+    chosen = [PAIRS[place] for place in batch.pairs]
     positives = [DOCUMENTS[item] for _, item in chosen]
     hard = {DOCUMENTS[item] for pair in chosen for item in negatives.get(pair, [])} - set(positives)
     queries = embed(folder, [QUERIES[query] for query, _ in chosen]).astype(float)
@@ -152,18 +152,18 @@ def test_no_batch_holds_a_query_or_a_right_document_twice_and_an_epoch_holds_eve
     pairs = [(query, item) for query, items in right.items() for item in items]
     batches = plan_batches(pairs, corpus, 3, 4, seed=0)
     for epoch in range(4):
-        drawn = [batch.members for batch in batches if batch.epoch == epoch]
+        drawn = [batch.pairs for batch in batches if batch.epoch == epoch]
         assert sorted(place for members in drawn for place in members) == list(range(len(pairs)))
         for members in drawn:
             texts = [text for place in members for text in {pairs[place][0], *right[pairs[place][0]]}]
             assert len(members) <= 3
             assert len(texts) == len(set(texts))
-    assert batches[0].members != batches[len(batches) // 4].members
+    assert batches[0].pairs != batches[len(batches) // 4].pairs
 
 
 def test_documents_with_the_same_text_are_the_same_document() -> None:
     corpus = Corpus({"a": "one", "b": "two"}, {"x": "same", "y": "same"}, {"a": ["x"], "b": ["y"]})
-    assert [batch.members for batch in plan_batches([("a", "x"), ("b", "y")], corpus, 2, 1, 0)] in (
+    assert [batch.pairs for batch in plan_batches([("a", "x"), ("b", "y")], corpus, 2, 1, 0)] in (
         [[0], [1]],
         [[1], [0]],
     )
@@ -174,7 +174,7 @@ def test_processes_get_equally_many_batches(world: int) -> None:
     batches = plan_batches(PAIRS, CORPUS, 5, 2, seed=0, world=world)
     assert len(batches) == 2 * -(-3 // world) * world
     assert [batch.epoch for batch in batches] == sorted(batch.epoch for batch in batches)
-    assert {place for batch in batches for place in batch.members} == set(range(12))
+    assert {place for batch in batches for place in batch.pairs} == set(range(12))
 
 
 def test_a_dataset_smaller_than_one_batch_takes_one_step_an_epoch(pico_encoder: Path, tmp_path: Path) -> None:
@@ -352,7 +352,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bits(
     capsys.readouterr()
     steps = train(SMALL, job)
     last = (step - 1) // checkpoint_steps * checkpoint_steps
-    assert ("going on" in capsys.readouterr().out) == (last > 0)
+    assert ("resuming" in capsys.readouterr().out) == (last > 0)
     assert [(row["step"], row["loss"], row["learning_rate"]) for row in steps] == [
         (row["step"], row["loss"], row["learning_rate"]) for row in undisturbed
     ]
@@ -377,7 +377,7 @@ def test_ids_without_a_text_are_named(pico_encoder: Path, tmp_path: Path) -> Non
 
 
 def test_more_tokens_than_the_model_reads_are_refused(pico_encoder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"max_tokens = 256, but .* reads 128 at most"):
+    with pytest.raises(ValueError, match=r"max_tokens = 256, but .* reads at most 128"):
         load_embedder(EmbeddingSettings(), make_job(pico_encoder, tmp_path / "run"))
 
 

@@ -52,7 +52,7 @@ def test_a_library_that_is_called_from_ones_own_code_counts_as_ones_own(
     code.parent.mkdir(parents=True)
     for text, shown in (
         ("import json\njson.loads('{')\n", True),
-        ("from kaggle_llm import paths\npaths.model_folder('x')\n", False),
+        ("from kaggle_llm.base import paths\npaths.model_folder('x')\n", False),
     ):
         code.write_text(text)
         try:

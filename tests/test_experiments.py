@@ -133,7 +133,7 @@ def test_what_cannot_be_computed_without_a_model_is_noticed(trained: Workspace) 
 
 
 EDITS = {  # of predict.py: what stands there, what takes its place
-    "a text": ('"""How much the reranker counts beside the retrieval\'s place."""', '"""Said otherwise."""'),
+    "a text": ('"""The weight of the reranker\'s score beside the retrieval\'s rank."""', '"""Said otherwise."""'),
     "post-processing": (
         "    return Reranked(retrieved, rerank(",
         "    retrieved = retrieved.with_columns(pl.col('items', 'scores').list.head(20))\n"
@@ -293,7 +293,7 @@ def test_new_copies_and_remembers_the_parent(trained: Workspace) -> None:
         (["competition.dir=input/none"], "does not exist: run `kaggle-llm fetch"),
         (["--fast"], "--fast: arguments are key=value"),
         (["run=a b"], "run = 'a b'"),
-        (["run=my-smoke"], "a run of --smoke is named so"),
+        (["run=my-smoke"], "only runs of --smoke have that ending"),
         (["prompt.budgets.quetsion=5"], "budgets of ['quetsion']"),
         (["retrieval.query='{quesion}'"], "asks for ['quesion']"),
         (["quantize.scheme=gptq"], "set quantize.group_size=64"),

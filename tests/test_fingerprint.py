@@ -26,7 +26,6 @@ from kaggle_llm.base.fingerprint import (
     hash_frame,
     hash_module_of,
     hash_source,
-    hash_value,
     list_code,
     plain_value,
 )
@@ -230,7 +229,7 @@ def test_frames_that_a_file_gives_back_are_the_same(tmp_path: Path) -> None:
 def test_texts_that_are_joined_in_several_parts_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = pl.DataFrame({"text": [f"text {n}" for n in range(100)]})
     whole = hash_frame(texts)
-    monkeypatch.setattr(fingerprint, "TEXTS", 7)
+    monkeypatch.setattr(fingerprint, "TEXTS_A_CHUNK", 7)
     assert hash_frame(texts) == whole
     assert len({hash_frame(texts.with_columns(pl.col("text").replace(f"text {n}", "!"))) for n in range(100)}) == 100
 
@@ -325,7 +324,7 @@ def test_values_are_told_by_their_content(tmp_path: Path) -> None:
         (write(tmp_path / "a", "text"), write(tmp_path / "folder" / "b", "text")),
     ]
     for one, other in same:
-        assert hash_value(one) == hash_value(other)
+        assert records.hash_json(plain_value(one)) == records.hash_json(plain_value(other))
     distinct: list[Any] = [None, True, 1, 1.5, "1", "", [], {}, [1], [[1]], {"a": 1}, {"b": 1}, {"a": [1]}, FRAME]
     distinct += [FRAME[:3], FRAME["text"], Settings(1.5, {}), Settings(2.5, {}), Settings(1.5, {"x": {}})]
     distinct += [
@@ -333,7 +332,7 @@ def test_values_are_told_by_their_content(tmp_path: Path) -> None:
         tmp_path / "folder",
         write(tmp_path / "two" / "c", "text").parent,
     ]
-    assert len({hash_value(one) for one in distinct}) == len(distinct)
+    assert len({records.hash_json(plain_value(value)) for value in distinct}) == len(distinct)
 
 
 def test_a_folder_is_its_files_and_a_frame_in_settings_its_hash(tmp_path: Path) -> None:
@@ -342,7 +341,7 @@ def test_a_folder_is_its_files_and_a_frame_in_settings_its_hash(tmp_path: Path) 
     assert plain_value(tmp_path / "one") == plain_value(tmp_path / "other") == records.hash_content(tmp_path / "one")
     assert plain_value(Settings(1.0, {"frame": FRAME})) == {"rate": 1.0, "more": {"frame": hash_frame(FRAME)}}
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        hash_value(tmp_path / "none")
+        plain_value(tmp_path / "none")
 
 
 @pytest.mark.parametrize(
@@ -350,7 +349,7 @@ def test_a_folder_is_its_files_and_a_frame_in_settings_its_hash(tmp_path: Path) 
 )
 def test_what_has_no_content_is_refused(value: Any) -> None:
     with pytest.raises(TypeError, match="has no content hash: give paths, frames or plain values"):
-        hash_value(value)
+        plain_value(value)
 
 
 # code -----------------------------------------------------------------------------------------------------------

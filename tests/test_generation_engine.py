@@ -191,7 +191,7 @@ def test_a_regex_that_is_not_known_is_an_error_that_names_it(engine: Transformer
     ("settings", "said"),
     [
         ({"options": ("a", "b"), "regex": "a"}, "give one of the two"),
-        ({"options": ("a", "b"), "stop": ("a",)}, "say themselves where a text ends"),
+        ({"options": ("a", "b"), "stop": ("a",)}, "those end a text themselves"),
         ({"options": ("a", "a")}, "no option twice"),
         ({"options": ("", "a")}, "no empty text"),
         ({"stop": ("",)}, "no empty text"),

@@ -174,8 +174,8 @@ def test_targets_by_hand() -> None:
     [
         (CLASSES, [], "no example to train a classification head on: the fold is empty"),
         (CLASSES, [(0.0, 1.0, 0.0, 0.0)] * 3, "all 3 examples have the target"),
-        (LEVELS, [(1.0, 1.0, 0.0)] * 2, "there is one answer only"),
-        (VALUE, [(2.5,)] * 2, "there is one answer only"),
+        (LEVELS, [(1.0, 1.0, 0.0)] * 2, "there is nothing to learn"),
+        (VALUE, [(2.5,)] * 2, "there is nothing to learn"),
         (CLASSES, [(0.5, 0.5), (1.0, 0.0)], r"target \(0.5, 0.5\): a classification head here has 4"),
         (CLASSES, [(0.5, 0.5, 0.5, 0.0)], "shares of the labels are 0 or more and sum to 1"),
         (VALUE, [(math.nan,), (1.0,)], "1 finite value"),
@@ -213,12 +213,12 @@ def test_classes_are_ranked_by_their_log_probabilities() -> None:
 
 
 def test_values_and_expected_levels_are_numbers() -> None:
-    values = ranks.read_values(["a", "b"], [np.array([2.5]), np.array([-1e-3])])
+    values = ranks.predict_values(["a", "b"], [np.array([2.5]), np.array([-1e-3])])
     assert check_answer(values, ["a", "b"])["values"].to_list() == [[2.5], [-1e-3]]
-    both = ranks.read_values(["a"], [np.array([2.5, 1.0])], targets=2)
+    both = ranks.predict_values(["a"], [np.array([2.5, 1.0])], targets=2)
     assert both["values"].to_list() == [[2.5, 1.0]]
     logits = [np.array([800.0, 0.0, -800.0]), np.array([math.log(3), -math.log(3), -math.log(9)])]
-    levels = check_answer(ranks.read_levels(["a", "b"], logits, 4), ["a", "b"])
+    levels = check_answer(ranks.predict_levels(["a", "b"], logits, 4), ["a", "b"])
     assert levels["values"].list.first().to_list() == pytest.approx([1.5, 0.75 + 0.25 + 0.1])
 
 
@@ -226,12 +226,12 @@ def test_the_simplest_rules_know_the_training_rows_only() -> None:
     prior = check_ranking(ranks.rank_prior(["a", "b"], ["x", "y", "z"], [(0, 1, 0), (0, 0.5, 0.5)]), ["a", "b"])
     assert prior["items"].to_list() == [["y", "z", "x"]] * 2
     assert prior["scores"][1].to_list() == pytest.approx([math.log(share / 5) for share in (2.5, 1.5, 1)])
-    mean = check_answer(ranks.mean_values(["a", "b"], [1.0, 2.0, 6.0]), ["a", "b"])
+    mean = check_answer(ranks.predict_mean(["a", "b"], [1.0, 2.0, 6.0]), ["a", "b"])
     assert mean["values"].to_list() == [[3.0]] * 2
 
 
 def test_no_rows_are_ranked_as_none_and_another_heads_logits_are_refused() -> None:
-    empty = (ranks.rank_classes([], [], LABELS), ranks.read_values([], []), ranks.read_levels([], [], 4))
+    empty = (ranks.rank_classes([], [], LABELS), ranks.predict_values([], []), ranks.predict_levels([], [], 4))
     assert [check_answer(ranking, []).height for ranking in empty] == [0, 0, 0]
     with pytest.raises(ValueError, match=r"shape \[\(3,\)\]: this head has 4"):
         ranks.rank_classes(["a"], [np.zeros(3)], LABELS)

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from kaggle_llm.competition.competition import TEST, Competition, CompetitionSettings, Table, load_competition
-from kaggle_llm.rehearsal.hostile import HUGE, make_hostile_test, make_ids
+from kaggle_llm.rehearsal.hostile import HUGE_BYTES, make_hostile_test, make_ids
 
 COLUMNS = ["id", "subject", "question", "correct_answer", "wrong_answer"]
 HEALTHY = pl.DataFrame(
@@ -33,13 +33,13 @@ def competition(tmp_path: Path) -> Competition:
 
 def test_every_kind_is_there_beside_the_healthy_rows(competition: Competition) -> None:
     content, hostile = make_hostile_test(competition, HEALTHY)
-    csv.field_size_limit(2 * HUGE)
+    csv.field_size_limit(2 * HUGE_BYTES)
     rows = list(csv.DictReader(io.StringIO(content.decode(), newline="")))
     assert len(rows) == hostile + 3 and len({row["id"] for row in rows}) == len(rows)
     assert [row["id"] for row in rows if row["id"].startswith("h")] == ["h0", "h1", "h2"]
     assert {row["subject"] for row in rows} == {"maths"}, "only texts are exchanged"
     texts = [row["question"] for row in rows if not row["id"].startswith("h")]
-    assert texts.count("") == 2 and max(len(text.encode()) for text in texts) >= HUGE
+    assert texts.count("") == 2 and max(len(text.encode()) for text in texts) >= HUGE_BYTES
     assert texts.count(HEALTHY["question"][0]) == 2, "duplicates of a healthy row's text"
     whole = "".join(texts)
     assert all(sign in whole for sign in ("\u202e", "\u0301\u0301", "\u200d", "👧", '"', "\n", "\r\n", "M1-never-seen"))

@@ -16,26 +16,26 @@ import pytest
 from workspace import Workspace, copy_workspace
 
 from kaggle_llm.base import records
-from kaggle_llm.competition.audit import audit_folds, audit_run, read_rows, read_settings, report_run
+from kaggle_llm.competition.audit import audit_folds, audit_run, read_settings, read_training_rows, report_run
 from kaggle_llm.competition.competition import Competition, CompetitionSettings, load_competition
 from kaggle_llm.competition.folds import ALWAYS_TRAIN, FoldSettings, assign_folds
 from kaggle_llm.competition.leaks import (
     KINDS,
     PERMUTATIONS,
-    Finding,
+    Leak,
     LeakLimits,
     LeakSettings,
-    audit,
     check_leaks,
     choose_bands,
     find_evaluated_training_rows,
     find_exact_duplicates,
     find_groups_on_both_sides,
     find_insample_teacher_rows,
+    find_leaks,
     find_near_duplicates,
     normalise_text,
-    print_findings,
-    write_findings,
+    print_leaks,
+    write_leaks,
 )
 from kaggle_llm.inference.model import Model, describe_models
 from kaggle_llm_demo.misconceptions import NAME, build_competition
@@ -65,7 +65,7 @@ def plant(rows: pl.DataFrame, column: str, values: Mapping[int, str | None]) -> 
     return rows.with_columns(pl.Series(column, [values.get(n, old) for n, old in enumerate(rows[column])]))
 
 
-def brief(findings: list[Finding]) -> list[tuple[str, int | None, tuple[str, ...], tuple[str, ...]]]:
+def brief(findings: list[Leak]) -> list[tuple[str, int | None, tuple[str, ...], tuple[str, ...]]]:
     return [(finding.kind, finding.fold, finding.ids, finding.others) for finding in findings]
 
 
@@ -75,14 +75,14 @@ def brief(findings: list[Finding]) -> list[tuple[str, int | None, tuple[str, ...
 def test_a_clean_split_has_no_finding() -> None:
     rows, fold = clean_rows()
     teacher = rows.select("id").with_columns(fold=fold.replace(-1, 2))
-    assert audit(rows, fold, LeakSettings(group="group"), ["text"], teacher) == []
+    assert find_leaks(rows, fold, LeakSettings(group="group"), ["text"], teacher) == []
 
 
 def test_a_text_in_two_folds_is_found_for_both_and_one_in_fold_minus_one_is_told_apart() -> None:
     rows, fold = clean_rows()
     text = rows["text"].to_list()
     rows = plant(rows, "text", {7: text[0], 8: text[3]})  # 0 and 3: fold 0; 7: fold 1; 8: fold −1
-    findings = audit(rows, fold, LeakSettings(), ["text"])
+    findings = find_leaks(rows, fold, LeakSettings(), ["text"])
     assert brief(findings) == [
         ("exact_extra", 0, ("r3",), ("r8",)),
         ("exact_fold", 0, ("r0",), ("r7",)),
@@ -128,7 +128,7 @@ def test_two_empty_texts_are_no_leak(nothing: str | None) -> None:
     assert find_exact_duplicates(["a", "b"], [0, 1], [nothing, ""]) == []
     assert find_near_duplicates(["a", "b"], [0, 1], [nothing, ""], 0.1) == []
     rows = pl.DataFrame({"id": ["a", "b"], "text": [nothing, None]}, schema={"id": pl.String, "text": pl.String})
-    assert audit(rows, pl.Series([0, 1]), LeakSettings(), ["text"]) == []
+    assert find_leaks(rows, pl.Series([0, 1]), LeakSettings(), ["text"]) == []
 
 
 def test_short_texts_are_compared_as_a_whole() -> None:
@@ -139,15 +139,15 @@ def test_short_texts_are_compared_as_a_whole() -> None:
 def test_all_text_columns_are_joined_unless_the_config_names_some() -> None:
     rows = pl.DataFrame({"id": ["a", "b"], "passage": ["p", "p"], "answer": ["x", "y"]})
     fold = pl.Series([0, 1])
-    assert audit(rows, fold, LeakSettings(), ["passage", "answer"]) == []
-    found = audit(rows, fold, LeakSettings(columns=["passage"]), ["passage", "answer"])
+    assert find_leaks(rows, fold, LeakSettings(), ["passage", "answer"]) == []
+    found = find_leaks(rows, fold, LeakSettings(columns=["passage"]), ["passage", "answer"])
     assert [finding.kind for finding in found] == ["exact_fold", "exact_fold"]
 
 
 def test_a_group_on_both_sides_is_found_and_a_null_is_no_group() -> None:
     rows, fold = clean_rows()
     rows = plant(rows, "group", {0: "g", 1: "g", 5: "g", 9: None, 10: None})
-    found = audit(rows, fold, LeakSettings(group="group"), ["text"])
+    found = find_leaks(rows, fold, LeakSettings(group="group"), ["text"])
     assert brief(found) == [
         ("group_extra", 0, ("r0",), ("r5",)),
         ("group_extra", 1, ("r1",), ("r5",)),
@@ -155,13 +155,13 @@ def test_a_group_on_both_sides_is_found_and_a_null_is_no_group() -> None:
         ("group_fold", 1, ("r1",), ("r0",)),
     ]
     assert found == find_groups_on_both_sides(rows["id"].to_list(), fold.to_list(), rows["group"].to_list())
-    assert audit(rows, fold, LeakSettings(), ["text"]) == []
+    assert find_leaks(rows, fold, LeakSettings(), ["text"]) == []
 
 
 def test_rows_that_a_teacher_was_trained_on_are_found() -> None:
     teacher = pl.DataFrame({"id": ["a", "b", "c", "elsewhere"], "fold": [0, ALWAYS_TRAIN, None, ALWAYS_TRAIN]})
     (found,) = find_insample_teacher_rows(teacher, ["a", "b", "c", "d"])
-    assert found == Finding("teacher", None, ("b", "c"), (), 0.5)
+    assert found == Leak("teacher", None, ("b", "c"), (), 0.5)
     (found,) = find_insample_teacher_rows(teacher.drop("fold"), ["a", "b", "c", "d"])
     assert found.ids == ("a", "b", "c")
     assert find_insample_teacher_rows(teacher.filter(pl.col("fold") == 0), ["a", "b"]) == []
@@ -169,12 +169,12 @@ def test_rows_that_a_teacher_was_trained_on_are_found() -> None:
 
 def test_rows_that_the_model_was_trained_on_are_found() -> None:
     found = find_evaluated_training_rows({0: ["c", "d"], 1: ["a", "d"]}, {0: ["a", "b"], 1: ["c", "d"]})
-    assert found == [Finding("evaluated", 1, ("d",), (), 0.5)]
+    assert found == [Leak("evaluated", 1, ("d",), (), 0.5)]
 
 
 def test_an_id_on_both_sides_is_an_evaluated_training_row() -> None:
     rows, fold = clean_rows()
-    found = audit(plant(rows, "id", {2: "r0"}), fold, LeakSettings(), ["text"])  # 2: fold −1, another text
+    found = find_leaks(plant(rows, "id", {2: "r0"}), fold, LeakSettings(), ["text"])  # 2: fold −1, another text
     assert brief(found) == [("evaluated", 0, ("r0",), ())]
 
 
@@ -267,7 +267,7 @@ def test_every_kind_has_a_limit_and_a_way_out() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_limit_lets_its_share_pass_and_stops_above(kind: str) -> None:
-    findings = [Finding(kind, 0, ("a", "b"), (), 0.5)]
+    findings = [Leak(kind, 0, ("a", "b"), (), 0.5)]
     check_leaks(findings, LeakSettings(limits=LeakLimits(**{kind: 0.5})))
     with pytest.raises(ValueError, match=rf"{kind}: 2 row.*50\.0%, limit 49\.0%.*a, b.*raise leaks\.limits\.{kind}"):
         check_leaks(findings, LeakSettings(limits=LeakLimits(**{kind: 0.49})))
@@ -275,9 +275,9 @@ def test_a_limit_lets_its_share_pass_and_stops_above(kind: str) -> None:
 
 def test_all_leaks_above_their_limits_are_said_at_once_with_their_pairs() -> None:
     findings = [
-        Finding("exact_fold", 2, ("a", "b", "c", "d"), ("w", "x", "y", "z"), 0.02),
-        Finding("evaluated", 1, ("e",), (), 0.001),
-        Finding("near_extra", 0, ("f",), ("g",), 0.1),
+        Leak("exact_fold", 2, ("a", "b", "c", "d"), ("w", "x", "y", "z"), 0.02),
+        Leak("evaluated", 1, ("e",), (), 0.001),
+        Leak("near_extra", 0, ("f",), ("g",), 0.1),
     ]
     with pytest.raises(ValueError) as error:
         check_leaks(findings, LeakSettings())
@@ -286,15 +286,15 @@ def test_all_leaks_above_their_limits_are_said_at_once_with_their_pairs() -> Non
 
 
 def test_findings_are_printed_whatever_the_ids_look_like(capsys: pytest.CaptureFixture[str]) -> None:
-    print_findings([Finding("exact_fold", 0, ("[/red]",), ("[1]",), 0.02)], LeakSettings(), "a--run")
+    print_leaks([Leak("exact_fold", 0, ("[/red]",), ("[1]",), 0.02)], LeakSettings(), "a--run")
     printed = capsys.readouterr().out
     assert "[/red] = [1]" in printed and "stops" in printed and "2.0%" in printed
-    print_findings([], LeakSettings(), "a--run")
+    print_leaks([], LeakSettings(), "a--run")
     assert capsys.readouterr().out == "a--run: no leak found\n"
 
 
 def test_findings_are_written_as_json(tmp_path: Path) -> None:
-    write_findings([Finding("near_fold", 1, ("ä",), ("b",), 0.25)], tmp_path / "leaks.json")
+    write_leaks([Leak("near_fold", 1, ("ä",), ("b",), 0.25)], tmp_path / "leaks.json")
     expected = {"kind": "near_fold", "fold": 1, "ids": ["ä"], "others": ["b"], "share": 0.25}
     assert json.loads((tmp_path / "leaks.json").read_text()) == [expected]
 
@@ -308,11 +308,11 @@ def test_settings_and_rows_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="each once"):
         LeakSettings(columns=["text", "text"])
     with pytest.raises(ValueError, match=r"no column.*essay"):
-        audit(rows, fold, LeakSettings(columns=["essay"]), ["text"])
+        find_leaks(rows, fold, LeakSettings(columns=["essay"]), ["text"])
     with pytest.raises(ValueError, match=r"no column.*writer"):
-        audit(rows, fold, LeakSettings(group="writer"), ["text"])
+        find_leaks(rows, fold, LeakSettings(group="writer"), ["text"])
     with pytest.raises(ValueError, match="39 values for 40 rows"):
-        audit(rows, fold[:39], LeakSettings(), ["text"])
+        find_leaks(rows, fold[:39], LeakSettings(), ["text"])
 
 
 # the demo, and a run -------------------------------------------------------------------------------------------
@@ -333,15 +333,15 @@ def competition(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Competition
 
 @pytest.mark.parametrize("settings", [FoldSettings(), FoldSettings(validate=[0]), FoldSettings(validate=[0], rows=4)])
 def test_the_demos_folds_pass_with_the_defaults(competition: Competition, settings: FoldSettings) -> None:
-    rows = read_rows(competition, LeakSettings())
+    rows = read_training_rows(competition, LeakSettings())
     fold = assign_folds(rows[competition.target], settings)
-    check_leaks(audit(rows, fold, LeakSettings(), competition.tables["train"].texts), LeakSettings())
+    check_leaks(find_leaks(rows, fold, LeakSettings(), competition.tables["train"].texts), LeakSettings())
 
 
 def test_the_groups_column_is_read_from_train_csv(competition: Competition) -> None:
-    assert read_rows(competition, LeakSettings(group="misconception_id")).width == 5
+    assert read_training_rows(competition, LeakSettings(group="misconception_id")).width == 5
     with pytest.raises(ValueError, match=r"leaks\.group = 'writer'"):
-        read_rows(competition, LeakSettings(group="writer"))
+        read_training_rows(competition, LeakSettings(group="writer"))
 
 
 def plant_texts(competition: Competition, folder: Path, place: int, other: int) -> Competition:
@@ -443,7 +443,7 @@ def test_a_runs_teacher_group_and_limits_come_from_its_config(
 def test_a_run_that_is_not_there_or_has_other_data_is_an_error_with_the_way_out(
     workspace: Path, competition: Competition
 ) -> None:
-    with pytest.raises(FileNotFoundError, match=r"exp/exp009/train\.py, which audits first"):
+    with pytest.raises(FileNotFoundError, match=r"finish python exp/exp009/train\.py first"):
         audit_run("exp009--smoke")
     write_run(workspace, "old", competition, {})
     record = records.read_record(workspace / "output" / "old")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kaggle_llm.engines.engine import EngineSettings
-from kaggle_llm.engines.loading import VARIABLE, count_loading, note_loading
+from kaggle_llm.engines.loading import LOADS_VARIABLE, count_loading, note_loading
 from kaggle_llm.engines.pool import WorkerPool
 from kaggle_llm.kaggle import predict
 from kaggle_llm.kaggle.predict import check_files, hash_beside
@@ -24,10 +24,10 @@ def test_loads_within_and_beside_each_other_count_once(tmp_path: Path) -> None:
 
 
 def test_a_load_is_noted_where_somebody_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(LOADS_VARIABLE, raising=False)
     with note_loading():
         pass
-    monkeypatch.setenv(VARIABLE, str(tmp_path / "loads"))
+    monkeypatch.setenv(LOADS_VARIABLE, str(tmp_path / "loads"))
     with note_loading():
         threading.Event().wait(0.1)
     assert 0.1 <= count_loading(tmp_path / "loads") < 5
@@ -37,7 +37,7 @@ def test_a_load_is_noted_where_somebody_asks_for_it(tmp_path: Path, monkeypatch:
 @pytest.mark.usefixtures("fast_python")
 def test_a_pool_s_workers_note_their_loads(pico_llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They load at the first prompts, not when the engine is made."""
-    monkeypatch.setenv(VARIABLE, str(tmp_path / "loads"))
+    monkeypatch.setenv(LOADS_VARIABLE, str(tmp_path / "loads"))
     pool = WorkerPool(pico_llm, EngineSettings(kind="transformers"), None, [[]])
     assert not (tmp_path / "loads").exists()
     for _ in range(2):

@@ -65,7 +65,7 @@ def literal_loss(model: Any, example: MaskedExample) -> float:
     with torch.no_grad():
         logits = model(torch.tensor([example.ids])).logits[0]
     assert logits.shape == (len(example.ids), model.config.vocab_size)
-    found = zip(example.places, example.originals, strict=True)
+    found = zip(example.positions, example.originals, strict=True)
     return sum(-logits[place].log_softmax(0)[token].item() for place, token in found)
 
 
@@ -83,7 +83,7 @@ def test_only_chosen_positions_meet_the_vocabulary_and_the_loss_is_the_same(
     hook = model.get_output_embeddings().register_forward_hook(lambda *found: shapes.append(found[2].shape))
     loss = MaskedTask().loss(model, examples[:5]).item()
     hook.remove()
-    assert shapes[0][:-1] == (sum(len(example.places) for example in examples[:5]),)
+    assert shapes[0][:-1] == (sum(len(example.positions) for example in examples[:5]),)
     expected = [literal_loss(model, example) for example in examples[:5]]
     assert loss == pytest.approx(sum(expected), rel=1e-5)
 
@@ -97,7 +97,7 @@ def test_gradients_are_those_of_the_whole_computation(pico_masked: Path, example
     found = {name: weight.grad.clone() for name, weight in model.named_parameters()}
     model.zero_grad()
     (example, *_) = examples
-    logits = model(torch.tensor([example.ids])).logits[0, list(example.places)]
+    logits = model(torch.tensor([example.ids])).logits[0, list(example.positions)]
     torch.nn.functional.cross_entropy(logits, torch.tensor(example.originals), reduction="sum").backward()
     for name, weight in model.named_parameters():
         torch.testing.assert_close(found[name], weight.grad, atol=1e-5, rtol=1e-4)
@@ -109,13 +109,13 @@ def test_masks_keep_berts_rule(tokenizer: "PreTrainedTokenizerBase") -> None:
     chunks = [[2, *rng.choices(range(5, len(tokenizer)), k=100), 3] for _ in range(100)]
     fates: Counter[str] = Counter()
     for chunk, example in zip(chunks, mask_chunks(tokenizer, chunks, MaskedSettings(), 0), strict=True):
-        assert len(example.places) == 15
+        assert len(example.positions) == 15
         restored = list(example.ids)
-        for place, token in zip(example.places, example.originals, strict=True):
+        for place, token in zip(example.positions, example.originals, strict=True):
             fates["mask" if restored[place] == 4 else "stays" if restored[place] == token else "other"] += 1
             restored[place] = token
         assert restored == chunk
-        assert not {0, 101} & set(example.places)
+        assert not {0, 101} & set(example.positions)
     assert fates["mask"] / 1500 == pytest.approx(0.8, abs=0.03)
     assert fates["other"] / 1500 == pytest.approx(0.1, abs=0.025)
     assert fates["stays"] / 1500 == pytest.approx(0.1, abs=0.025)
@@ -130,12 +130,12 @@ def test_a_mask_depends_on_seed_and_draw_but_not_on_other_chunks(tokenizer: "Pre
     again = examples[len(chunks) :]
     assert [len(chunks), len(again)] == [len(SENTENCES)] * 2
     for first, second, other in zip(examples, again, mask_chunks(tokenizer, chunks, settings, seed=2), strict=False):
-        assert first.places != second.places and first.places != other.places
+        assert first.positions != second.positions and first.positions != other.positions
 
 
 def test_a_word_alone_is_always_chosen(tokenizer: "PreTrainedTokenizerBase") -> None:
     (example,) = mask_chunks(tokenizer, [[2, 50, 3]], MaskedSettings(probability=0.01), 0)
-    assert (example.places, example.originals) == ((1,), (50,))
+    assert (example.positions, example.originals) == ((1,), (50,))
 
 
 def test_chunks_are_the_texts_in_order_and_never_hold_two(
@@ -153,7 +153,7 @@ def test_chunks_are_the_texts_in_order_and_never_hold_two(
 
 
 def test_what_cannot_be_masked_is_refused(tokenizer: "PreTrainedTokenizerBase", pico_llm: Path) -> None:
-    with pytest.raises(ValueError, match="max_tokens = 129: the model reads 128"):
+    with pytest.raises(ValueError, match="max_tokens = 129: the model reads at most 128"):
         make_chunks(tokenizer, SENTENCES, 129)
     with pytest.raises(ValueError, match="has no mask token"):
         mask_chunks(load_tokenizer(pico_llm), [[7, 8]], MaskedSettings(), 0)
@@ -169,7 +169,7 @@ def test_the_held_out_loss_is_a_mean_over_chosen_tokens(pico_masked: Path, examp
 
     model = AutoModelForMaskedLM.from_pretrained(pico_masked, dtype=torch.float32).eval()
     many = examples * 2  # more than a batch
-    expected = sum(literal_loss(model, example) for example in many) / sum(len(example.places) for example in many)
+    expected = sum(literal_loss(model, example) for example in many) / sum(len(example.positions) for example in many)
     assert masked_log_loss(pico_masked, many) == pytest.approx(expected, rel=1e-5)
 
 

@@ -14,7 +14,7 @@ from kaggle_llm.competition.competition import CompetitionSettings, load_competi
 from kaggle_llm.competition.rankings import average_by_id, average_rankings, make_ranking
 from kaggle_llm.inference.budget import Budget
 from kaggle_llm.inference.ensemble import Member, MemberError
-from kaggle_llm.inference.model import Model, of_member, split_folds
+from kaggle_llm.inference.model import Model, select_member_models, split_folds
 from kaggle_llm.inference.run import Run, answer, ask_members
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("fast_python")]
@@ -235,7 +235,7 @@ def test_a_member_that_ships_its_folds_answers_as_an_ensemble_by_itself(tmp_path
     config = {"competition": {"name": "demo-misconceptions"}, "items": ["x", "y"]}
     folds = [replace(model, member=0) for model in ensemble.run.models]
     assert split_folds([*folds, Model("e", tmp_path, member=1)]) == {None: [*folds, Model("e", tmp_path, member=1)]}
-    alone = Member(ensemble.exp, config, of_member(folds, 0))
+    alone = Member(ensemble.exp, config, select_member_models(folds, 0))
     said = ask_members(ensemble.run, pl.DataFrame({"id": ["r0"]}), [alone], average_by_id, ensemble.offers.append)
     assert said.drop("id").rows() == [(["x", "y"], [1.0, 0.5], 0)]
     assert [process["name"] for process in ensemble.processes] == ["fold0", "fold1"]

@@ -58,7 +58,7 @@ def test_a_child_above_the_limit_is_named() -> None:
     usage = Usage(150 * MIB)
     with running(CHILD, "200") as process, pytest.raises(MemoryError) as raised:
         usage.wait(process, 30)
-    assert str(raised.value).startswith("over the limit of 150 MB: seen 2")
+    assert str(raised.value).startswith("over the limit of 150 MB: measured 2")
     assert "largest process 2" in str(raised.value) and "held = b'x'" in str(raised.value)
     assert 200 * MIB < usage.largest < usage.peak < 260 * MIB
 
@@ -87,7 +87,10 @@ def test_the_kernel_holds_the_limit_between_two_looks() -> None:
     if find_parent() is None:
         pytest.skip("this system lets nobody make a control group")
     usage = Usage(200 * MIB)
-    with pytest.raises(MemoryError, match="over the limit of 200 MB, the kernel says"), limited_group(usage) as group:
+    with (
+        pytest.raises(MemoryError, match="over the limit of 200 MB, stopped by the kernel"),
+        limited_group(usage) as group,
+    ):
         assert group
         assert subprocess.run(enter(group, [sys.executable, "-c", BURST]), check=False).returncode == -9
     assert usage.over

@@ -10,7 +10,14 @@ import pytest
 
 from kaggle_llm.base import records
 from kaggle_llm.kaggle.kernels import NOTEBOOK, write_kernel
-from kaggle_llm.kaggle.metadata import DATASET, KERNEL, check_dataset, check_kernel, describe_dataset, describe_kernel
+from kaggle_llm.kaggle.metadata import (
+    DATASET,
+    KERNEL,
+    check_dataset_metadata,
+    check_kernel_metadata,
+    describe_dataset,
+    describe_kernel,
+)
 from kaggle_llm.kaggle.notebook import write_notebook
 from kaggle_llm.runtime.pins import list_runtimes, load_runtime
 
@@ -57,16 +64,16 @@ def test_a_kernel_of_every_runtime_keeps_the_rules(tmp_path: Path, runtime: str)
 
 @pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in WRONG.items() for value in values])
 def test_each_rule_is_said_with_field_and_value(tmp_path: Path, field: str, value: Any) -> None:
-    check_kernel(make_kernel(tmp_path / "right"))
+    check_kernel_metadata(make_kernel(tmp_path / "right"))
     with pytest.raises(ValueError, match=rf"kernel-metadata\.json: .*{field} = ") as refusal:
-        check_kernel(make_kernel(tmp_path / "wrong", **{field: value}))
+        check_kernel_metadata(make_kernel(tmp_path / "wrong", **{field: value}))
     first = value[0] if isinstance(value, list) and value else value
     assert repr(first) in str(refusal.value)
 
 
 def test_all_broken_rules_are_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"(?s)enable_internet.*docker_image"):
-        check_kernel(make_kernel(tmp_path / "wrong", enable_internet=True, docker_image="x"))
+        check_kernel_metadata(make_kernel(tmp_path / "wrong", enable_internet=True, docker_image="x"))
 
 
 @pytest.mark.parametrize(
@@ -83,10 +90,10 @@ def test_a_dataset_keeps_the_rules(tmp_path: Path, changes: dict[str, Any], mess
     folder = tmp_path / "weights-1"
     records.write_text(folder / "a.txt", "x")
     records.write_json(folder / DATASET, describe_dataset("weights-1", "alice"))
-    check_dataset(folder)
+    check_dataset_metadata(folder)
     records.write_json(folder / DATASET, {**describe_dataset("weights-1", "alice"), **changes})
     with pytest.raises(ValueError, match=message):
-        check_dataset(folder)
+        check_dataset_metadata(folder)
 
 
 def test_more_than_fifty_files_at_the_top_are_refused(tmp_path: Path) -> None:
@@ -94,4 +101,4 @@ def test_more_than_fifty_files_at_the_top_are_refused(tmp_path: Path) -> None:
         records.write_text(tmp_path / f"{number}.txt", "x")
     records.write_json(tmp_path / DATASET, describe_dataset("weights-1", "alice"))
     with pytest.raises(ValueError, match="files = 51: 1 to 50 at the top level"):
-        check_dataset(tmp_path)
+        check_dataset_metadata(tmp_path)

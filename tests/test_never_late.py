@@ -161,8 +161,8 @@ class WithFallback(Predict):
         return self.search(rows)
 
     def score(self, rows: pl.DataFrame, loaded: RandomEngine, run: rooms.Run) -> pl.DataFrame:
-        assert run.spare is not None
-        return self.rerank(rows, run.spare, loaded, run, run.offer)
+        assert run.fallback is not None
+        return self.rerank(rows, run.fallback, loaded, run, run.offer)
 
 
 @pytest.fixture(scope="module")

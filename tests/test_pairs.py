@@ -15,7 +15,7 @@ from kaggle_llm.engines.prompts import Prompter, PromptSettings
 from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.inference.budget import Budget
 from kaggle_llm.tasks.choice import OrderSettings, rank_options
-from kaggle_llm.tasks.pairs import make_pairs, rank_even
+from kaggle_llm.tasks.pairs import make_pair_questions, rank_even
 
 LABELS = ("a", "b", "tie")
 
@@ -28,19 +28,19 @@ def rows_of(*pairs: tuple[str, str]) -> pl.DataFrame:
 
 def test_a_row_is_asked_with_its_answers_and_learned_from_its_shares() -> None:
     rows = rows_of(("15", "16"))
-    (asked,) = make_pairs(rows, LABELS)
+    (asked,) = make_pair_questions(rows, LABELS)
     assert asked.names == LABELS and asked.options == ({"text": "15"}, {"text": "16"}) and asked.target is None
-    (learned,) = make_pairs(rows, LABELS, rows.columns[-3:])
+    (learned,) = make_pair_questions(rows, LABELS, rows.columns[-3:])
     assert learned.target == pytest.approx((1 / 3, 2 / 3, 0), abs=1e-4) and sum(learned.target or ()) == 1.0
 
 
 def test_pairs_that_say_little_are_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
-    make_pairs(rows_of(("15", "16"), ("15", "15"), ("", "15"), ("  ", "")), LABELS)
+    make_pair_questions(rows_of(("15", "16"), ("15", "15"), ("", "15"), ("  ", "")), LABELS)
     assert capsys.readouterr().out.splitlines() == [
         "1 row(s) with two answers that are the same, first ['r1']",
         "2 row(s) with an empty answer, first ['r2', 'r3']",
     ]
-    make_pairs(rows_of(("15", "16")), LABELS)
+    make_pair_questions(rows_of(("15", "16")), LABELS)
     assert not capsys.readouterr().out
 
 
@@ -55,7 +55,7 @@ def test_of_equal_answers_none_is_preferred_and_exchanged_answers_exchange_their
         chat=False,
     )
     prompter, engine = Prompter(load_tokenizer(pico_llm), settings), make_engine(pico_llm, EngineSettings())
-    asked = make_pairs(rows_of(("fifteen", "fifteen"), ("15", "no idea"), ("no idea", "15")), LABELS)
+    asked = make_pair_questions(rows_of(("fifteen", "fifteen"), ("15", "no idea"), ("no idea", "15")), LABELS)
     said = rank_options(asked, prompter, engine, OrderSettings(), Budget())
     engine.close()
     equal, given, exchanged = (

@@ -56,7 +56,7 @@ def test_other_prompts_and_other_calls_are_seen() -> None:
     assert find_differences(choices(*rows), choices(*rows, prompts=[(0,), (7, 8)])).other_prompts == 1
     with pytest.raises(ValueError, match="2 and 1 prompts"):
         find_differences(choices(*rows), choices(rows[0]))
-    with pytest.raises(ValueError, match="other shapes"):
+    with pytest.raises(ValueError, match="differ in shape"):
         find_differences(choices(*rows), choices([0.1, 0.1, 0.1], [0.1, 0.1, 0.1]))
 
 

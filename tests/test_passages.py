@@ -179,7 +179,7 @@ def test_no_row_and_one_row_are_answered(count: int) -> None:
 def test_where_the_time_ends_the_most_uncertain_rows_have_the_second_form_and_the_others_keep_the_first() -> None:
     found, engine, _ = ask(40, limit=60)  # the second form's first chunk ends at 56 s
     again = {row for row, form, _ in engine.asked if form == 1}
-    assert len(again) == rerank.CHUNK and not any(form == 2 for _, form, _ in engine.asked)
+    assert len(again) == rerank.ROWS_A_CHUNK and not any(form == 2 for _, form, _ in engine.asked)
     for row in found.iter_rows(named=True):
         assert scores_of(row) == pytest.approx(literal(int(row["id"]), 2 if int(row["id"]) in again else 1))
     margins = {row: float(np.diff(sorted(literal(row, 1).values()))[-1]) for row in range(40)}
@@ -189,7 +189,7 @@ def test_where_the_time_ends_the_most_uncertain_rows_have_the_second_form_and_th
 def test_a_row_that_nobody_was_asked_about_has_the_options_in_the_order_given() -> None:
     found, engine, _ = ask(40, limit=20)
     known = {row for row, _, _ in engine.asked}
-    assert len(known) == rerank.CHUNK
+    assert len(known) == rerank.ROWS_A_CHUNK
     late = found.filter(~pl.col("id").is_in([str(row) for row in known]))
     assert late["items"].to_list() == [LETTERS] * 24
     assert rank_alike(late, LETTERS).equals(late)

@@ -21,14 +21,14 @@ import psutil
 import pytest
 
 from kaggle_llm.engines.engine import Engine, EngineSettings, LengthError, NonFiniteError, Sampling
-from kaggle_llm.engines.maker import count_cards, make_engine
+from kaggle_llm.engines.maker import count_gpus_per_model, make_engine
 from kaggle_llm.engines.pool import (
-    ATTEMPTS,
-    MODULE,
+    MAX_ATTEMPTS,
+    WORKER_MODULE,
     Worker,
     WorkerLostError,
     WorkerPool,
-    assign_cards,
+    assign_gpus,
     make_environment,
 )
 from kaggle_llm.engines.worker import make_portable
@@ -58,7 +58,7 @@ def workers_of(pid: int) -> list[psutil.Process]:
     found = []
     for child in psutil.Process(pid).children(recursive=True):
         try:
-            if MODULE in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE:
+            if WORKER_MODULE in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE:
                 found.append(child)
         except psutil.NoSuchProcess:
             continue
@@ -252,8 +252,8 @@ def test_prompts_that_take_down_every_worker_are_named(pico_llm: Path, capsys: p
     )
     with pytest.raises(RuntimeError, match=re.escape(expected)):
         call.result()
-    assert len(killed) == ATTEMPTS
-    assert len(capsys.readouterr().out.splitlines()) == ATTEMPTS - 1
+    assert len(killed) == MAX_ATTEMPTS
+    assert len(capsys.readouterr().out.splitlines()) == MAX_ATTEMPTS - 1
     assert gone(killed)
 
 
@@ -396,7 +396,7 @@ def test_what_a_worker_started_ends_with_it(how: str) -> None:
     elif how == "kill":
         worker.kill()
     else:
-        worker.let_go()
+        worker.ask_to_end()
         worker.finish(time.monotonic() + 30)
         assert worker.process.returncode == 0 or worker.process.returncode == -signal.SIGKILL
     wait_until(lambda: gone([child.pid]), 20)
@@ -449,7 +449,7 @@ def test_a_worker_that_cannot_start_says_its_exit_code() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cards", "workers", "each", "expected"),
+    ("gpus", "workers", "each", "expected"),
     [
         ([], None, 1, []),
         ([], 0, 1, []),
@@ -464,13 +464,13 @@ def test_a_worker_that_cannot_start_says_its_exit_code() -> None:
         (["0"], None, 2, [["0"]]),  # too few for the model: vLLM says so
     ],
 )
-def test_every_worker_has_its_cards(cards: list[str], workers: int | None, each: int, expected: Any) -> None:
-    assert assign_cards(cards, workers, each) == expected
+def test_every_worker_has_its_gpus(gpus: list[str], workers: int | None, each: int, expected: Any) -> None:
+    assert assign_gpus(gpus, workers, each) == expected
 
 
-def test_a_model_takes_as_many_cards_as_vllm_spreads_it_over() -> None:
-    assert count_cards({}) == 1
-    assert count_cards({"tensor_parallel_size": 2, "max_model_len": 7}) == 2
+def test_a_model_takes_as_many_gpus_as_vllm_spreads_it_over() -> None:
+    assert count_gpus_per_model({}) == 1
+    assert count_gpus_per_model({"tensor_parallel_size": 2, "max_model_len": 7}) == 2
 
 
 def test_a_worker_is_told_what_it_needs_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -487,9 +487,9 @@ def test_a_worker_is_told_what_it_needs_and_nothing_else(monkeypatch: pytest.Mon
     assert found["NCCL_P2P_DISABLE"] == found["HF_HUB_OFFLINE"] == found["TRANSFORMERS_OFFLINE"] == "1"
     assert found["PYTHONPATH"] == f"{Path(kaggle_llm.__file__).parents[1]}:a:b"
     assert found["OMP_NUM_THREADS"] == "3"
-    with_cards = make_environment(["4", "6"], 2)
-    assert with_cards["CUDA_VISIBLE_DEVICES"] == "4,6"
-    assert with_cards["OMP_NUM_THREADS"] == "6"
+    with_gpus = make_environment(["4", "6"], 2)
+    assert with_gpus["CUDA_VISIBLE_DEVICES"] == "4,6"
+    assert with_gpus["OMP_NUM_THREADS"] == "6"
 
 
 @pytest.mark.parametrize("given", [{"workers": -1}, {"patience": 0.0}, {"patience": float("nan")}])

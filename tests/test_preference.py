@@ -15,7 +15,7 @@ from kaggle_llm.tasks.preference import (
     PreferenceExample,
     PreferenceSettings,
     fit_pairs,
-    make_trainer,
+    make_preference_trainer,
     prefer,
     score_lengths,
     score_pairs,
@@ -57,7 +57,7 @@ def make_job(base: Path, folder: Path, method: Any = "lora", **training: Any) ->
 def trainer_of(settings: PreferenceSettings, pairs: Sequence[PreferenceExample], job: Job) -> Any:
     checkpoints = Checkpoints(job.folder, {})
     values = make_arguments(job, checkpoints, 1) | {"per_device_train_batch_size": len(pairs)}
-    return make_trainer(settings, pairs, values, job)
+    return make_preference_trainer(settings, pairs, values, job)
 
 
 def loss_of(trainer: Any) -> float:
@@ -368,7 +368,7 @@ def test_long_completions_are_cut_and_counted(capsys: pytest.CaptureFixture[str]
             PreferenceExample((1,), (5, 6), (5, 6)),
             r"2 of 3 pairs, the first is 0: 0, 2: each has two completions .* same",
         ),
-        (PreferenceExample((1,), (5, 6, 7), (5, 6, 8)), r"0, 2: each differs only behind preference.max_tokens = 3"),
+        (PreferenceExample((1,), (5, 6, 7), (5, 6, 8)), r"0, 2: each differs only after preference.max_tokens = 3"),
         (PreferenceExample((1, 2, 3), (5,), (6,)), r"0, 2: each has a prompt of preference.max_tokens = 3 or more"),
         (PreferenceExample((), (5,), (6,)), r"0, 2: each has an empty part"),
         (PreferenceExample((1,), (5,), ()), r"0, 2: each has an empty part"),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from kaggle_llm.engines.prefixes import DEEPEST, WORTH, Node, common_prefix, gather, grow_tree
+from kaggle_llm.engines.prefixes import MAX_LEVELS, MIN_TOKENS_SAVED, PrefixNode, common_prefix, group_nodes, grow_tree
 from kaggle_llm.engines.prompts import Prompt
 
 ROW_A, ROW_B = list(range(100, 140)), list(range(200, 240))
@@ -22,7 +22,9 @@ def random_prompts(seed: int) -> list[Prompt]:
     return prompts
 
 
-def read_paths(nodes: Sequence[Node], prompts: Sequence[Prompt], before: tuple[int, ...] = ()) -> dict[int, list[int]]:
+def read_paths(
+    nodes: Sequence[PrefixNode], prompts: Sequence[Prompt], before: tuple[int, ...] = ()
+) -> dict[int, list[int]]:
     """Prompt → the tokens on the way to the node where it ends."""
     found: dict[int, list[int]] = {}
     for node in nodes:
@@ -37,7 +39,11 @@ def read_paths(nodes: Sequence[Node], prompts: Sequence[Prompt], before: tuple[i
     return found
 
 
-def shape(nodes: Sequence[Node]) -> list[tuple[int, int, list[int], list]]:
+def list_nodes(nodes: Sequence[PrefixNode]) -> list[PrefixNode]:
+    return [found for node in nodes for found in (node, *list_nodes(node.children))]
+
+
+def shape(nodes: Sequence[PrefixNode]) -> list[tuple[int, int, list[int], list]]:
     return [(node.begin, node.end, node.ends, shape(node.children)) for node in nodes]
 
 
@@ -51,11 +57,11 @@ def test_the_way_to_a_prompts_only_node_is_the_prompt(seed: int) -> None:
 def test_a_node_with_children_saves_what_it_is_worth_and_none_is_empty(seed: int) -> None:
     prompts = random_prompts(seed)
     trees = grow_tree(prompts)
-    for node in (node for tree in trees for node in tree.walk()):
-        below = sum(len(one.ends) for one in node.walk())
+    for node in list_nodes(trees):
+        below = sum(len(descendant.ends) for descendant in list_nodes([node]))
         assert node.end > node.begin
         assert node.ends or node.children
-        assert not node.children or (node.end - node.begin) * (below - 1) >= WORTH
+        assert not node.children or (node.end - node.begin) * (below - 1) >= MIN_TOKENS_SAVED
     assert sum(map(len, trees)) <= sum(len(prompt) for prompt in {tuple(prompt) for prompt in prompts})
 
 
@@ -92,7 +98,7 @@ def test_a_prompt_that_begins_another_ends_at_a_node_above_it() -> None:
     assert shape(grow_tree([ROW_A, ROW_A[:30]])) == [(0, 30, [1], [(30, 40, [0], [])])]
 
 
-@pytest.mark.parametrize(("shared", "joined"), [(WORTH // 2 - 1, False), (WORTH // 2, True)])
+@pytest.mark.parametrize(("shared", "joined"), [(MIN_TOKENS_SAVED // 2 - 1, False), (MIN_TOKENS_SAVED // 2, True)])
 def test_what_three_prompts_share_is_saved_twice(shared: int, joined: bool) -> None:
     prompts = [[*ROW_A[:shared], end] for end in range(3)]
     assert len(grow_tree(prompts)) == (1 if joined else 3)
@@ -112,7 +118,7 @@ def test_a_long_chain_of_beginnings_ends_at_the_deepest_level() -> None:
     levels, node = 0, top
     while node.children:
         levels, node = levels + 1, node.children[0]
-    assert levels == DEEPEST
+    assert levels == MAX_LEVELS
 
 
 def test_no_prompts_have_no_tree() -> None:
@@ -121,5 +127,5 @@ def test_no_prompts_have_no_tree() -> None:
 
 def test_neighbours_go_together_as_far_as_they_fit() -> None:
     nodes = grow_tree([[n] * size for n, size in enumerate([5, 3, 9, 1, 1, 1])])
-    assert [[len(node) for node in group] for group in gather(nodes, 8)] == [[5, 3], [9], [1, 1, 1]]
-    assert list(gather([], 8)) == []
+    assert [[len(node) for node in group] for group in group_nodes(nodes, 8)] == [[5, 3], [9], [1, 1, 1]]
+    assert list(group_nodes([], 8)) == []

@@ -112,8 +112,8 @@ def test_a_label_behind_a_tokenizer_that_marks_words_is_the_one_within_a_text() 
     assert made.labels == [[2], [3]]
 
 
-def test_a_label_that_melts_into_the_end_of_the_prompt_is_refused(tokenizer: Any) -> None:
-    message = "label 'Yes' melts into the end of the prompt ' Right? ' (tokens ['ĠYes'])"
+def test_a_label_that_merges_with_the_end_of_the_prompt_is_refused(tokenizer: Any) -> None:
+    message = "label 'Yes' merges with the end of the prompt ' Right? ' (tokens ['ĠYes'])"
     with pytest.raises(ValueError, match=re.escape(message)):
         Prompter(tokenizer, settings(candidate="{name} Right? ", labels=["Yes", " No"]))
 

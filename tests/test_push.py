@@ -37,8 +37,8 @@ def forked(forks: Forks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     """The CLI in forks, nobody waits, output/ in tmp_path."""
     monkeypatch.setattr(client, "start_program", forks.start_program)
     monkeypatch.setattr(time, "sleep", lambda _: None)
-    monkeypatch.setattr(datasets, "PATIENCE", 60.0)
-    monkeypatch.setattr(client, "SILENCE", 2.0)
+    monkeypatch.setattr(datasets, "READY_TIMEOUT", 60.0)
+    monkeypatch.setattr(client, "READ_TIMEOUT", 2.0)
     monkeypatch.setenv("KAGGLE_LLM_ROOT", str(tmp_path))
     return tmp_path
 
@@ -124,7 +124,7 @@ REPORTED = {
     Fault("CreateDataset", 1, "400"): "it stumbled",
     Fault("CreateDataset", 1, "exists"): "already in use",
     Fault("CreateDataset", 1, "never-ready"): "is not ready after 1 min",
-    Fault("CreateDataset", 1, "failed"): "Kaggle says failed",
+    Fault("CreateDataset", 1, "failed"): "has the status failed",
     Fault("SaveKernel", 1, "503"): "503",
     Fault("SaveKernel", 1, "push-error"): "Maximum batch GPU session count",
     Fault("SaveKernel", 1, "no-source"): "dataset_sources lacks",

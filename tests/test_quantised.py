@@ -45,11 +45,11 @@ def test_an_adapter_is_trained_on_rounded_weights_not_on_rounded_activations(pic
 
 
 def test_vllm_is_not_started_for_four_bits_in_float32(pico_llm: Path, tmp_path: Path) -> None:
-    from kaggle_llm.engines.vllm_engine import check_dtype
+    from kaggle_llm.engines.vllm_engine import check_vllm_dtype
 
     four = quantised(pico_llm, tmp_path / "w4a16", W4A16)
     with pytest.raises(ValueError, match=r"4-bit weights.*engine.dtype=float16 on a GPU, bfloat16 on a CPU"):
-        check_dtype(four, "float32")
-    check_dtype(four, "bfloat16")
-    check_dtype(quantised(pico_llm, tmp_path / "w8a8", W8A8), "float32")
-    check_dtype(pico_llm, "float32")
+        check_vllm_dtype(four, "float32")
+    check_vllm_dtype(four, "bfloat16")
+    check_vllm_dtype(quantised(pico_llm, tmp_path / "w8a8", W8A8), "float32")
+    check_vllm_dtype(pico_llm, "float32")

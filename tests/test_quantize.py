@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kaggle_llm.base import records
-from kaggle_llm.weights.quantize import GROUP_SIZES, QuantizeSettings, check_group_size, list_linear, quantize
+from kaggle_llm.weights.quantize import GROUP_SIZES, QuantizeSettings, check_group_size, list_linear_layers, quantize
 
 GPTQ = QuantizeSettings(scheme="gptq", group_size=32)
 PROMPTS = [[1, 2, 3], [4, 5]]
@@ -125,7 +125,7 @@ def test_linear_layers_are_those_of_the_model(pico_llm: Path) -> None:
 
     model = AutoModelForCausalLM.from_pretrained(pico_llm)
     linear = {n: m.in_features for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
-    assert list_linear(pico_llm, ["lm_head"]) == linear
+    assert list_linear_layers(pico_llm, ["lm_head"]) == linear
 
 
 @pytest.mark.parametrize(("name", "value"), [("group_size", 48), ("rows", 0), ("tensor_parallel_size", 0)])

@@ -19,11 +19,11 @@ from light import bundle_edited, open_light_site
 from workspace import ROOT, Workspace, succeed
 
 import kaggle_llm.rehearsal.sandbox as sandbox
-from kaggle_llm.kaggle.bundle import read_run
+from kaggle_llm.base.records import read_complete
 from kaggle_llm.rehearsal.checks import compare_rankings, largest_difference
 from kaggle_llm.rehearsal.drills import run_drills
 from kaggle_llm.rehearsal.memory_limit import Usage
-from kaggle_llm.rehearsal.rehearse import Findings, rehearse_hostile, rehearse_rerun, replay_fold, score_rerun
+from kaggle_llm.rehearsal.rehearse import Results, rehearse_hostile, rehearse_rerun, replay_fold, score_rerun
 from kaggle_llm.rehearsal.report import parse_duration
 from kaggle_llm.rehearsal.session import Session, Site, describe_session
 from kaggle_llm.rehearsal.stage import OWNED, hidden_test
@@ -77,12 +77,12 @@ def test_a_bundle_is_rehearsed_offline_and_replayed(rehearsed: Workspace) -> Non
 @pytest.mark.timeout(400)
 def test_what_depends_on_other_rows_or_on_changed_code_is_caught(light: Workspace, tmp_path: Path) -> None:
     """A prediction that looks at the number of rows, put in after training: CV is not what ships."""
-    found = Findings()
+    found = Results()
     with open_light_site(light, tmp_path / "site", "start = [n + rows.height % 7 for n in start]") as site:
         test = hidden_test(site.settings, 9)[0]
         rehearse_rerun(site, test, found)
         rehearse_hostile(site, test, found)
-        replay_fold(site, LIGHT, read_run(LIGHT), 0, found)
+        replay_fold(site, LIGHT, read_complete(LIGHT), 0, found)
     assert {check.name for check in found.checks if not check.ok} == {"row independence", "hostile", "replay"}
 
 
@@ -127,7 +127,7 @@ def test_a_failing_prediction_ends_in_a_report_that_says_why(light: Workspace) -
 def test_no_and_one_row_are_rehearsed(light: Workspace, tmp_path: Path) -> None:
     with open_light_site(light, tmp_path / "site") as site:
         for rows in (0, 1):
-            found, (test, truth, _) = Findings(), hidden_test(site.settings, rows)
+            found, (test, truth, _) = Results(), hidden_test(site.settings, rows)
             submission = rehearse_rerun(site, test, found)
             rehearse_hostile(site, test, found)
             assert all(check.ok for check in found.checks), found.checks
@@ -167,7 +167,7 @@ def without_unshare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 @pytest.mark.usefixtures("without_unshare")
 def test_without_namespaces_the_guard_rehearses_the_same(light: Workspace, tmp_path: Path) -> None:
     with open_light_site(light, tmp_path / "site") as site:
-        found = Findings()
+        found = Results()
         rehearse_rerun(site, hidden_test(site.settings, None)[0], found)
         drills = run_drills(site)
     checks = {check.name: check for check in [*found.checks, *drills]}

@@ -48,11 +48,11 @@ print("answers written:", sum(counts))
 PLACES = {
     "between two checkpoints": (
         ("kaggle_llm.tasks.choice_training", "ChoiceTask", "loss", "3"),
-        "going on from checkpoint of",
+        "resuming from checkpoint of",
     ),
     "inside a checkpoint": (
         ("transformers", "Trainer", "_save_rng_state", "2"),
-        "going on from checkpoint of step 2 of",
+        "resuming from checkpoint of step 2 of",
     ),
     "in merging": (("kaggle_llm.weights.merge", "", "write_config", "1"), "fold0/adapter is complete, reused"),
     "before the scores": (

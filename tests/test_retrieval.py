@@ -179,7 +179,7 @@ def test_rows_are_searched_for_some_at_a_time_and_found_as_if_all_at_once(
     with Run(config, competition, [Model("encoder", pico_encoder)]) as run:
         index = retriever.Retriever(run, competition.table("misconceptions"))
         whole = index.search(rows)
-        monkeypatch.setattr(retriever, "ROWS", 8)
+        monkeypatch.setattr(retriever, "ROWS_A_SEARCH", 8)
         assert index.search(rows).equals(whole) and whole["id"].to_list() == rows["id"].to_list()
         assert index.search(rows.head(0)).height == 0
     assert sizes == [20, 8, 8, 4]

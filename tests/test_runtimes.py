@@ -17,7 +17,7 @@ from kaggle_llm.base.config import ConfigError, load_config
 from kaggle_llm.runtime import findings, machine, pins
 from kaggle_llm.runtime.findings import Finding
 from kaggle_llm.runtime.machine import check_machine
-from kaggle_llm.runtime.pins import Runtime, default_runtime, list_runtimes, load_runtime
+from kaggle_llm.runtime.pins import DEFAULT, Runtime, list_runtimes, load_runtime
 from kaggle_llm.runtime.rules_runtime import judge_pins
 
 T4X2 = "Tesla T4, 7.5, 15360, 580.178.04\nTesla T4, 7.5, 15360, 580.178.04\n"
@@ -60,13 +60,12 @@ def test_the_three_runtimes_are_those_that_the_facts_speak_of() -> None:
         assert load_runtime(name).image.digest.startswith(digest)
     assert load_runtime("t4x2-vllm019").image.python == "3.12" and load_runtime("t4x2-vllm032").image.python == "3.13"
     assert load_runtime("t4x2-transformers").vllm is None
-    assert default_runtime().name in list_runtimes()
 
 
 def test_the_default_has_the_vllm_and_the_transformers_that_the_tests_run() -> None:
     from importlib import metadata
 
-    runtime = default_runtime()
+    runtime = load_runtime(DEFAULT)
     assert runtime.transformers.version == metadata.version("transformers")
     assert runtime.vllm
     try:
@@ -104,7 +103,12 @@ def test_an_unknown_runtime_names_the_nearest_and_all() -> None:
 
 
 def test_a_runtime_with_a_wrong_key_says_all_that_is_wrong(tmp_path: Path) -> None:
-    text = (pins.FOLDER / "t4x2-vllm032.yaml").read_text().replace("ram_gb:", "ram:").replace("cores: 4", "cores: four")
+    text = (
+        (pins.RUNTIMES_FOLDER / "t4x2-vllm032.yaml")
+        .read_text()
+        .replace("ram_gb:", "ram:")
+        .replace("cores: 4", "cores: four")
+    )
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"(?s)machine.ram: unknown key.*machine.cores = 'four'"):
         load_config(tmp_path / "a.yaml", Runtime)
@@ -120,7 +124,7 @@ def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     install_smi(folder, T4X2)
     monkeypatch.setenv("PATH", str(folder))
-    monkeypatch.setenv("KAGGLE_DOCKER_IMAGE", f"gcr.io/kaggle-gpu-images/python@{default_runtime().image.digest}")
+    monkeypatch.setenv("KAGGLE_DOCKER_IMAGE", f"gcr.io/kaggle-gpu-images/python@{load_runtime(DEFAULT).image.digest}")
     return folder
 
 
@@ -143,12 +147,12 @@ def check(tmp_path: Path, name: str = pins.DEFAULT, **changes: Any) -> dict[str,
     runtime["image"]["python"] = ".".join(map(str, sys.version_info[:2]))
     runtime["site_gb"] = 0.001
     runtime |= changes
-    return {one.name: one for one in check_machine(runtime, tmp_path, tmp_path)}
+    return {finding.name: finding for finding in check_machine(runtime, tmp_path, tmp_path)}
 
 
 def test_the_machine_of_the_runtime_passes(smi: Path, tmp_path: Path) -> None:
     found = check(tmp_path)
-    assert {one.level for one in found.values()} == {"ok"}
+    assert {finding.level for finding in found.values()} == {"ok"}
     assert list(found) == [
         "GPUs",
         "capability",
@@ -206,7 +210,7 @@ def test_another_image_is_a_warning_and_another_python_is_refused(
     assert found.level == "warn" and "docker_image of kernel-metadata.json" in found.detail
     monkeypatch.delenv("KAGGLE_DOCKER_IMAGE")
     assert check(tmp_path)["image"].level == "warn"
-    image = {**asdict(default_runtime().image), "python": "3.99"}
+    image = {**asdict(load_runtime(DEFAULT).image), "python": "3.99"}
     assert check(tmp_path, image=image)["Python"].level == "refused"
 
 

@@ -9,11 +9,11 @@ import pytest
 
 from kaggle_llm.engines.engine import EngineSettings, Sampling
 from kaggle_llm.engines.maker import make_engine
-from kaggle_llm.engines.sentinel import COLLAPSED, FIRST, Sentinel, SickModelError
+from kaggle_llm.engines.sentinel import COLLAPSED_SPREAD, FIRST_PROMPTS, Sentinel, SickModelError
 from kaggle_llm.inference.model import Model
 from kaggle_llm.inference.run import Run
 
-PROMPTS = [[7 + n, 8, 9 + n] for n in range(FIRST + 10)]
+PROMPTS = [[7 + n, 8, 9 + n] for n in range(FIRST_PROMPTS + 10)]
 LABELS = [[266], [265]]
 
 
@@ -57,7 +57,7 @@ def test_a_few_or_equal_prompts_are_no_evidence(deaf: Any) -> None:
     assert len(deaf.generate(PROMPTS, Sampling(max_tokens=7))) == len(PROMPTS), "short texts may be alike"
 
 
-@pytest.mark.parametrize("count", [0, 1, FIRST, FIRST + 10])
+@pytest.mark.parametrize("count", [0, 1, FIRST_PROMPTS, FIRST_PROMPTS + 10])
 def test_a_healthy_model_answers_in_order_and_is_asked_for_everything_once(pico_llm: Path, count: int) -> None:
     engine = make_engine(pico_llm, EngineSettings())
     watched, sampling = Sentinel(engine, pico_llm), Sampling(max_tokens=3, temperature=1.0, n=2, seed=3)
@@ -81,7 +81,7 @@ def test_heads_are_watched_too(pico_head: Path) -> None:
         Sentinel(Constant(), pico_head).logits(prompts)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("spread", "sick"), [(0.9 * COLLAPSED, True), (2 * COLLAPSED, False)])
+@pytest.mark.parametrize(("spread", "sick"), [(0.9 * COLLAPSED_SPREAD, True), (2 * COLLAPSED_SPREAD, False)])
 def test_a_head_that_says_one_value_but_for_the_last_digits_stops(pico_head: Path, spread: float, sick: bool) -> None:
     """Its tokens or its rows: what it learned is a constant; half precision alone moves more."""
 

@@ -110,7 +110,7 @@ def start(trapped: Mounts, tmp_path: Path) -> Iterator[Start]:
     servers: list[PredictServer] = []
 
     def make(limit: float = 3600.0, **settings: Any) -> PredictServer:
-        mounts = Mounts(trapped.bundle, trapped.competition, trapped.places, tmp_path, time.time() + limit)
+        mounts = Mounts(trapped.bundle, trapped.competition, trapped.model_folders, tmp_path, time.time() + limit)
         servers.append(PredictServer(mounts, ServerSettings(**settings)))
         return servers[-1]
 
@@ -421,7 +421,7 @@ def ends(pid: int, seconds: float = 10.0) -> bool:
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("problem", ["idle", "Hang"])
 def test_the_worker_ends_with_a_killed_server_idle_or_busy(trapped: Mounts, tmp_path: Path, problem: str) -> None:
-    ((slug, model),) = trapped.places.items()
+    ((slug, model),) = trapped.model_folders.items()
     words = [str(trapped.bundle), str(trapped.competition), str(tmp_path), problem, slug, str(model)]
     holder = subprocess.Popen([INTERPRETER, "-c", HOLDER, *words], stdout=subprocess.PIPE, text=True)
     assert holder.stdout

@@ -15,7 +15,7 @@ from kaggle_llm.inference.model import Model
 from kaggle_llm.rehearsal.checks import Check
 from kaggle_llm.rehearsal.drills import run_drills
 from kaggle_llm.rehearsal.memory_limit import MIB
-from kaggle_llm.rehearsal.rehearse import Findings, rehearse, rehearse_hostile, rehearse_public, rehearse_rerun
+from kaggle_llm.rehearsal.rehearse import Results, rehearse, rehearse_hostile, rehearse_public, rehearse_rerun
 from kaggle_llm.rehearsal.session import Site
 from kaggle_llm.rehearsal.stage import FLAT, OWNED, Depot, attach, fill_depot, hidden_test
 from kaggle_llm.rehearsal.verdicts import check_memory
@@ -23,12 +23,12 @@ from kaggle_llm.rehearsal.verdicts import check_memory
 pytestmark = pytest.mark.timeout(200)
 
 
-def by_name(found: Findings) -> dict[str, Check]:
+def by_name(found: Results) -> dict[str, Check]:
     return {check.name: check for check in found.checks}
 
 
-def public_and_rerun(site: Site) -> Findings:
-    found = Findings()
+def public_and_rerun(site: Site) -> Results:
+    found = Results()
     rehearse_public(site, found)
     rehearse_rerun(site, hidden_test(site.settings, None)[0], found)
     return found
@@ -74,13 +74,13 @@ def test_what_the_public_run_left_is_no_answer_of_the_rerun(light: Workspace, tm
     ("edit", "words"),
     [
         ('assert "" not in rows["question"].to_list(), "no question"', "exit code 1"),
-        ('start = [n + (rows["question"].to_list().count("") > 1) for n in start]', "beside hostile rows: row "),
+        ('start = [n + (rows["question"].to_list().count("") > 1) for n in start]', "among hostile rows: row "),
     ],
     ids=["empty", "neighbours"],
 )
 def test_what_breaks_on_hostile_rows_only_is_caught(light: Workspace, tmp_path: Path, edit: str, words: str) -> None:
     with open_light_site(light, tmp_path / "site", edit) as site:
-        found, test = Findings(), hidden_test(site.settings, None)[0]
+        found, test = Results(), hidden_test(site.settings, None)[0]
         rehearse_rerun(site, test, found)
         assert all(check.ok for check in found.checks)
         rehearse_hostile(site, test, found)
@@ -90,7 +90,7 @@ def test_what_breaks_on_hostile_rows_only_is_caught(light: Workspace, tmp_path: 
 def test_more_memory_than_the_limit_fails_and_names_the_process(light: Workspace, tmp_path: Path) -> None:
     edit = "import time; held = [(b'x' * (100 * 2**20), time.sleep(0.2)) for _ in range(30)]"
     with open_light_site(light, tmp_path / "site", edit, memory=800 * MIB) as site:
-        found = Findings()
+        found = Results()
         rehearse_public(site, found)
     check = check_memory(found.sessions)
     assert not check.ok and check.detail.startswith("public: over the limit of 800 MB")
@@ -101,18 +101,18 @@ def test_more_memory_than_the_limit_fails_and_names_the_process(light: Workspace
 SILENT = (  # file of the bundle, what it says, what it says no more
     (
         "submission/boot.py",
-        '    places = {model[key] for model in manifest["models"]',
-        "    places = {model[key] for model in ()",
+        '    names = {model[key] for model in manifest["models"]',
+        "    names = {model[key] for model in ()",
     ),
     ("submission/boot.py", "    if missing:\n", "    if False:\n"),
     ("submission/boot.py", "    if done.returncode:\n", "    if False:\n"),
     (
         "submission/boot.py",
-        'raise RuntimeError(f"{working} takes no file',
-        'raise RuntimeError(f"something takes no file',
+        'f"{working} takes no file',
+        'f"something takes no file',
     ),
-    ("src/kaggle_llm/kaggle/predict.py", "    if found != sha256:\n", "    if False:\n"),
-    ("src/kaggle_llm/kaggle/predict.py", 'for one in self.manifest["models"]]', "for one in ()]"),
+    ("src/kaggle_llm/kaggle/predict.py", "    if digest != sha256:\n", "    if False:\n"),
+    ("src/kaggle_llm/kaggle/predict.py", 'for described in self.manifest["models"]]', "for described in ()]"),
 )
 
 

@@ -17,7 +17,7 @@ from kaggle_llm.competition.rankings import average_rankings, make_ranking
 from kaggle_llm.experiment import experiment
 from kaggle_llm.experiment.experiment import Experiment
 from kaggle_llm.experiment.part import Part
-from kaggle_llm.inference.model import Model, check_whole, join_folds, replace_model, split_folds
+from kaggle_llm.inference.model import Model, check_folds_match, join_folds, replace_model, split_folds
 from kaggle_llm.weights.ship import describe_cv
 
 RETRIEVER, RERANKER = Model("encoder", Path("encoder")), Model("reranker", Path("base"))
@@ -34,7 +34,9 @@ def make_experiment(how: str, fold: Sequence[int], decided: bool = False) -> Exp
     experiment.train, experiment.fold = pl.DataFrame({"id": [f"r{n}" for n, _ in enumerate(fold)]}), pl.Series(fold)
     experiment.folds = sorted(set(fold) - {-1})
     experiment.scores = SimpleNamespace(decided=object() if decided else None)
-    experiment.made = [learn(Part(experiment, f"fold{k}", k, experiment.train, [RETRIEVER])) for k in experiment.folds]
+    experiment.fold_parts = [
+        learn(Part(experiment, f"fold{k}", k, experiment.train, [RETRIEVER])) for k in experiment.folds
+    ]
     experiment._full = learn(Part(experiment, "full", None, experiment.train, [RETRIEVER]))
     return cast(Experiment, experiment)
 
@@ -98,7 +100,7 @@ def test_of_a_fold_what_was_learned_ships_and_what_was_lent_as_its_lender_ships_
     member = Model("reranker", Path("other"), member=0)
     monkeypatch.setattr(experiment, "find_shipped", lambda models, members: [RERANKER, *lent, member])
     mine = make_experiment("fold0", [0, 1])
-    mine.made[0].models.append(Model("teacher", Path("lender", "fold0")))
+    mine.fold_parts[0].models.append(Model("teacher", Path("lender", "fold0")))
     assert choose_models(mine) == [*lent, member, Model("reranker", Path("fold0"))]
 
 
@@ -117,9 +119,9 @@ def test_an_ensemble_whose_folds_do_not_have_the_same_models_is_refused() -> Non
         return [Model(name, Path(name), fold=k) for k in folds]
 
     whole = [RETRIEVER, *on("reranker", 0, 2), *on("teacher", 2, 0), Model("reranker", Path("a"), fold=1, member=0)]
-    assert check_whole(whole) == whole
+    assert check_folds_match(whole) == whole
     with pytest.raises(ValueError, match="teacher of fold 2 does not ship, though other folds' do"):
-        check_whole([*on("reranker", 0, 2), *on("teacher", 0)])
+        check_folds_match([*on("reranker", 0, 2), *on("teacher", 0)])
 
 
 def test_what_has_no_cv_of_its_own_says_so() -> None:

@@ -204,8 +204,8 @@ def test_files_follow_the_maths_with_several_blocks(
     """Blocks of 2000 elements give what whole tensors give."""
     import torch
 
-    monkeypatch.setattr("kaggle_llm.weights.checkpoint.BLOCK", 2000)
-    monkeypatch.setattr("kaggle_llm.weights.arithmetic.BLOCK", 1000)
+    monkeypatch.setattr("kaggle_llm.weights.checkpoint.BLOCK_ELEMENTS", 2000)
+    monkeypatch.setattr("kaggle_llm.weights.arithmetic.BLOCK_ELEMENTS", 1000)
     used = members[:2] if method == "slerp" else members
     base = pico_llm if method in ("ties", "dare") else None
     found = soup(used, tmp_path / "soup", base, method=method, t=0.3, density=0.3)
@@ -298,7 +298,7 @@ def test_the_dtype_is_the_members_or_the_one_that_is_asked_for(pico_llm: Path, t
     full = save(pico_llm, tmp_path / "full", 3)
     kept = soup(half, tmp_path / "kept")
     assert {tensor.dtype for tensor in kept.values()} == {torch.bfloat16}
-    with pytest.raises(ValueError, match=r"bfloat16 in .*half1 and float32 in .*full: .*soup\.dtype"):
+    with pytest.raises(ValueError, match=r"bfloat16 in .*half1 and float32 in .*full: .*--dtype"):
         soup([half[0], full], tmp_path / "mixed")
     mixed = soup([half[0], full], tmp_path / "mixed", dtype="float16")
     assert {tensor.dtype for tensor in mixed.values()} == {torch.float16}
@@ -318,15 +318,15 @@ def test_the_dtype_is_the_members_or_the_one_that_is_asked_for(pico_llm: Path, t
         (1, False, {}, "1 members .* two checkpoints or more"),
         (3, False, {"method": "slerp"}, "slerp goes from one member to another .* 3 members"),
         (2, False, {"method": "slerp", "weights": [1.0, 1.0]}, "without weights"),
-        (2, False, {"method": "ties"}, "soup.method = ties, base = None: .* need the base model"),
-        (2, False, {"method": "dare"}, "soup.method = dare, base = None: .* need the base model"),
-        (2, True, {}, "soup.method = linear, base = .*pico-llm: .* others none"),
+        (2, False, {"method": "ties"}, "method = ties, base = None: .* need the base model"),
+        (2, False, {"method": "dare"}, "method = dare, base = None: .* need the base model"),
+        (2, True, {}, "method = linear, base = .*pico-llm: .* others none"),
         (2, False, {"weights": [1.0]}, "1 for 2 members"),
         (2, False, {"weights": [1.0, -1.0]}, r"\[1.0, -1.0\]: give numbers whose sum is not 0"),
         (2, False, {"weights": [1.0, math.nan]}, "give numbers whose sum is not 0"),
-        (2, True, {"method": "ties", "density": 0.0}, "soup.density = 0.0"),
-        (2, True, {"method": "dare", "density": 1.1}, "soup.density = 1.1"),
-        (2, False, {"method": "slerp", "t": 1.5}, "soup.t = 1.5"),
+        (2, True, {"method": "ties", "density": 0.0}, "density = 0.0"),
+        (2, True, {"method": "dare", "density": 1.1}, "density = 1.1"),
+        (2, False, {"method": "slerp", "t": 1.5}, "t = 1.5"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(

@@ -18,7 +18,6 @@ from kaggle_llm.competition.spans import (
     Window,
     WindowSettings,
     bio_tags,
-    decode,
     join_tags,
     labels_of,
     parse_item,
@@ -96,10 +95,15 @@ def one_hot(found: Sequence[Window], spans: Sequence[Span]) -> list[np.ndarray]:
     return logits
 
 
+def decode(windows: Sequence[Window], logits: Sequence[np.ndarray], text: str) -> list[tuple[Span, float]]:
+    """The spans with their scores; a token is O where p(O) is 0.3 or more."""
+    return join_tags(read_tags(windows, logits, TAGS), text, 0.3)
+
+
 def back(tokenizer: Any, text: str, spans: Sequence[Span], settings: WindowSettings = SETTINGS[0]) -> list[Span]:
     """The spans after a round trip, from left to right."""
     found = windows(tokenizer, text, settings)
-    decoded = decode(found, one_hot(found, spans), TAGS, text)
+    decoded = decode(found, one_hot(found, spans), text)
     return sorted((span for span, _ in decoded), key=lambda span: span.start)
 
 
@@ -163,9 +167,9 @@ def test_special_tokens_get_no_label_and_every_other_token_gets_one(tokenizer: A
 def test_texts_of_nothing_have_no_spans(tokenizer: Any, text: str) -> None:
     found = windows(tokenizer, text, SETTINGS[3])
     shout = [np.tile([0.0, 9.0, 0.0, 0.0, 0.0], (len(window.ids), 1)) for window in found]
-    assert all(text[span.start : span.end].strip() for span, _ in decode(found, shout, TAGS, text))
+    assert all(text[span.start : span.end].strip() for span, _ in decode(found, shout, text))
     if not text.strip():
-        assert decode(found, shout, TAGS, text) == []
+        assert decode(found, shout, text) == []
     assert back(tokenizer, text, [], SETTINGS[3]) == []
 
 
@@ -176,7 +180,7 @@ def test_any_unicode_makes_spans_that_lie_in_the_text_and_never_overlap(tokenize
         codes = [rng.integers(1, 0x250), rng.integers(0x250, 0xD7FF), rng.integers(0xE000, 0x10FFFF)]
         text = "".join(chr(rng.choice(codes) + rng.integers(0, 9)) for _ in range(30))
         found = windows(tokenizer, text, SETTINGS[1])
-        decoded = decode(found, [rng.normal(size=(len(window.ids), 5)) for window in found], TAGS, text)
+        decoded = decode(found, [rng.normal(size=(len(window.ids), 5)) for window in found], text)
         spans = sorted((span for span, _ in decoded), key=lambda span: span.start)
         assert all(first.end <= second.start for first, second in pairwise(spans))
         assert all(span.end <= len(text) and text[span.start : span.end].strip() for span in spans)
@@ -278,7 +282,7 @@ def test_the_score_is_the_mean_log_probability_and_comes_from_the_owner() -> Non
     first = 2 - np.log(np.exp(2) + 4)
     second = 1 - np.log(np.exp(1) + 4)
     third = 3 - np.log(np.exp(3) + 4)
-    (best, best_score), (other, score) = decode(found, logits, TAGS, text)
+    (best, best_score), (other, score) = decode(found, logits, text)
     assert (best, other) == (Span(15, 17, "LOC"), Span(0, 14, "PER"))
     assert (best_score, score) == pytest.approx((third, (first + second) / 2))
 
@@ -290,7 +294,7 @@ def test_an_inside_that_follows_another_type_starts_a_span() -> None:
     assert len(window.ids) == 4, "the throwaway tokenizer has these words"
     tags = ["I-PER", "I-LOC", "O", "I-LOC"]
     scores = np.array([[float(tag == one) for tag in TAGS] for one in tags])
-    found = {(span.start, span.end, span.type) for span, _ in decode([window], [scores], TAGS, text)}
+    found = {(span.start, span.end, span.type) for span, _ in decode([window], [scores], text)}
     assert found == {(0, 5, "PER"), (6, 14, "LOC"), (18, 24, "LOC")}
 
 
@@ -305,7 +309,6 @@ def test_a_threshold_takes_the_likeliest_other_tag_where_outside_is_not_sure() -
     assert spans == {0.5: [], 0.6: [Span(0, 5, "PER")], 0.95: [Span(0, 14, "PER")]}
     ((_, score),) = join_tags(found, text, 0.95)
     assert score == pytest.approx((np.log(0.3) + np.log(0.05)) / 2)
-    assert join_tags(found, text) == decode([window], [np.log(chances)], TAGS, text) == []
 
 
 @pytest.mark.parametrize(
@@ -363,7 +366,7 @@ def test_what_does_not_fit_is_refused(tokenizer: Any) -> None:
     with pytest.raises(ValueError, match=r"spans of the types \['ORG'\]"):
         labels_of(window, [Span(0, 3, "ORG")], TAGS)
     with pytest.raises(ValueError, match=r"logits \(1, 5\) of a window"):
-        decode([window], [np.zeros((1, 5))], TAGS, "Tom adds")
+        decode([window], [np.zeros((1, 5))], "Tom adds")
 
 
 def test_the_words_of_the_tests_are_what_they_seem() -> None:

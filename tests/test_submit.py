@@ -13,7 +13,8 @@ from kaggle_server import Fault, Kaggle, environment, serve
 
 from kaggle_llm.base import paths, records
 from kaggle_llm.kaggle import client
-from kaggle_llm.kaggle.bundle import identify_bundle, list_entries
+from kaggle_llm.kaggle.bundle import identify_bundle, list_file_entries
+from kaggle_llm.kaggle.hashes import Hashes
 from kaggle_llm.kaggle.submit import check_limit, find_shut_gates, send_submission, wait_for_score
 
 TAG = "[exp001 v3 0123abcd]"
@@ -83,7 +84,7 @@ def make_gates(root: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The manifest of a bundle that is rehearsed and pushed, and what was pushed."""
     folder = paths.bundle_folder(RUN)
     records.write_text(folder / "a.txt", "x")
-    manifest = {"run": RUN, "competition": "demo", "files": list_entries(folder)}
+    manifest = {"run": RUN, "competition": "demo", "files": list_file_entries(folder, Hashes())}
     records.write_json(folder / "MANIFEST.json", manifest)
     records.write_json(paths.run_folder(RUN) / "metrics.json", {"smoke": False})
     report = {"bundle": identify_bundle(manifest), "ok": True, "checks": [{"name": "time", "ok": False}]}

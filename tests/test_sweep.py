@@ -22,10 +22,10 @@ from kaggle_llm.base.config import ConfigError
 from kaggle_llm.experiment.sweep import (
     Point,
     compare_with_best,
-    find_error,
     name_point,
     parse_grid,
     print_sweep,
+    read_run_error,
     sort_points,
     split_values,
     sweep,
@@ -161,9 +161,9 @@ def test_a_sweep_in_which_all_failed_is_reported(capsys: pytest.CaptureFixture[s
 
 def test_an_error_is_found_among_what_a_run_says() -> None:
     config = ["warning", "error: 2 problem(s)", "", "- a: unknown key", "- b (ConfigError; --debug shows where)"]
-    assert find_error(config, 1) == "2 problem(s) - a: unknown key - b (ConfigError; --debug shows where)"
-    assert find_error(["", "50%"], -9) == "exit code -9: 50%"
-    assert find_error([], 3) == "exit code 3: it said nothing"
+    assert read_run_error(config, 1) == "2 problem(s) - a: unknown key - b (ConfigError; --debug shows where)"
+    assert read_run_error(["", "50%"], -9) == "exit code -9: 50%"
+    assert read_run_error([], 3) == "exit code 3: it printed nothing"
 
 
 def test_a_point_that_fails_is_reported_and_the_others_are_made(

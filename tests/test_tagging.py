@@ -86,7 +86,7 @@ def test_rows_are_the_same_alone_and_among_others_and_in_chunks(
 ) -> None:
     rows = make_rows()
     whole = tag_texts(rows, tagger, engine, Budget())
-    monkeypatch.setattr(tags, "CHUNK", 2)
+    monkeypatch.setattr(tags, "ROWS_A_CHUNK", 2)
     parts = tag_texts(rows, tagger, engine, Budget())
     alone = pl.concat([tag_texts(row, tagger, engine, Budget()) for row in rows.iter_slices(1)])
     assert whole["id"].to_list() == rows["id"].to_list()
@@ -125,7 +125,7 @@ def test_what_the_time_cuts_is_missing_and_counted(
     tagger: Tagger, engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every look at the clock takes a second; there is time for some chunks of one row."""
-    monkeypatch.setattr(tags, "CHUNK", 1)
+    monkeypatch.setattr(tags, "ROWS_A_CHUNK", 1)
     seconds = iter(range(1000))
     budget = Budget(9.0, clock=lambda: float(next(seconds)))
     found = tag_texts(make_rows(), tagger, engine, budget)
@@ -135,8 +135,8 @@ def test_what_the_time_cuts_is_missing_and_counted(
 
 
 def test_what_there_is_so_far_is_shown(tagger: Tagger, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tags, "CHUNK", 2)
-    monkeypatch.setattr(progress, "OFTEN", 0.0)
+    monkeypatch.setattr(tags, "ROWS_A_CHUNK", 2)
+    monkeypatch.setattr(progress, "OFFER_SECONDS", 0.0)
     shown: list[pl.DataFrame] = []
     seconds = iter(range(1000))
     budget = Budget(clock=lambda: float(next(seconds)))

@@ -11,7 +11,7 @@ from sklearn.metrics import cohen_kappa_score
 from kaggle_llm.competition.metrics import accuracy, quadratic_kappa, quadratic_weighted_kappa
 from kaggle_llm.competition.rankings import check_ranking, make_values
 from kaggle_llm.decisions.thresholds import Thresholds, apply_thresholds, fit_thresholds, round_levels
-from kaggle_llm.inference.cross_fit import PARTS, Decided, choose_part, cross_fit, load_decided
+from kaggle_llm.inference.cross_fit import CROSS_FIT_PARTS, Decided, choose_part, cross_fit, load_decided
 
 
 def noisy(count: int, k: int, seed: int, noise: float = 0.8) -> tuple[np.ndarray, np.ndarray]:
@@ -141,7 +141,7 @@ def test_cross_fitting_is_the_literal_loop_over_parts() -> None:
     scored, truth, groups = as_frames(values, levels)
     part = np.array([choose_part(groups[row]) for row in scored["id"]])
     predicted = np.empty(120)
-    for k in range(PARTS):
+    for k in range(CROSS_FIT_PARTS):
         cuts = fit_thresholds(values[part != k], levels[part != k], 4)
         predicted[part == k] = [sum(value >= cut for cut in cuts) for value in values[part == k]]
     decided, shipped, notes = cross_fit(round_levels(FOUR), scored, truth, groups, KAPPA, FOUR)

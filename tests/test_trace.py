@@ -59,12 +59,12 @@ def test_a_run_is_traced_through_its_models_and_what_changed_since_is_said(train
     said = succeed(trained.cli("trace", RUN))
     assert "merged output/" in said and "adapter output/" in said and "folds " in said
     assert re.search(r"base = input/models/SmolLM2-135M-Instruct  content [0-9a-f]{12}", said)
-    assert said.count("as it lies here") == 4
+    assert said.count("the file here is the same") == 4
     other = copy_workspace(trained, tmp_path / "other")
     with (other.root / "input" / "demo-misconceptions" / "train.csv").open("a") as file:
         file.write("\n")
     said = succeed(other.cli("trace", RUN))
-    assert "another file lies here now" in said
+    assert "the file here is another one now" in said
     for adapter in list(other.output.glob("*/fold0/adapter")):  # a copy's run, made by other tests, has the same one
         shutil.rmtree(adapter)
     assert "adapter  content " in succeed(other.cli("trace", RUN)), "a lost parent is shown by its hash"

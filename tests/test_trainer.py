@@ -250,7 +250,7 @@ def test_killed_between_checkpoints_it_ends_with_the_same_bits(
     capsys.readouterr()
     found = train(pico_llm, tmp_path / "killed", groups, **words)
     done = 2 * ((step - 1) // 2)
-    assert (f"going on from checkpoint of step {done} of 6 steps" in capsys.readouterr().out) == (done > 0)
+    assert (f"resuming from checkpoint of step {done} of 6 steps" in capsys.readouterr().out) == (done > 0)
     assert_same(tmp_path / "whole", tmp_path / "killed")
     assert found == expected
 
@@ -283,7 +283,7 @@ def test_a_checkpoint_that_was_being_written_is_not_gone_on_from(
     (half / COMPLETE).unlink()
     (half / "adapter_model.safetensors").write_bytes(b"half")
     train(pico_llm, tmp_path / "killed", groups, **words)
-    assert "going on from checkpoint of step 2 of 6 steps" in capsys.readouterr().out
+    assert "resuming from checkpoint of step 2 of 6 steps" in capsys.readouterr().out
     assert_same(tmp_path / "whole", tmp_path / "killed")
 
 
@@ -296,7 +296,7 @@ def test_checkpoints_of_other_settings_are_never_gone_on_from(
         train(pico_llm, tmp_path / "run", groups, **words)
     train(pico_llm, tmp_path / "run", groups, **words, clip=0.5)
     train(pico_llm, tmp_path / "whole", groups, **words, clip=0.5)
-    assert "going on" not in capsys.readouterr().out
+    assert "resuming" not in capsys.readouterr().out
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
@@ -320,7 +320,7 @@ def test_checkpoints_of_another_task_or_other_code_are_never_gone_on_from(
         monkeypatch.setattr(trainers, "hash_module_of", lambda *_: "edited")
     for name in ("run", "whole"):
         fine_tune(task, groups, make_job(pico_llm, tmp_path / name, **words))
-    assert "going on" not in capsys.readouterr().out
+    assert "resuming" not in capsys.readouterr().out
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
@@ -354,7 +354,7 @@ fine_tune(POINTWISE, random_groups(3, 12), make_job(Path(sys.argv[1]), Path(sys.
     assert len(half) == 1 and not (half[0] / COMPLETE).exists()
     again = start()
     assert again.returncode == 0, again.stderr
-    assert "going on from checkpoint of step 2 of 6 steps" in again.stdout
+    assert "resuming from checkpoint of step 2 of 6 steps" in again.stdout
     fine_tune(POINTWISE, random_groups(3, 12), make_job(pico_llm, tmp_path / "whole", checkpoint_steps=2))
     assert_same(tmp_path / "whole", tmp_path / "killed")
 

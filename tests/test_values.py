@@ -16,7 +16,7 @@ from kaggle_llm.competition.rankings import average_by_id, check_answer, make_va
 from kaggle_llm.decisions.member_blend import MemberBlend
 from kaggle_llm.decisions.thresholds import round_levels
 from kaggle_llm.inference.cross_fit import cross_fit
-from kaggle_llm.kaggle.push import share_first
+from kaggle_llm.kaggle.push import share_alike
 from kaggle_llm.rehearsal.checks import compare_rankings, largest_difference
 
 
@@ -81,7 +81,7 @@ def test_a_row_is_the_same_row_though_its_last_digit_moves() -> None:
     one, other = values(a=[2.0626924], b=[30000.0]), values(a=[2.0626925], b=[30000.1])
     assert compare_rankings(one, other) == [] and largest_difference(one, other) < 1e-5
     assert compare_rankings(one, values(a=[2.07], b=[30000.0])) == ["row a: a score differs by 3.5e-03"]
-    assert share_first(one, other) == 1.0 and share_first(one, values(a=[9.0], b=[30000.0])) == 0.5
+    assert share_alike(one, other) == 1.0 and share_alike(one, values(a=[9.0], b=[30000.0])) == 0.5
 
 
 def test_members_are_averaged_by_their_weights_and_those_that_did_not_answer_a_row_fall_away() -> None:

@@ -19,7 +19,7 @@ from kaggle_llm.engines import maker, vllm_engine
 from kaggle_llm.engines.engine import EngineSettings
 from kaggle_llm.engines.maker import make_engine, resolve_engine
 from kaggle_llm.engines.transformers_engine import TransformersEngine
-from kaggle_llm.engines.vllm_engine import VllmEngine, check_settings, lora_rank, machine_settings
+from kaggle_llm.engines.vllm_engine import VllmEngine, check_vllm_settings, lora_rank, machine_settings
 
 KNOWN = ("model", "dtype", "max_model_len", "gpu_memory_utilization", "enforce_eager", "enable_prefix_caching")
 
@@ -75,7 +75,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> Any:
     made["vllm.config.lora"].__dict__["MaxLoRARanks"] = Literal[1, 8, 16, 32]
     for name, module in made.items():
         monkeypatch.setitem(sys.modules, name, module)
-    for name in vllm_engine.ENVIRONMENT | vllm_engine.TURING_ENVIRONMENT:
+    for name in vllm_engine.VLLM_VARIABLES | vllm_engine.T4_VARIABLES:
         monkeypatch.setenv(name, "")  # and so it is put back
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
     monkeypatch.setattr(maker, "find_spec", lambda name: True)
@@ -174,8 +174,8 @@ def test_settings_of_vllm_are_given_as_key_and_value(tmp_path: Path) -> None:
 
 
 def test_an_unknown_setting_names_the_nearest_known_one(vllm: Any) -> None:
-    check_settings({"max_model_len": 1, "enforce_eager": True})
-    for refuse in (check_settings, lambda given: resolve_engine(EngineSettings("vllm", vllm=given))):
+    check_vllm_settings({"max_model_len": 1, "enforce_eager": True})
+    for refuse in (check_vllm_settings, lambda given: resolve_engine(EngineSettings("vllm", vllm=given))):
         with pytest.raises(ValueError, match=r"vLLM 1.2.3 .*engine.vllm.gpu_memory: .* 'gpu_memory_utilization'\?"):
             refuse({"gpu_memory": 0.5, "max_model_len": 1})
 
@@ -188,7 +188,7 @@ def test_what_the_engine_sets_itself_is_refused(vllm: Any, pico_llm: Path) -> No
 
 def test_settings_go_over_what_the_machine_asks_for(vllm: Any, pico_llm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def arguments(**given: Any) -> dict[str, Any]:
-        monkeypatch.setattr(vllm_engine, "check_settings", lambda settings: None)
+        monkeypatch.setattr(vllm_engine, "check_vllm_settings", lambda settings: None)
         return VllmEngine(pico_llm, EngineSettings("vllm", "float16", vllm=given))._arguments()
 
     monkeypatch.setattr(vllm_engine, "capability", lambda: (7, 5))
@@ -202,9 +202,9 @@ def test_settings_go_over_what_the_machine_asks_for(vllm: Any, pico_llm: Path, m
 @pytest.mark.parametrize(
     ("capability", "given", "expected"),
     [
-        ((7, 5), {}, vllm_engine.TURING),
+        ((7, 5), {}, vllm_engine.T4_SETTINGS),
         ((8, 0), {}, {}),
-        (None, {}, vllm_engine.CPU),
+        (None, {}, vllm_engine.CPU_SETTINGS),
         (None, {"gpu_memory_utilization": 0.5}, {}),
     ],
 )

@@ -14,7 +14,7 @@ from kaggle_llm.engines.engine import Completion, EngineSettings, Sampling
 from kaggle_llm.engines.prompts import Prompt
 from kaggle_llm.engines.transformers_engine import TransformersEngine
 from kaggle_llm.inference.budget import Budget
-from kaggle_llm.tasks.vote import CHUNK, Vote, extract_answer, majority_vote, sample_until_decided
+from kaggle_llm.tasks.vote import PROMPTS_A_CHUNK, Vote, extract_answer, majority_vote, sample_until_decided
 
 
 def test_the_answer_of_most_samples_comes_first_with_its_share() -> None:
@@ -95,7 +95,9 @@ def test_only_open_prompts_are_drawn_for_with_the_next_seeds() -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 100])
 def test_stopping_early_changes_no_winner_and_no_sample(size: int) -> None:
     random = Random(size)
-    scripts = ["".join(random.choices("ab c", [random.random() for _ in "ab c"], k=16)) for _ in range(3 * CHUNK)]
+    scripts = [
+        "".join(random.choices("ab c", [random.random() for _ in "ab c"], k=16)) for _ in range(3 * PROMPTS_A_CHUNK)
+    ]
     for script, vote in zip(scripts, draw(Scripted(scripts), 16, size), strict=True):
         whole = majority_vote(list(script))
         assert vote.answers == [letter.strip() for letter in script[: vote.drawn]]
@@ -122,12 +124,12 @@ def test_greedy_texts_are_drawn_once() -> None:
 
 
 def test_where_the_time_ends_votes_have_fewer_samples_and_are_counted_once() -> None:
-    """One second a prompt: three chunks of the first round and one of the second fit into 4 × CHUNK + 1 seconds."""
-    engine = Scripted(["abababab"] * (3 * CHUNK), seconds=1.0)
-    budget = Budget(4 * CHUNK + 1, clock=lambda: engine.now)
+    """One second a prompt: three chunks of the first round and one of the second fit into the time."""
+    engine = Scripted(["abababab"] * (3 * PROMPTS_A_CHUNK), seconds=1.0)
+    budget = Budget(4 * PROMPTS_A_CHUNK + 1, clock=lambda: engine.now)
     votes = draw(engine, 8, 2, budget=budget)
-    assert [vote.drawn for vote in votes] == [4] * CHUNK + [2] * (2 * CHUNK)
-    assert engine.now <= 4 * CHUNK + 1 and budget.cuts == {"voting": 3 * CHUNK}
+    assert [vote.drawn for vote in votes] == [4] * PROMPTS_A_CHUNK + [2] * (2 * PROMPTS_A_CHUNK)
+    assert engine.now <= 4 * PROMPTS_A_CHUNK + 1 and budget.cuts == {"voting": 3 * PROMPTS_A_CHUNK}
 
 
 def test_without_any_time_there_are_no_votes() -> None:

@@ -172,7 +172,7 @@ def test_a_file_that_is_not_the_locked_one_ends_the_download(filled: Path, monke
     runtime = make_runtime(monkeypatch, stable="3.0")
     resolved = resolve_pins(runtime)
     write_wheel(filled, "stable", "3.0", ABI3, ["changed-since"])
-    with pytest.raises(RuntimeError, match="exit code 1: its words stand above"):
+    with pytest.raises(RuntimeError, match="exit code 1: see its output above"):
         download_wheels(resolved, runtime.image, filled.parent / "downloads")
 
 

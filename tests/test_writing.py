@@ -13,10 +13,10 @@ from kaggle_llm.engines.maker import make_engine
 from kaggle_llm.engines.prompts import Prompter, PromptSettings
 from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.inference.budget import Budget
-from kaggle_llm.inference.progress import OFTEN
+from kaggle_llm.inference.progress import OFFER_SECONDS
 from kaggle_llm.tasks.writing import (
-    CHUNK,
-    LONGEST,
+    MAX_SPARE_CHARACTERS,
+    ROWS_A_CHUNK,
     WritingSettings,
     rank_first_words,
     rank_texts,
@@ -67,22 +67,22 @@ def test_no_rows_have_no_lines(prompter: Prompter) -> None:
 
 
 def test_what_the_time_cuts_has_no_line_and_is_counted(prompter: Prompter) -> None:
-    count = 3 * CHUNK
+    count = 3 * ROWS_A_CHUNK
     engine = Says(["a line"] * count, seconds=1.0)
-    budget = Budget(2.5 * CHUNK, 0.0, engine)
+    budget = Budget(2.5 * ROWS_A_CHUNK, 0.0, engine)
     lines = write_lines(rows_of(["x"] * count), prompter, engine, SETTINGS, budget)
-    assert lines == ["a line"] * 2 * CHUNK + [""] * CHUNK
-    assert budget.cuts == {"writing": CHUNK}
-    assert [size for size, _ in engine.calls] == [CHUNK, CHUNK]
+    assert lines == ["a line"] * 2 * ROWS_A_CHUNK + [""] * ROWS_A_CHUNK
+    assert budget.cuts == {"writing": ROWS_A_CHUNK}
+    assert [size for size, _ in engine.calls] == [ROWS_A_CHUNK, ROWS_A_CHUNK]
 
 
 def test_what_there_is_so_far_is_told_now_and_then_for_all_rows(prompter: Prompter) -> None:
-    count, told = 4 * CHUNK, []
-    engine = Says([f"line {n}" for n in range(count)], seconds=OFTEN / CHUNK / 1.9)
+    count, told = 4 * ROWS_A_CHUNK, []
+    engine = Says([f"line {n}" for n in range(count)], seconds=OFFER_SECONDS / ROWS_A_CHUNK / 1.9)
     budget = Budget(1e6, 0.0, engine)
     lines = write_lines(rows_of(["x"] * count), prompter, engine, SETTINGS, budget, told.append)
     assert lines == [f"line {n}" for n in range(count)]
-    assert told == [lines[: 2 * CHUNK] + [""] * 2 * CHUNK, lines]
+    assert told == [lines[: 2 * ROWS_A_CHUNK] + [""] * 2 * ROWS_A_CHUNK, lines]
 
 
 def test_a_row_whose_prompt_is_too_long_is_named(prompter: Prompter) -> None:
@@ -123,13 +123,19 @@ def test_a_row_without_a_line_has_its_own_first_words_or_the_spare_text() -> Non
     rows = rows_of(["is written", "one two  three four", "", " \t ", "x" * 200_000])
     ranking = check_ranking(rank_texts(rows, ["A line.", "", "", "", ""], "text", SETTINGS), rows["id"].to_list())
     spare = "nothing was said"
-    assert ranking["items"].to_list() == [["A line."], ["one two three"], [spare], [spare], ["x" * LONGEST]]
+    assert ranking["items"].to_list() == [
+        ["A line."],
+        ["one two three"],
+        [spare],
+        [spare],
+        ["x" * MAX_SPARE_CHARACTERS],
+    ]
     assert ranking["scores"].to_list() == [[0.0]] * 5
 
 
 @pytest.mark.parametrize("spare", ["", " "])
 def test_a_spare_text_has_to_be_given_also_where_no_row_needs_it(spare: str) -> None:
-    with pytest.raises(ValueError, match=r"writing.spare = ' ?': a row of which nothing is known needs a text"):
+    with pytest.raises(ValueError, match=r"writing.spare = ' ?': give a text for rows without any words"):
         rank_texts(rows_of(["x"]), ["a line"], "text", WritingSettings(spare=spare))
 
 

@@ -1,4 +1,4 @@
-"""A tokenizer of the rows' texts, and a GPT-2 that has read them."""
+"""Train a tokenizer and a GPT-2 on the training rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def learn(labelled: pl.DataFrame, documents: pl.DataFrame, config: Config, folder: Path) -> None:
-    """labelled: the texts of every row, and in `text` what it should say. Leaves a model folder."""
+    """Leaves a model folder. labelled: the texts of every row, and in `text` the document that it should write."""
     columns = [name for name in labelled.columns if name in config.prompt.budgets]
     texts = labelled.select(pl.concat_str(*columns, separator=" ")).to_series().to_list()
     train_tokenizer([*texts, *documents["text"]], config.model.vocab_size, folder)

@@ -55,7 +55,7 @@ class Projection(nn.Module):
 
 
 class Attention(nn.Module):
-    """Every token asks (query) all tokens up to itself (keys) and takes the mean of what they say (values)."""
+    """Every token compares its query with the keys of all tokens up to itself and averages their values by that."""
 
     def __init__(self, settings: GPT2Settings) -> None:
         super().__init__()
@@ -67,31 +67,31 @@ class Attention(nn.Module):
         batch, length, features = x.shape
         query, key, value = self.c_attn(x).split(features, dim=2)  # [B, T, C] each
         query, key, value = (self.split_heads(part) for part in (query, key, value))  # [B, H, T, D]
-        if past is not None:  # keys and values of earlier tokens were computed in earlier calls
+        if past is not None:  # the keys and values of earlier tokens, computed in earlier calls
             key, value = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
         weight = query @ key.transpose(2, 3) / math.sqrt(query.shape[3])  # [B, H, T, T + earlier]
         weight = weight.masked_fill(~causal_mask(length, key.shape[2], x.device), -math.inf).softmax(dim=3)
-        found = weight @ value  # [B, H, T, D]
-        # transpose only changes how memory is read; view needs neighbours in memory, so contiguous copies in between.
-        found = found.transpose(1, 2).contiguous().view(batch, length, features)  # heads side by side: [B, T, C]
-        return self.c_proj(found), (key, value)
+        mixed = weight @ value  # [B, H, T, D]
+        # transpose changes only the strides; view needs contiguous memory, so the tensor is copied in between.
+        mixed = mixed.transpose(1, 2).contiguous().view(batch, length, features)  # heads side by side: [B, T, C]
+        return self.c_proj(mixed), (key, value)
 
     def split_heads(self, x: Tensor) -> Tensor:
-        """[B, T, C] → [B, H, T, D]. A head owns D neighbouring features, so C is viewed as (H, D), and then H moves
-        before T; a view as (B, H, T, D) at once would mix tokens with features."""
+        """[B, T, C] → [B, H, T, D]. A head has D neighbouring features: C is viewed as (H, D), then H moves before T.
+        Viewing it as (B, H, T, D) at once would mix tokens with features."""
         batch, length, features = x.shape
         return x.view(batch, length, self.n_head, features // self.n_head).transpose(1, 2)
 
 
 def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
-    """[queries, keys], True where a query may look. The queries are the last of the keys' tokens: query i stands at
-    position keys - queries + i and sees every key up to there. A row that is False throughout would be 0 / 0."""
+    """[queries, keys], True where a query may attend. The queries are the last tokens of the keys: query i is at
+    position keys - queries + i and attends to all keys up to there."""
     position = torch.arange(keys - queries, keys, device=device)
     return torch.arange(keys, device=device)[None, :] <= position[:, None]
 
 
 class MLP(nn.Module):
-    """What a token does with what it has read, by itself: four times as wide, a bend, and back."""
+    """Two layers on each token by itself: to four times the width, a GELU, and back."""
 
     def __init__(self, settings: GPT2Settings) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)): each part adds to a stream that passes through unchanged."""
+    """x + attention(norm(x)), then x + mlp(norm(x)): both add to the residual stream x."""
 
     def __init__(self, settings: GPT2Settings) -> None:
         super().__init__()
@@ -113,13 +113,13 @@ class Block(nn.Module):
         self.mlp = MLP(settings)
 
     def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        read, present = self.attn(self.ln_1(x), past)
-        x = x + read
+        attended, present = self.attn(self.ln_1(x), past)
+        x = x + attended
         return x + self.mlp(self.ln_2(x)), present
 
 
 class GPT2(nn.Module):
-    """Embeddings, blocks, a last norm, and the embeddings again as the head."""
+    """Embeddings, blocks, a final norm, and the token embeddings again as the head."""
 
     def __init__(self, settings: GPT2Settings) -> None:
         super().__init__()
@@ -136,9 +136,9 @@ class GPT2(nn.Module):
         nn.init.normal_(self.transformer["wpe"].weight, std=0.01)
 
     def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
-        """Token ids [B, T] → logits [B, T, V]: row t says what token t + 1 is.
+        """Token ids [B, T] → logits [B, T, V]: row t predicts token t + 1.
 
-        cache: from earlier calls, with the tokens before these; this call's keys and values go into it. Start with [].
+        cache: keys and values of the tokens before these, from earlier calls; this call adds its own. Start with [].
         Raises ValueError for more tokens than there are positions.
         """
         before = cache[0][0].shape[2] if cache else 0
@@ -154,13 +154,13 @@ class GPT2(nn.Module):
             presents.append(present)
         if cache is not None:
             cache[:] = presents
-        # The head is tied: the same matrix that turns a token into features says how well features fit a token.
+        # The head is tied: the embedding matrix also turns features into the logits of the tokens.
         return self.transformer["ln_f"](x) @ self.transformer["wte"].weight.T
 
     def loss(self, ids: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy of the next token in nats. labels [B, T]: ids, or IGNORED where nothing is to be learned.
+        """Mean cross-entropy of the next token in nats. labels [B, T]: ids, or IGNORED for tokens without a loss.
 
-        Row t of the logits is about token t + 1, so the labels move one to the left: without that shift the model would
+        Row t of the logits predicts token t + 1, so the labels are shifted by one: without the shift the model would
         learn to copy its input.
         """
         logits = self(ids)[:, :-1]
@@ -173,31 +173,31 @@ class GPT2(nn.Module):
         tokens: int,
         temperature: float = 0.0,
         top_k: int | None = None,
-        draw: torch.Generator | None = None,
+        generator: torch.Generator | None = None,
         cached: bool = True,
     ) -> Tensor:
-        """ids [B, T] continued to [B, T + tokens]. temperature 0: the likeliest token; top_k: among so many only.
+        """ids [B, T] continued to [B, T + tokens]. temperature 0: the likeliest token; top_k: of the k likeliest.
 
-        With the cache a step computes one token; without it all of them again, with the same result.
+        With the cache a step computes one token; without it all tokens again, with the same result.
         """
         cache: Cache | None = [] if cached else None
         new = ids
         for _ in range(tokens):
             logits = self(new if cached else ids, cache)[:, -1]  # [B, V]
-            chosen = choose_token(logits, temperature, top_k, draw)
+            chosen = choose_token(logits, temperature, top_k, generator)
             ids, new = torch.cat((ids, chosen), dim=1), chosen
         return ids
 
 
-def choose_token(logits: Tensor, temperature: float, top_k: int | None, draw: torch.Generator | None) -> Tensor:
-    """Logits [B, V] → one token each, [B, 1]."""
+def choose_token(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
+    """Logits [B, V] → one token for each sequence, [B, 1]."""
     if temperature == 0:
         return logits.argmax(dim=1, keepdim=True)
     logits = logits / temperature  # above 1 flatter, below 1 sharper
     if top_k is not None:
         worst = logits.topk(min(top_k, logits.shape[1]), dim=1).values[:, -1:]
         logits = logits.masked_fill(logits < worst, -math.inf)
-    return torch.multinomial(logits.softmax(dim=1), 1, generator=draw)
+    return torch.multinomial(logits.softmax(dim=1), 1, generator=generator)
 
 
 def fit(
@@ -208,11 +208,11 @@ def fit(
     learning_rate: float,
     seed: int,
 ) -> None:
-    """AdamW on (prompt, what comes behind it) pairs of token ids; the rate rises for a tenth of the steps, then falls.
+    """Train with AdamW on (prompt, completion) pairs of token ids; only the completion has a loss.
 
-    Only what comes behind the prompt has a loss: the prompt is given, and nobody asks the model to write one.
+    The learning rate rises during the first tenth of the steps, then falls to 0.
     """
-    draw = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.95))
     steps = max(epochs * math.ceil(len(examples) / batch), 1)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -220,7 +220,7 @@ def fit(
     )
     bar = tqdm(range(epochs), "epochs", mininterval=5.0)
     for _ in bar:
-        for chosen in torch.randperm(len(examples), generator=draw).split(batch):
+        for chosen in torch.randperm(len(examples), generator=generator).split(batch):
             ids, labels = pad_examples([examples[i] for i in chosen.tolist()])
             loss = model.loss(ids, labels)
             loss.backward()
@@ -232,28 +232,29 @@ def fit(
 
 
 def pad_examples(examples: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[Tensor, Tensor]:
-    """Ids and labels [B, T]. Padding stands behind, where no token looks at it, and has no loss."""
-    length = max(len(prompt) + len(answer) for prompt, answer in examples)
+    """Ids and labels [B, T]. Padding comes last, where no token attends to it, and has no loss."""
+    length = max(len(prompt) + len(completion) for prompt, completion in examples)
     ids, labels = torch.zeros(len(examples), length, dtype=torch.long), torch.full((len(examples), length), IGNORED)
-    for row, (prompt, answer) in enumerate(examples):
-        ids[row, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
-        labels[row, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
+    for row, (prompt, completion) in enumerate(examples):
+        end = len(prompt) + len(completion)
+        ids[row, :end] = torch.tensor([*prompt, *completion])
+        labels[row, len(prompt) : end] = torch.tensor(completion)
     return ids, labels
 
 
 def save_gpt2(model: GPT2, folder: Path) -> None:
     """config.json and model.safetensors as transformers reads them."""
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", **asdict(model.settings)}
-    (folder / "config.json").write_text(json.dumps(about, indent=2))
+    config = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", **asdict(model.settings)}
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
     save_file(dict(model.state_dict()), folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def load_gpt2(folder: Path) -> GPT2:
-    """A folder of ours or of transformers; raises KeyError or RuntimeError where it is no GPT-2."""
-    about = json.loads((folder / "config.json").read_text())
-    model = GPT2(GPT2Settings(**{name: about[name] for name in asdict(GPT2Settings())}))
-    # transformers may write the tied head a second time, and old files hold the mask as a tensor.
+    """Load a folder of `save_gpt2` or transformers; raises KeyError or RuntimeError where it is no GPT-2."""
+    config = json.loads((folder / "config.json").read_text())
+    model = GPT2(GPT2Settings(**{name: config[name] for name in asdict(GPT2Settings())}))
+    # Files of transformers may also hold the tied head, and old ones the mask: only our names are read.
     weights = load_file(folder / "model.safetensors")
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
     return model

@@ -1,4 +1,4 @@
-"""From test rows to a ranking: the model writes what it thinks the document says, and BM25 finds the nearest."""
+"""From test rows to a ranking: the model writes a guess of the document, and BM25 finds the nearest ones."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def make_index(run: Run) -> LexicalIndex:
 
 
 def fallback(rows: pl.DataFrame, run: Run) -> pl.DataFrame:
-    """Without a model: the documents nearest to the row's own words."""
+    """For rows without the model's answer: the documents nearest to their own words."""
     words = rows.select(pl.concat_str(*run.competition.tables["test"].texts, separator=" ")).to_series()
     return make_index(run).search(rows["id"].to_list(), words.to_list(), run.config.k)
 

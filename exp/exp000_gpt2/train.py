@@ -1,4 +1,4 @@
-"""A small GPT-2, written out in model.py and trained from nothing for a minute, says the misconception itself."""
+"""A small GPT-2, written out in model.py and trained from scratch for a minute, writes the misconception itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From test rows to a ranking: BM25 and sentence vectors, fused by reciprocal rank."""
+"""From test rows to a ranking: BM25 and sentence embeddings, fused by reciprocal rank."""
 
 from __future__ import annotations
 

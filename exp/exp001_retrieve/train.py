@@ -1,4 +1,4 @@
-"""BM25 and MiniLM, fused by reciprocal rank: the floor that every reranker has to beat."""
+"""BM25 and MiniLM, fused by reciprocal rank: the baseline that every reranker has to beat."""
 
 from __future__ import annotations
 

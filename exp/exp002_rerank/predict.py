@@ -1,4 +1,4 @@
-"""From test rows to a ranking: retrieve, rerank the first candidates by a language model's log-odds, blend."""
+"""From test rows to a ranking: retrieve, rerank the first candidates by a language model's log-odds, blend both."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def load(run: Run) -> Loaded:
 
 
 def score(rows: pl.DataFrame, loaded: Loaded, run: Run) -> Reranked:
-    """The retrieval's ranking, and the reranker's of its first candidates (no row where the time ran out)."""
+    """The retrieval's ranking, and the reranker's of its first candidates (without rows that the time limit cut)."""
     retrieved = loaded.retriever.search(rows)
     run.offer(Reranked(retrieved, retrieved.clear()))
 
@@ -53,7 +53,7 @@ def score(rows: pl.DataFrame, loaded: Loaded, run: Run) -> Reranked:
 
 
 def decision(config: Config) -> Blend:
-    """How much the reranker counts beside the retrieval's place."""
+    """The weight of the reranker's score beside the retrieval's rank."""
     return Blend()
 
 

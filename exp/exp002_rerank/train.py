@@ -1,4 +1,4 @@
-"""SmolLM2 fine-tuned with LoRA to say Yes for the right candidate, blended with the retrieval's place."""
+"""SmolLM2 fine-tuned with LoRA to say Yes for the right candidate, blended with the retrieval's rank."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def main() -> None:
 
 
 def make_groups(part: Part) -> list[TokenGroup]:
-    """The right candidate of every row among hard negatives: wrong ones that the retrieval puts in front."""
+    """The right candidate of every row among hard negatives: wrong candidates that the retrieval ranks high."""
     config, candidates = part.config, part.loaded.retriever.search(part.train)
     drawn = draw_groups(candidates, part.truth, config.choice.group_size, config.depth, config.seed)
     return part.loaded.prompts.groups(part.train, drawn)

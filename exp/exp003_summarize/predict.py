@@ -1,4 +1,4 @@
-"""From test rows to texts: the prompt, what the language model writes behind it, its first line."""
+"""From test rows to texts: a language model completes the prompt, and the first line is the answer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def load(run: Run) -> Prompter:
 
 
 def fallback(rows: pl.DataFrame, run: Run) -> pl.DataFrame:
-    """What a row has that no model answers."""
+    """For rows that no model answers."""
     return rank_first_words(rows, run.competition.tables["test"].texts[0], run.config.writing)
 
 

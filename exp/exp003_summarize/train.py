@@ -1,4 +1,4 @@
-"""SmolLM2 fine-tuned with QLoRA to write the summary, and nothing of the chat before it."""
+"""SmolLM2 fine-tuned with QLoRA to write the summary; the loss is on the summary's tokens alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def main() -> None:
 
 
 def make_examples(part: Part) -> list[CompletionExample]:
-    """The first reference of each row, in an order of their own: training.tokens takes the first ones."""
+    """The first reference of each row, shuffled: training.tokens keeps the first examples."""
     rows = part.train.sample(fraction=1.0, shuffle=True, seed=part.config.seed)
     return make_completions(part.loaded, rows, part.competition.truth(rows))
 

@@ -1,4 +1,4 @@
-"""From test rows to probabilities: both answers in both orders, the letter that the model says, a temperature."""
+"""From test rows to probabilities: the model's letter for the two answers in both orders, and a temperature."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def load(run: Run) -> Prompter:
 
 
 def fallback(rows: pl.DataFrame, run: Run) -> pl.DataFrame:
-    """What a row has that no model answers."""
+    """For rows that no model answers."""
     return rank_even(rows, run.competition.legal_items())
 
 
@@ -39,5 +39,5 @@ def score(rows: pl.DataFrame, loaded: Prompter, run: Run) -> pl.DataFrame:
 
 
 def decision(config: Config) -> Temperature:
-    """How sure the model is."""
+    """The temperature that calibrates the probabilities."""
     return Temperature()

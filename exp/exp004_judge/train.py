@@ -1,4 +1,4 @@
-"""SmolLM2 with LoRA names the better of two answers, asked in both orders, its certainty set by a temperature."""
+"""SmolLM2 with LoRA picks the better of two answers, asked in both orders and calibrated by a temperature."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def main() -> None:
 
 
 def make_examples(part: Part) -> list[TokenGroup]:
-    """The voters' shares, every pair in both orders."""
+    """Every pair in both orders, with the voters' shares as targets."""
     rows = part.train.sample(fraction=1.0, shuffle=True, seed=part.config.seed)
     return list_pair_examples(rows, part.competition.labels, part.loaded, part.config.orders, part.config.seed)
 

@@ -1,4 +1,4 @@
-"""From test rows to spans: tags of all tokens from overlapping windows, outside only above a threshold."""
+"""From test rows to spans: tag the tokens of overlapping windows, with a threshold for tokens outside of spans."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def load(run: Run) -> Tagger:
 
 
 def fallback(rows: pl.DataFrame, run: Run) -> pl.DataFrame:
-    """Without a model: what the rules find."""
+    """For rows that no model answers: the spans that the rules find."""
     return tag_by_rules(rows, run.competition.tables["test"].texts[0], run.config.rules)
 
 
 def score(rows: pl.DataFrame, loaded: Tagger, run: Run) -> pl.DataFrame:
-    """What is said of every token."""
+    """The tag probabilities of every token."""
     return tag_texts(rows, loaded, run.engine("tagger"), run.budget, run.offer)
 
 
 def decision(config: Config) -> OutsideThreshold:
-    """From which probability on a token is left out."""
+    """The probability from which a token is outside of all spans."""
     return OutsideThreshold()

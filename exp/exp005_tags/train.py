@@ -1,4 +1,4 @@
-"""An encoder with a head that tags every token, and a threshold that leaves a token out only where that is sure."""
+"""An encoder with a head that tags every token, and a threshold for tokens outside of spans, fitted for F5."""
 
 from __future__ import annotations
 

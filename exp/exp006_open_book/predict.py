@@ -1,4 +1,4 @@
-"""From test rows to letters: find passages, show the first ones to a language model, rank the options by log-odds."""
+"""From test rows to letters: retrieve passages into the prompt, rank the options by a language model's log-odds."""
 
 from __future__ import annotations
 
@@ -50,29 +50,29 @@ def load(run: Run) -> Loaded:
 
 
 def fallback(rows: pl.DataFrame, run: Run) -> pl.DataFrame:
-    """Without a model: the options in the order given."""
+    """For rows that no model answers: the options in their given order."""
     return rank_alike(rows, run.competition.legal_items())
 
 
 def score(rows: pl.DataFrame, loaded: Loaded, run: Run) -> pl.DataFrame:
-    found, depths = search(rows, loaded, run), run.config.context.depths
-    return choose([add_context(rows, found, loaded.passages, depth) for depth in depths], loaded, run)
+    retrieved, depths = search(rows, loaded, run), run.config.context.depths
+    return choose([add_context(rows, retrieved, loaded.passages, depth) for depth in depths], loaded, run)
 
 
 def search(rows: pl.DataFrame, loaded: Loaded, run: Run) -> pl.DataFrame:
-    """The passages of every row."""
+    """The passages for every row, best first."""
     return loaded.retriever.search(rows)
 
 
 def answer_closed(rows: pl.DataFrame, loaded: Loaded, run: Run) -> pl.DataFrame:
-    """What the same model says without a passage."""
+    """The same model's answer without a passage in the prompt."""
     return choose([rows.with_columns(context=pl.lit(""))], loaded, run)
 
 
-def choose(forms: list[pl.DataFrame], loaded: Loaded, run: Run) -> pl.DataFrame:
-    """The options by their scores, averaged over several contexts of the same rows."""
+def choose(variants: list[pl.DataFrame], loaded: Loaded, run: Run) -> pl.DataFrame:
+    """The options ranked by their scores, averaged over variants of the rows with different contexts."""
     options, engine = run.competition.legal_items(), run.engine("reader")
-    return answer_in_turn(forms, options, loaded.prompts, engine, run.budget, run.offer)
+    return answer_in_turn(variants, options, loaded.prompts, engine, run.budget, run.offer)
 
 
 def prompts_a_row(config: Config) -> int:

@@ -1,4 +1,4 @@
-"""SmolLM2 with LoRA says Yes behind the right option, an encyclopedia's passages open in front of it."""
+"""SmolLM2 with LoRA says Yes to the right option, with passages of an encyclopedia in the prompt."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def main() -> None:
 
     for part in experiment.parts():
         part.learn("reader", ChoiceTask(config.choice, part.prompter("reader").labels), make_groups)
-    closed = experiment.score_of(experiment.ask(answer_closed, "the book closed"))
+    closed = experiment.score_of(experiment.ask(answer_closed, "without context"))
     experiment.score({**recall, "without context": closed})
     experiment.ship()
 
 
 def make_groups(part: Part) -> list[TokenGroup]:
-    """All options of a question at once, behind the passages that prediction would find."""
+    """All options of a question as one group, with the passages that prediction would retrieve."""
     config, loaded = part.config, part.loaded
-    shown = add_context(part.train, loaded.retriever.search(part.train), loaded.passages, config.context.taught)
+    rows = add_context(part.train, loaded.retriever.search(part.train), loaded.passages, config.context.taught)
     options, size = rank_alike(part.train, part.competition.legal_items()), config.choice.group_size
-    return loaded.prompts.groups(shown, draw_groups(options, part.truth, size, size, config.seed))
+    return loaded.prompts.groups(rows, draw_groups(options, part.truth, size, size, config.seed))
 
 
 if __name__ == "__main__":

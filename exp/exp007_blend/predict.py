@@ -1,4 +1,4 @@
-"""From test rows to a ranking: every member answers in a process of its own, and its answer counts by its weight."""
+"""From test rows to a ranking: every member predicts in its own process; the answers are averaged by weight."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Config(BaseConfig):
 
 
 def load(run: Run) -> None:
-    """Each member loads what it needs."""
+    """Nothing: each member loads its own models."""
 
 
 def score(rows: pl.DataFrame, loaded: None, run: Run) -> pl.DataFrame:
@@ -26,5 +26,5 @@ def score(rows: pl.DataFrame, loaded: None, run: Run) -> pl.DataFrame:
 
 
 def decision(config: Config) -> MemberBlend:
-    """How much each member counts."""
+    """The members' weights."""
     return blend_alike(config)

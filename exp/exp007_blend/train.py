@@ -1,4 +1,4 @@
-"""An ensemble of complete runs, each weighted by what it adds on rows that no weight was fitted on."""
+"""An ensemble of complete runs, weighted by a cross-fitted forward selection on their out-of-fold predictions."""
 
 from __future__ import annotations
 

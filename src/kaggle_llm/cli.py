@@ -1,4 +1,4 @@
-"""kaggle-llm: the commands. Thin and lazy: what a command needs is imported inside it."""
+"""kaggle-llm: the commands. Each imports inside it what it needs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ app = typer.Typer(
     help=__doc__,
     rich_markup_mode=None,
 )
-Run = Annotated[str, typer.Argument(help="a run: <experiment> or <experiment>--<name>")]
+RunName = Annotated[str, typer.Argument(help="a run: <experiment> or <experiment>--<name>")]
 
 
 @app.callback()
@@ -27,7 +27,7 @@ def commands() -> None:
 
 @app.command()
 def new(source: str, target: str) -> None:
-    """Copy exp/SOURCE to exp/TARGET and remember the parent."""
+    """Copy exp/SOURCE to exp/TARGET and record its parent."""
     from kaggle_llm.base.folders import copy_experiment
 
     print(f"{copy_experiment(source, target)}: edit its train.py's first line to say the idea, then run it")
@@ -44,19 +44,19 @@ def fetch(competition: str) -> None:
 @app.command()
 def board(as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False) -> None:
     """All runs: CV and interval, before, LB, parent, date, idea."""
-    from kaggle_llm.experiment import board as rooms
+    from kaggle_llm.experiment.board import print_board, read_board
 
-    entries = rooms.read_board()
+    entries = read_board()
     if as_json:
         import json
 
         print(json.dumps(entries, indent=2, ensure_ascii=False))
     else:
-        rooms.print_board(entries)
+        print_board(entries)
 
 
 @app.command()
-def compare(run: Run, other: Run) -> None:
+def compare(run: RunName, other: RunName) -> None:
     """Is RUN better than OTHER on the rows that both validated, or is it noise?"""
     from kaggle_llm.experiment.comparison import compare_runs, print_comparison
 
@@ -64,8 +64,8 @@ def compare(run: Run, other: Run) -> None:
 
 
 @app.command()
-def audit(run: Run) -> None:
-    """What RUN's validation rows share with what it was trained on: output/RUN/leaks.json."""
+def audit(run: RunName) -> None:
+    """What RUN's validation rows share with its training rows: output/RUN/leaks.json. Exit 1 above a limit."""
     from kaggle_llm.competition.audit import report_run
 
     report_run(run)
@@ -77,7 +77,7 @@ def sweep(
     grid: Annotated[list[str], typer.Argument(help="key=v1,v2,… varied; key=value for all", metavar="KEY=V1,V2…")],
     smoke: Annotated[bool, typer.Option("--smoke", help="the smallest run of each")] = False,
 ) -> None:
-    """Train EXPERIMENT at every point of a grid, as named runs; go on where it stopped; a table sorted by CV."""
+    """Train EXPERIMENT at every point of a grid as named runs, and print them by CV; resumes where it stopped."""
     from kaggle_llm.experiment.sweep import print_sweep
     from kaggle_llm.experiment.sweep import sweep as run_sweep
 
@@ -92,10 +92,10 @@ def doctor(
     run: Annotated[str | None, typer.Argument(help="a run, trained or not")] = None,
     runtime: Annotated[str | None, typer.Option(help="a name of src/kaggle_llm/runtime/runtimes/")] = None,
     model: Annotated[Path | None, typer.Option(help="this model folder alone, with RUN's config or without")] = None,
-    rows: Annotated[int | None, typer.Option(min=1, help="rows of the test set, for the estimate of time")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="rows of the test set, to estimate the time")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
 ) -> None:
-    """Will RUN's models fit and run on two T4s, and how: judged from files. Exit 1 where something is refused."""
+    """Will RUN's models fit and run on the runtime's GPUs? Judged from files. Exit 1 where something will not work."""
     from kaggle_llm.runtime.doctor import examine, print_diagnosis
     from kaggle_llm.runtime.pins import DEFAULT
 
@@ -112,7 +112,7 @@ def doctor(
 
 @app.command()
 def wheels(runtime: Annotated[str, typer.Argument(help="a name of src/kaggle_llm/runtime/runtimes/")]) -> None:
-    """Lock and download what RUNTIME brings along, for its image's Python: output/wheels/RUNTIME/."""
+    """Lock and download the wheels of RUNTIME's packages, for its image's Python: output/wheels/RUNTIME/."""
     from kaggle_llm.kaggle.wheelhouse import make_wheelhouse, print_wheelhouse
 
     print_wheelhouse(make_wheelhouse(runtime))
@@ -120,7 +120,7 @@ def wheels(runtime: Annotated[str, typer.Argument(help="a name of src/kaggle_llm
 
 @app.command()
 def bundle(
-    run: Run, runtime: Annotated[str | None, typer.Option(help="the image and packages that it will run on")] = None
+    run: RunName, runtime: Annotated[str | None, typer.Option(help="the image and packages that it runs on")] = None
 ) -> None:
     """Pack a run into Kaggle datasets: output/bundles/RUN/."""
     from kaggle_llm.kaggle.bundle import bundle_run, print_bundle
@@ -131,7 +131,7 @@ def bundle(
 
 @app.command()
 def parity(
-    run: Run,
+    run: RunName,
     rows: Annotated[int | None, typer.Option(min=1, help="at most so many held-out rows")] = None,
 ) -> None:
     """Compare RUN's stages, from adapter to shipped engine: output/RUN/parity.json, parity.png. Exit 0 if passed."""
@@ -145,14 +145,16 @@ def parity(
 
 @app.command()
 def push(
-    run: Run,
-    words: Annotated[list[str] | None, typer.Argument(help="with --train: as train.py takes them")] = None,
+    run: RunName,
+    words: Annotated[list[str] | None, typer.Argument(help="with --train: arguments of train.py")] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="only time and score this many held-out rows there")] = None,
     train: Annotated[bool, typer.Option("--train", help="run train.py there; output/ comes back")] = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="with --train: the smallest run")] = False,
-    accept_parity: Annotated[str, typer.Option(metavar="REASON", help="push in spite of parity; goes on record")] = "",
+    accept_parity: Annotated[
+        str, typer.Option(metavar="REASON", help="push despite a failed parity; is recorded")
+    ] = "",
 ) -> None:
-    """Upload RUN's bundle through the kaggle CLI, run its notebook there, compare its output with the rehearsal's."""
+    """Upload RUN's bundle, run its notebook on Kaggle, and compare the output with the rehearsal's."""
     if train:
         from kaggle_llm.kaggle.remote import train_remotely
 
@@ -172,21 +174,44 @@ def push(
 
 
 @app.command()
-def submit(run: Run, message: Annotated[str, typer.Option("-m", "--message", help="what is new in it")]) -> None:
-    """Submit the pushed kernel of RUN's bundle, behind every gate; wait for its score: output/RUN/submissions.json."""
+def submit(run: RunName, message: Annotated[str, typer.Option("-m", "--message", help="what is new in it")]) -> None:
+    """Submit RUN's pushed kernel after all checks, and wait for its score: output/RUN/submissions.json."""
     from kaggle_llm.kaggle.submit import submit_run
 
     submit_run(run, message)
 
 
 @app.command()
+def merge(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN…", help="complete runs of one experiment")],
+    method: Annotated[str, typer.Option(help="linear, slerp, ties or dare")] = "linear",
+    weights: Annotated[str, typer.Option(metavar="W,W…", help="one for each run; default: equal")] = "",
+    t: Annotated[float, typer.Option(help="slerp: 0 is the first run, 1 the second")] = 0.5,
+    density: Annotated[float, typer.Option(help="ties, dare: the share of a run's differences that is kept")] = 0.5,
+    seed: Annotated[int, typer.Option(help="dare: of the random choice")] = 0,
+    dtype: Annotated[str, typer.Option(help="of the merged weights; members: that of the runs")] = "members",
+    name: Annotated[str, typer.Option(help="of the new run, <experiment>--NAME; default: the method")] = "",
+) -> None:
+    """Merge the weights that RUNs trained into a new run, fold by fold, and score it: output/<experiment>--NAME/."""
+    from kaggle_llm.base.config import build_config
+    from kaggle_llm.experiment.merge_runs import merge_runs
+    from kaggle_llm.weights.soup import SoupSettings
+
+    numbers = [float(weight) for weight in weights.split(",") if weight]
+    options = {"method": method, "weights": numbers, "t": t, "density": density, "seed": seed, "dtype": dtype}
+    merge_runs(runs, build_config(options, SoupSettings), name or method)
+
+
+@app.command()
 def cache(
-    older: Annotated[float | None, typer.Option(metavar="DAYS", help="clear what no run has used for so long")] = None,
+    older: Annotated[
+        float | None, typer.Option(metavar="DAYS", help="clear entries that no run has used for so many days")
+    ] = None,
     keep: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="clear the longest unused above, such as 20GB")
+        str | None, typer.Option(metavar="SIZE", help="clear the least recently used above this size, such as 20GB")
     ] = None,
 ) -> None:
-    """What models said and what was embedded, kept for the next run: by run and age. Cleared, it is asked again."""
+    """List or clear the model answers and embeddings that are kept for the next run."""
     from kaggle_llm.inference.cache import clear_cache, parse_size, print_cache
 
     for entry in clear_cache(older, parse_size(keep) if keep else None):
@@ -211,11 +236,11 @@ def trace(
 
 @app.command()
 def rehearse(
-    run: Run,
+    run: RunName,
     rows: Annotated[int | None, typer.Option(min=0, help="rows of the hidden test, resampled")] = None,
     limit: Annotated[str, typer.Option(help="time limit of a session, such as 9h or 30m")] = "9h",
     replay: Annotated[int | None, typer.Option(help="also replay this fold's validation rows")] = None,
-    memory: Annotated[str | None, typer.Option(help="such as 29GB, of all processes; without: the runtime's")] = None,
+    memory: Annotated[str | None, typer.Option(help="of all processes, such as 29GB; default: the runtime's")] = None,
 ) -> None:
     """Run the bundle's notebook offline on public, hidden and hostile rows: output/rehearsals/RUN/latest/."""
     from kaggle_llm.rehearsal.rehearse import rehearse as run_rehearsal
@@ -229,7 +254,7 @@ def rehearse(
 
 def main() -> None:
     report_errors("--debug" in sys.argv)
-    # Not app(): Typer would put its own hook in the place of ours.
+    # Not app(): Typer would replace the excepthook of report_errors.
     typer.main.get_command(app)([word for word in sys.argv[1:] if word != "--debug"])
 
 

@@ -1,7 +1,8 @@
-"""Fine-tuning speed, memory and loss: python tests/benchmarks/finetune.py --json PATH [--seeds 3] [--rows N]
+"""Fine-tuning speed, memory and loss: python tests/benchmarks/finetune.py --json PATH [--seeds 3] [--rows N] [--real]
 
 Every contender trains the same model (SmolLM2-135M-Instruct, LoRA r = 16 on all linear layers, float32) for one epoch
-on the same real rows (scitldr: abstract → TLDR, loss on the TLDR only), in a process of its own. A common clock runs
+on the same rows (chat → summary of the generated demo-dialogues; with --real abstract → TLDR of scitldr, see
+tests/README.md), loss on the summary only, in a process of its own. A common clock runs
 around transformers' Trainer.train, so that imports, loading and tokenising do not count; the loss on held-out rows is
 computed by one function from the saved adapter. Useful tokens are a row's own: no padding.
 
@@ -25,6 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -33,8 +35,13 @@ from machine import describe_machine
 
 from kaggle_llm.base import paths, records
 from kaggle_llm.base.tables import print_table
+from kaggle_llm.competition.competition import read_csv
 
-SOURCE = Path(__file__).resolve().parents[3] / "shared" / "data" / "scitldr"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "real"))
+from sources import find_source
+
+ROOT = Path(__file__).resolve().parents[2]
+DIALOGUES = ROOT / "input" / "demo-dialogues" / "train.csv"
 BASE = "input/models/SmolLM2-135M-Instruct"
 ROWS, HELD_OUT = 64, 16
 MAX_LENGTH = 512  # tokens of a row; longer ones are not drawn, so that nobody truncates
@@ -59,23 +66,33 @@ class Row:
         return len(self.prompt_ids) + len(self.completion_ids)
 
 
-def choose_rows(name: str, count: int, tokenizer: Any) -> list[Row]:
-    """`count` rows of <name>.jsonl, the same ones at every call."""
-    lines = (SOURCE / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    random.Random(0).shuffle(lines)
-    rows: list[Row] = []
-    for line in lines:
-        row = read_row(json.loads(line), tokenizer)
-        rows += [row] if len(row) <= MAX_LENGTH else []
-        if len(rows) == count:
-            return rows
-    raise ValueError(f"{name}.jsonl has {len(rows)} rows of {MAX_LENGTH} tokens at most, {count} were asked for")
+def choose_rows(count: int, tokenizer: Any, real: bool) -> tuple[list[Row], list[Row]]:
+    """`count` rows to train on and HELD_OUT others at most, the same ones at every call."""
+    texts = list(read_papers() if real else read_dialogues())
+    random.Random(0).shuffle(texts)
+    rows = (encode_row(name, prompt, completion, tokenizer) for name, prompt, completion in texts)
+    held_out = min(count, HELD_OUT)
+    chosen = list(islice((row for row in rows if len(row) <= MAX_LENGTH), count + held_out))
+    if len(chosen) < count + held_out:
+        raise ValueError(f"{len(chosen)} rows of {MAX_LENGTH} tokens at most, {count} and {held_out} were asked for")
+    return chosen[held_out:], chosen[:held_out]
 
 
-def read_row(paper: Mapping[str, Any], tokenizer: Any) -> Row:
-    prompt, completion = " ".join(paper["source"]) + "\nTL;DR:", " " + paper["target"][0].strip()
+def read_dialogues() -> Iterator[tuple[str, str, str]]:
+    """Id, prompt and completion; raises FileNotFoundError before `make data`."""
+    for row in read_csv(DIALOGUES).to_dicts():
+        yield row["id"], f"{row['dialogue']}\nSummary:", f" {row['summary'].splitlines()[0]}"
+
+
+def read_papers() -> Iterator[tuple[str, str, str]]:
+    for line in (find_source("scitldr") / "train.jsonl").read_text(encoding="utf-8").splitlines():
+        paper = json.loads(line)
+        yield paper["paper_id"], " ".join(paper["source"]) + "\nTL;DR:", " " + paper["target"][0].strip()
+
+
+def encode_row(name: str, prompt: str, completion: str, tokenizer: Any) -> Row:
     ids = [tokenizer(text)["input_ids"] for text in (prompt, completion)]
-    return Row(paper["paper_id"], prompt, completion, tuple(ids[0]), (*ids[1], tokenizer.eos_token_id))
+    return Row(name, prompt, completion, tuple(ids[0]), (*ids[1], tokenizer.eos_token_id))
 
 
 def train_usual_script(base: Path, rows: Sequence[Row], seed: int, folder: Path) -> None:
@@ -252,7 +269,7 @@ def measure_loss(model: Any, rows: Sequence[Row]) -> float:
     return statistics.fmean(losses)
 
 
-def run_contender(name: str, seed: int, count: int, folder: Path) -> None:
+def run_contender(name: str, seed: int, count: int, folder: Path, real: bool) -> None:
     """In the contender's own process: train, measure, write folder/result.json."""
     import torch
     from peft import PeftModel
@@ -260,8 +277,7 @@ def run_contender(name: str, seed: int, count: int, folder: Path) -> None:
 
     base = paths.model_folder(BASE)
     tokenizer = AutoTokenizer.from_pretrained(base)
-    rows = choose_rows("train", count, tokenizer)
-    held_out = choose_rows("dev", min(count, HELD_OUT), tokenizer)
+    rows, held_out = choose_rows(count, tokenizer, real)
     set_seed(seed)
     with watch_training() as seen:
         CONTENDERS[name](base, rows, seed, folder / "adapter")
@@ -276,12 +292,22 @@ def run_contender(name: str, seed: int, count: int, folder: Path) -> None:
     records.write_json(folder / "result.json", result)
 
 
-def call_contender(name: str, seed: int, count: int) -> dict[str, Any]:
+def call_contender(name: str, seed: int, count: int, real: bool) -> dict[str, Any]:
     """Its result, from a process of its own; the load of the machine just before it goes beside the figures."""
     with tempfile.TemporaryDirectory() as folder:
         load = os.getloadavg()[0]
         print(f"{name}, seed {seed} … (load average {load:.1f})", flush=True)
-        words = ["--contender", name, "--seed", str(seed), "--rows", str(count), "--folder", folder]
+        words = [
+            "--contender",
+            name,
+            "--seed",
+            str(seed),
+            "--rows",
+            str(count),
+            "--folder",
+            folder,
+            *(["--real"] if real else []),
+        ]
         offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         subprocess.run([sys.executable, __file__, *words], env={**os.environ, **offline}, check=True)
         result: dict[str, Any] = records.read_json(Path(folder) / "result.json")
@@ -298,18 +324,19 @@ def summarise(name: str, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]
     return {"name": name, "figures": figures, "settings": results[0]["settings"], "runs": runs}
 
 
-def run_benchmark(seeds: int, count: int) -> dict[str, Any]:
+def run_benchmark(seeds: int, count: int, real: bool) -> dict[str, Any]:
     """All contenders in turn; further seeds for those whose losses are compared."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
     for seed in range(seeds):
         for name in CONTENDERS if seed == 0 else REPEATED:
-            found[name].append(call_contender(name, seed, count))
+            found[name].append(call_contender(name, seed, count, real))
     rows = found[next(iter(found))][0]["rows"]
     if any(result["rows"] != rows for results in found.values() for result in results):
         raise ValueError("the contenders were given different rows")
     return {
         "benchmark": "finetune",
         "machine": describe_machine(),
+        "rows_of": "scitldr" if real else "demo-dialogues",
         "versions": records.package_versions() | {name: metadata.version(name) for name in ("trl", "datasets")},
         "rows": rows,
         "contenders": [summarise(name, results) for name, results in found.items()],
@@ -345,6 +372,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="PATH", help="where the figures go")
     parser.add_argument("--seeds", type=int, default=1, help=f"trainings of {' and '.join(REPEATED)}")
     parser.add_argument("--rows", type=int, default=ROWS, help="rows that are trained on; fewer for a smoke test")
+    parser.add_argument("--real", action="store_true", help="scitldr's rows in place of the generated ones")
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -353,17 +381,15 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--json PATH is needed")
     if min(arguments.seeds, arguments.rows) < 1:
         parser.error(f"--seeds {arguments.seeds} --rows {arguments.rows}: both must be 1 or more")
-    if not SOURCE.is_dir():
-        parser.error(f"{SOURCE} is absent: the real data lies beside the repository in shared/")
     return arguments
 
 
 def main() -> None:
     arguments = parse_arguments()
     if arguments.contender:
-        run_contender(arguments.contender, arguments.seed, arguments.rows, arguments.folder)
+        run_contender(arguments.contender, arguments.seed, arguments.rows, arguments.folder, arguments.real)
         return
-    report = run_benchmark(arguments.seeds, arguments.rows)
+    report = run_benchmark(arguments.seeds, arguments.rows, arguments.real)
     records.write_json(arguments.json, report)
     print_benchmark(report)
 

@@ -11,7 +11,6 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-SCITLDR = ROOT.parent / "shared" / "data" / "scitldr"
 MERGE = ("cp", "peft", "mergekit", "kaggle_llm")
 SMOLLM2 = ROOT / "input" / "models" / "SmolLM2-135M-Instruct"
 METHODS = ("linear", "slerp", "ties")
@@ -21,7 +20,6 @@ FINETUNE = ("usual-script", "trl", "trl-packing", "kaggle_llm")
 
 @pytest.mark.release
 @pytest.mark.timeout(1800)
-@pytest.mark.skipif(not SCITLDR.is_dir(), reason="real data is absent: ../shared/data/scitldr")
 def test_finetune_gives_every_contender_the_same_rows_and_measures_what_they_learned(tmp_path: Path) -> None:
     # 10 rows are two steps; the first one's learning rate is 0.
     command = [sys.executable, HERE / "finetune.py", "--json", tmp_path / "figures.json", "--rows", "10"]

@@ -1,6 +1,6 @@
 """SciTLDR laid out as exp003 reads it: python tests/real/abstracts.py → input/abstracts/.
 
-Source: abstracts of papers with one-sentence summaries (Apache-2.0), read in place from ../shared/data; several
+Source: abstracts of papers with one-sentence summaries (Apache-2.0), read in place (sources.py); several
 summaries of a paper are a line each. A paper is its own group. Its train and dev become train.csv, its test the hidden
 test.
 """
@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from pathlib import Path
 
 import polars as pl
+from sources import ROOT, find_source, require
 
 from kaggle_llm_demo.dialogues import NAME
 from kaggle_llm_demo.files import write_competition
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCE = ROOT.parent / "shared" / "data" / "scitldr"
+SOURCE = find_source("scitldr")
 # What exp003 has to be told, and nothing else.
 WORDS = ("competition.dir=input/abstracts", "prompt.budgets.dialogue=256")
 
@@ -40,7 +39,6 @@ def convert(source: Path, target: Path, hidden: Path, train: int | None = None, 
 
 
 if __name__ == "__main__":
-    if not SOURCE.is_dir():
-        sys.exit(f"{SOURCE} is absent: the real data lies beside the repository in shared/")
+    require(SOURCE)
     convert(SOURCE, ROOT / "input" / "abstracts", ROOT / "output" / "hidden" / NAME, 400, 100)
     print("input/abstracts is ready:\npython exp/exp003_summarize/train.py run=scitldr", shlex.join(WORDS))

@@ -1,6 +1,6 @@
 """PandaLM's pairs laid out as exp004 reads them: python tests/real/judgements.py → input/judgements/.
 
-Source: 999 pairs of answers with three people's votes each (Apache-2.0), read in place from ../shared/data. A problem
+Source: 999 pairs of answers with three people's votes each (Apache-2.0), read in place (sources.py). A problem
 is an instruction with its input; the shares of the labels are those of the votes. Pairs of one problem stay together.
 """
 
@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from collections import Counter
 from pathlib import Path
 
 import polars as pl
+from sources import ROOT, find_source, require
 
 from kaggle_llm_demo.files import number_rows, write_competition
 from kaggle_llm_demo.judge import COLUMNS, NAME
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCE = ROOT.parent / "shared" / "data" / "pandalm" / "testset-v1.json"
+SOURCE = find_source("pandalm") / "testset-v1.json"
 VOTES = (1, 2, 0)  # for the first answer, for the second, for neither
 # What exp004 has to be told, and nothing else.
 WORDS = ("competition.dir=input/judgements", "training.learning_rate=2.0e-4")
@@ -46,7 +45,6 @@ def convert(source: Path, target: Path, hidden: Path, count: int | None = None) 
 
 
 if __name__ == "__main__":
-    if not SOURCE.is_file():
-        sys.exit(f"{SOURCE} is absent: the real data lies beside the repository in shared/")
+    require(SOURCE)
     convert(SOURCE, ROOT / "input" / "judgements", ROOT / "output" / "hidden" / NAME)
     print("input/judgements is ready:\npython exp/exp004_judge/train.py run=pandalm", shlex.join(WORDS))

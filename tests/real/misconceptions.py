@@ -1,19 +1,18 @@
 """220 real classroom errors, laid out as Kaggle would: python tests/real/misconceptions.py → input/mae/.
 
-Source: math-misconceptions (MIT licence, Nancy Otero), read in place from ../shared/data. The Explanation column is
+Source: math-misconceptions (MIT licence, Nancy Otero), read in place (sources.py). The Explanation column is
 left out: it gives the answer away.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import polars as pl
+from sources import ROOT, find_source, require
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCE = ROOT.parent / "shared" / "data" / "math_misconceptions"
+SOURCE = find_source("math_misconceptions")
 NOT_GIVEN = "not given"  # where the source leaves an answer empty
 
 
@@ -46,7 +45,6 @@ def text(value: object) -> str:
 
 
 if __name__ == "__main__":
-    if not SOURCE.is_dir():
-        sys.exit(f"{SOURCE} is absent: the real data lies beside the repository in shared/")
+    require(SOURCE)
     convert(SOURCE, ROOT / "input" / "mae")
     print("input/mae is ready")

@@ -1,6 +1,6 @@
 """SciTLDR's papers as an open-book exam that exp006 reads: python tests/real/paper_exam.py → input/paper-exam/.
 
-Source: one-sentence summaries of papers (Apache-2.0), read in place from ../shared/data. An article is a paper's title
+Source: one-sentence summaries of papers (Apache-2.0), read in place (sources.py). An article is a paper's title
 and abstract. A question quotes the sentence of the abstract that shares fewest words with the paper's summary; the
 options are that summary and those of the papers whose summaries are nearest to it by BM25. So the sentence alone says
 little, and what stands around it in the book says more. Its train becomes train.csv, its dev the hidden test, in
@@ -12,19 +12,18 @@ from __future__ import annotations
 import json
 import random
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
+from sources import ROOT, find_source, require
 
 from kaggle_llm.competition.demo_open_book import LETTERS
 from kaggle_llm.retrieval.lexical import LexicalIndex
 from kaggle_llm_demo.files import write_competition
 from kaggle_llm_demo.open_book import NAME
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCE = ROOT.parent / "shared" / "data" / "scitldr"
+SOURCE = find_source("scitldr")
 SHORTEST = 8  # words of a sentence that is quoted
 # What exp006 has to be told, and nothing else: whole sentences instead of names and numbers.
 WORDS = (
@@ -98,7 +97,6 @@ def convert(source: Path, target: Path, hidden: Path, train: int | None = None, 
 
 
 if __name__ == "__main__":
-    if not SOURCE.is_dir():
-        sys.exit(f"{SOURCE} is absent: the real data lies beside the repository in shared/")
+    require(SOURCE)
     convert(SOURCE, ROOT / "input" / "paper-exam", ROOT / "output" / "hidden" / NAME, train=1000, test=200)
     print("input/paper-exam is ready:\npython exp/exp006_open_book/train.py run=papers", shlex.join(WORDS))

@@ -11,6 +11,7 @@ from typing import Any, cast
 import polars as pl
 import pytest
 from misconceptions import ROOT
+from sources import find_source
 
 from kaggle_llm.competition.competition import Competition
 from kaggle_llm.competition.metrics import mean_average_precision, recall
@@ -23,19 +24,19 @@ from kaggle_llm.inference.model import Model
 from kaggle_llm.inference.run import Run
 from kaggle_llm.retrieval.dense import DenseIndex
 from kaggle_llm.retrieval.negatives import NegativeSettings, draw_groups
-from kaggle_llm.tasks.cross_encoder import CrossEncoderSettings, make_pairs, train_cross_encoder
+from kaggle_llm.tasks.cross_encoder import CrossEncoderSettings, label_pairs, train_cross_encoder
 from kaggle_llm.tasks.embedding import EmbeddingSettings, train_embedder
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 from kaggle_llm.training.trainer import Job
 
-SOURCE = ROOT.parent / "shared" / "data" / "scitldr"
+SOURCE = find_source("scitldr")
 BASE = ROOT / "input" / "models" / "all-MiniLM-L6-v2"
 MAP = mean_average_precision(20)
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.real,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(not SOURCE.is_dir(), reason="real data is absent: ../shared/data/scitldr"),
+    pytest.mark.skipif(not SOURCE.is_dir(), reason="real data is absent: see tests/README.md"),
     pytest.mark.skipif(not BASE.is_dir(), reason="the real encoder is absent: make models"),
 ]
 
@@ -90,9 +91,9 @@ def test_a_cross_encoder_learns_from_a_new_head_which_summary_belongs_to_a_title
     training = TrainingSettings(batch=8, learning_rate=3e-4)
     job = Job(BASE, tmp_path / "run", LoraSettings(method="full"), training, seed=0)
     titles, summaries, known = read_papers("train", 240, "target")
-    pairs = make_pairs(shuffled_groups(summaries, known, 4), titles, summaries)
+    pairs = label_pairs(shuffled_groups(summaries, known, 4), titles, summaries)
     train_cross_encoder(CrossEncoderSettings(loss="listwise", max_tokens=96), pairs, job)
-    asked = make_pairs(groups, queries, documents)
+    asked = label_pairs(groups, queries, documents)
     tokenizer = load_tokenizer(tmp_path / "run")
     prompts = encode_pairs(tokenizer, [pair.query for pair in asked], [pair.document for pair in asked], 96)
     logits = [float(row[0]) for row in make_engine(tmp_path / "run", EngineSettings()).logits(prompts)]

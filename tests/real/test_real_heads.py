@@ -12,6 +12,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from sources import ROOT, find_source
 
 from kaggle_llm.competition import metrics
 from kaggle_llm.competition.rankings import make_values
@@ -40,8 +41,7 @@ from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 from kaggle_llm.training.trainer import Job, fine_tune
 from kaggle_llm.weights.merge import merge_adapter
 
-ROOT = Path(__file__).resolve().parents[2]
-DATA = ROOT.parent / "shared" / "data"
+PAPERS, ERRORS = find_source("scitldr"), find_source("math_misconceptions")
 ENCODER = ROOT / "input" / "models" / "all-MiniLM-L6-v2"
 LORA = LoraSettings(r=16, alpha=32)
 
@@ -49,7 +49,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.real,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(not DATA.is_dir(), reason="real data is absent: ../shared/data"),
+    pytest.mark.skipif(not (PAPERS.is_dir() and ERRORS.is_dir()), reason="real data is absent: see tests/README.md"),
     pytest.mark.skipif(not ENCODER.is_dir(), reason="the encoder is absent: make models"),
 ]
 
@@ -85,13 +85,13 @@ def report(name: str, before: float, after: float) -> None:
 
 
 def read_abstracts(name: str, papers: int) -> list[str]:
-    lines = (DATA / "scitldr" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[:papers]
+    lines = (PAPERS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[:papers]
     return [" ".join(json.loads(line)["source"]) for line in lines]
 
 
 def read_sentences(name: str, papers: int) -> list[tuple[str, float]]:
     """Sentences of scientific abstracts, and where each stands: from 0, the beginning, to below 1."""
-    lines = (DATA / "scitldr" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[:papers]
+    lines = (PAPERS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[:papers]
     abstracts = [json.loads(line)["source"] for line in lines]
     return [(text, place / len(abstract)) for abstract in abstracts for place, text in enumerate(abstract)]
 
@@ -106,8 +106,8 @@ def test_ordinal_the_third_of_its_abstract_where_a_sentence_stands(tmp_path: Pat
     folder = train(HeadTask(settings), examples, tmp_path)
     ids = [f"s{n}" for n in range(len(held))]
     truth, metric = make_values(ids, [[level] for level in right]), metrics.spearman()
-    after = ranks.read_levels(ids, predict(folder, encode([text for text, _ in held])), 3)
-    before = ranks.mean_values(ids, levels)
+    after = ranks.predict_levels(ids, predict(folder, encode([text for text, _ in held])), 3)
+    before = ranks.predict_mean(ids, levels)
     report("spearman", metric.score(before, truth), metric.score(after, truth))
     assert metric.score(before, truth) == 0
     assert metric.score(after, truth) > 0.2
@@ -122,15 +122,15 @@ def test_regression_how_far_into_its_abstract_a_sentence_stands(tmp_path: Path) 
     folder = train(HeadTask(settings), examples, tmp_path)
     ids = [f"s{n}" for n in range(len(held))]
     truth, metric = make_values(ids, [[place] for _, place in held]), metrics.root_mean_squared_error()
-    after = ranks.read_values(ids, predict(folder, encode([text for text, _ in held])))
-    before = ranks.mean_values(ids, [place for _, place in taught])
+    after = ranks.predict_values(ids, predict(folder, encode([text for text, _ in held])))
+    before = ranks.predict_mean(ids, [place for _, place in taught])
     report("rmse", metric.score(before, truth), metric.score(after, truth))
     assert metric.score(after, truth) < 0.97 * metric.score(before, truth)
 
 
 def test_classification_the_topic_of_a_wrong_answer(tmp_path: Path) -> None:
     """No misconception is on both sides."""
-    examples = json.loads((DATA / "math_misconceptions" / "data.json").read_text(encoding="utf-8"))
+    examples = json.loads((ERRORS / "data.json").read_text(encoding="utf-8"))
     names = sorted({example["Misconception ID"] for example in examples})
     apart = set(names[::4])
     labels = sorted({example["Topic"] for example in examples})

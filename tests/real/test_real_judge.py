@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.real,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(not SOURCE.is_file(), reason="real data is absent: ../shared/data/pandalm"),
+    pytest.mark.skipif(not SOURCE.is_file(), reason="real data is absent: see tests/README.md"),
     pytest.mark.skipif(not LLM.is_dir(), reason="the models are absent: make models"),
 ]
 

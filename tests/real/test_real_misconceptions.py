@@ -11,7 +11,7 @@ from workspace import Workspace, make_workspace, succeed
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not SOURCE.is_dir(), reason="real data is absent: ../shared/data/math_misconceptions"),
+    pytest.mark.skipif(not SOURCE.is_dir(), reason="real data is absent: see tests/README.md"),
 ]
 
 

@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.real,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(not SOURCE.is_dir(), reason="real data is absent: ../shared/data/scitldr"),
+    pytest.mark.skipif(not SOURCE.is_dir(), reason="real data is absent: see tests/README.md"),
     pytest.mark.skipif(not (LLM.is_dir() and ENCODER.is_dir()), reason="the models are absent: make models"),
 ]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sources import ROOT, find_source
 
 from kaggle_llm.engines.engine import EngineSettings
 from kaggle_llm.engines.tokenizer import load_tokenizer
@@ -24,15 +25,14 @@ from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 from kaggle_llm.training.trainer import Job
 from kaggle_llm.weights.merge import merge_adapter
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCE = ROOT.parent / "shared" / "data" / "pandalm" / "testset-v1.json"
+SOURCE = find_source("pandalm") / "testset-v1.json"
 BASE = ROOT / "input" / "models" / "SmolLM2-135M-Instruct"
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.real,
     pytest.mark.timeout(1200),  # two minutes each on two idle cores
-    pytest.mark.skipif(not SOURCE.is_file(), reason="real data is absent: ../shared/data/pandalm"),
+    pytest.mark.skipif(not SOURCE.is_file(), reason="real data is absent: see tests/README.md"),
     pytest.mark.skipif(not BASE.is_dir(), reason="the model is absent: make models"),
 ]
 

@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.real,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(not SOURCE.is_dir(), reason="real data is absent: ../shared/data/wnut17"),
+    pytest.mark.skipif(not SOURCE.is_dir(), reason="real data is absent: see tests/README.md"),
     pytest.mark.skipif(not ENCODER.is_dir(), reason="the encoder is absent: make models"),
 ]
 # Answers the hidden test with what ships, and with the rules: as a notebook would, by answer().

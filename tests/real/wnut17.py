@@ -1,6 +1,6 @@
 """WNUT 2017's named entities laid out as exp005 reads them: python tests/real/wnut17.py → input/wnut17/.
 
-Source: the shared task on novel and emerging entities (CC BY 4.0), read in place from ../shared/data. Its train and dev
+Source: the shared task on novel and emerging entities (CC BY 4.0), read in place (sources.py). Its train and dev
 become train.csv without messages that were sent twice, with blocks of neighbouring ones as groups; its test becomes the
 hidden test, whole, in output/hidden/ of the competition whose reader is used.
 """
@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import polars as pl
+from sources import ROOT, find_source, require
 
 from kaggle_llm.competition.spans import spans_of_words
 from kaggle_llm_demo.files import write_competition
 from kaggle_llm_demo.tags import NAME, NOTHING
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCE = ROOT.parent / "shared" / "data" / "wnut17"
+SOURCE = find_source("wnut17")
 TRAIN, DEV, TEST = "wnut17train.conll", "emerging.dev.conll", "emerging.test.annotated"
 TYPES = ("corporation", "creative-work", "group", "location", "person", "product")
 BLOCK = 10  # neighbouring messages of a group: some are one discussion
@@ -64,7 +63,6 @@ def convert(
 
 
 if __name__ == "__main__":
-    if not SOURCE.is_dir():
-        sys.exit(f"{SOURCE} is absent: the real data lies beside the repository in shared/")
+    require(SOURCE)
     convert(SOURCE, ROOT / "input" / "wnut17", ROOT / "output" / "hidden" / NAME)
     print("input/wnut17 is ready:\npython exp/exp005_tags/train.py run=wnut17", shlex.join(WORDS))

@@ -1,4 +1,4 @@
-"""The words of a train.py's command line, and the name of the run that follows from them."""
+"""The command line of a train.py, and the name of the run that follows from it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Arguments:
 
 
 def parse_arguments(words: Sequence[str]) -> Arguments:
-    """Raises ConfigError for a word that is neither key=value nor a known flag."""
+    """Raises ConfigError for an argument that is neither key=value nor a known flag."""
     flags = {word for word in words if word.startswith("-")}
     unknown = sorted(flags - {"--smoke", "--debug"})
     pairs = [word for word in words if word not in flags]
@@ -37,7 +37,7 @@ def parse_arguments(words: Sequence[str]) -> Arguments:
     names = [pair.partition("=")[2] for pair in pairs if pair.startswith("run=")]
     name = names[-1] if names else ""
     if name.endswith("smoke"):
-        raise ConfigError(f"run = {name!r}: a run of --smoke is named so, choose another name")
+        raise ConfigError(f"run = {name!r}: only runs of --smoke have that ending, choose another name")
     if names and not re.fullmatch(r"[A-Za-z0-9_.]+(-[A-Za-z0-9_.]+)*", name):
         raise ConfigError(f"run = {name!r}: letters, digits, dots, underscores and single hyphens make a name")
     overrides = [pair for pair in pairs if not pair.startswith("run=")]

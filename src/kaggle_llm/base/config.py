@@ -1,7 +1,7 @@
 """config.yaml + key=value overrides → an experiment's Config dataclass. Every error is reported at once.
 
-The dataclasses are the schema: each room owns the settings of its section. OmegaConf reads, merges and
-resolves; the types are checked here, because OmegaConf turns YAML's booleans into strings without a word.
+The dataclasses are the schema: each module owns the settings of its section. OmegaConf reads, merges and
+resolves; the types are checked here, because OmegaConf silently turns YAML's booleans into strings.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import Any, TypeVar
 
 C = TypeVar("C")
 
-SMOKE = "smoke"  # the section of config.yaml that --smoke lays over the rest
+SMOKE = "smoke"  # the section of config.yaml whose values --smoke puts over the others
 
 
 class ConfigError(ValueError):
-    """All that is wrong with a config, one line each."""
+    """Everything that is wrong with a config, one line each."""
 
 
 def load_config(path: Path, schema: type[C], overrides: Sequence[str] = (), smoke: bool = False) -> C:
     """Read, merge and check.
 
-    path: a YAML file; its `smoke:` section is laid over the rest if `smoke`, before the overrides.
+    path: a YAML file; its `smoke:` section overrides the rest if `smoke`; overrides come last.
     overrides: "section.key=value", the value in YAML's notation.
     Raises ConfigError that lists every unknown key (with the nearest right name), wrong type and missing value.
     """
@@ -40,18 +40,20 @@ def load_config(path: Path, schema: type[C], overrides: Sequence[str] = (), smok
         loaded = OmegaConf.load(path)
         if not isinstance(loaded, DictConfig):
             raise ConfigError(f"{path.name} holds a {type(loaded).__name__}, not a mapping of settings")
-        lighter = loaded.pop(SMOKE, None) or {}
-        given = OmegaConf.from_dotlist(list(overrides))
-        full = OmegaConf.to_container(OmegaConf.merge(loaded, given), resolve=True, throw_on_missing=True)
-        light = OmegaConf.to_container(OmegaConf.merge(loaded, lighter, given), resolve=True, throw_on_missing=True)
+        smoke_section = loaded.pop(SMOKE, None) or {}
+        last = OmegaConf.from_dotlist(list(overrides))
+        full, small = (
+            OmegaConf.to_container(OmegaConf.merge(loaded, section, last), resolve=True, throw_on_missing=True)
+            for section in ({}, smoke_section)
+        )
     except ConfigError:
         raise
     except (OmegaConfBaseException, YAMLError, ValueError, TypeError, OSError) as error:
         raise ConfigError(f"{path.name} cannot be read: {error}") from error
     errors: list[str] = []
-    config = _build(schema, light if smoke else full, "", errors)
+    config = _build(schema, small if smoke else full, "", errors)
     if not errors:
-        _build(schema, light, f"{SMOKE}: ", errors)  # a fault that only --smoke shows would be found too late
+        _build(schema, small, f"{SMOKE}: ", errors)  # checked in every run: an error there would be found too late
     if errors:
         raise ConfigError(f"{path.name}: {len(errors)} problem(s)\n  - " + "\n  - ".join(errors))
     return config
@@ -75,7 +77,7 @@ def save_config(config: Any, path: Path) -> None:
     records.write_text(path, OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))))
 
 
-def read_values(path: Path) -> dict[str, Any]:
+def read_saved_config(path: Path) -> dict[str, Any]:
     """What `save_config` wrote, as plain values."""
     from omegaconf import OmegaConf
 
@@ -90,7 +92,7 @@ def _build(hint: Any, value: Any, name: str, errors: list[str]) -> Any:
     if origin in (types.UnionType, typing.Union):
         return _build_optional(arguments, value, name, errors)
     if origin is typing.Literal:
-        if not any(type(value) is type(one) and value == one for one in arguments):  # True == 1
+        if not any(type(value) is type(choice) and value == choice for choice in arguments):  # True == 1
             errors.append(
                 f"{name} = {value!r}: must be one of {', '.join(map(repr, arguments))}{_nearest(value, arguments)}"
             )
@@ -155,5 +157,5 @@ def _build_scalar(hint: type, value: Any, name: str, errors: list[str]) -> Any:
 
 
 def _nearest(value: Any, names: Any) -> str:
-    found = difflib.get_close_matches(str(value), [str(name) for name in names], n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else f" (there are: {', '.join(map(str, names))})"
+    matches = difflib.get_close_matches(str(value), [str(name) for name in names], n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]!r}?" if matches else f" (there are: {', '.join(map(str, names))})"

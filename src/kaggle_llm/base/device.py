@@ -1,4 +1,4 @@
-"""What this machine computes on."""
+"""The device of this machine: its GPU, or the CPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def has_gpu() -> bool:
 
 
 def describe_device() -> str:
-    """ "cpu", or the name of the first GPU; torch is loaded only where there is a driver."""
+    """The name of the first GPU, or "cpu"; torch is imported only where there is a driver."""
     if shutil.which("nvidia-smi") is None or not has_gpu():
         return "cpu"
     import torch

@@ -1,7 +1,7 @@
 """Errors as a user sees them. Standard library only.
 
-What this package refuses is one line on stderr, its traceback in the run's folder; what somebody's own code raises
-(an experiment's folder, a competition's module) shows its traceback. With --debug every error does.
+An error that this package raises is one line on stderr, its traceback in the run's folder; an error in a competitor's
+own code (an experiment's folder, a competition's module) shows its traceback. With --debug every error does.
 """
 
 from __future__ import annotations
@@ -15,40 +15,38 @@ from types import TracebackType
 from kaggle_llm.base.folders import is_competition
 
 PACKAGE = Path(__file__).parents[1]
-FILE = "error.txt"
+TRACEBACK_FILE = "error.txt"
 
 
 def report_errors(debug: bool, folder: Path | None = None) -> None:
-    """From here on, an error that nobody catches is printed by `print_error`; with `debug` Python prints it.
-
-    folder: of the run, for error.txt.
-    """
+    """From here on `print_error` prints uncaught errors; with `debug` Python does. folder: the run's, for error.txt."""
     sys.excepthook = sys.__excepthook__ if debug else partial(print_error, folder)
 
 
 def print_error(
-    folder: Path | None, kind: type[BaseException], error: BaseException, where: TracebackType | None
+    folder: Path | None, error_type: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    if issubclass(kind, KeyboardInterrupt):
+    if issubclass(error_type, KeyboardInterrupt):
         print("interrupted: the same command goes on where it stopped", file=sys.stderr)
         return
-    if is_own_code(where):
-        traceback.print_exception(kind, error, where)
+    if is_own_code(trace):
+        traceback.print_exception(error_type, error, trace)
         return
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
-    print(f"error: {message or kind.__name__} ({kind.__name__}; {keep_traceback(folder, error)})", file=sys.stderr)
+    name = error_type.__name__
+    print(f"error: {message or name} ({name}; {keep_traceback(folder, error)})", file=sys.stderr)
 
 
-def is_own_code(where: TracebackType | None) -> bool:
-    """Whether the last frame that is no library's lies in an experiment or in a competition's module."""
-    files = [Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(where)]
+def is_own_code(trace: TracebackType | None) -> bool:
+    """Whether the last frame outside of libraries lies in an experiment or in a competition's module."""
+    files = [Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(trace)]
     ours = [path for path in files if path.is_relative_to(PACKAGE) or path.parent.parent.name == "exp"]
     return bool(ours) and (not ours[-1].is_relative_to(PACKAGE) or is_competition(ours[-1]))
 
 
 def keep_traceback(folder: Path | None, error: BaseException) -> str:
-    """Where to read it."""
+    """Write the traceback to the run's error.txt; returns where to find it, for the message."""
     if folder is None or not folder.is_dir():
         return "--debug shows where"
-    (folder / FILE).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    return f"where: {folder.name}/{FILE}, or --debug"
+    (folder / TRACEBACK_FILE).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    return f"where: {folder.name}/{TRACEBACK_FILE}, or --debug"

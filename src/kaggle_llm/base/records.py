@@ -22,9 +22,9 @@ from kaggle_llm.base import paths
 
 RECORD = "record.json"
 ADAPTER = "adapter_config.json"  # PEFT's: a folder with it is an adapter
-GIT = "git.json"  # at the root of what was sent away to be trained: the git state of the repository it came from
-WEIGHTS = "weights.json"  # beside a model: what its weights were made from, and how
-CODE = ("src", "exp", "submission", "requirements", "pyproject.toml")
+GIT = "git.json"  # at the root of a repository sent to Kaggle for training: its git state
+WEIGHTS = "weights.json"  # beside a model: what its weights were made from and how
+CODE_PATHS = ("src", "exp", "submission", "requirements", "pyproject.toml")
 RECORDED_PACKAGES = (
     "torch",
     "transformers",
@@ -70,7 +70,7 @@ def hash_file(path: Path) -> str:
 
 
 def list_files(folder: Path) -> Iterator[Path]:
-    """Every file below `folder` that is content: no bytecode, no record; sorted."""
+    """Every file below `folder`, sorted, but for bytecode and records."""
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != RECORD and "__pycache__" not in path.parts:
             yield path
@@ -95,17 +95,17 @@ def hash_content(path: Path) -> str:
 
 @functools.cache
 def _hash_unrecorded(folder: Path, _: tuple[tuple[str, int, int], ...]) -> str:
-    """A model of many GB without a record is read once a process, and again when a size or a time changed."""
+    """A model of many GB without a record is read once a process, and again when a size or a time changes."""
     return hash_json(hash_files(folder))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
+    """Write atomically."""
     write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """`write` fills a temporary file, which then takes the place of `path`: whole or not at all."""
+    """`write` fills a temporary file, which then replaces `path`: the file is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -134,10 +134,19 @@ def read_record(folder: Path) -> Record | None:
     return Record(**read_json(path)) if path.is_file() else None
 
 
-def git_state() -> dict[str, Any]:
-    """{"commit", "dirty"}, and "diff" (the hash of `read_changes`) where the code in the work tree differs from it.
+def read_complete(run: str, where: str = "") -> Record:
+    """The record of a run; raises FileNotFoundError where it is not complete. where: what names it, for the message."""
+    record = read_record(paths.run_folder(run))
+    if record is None:
+        train = f"python exp/{run.split('--')[0]}/train.py"
+        raise FileNotFoundError(f"{where and f'{where}: '}{run} is no complete run here: finish {train} first")
+    return record
 
-    Empty outside a checkout, but for a GIT file that a training on Kaggle has been given.
+
+def git_state() -> dict[str, Any]:
+    """{"commit", "dirty"}, and where the code has uncommitted changes "diff", the hash of `read_changes`.
+
+    Outside a checkout: what git.json holds in a training on Kaggle, else empty.
     """
     commit = run_git("rev-parse", "HEAD").strip()
     if not commit:
@@ -149,28 +158,28 @@ def git_state() -> dict[str, Any]:
 
 
 def read_changes() -> str:
-    """What the code in the work tree has that the last commit has not, as `git apply` takes it; new files too."""
-    changes = [run_git("diff", "HEAD", "--binary", "--", *CODE)]
-    for name in run_git("ls-files", "--others", "--exclude-standard", "-z", "--", *CODE).split("\0")[:-1]:
+    """The uncommitted changes of the code as a diff for `git apply`, new files included."""
+    changes = [run_git("diff", "HEAD", "--binary", "--", *CODE_PATHS)]
+    for name in run_git("ls-files", "--others", "--exclude-standard", "-z", "--", *CODE_PATHS).split("\0")[:-1]:
         changes.append(run_git("diff", "--no-index", "--binary", "--", "/dev/null", name))
     return "".join(changes)
 
 
 def keep_changes(run: Path) -> None:
-    """What was not committed when a run was started, in its diffs/: the code of a later day may not be this one."""
+    """Save the uncommitted changes in the run's diffs/, so that its code can be restored later."""
     changes = read_changes()
     if changes:
         write_text(diff_path(run, hashlib.sha256(changes.encode()).hexdigest()), changes)
 
 
 def diff_path(run: Path, diff: str) -> Path:
-    """Where a run keeps changes, by the "diff" of a `git_state`."""
+    """The file that `keep_changes` writes. diff: that of `git_state`."""
     return run / "diffs" / f"{diff[:12]}.diff"
 
 
-def run_git(*words: str) -> str:
-    """What git says in the repository; "" where there is none, or no git."""
-    command = ["git", "-C", str(paths.root()), *words]
+def run_git(*arguments: str) -> str:
+    """The output of a git command in the repository; "" without a repository or git."""
+    command = ["git", "-C", str(paths.root()), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, errors="replace")
     except FileNotFoundError:
@@ -184,7 +193,7 @@ def package_versions() -> dict[str, str]:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            continue  # a machine without it (Kaggle's image) has nothing to record
+            continue  # not every machine (Kaggle's image) has every package
     return versions
 
 
@@ -219,22 +228,24 @@ def step_key(kind: str, settings: Mapping[str, Any], inputs: Mapping[str, str], 
 
 
 def make_folder(folder: Path, make: Callable[[Path], None], finish: Callable[[Path], None]) -> None:
-    """`make` fills a temporary folder, `finish` seals it, then it takes the place of `folder`.
+    """`make` fills a temporary folder, `finish` writes its record, then it replaces `folder`.
 
-    Killed or failed at any moment, `folder` is what it was; what a kill left behind is removed first.
+    Killed or failed at any moment, `folder` stays what it was; leftovers of a killed process are removed first.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_folder(folder)
     old = folder.with_name(f".{folder.name}.old")
     if old.exists() and not folder.exists():  # killed between the two renames
         old.rename(folder)
-    for left in (temporary, old):
-        shutil.rmtree(left, ignore_errors=True)
+    for leftover in (temporary, old):
+        shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir()
     try:
         make(temporary)
         finish(temporary)
-        _sync(temporary)
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                _sync_file(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -245,7 +256,7 @@ def make_folder(folder: Path, make: Callable[[Path], None], finish: Callable[[Pa
 
 
 def temporary_folder(folder: Path) -> Path:
-    """Where `make_folder` lets `folder` be made."""
+    """The folder that `make_folder` fills before it replaces `folder`."""
     return folder.with_name(f".{folder.name}.making")
 
 
@@ -256,12 +267,6 @@ def link_or_copy(source: Path, target: Path) -> None:
         os.link(source.resolve(), target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def _sync(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            _sync_file(path)
 
 
 def _sync_file(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The leak audit of an experiment: before every training, and of a complete run. Leaves output/<run>/leaks.json."""
+"""The leak audit, before every training and of a complete run. Leaves output/<run>/leaks.json."""
 
 from __future__ import annotations
 
@@ -11,69 +11,71 @@ from kaggle_llm.base import paths, records
 from kaggle_llm.competition.competition import TRAIN, Competition, CompetitionSettings, load_competition
 from kaggle_llm.competition.folds import ALWAYS_TRAIN
 from kaggle_llm.competition.leaks import (
-    Finding,
+    Leak,
     LeakLimits,
     LeakSettings,
-    audit,
     check_leaks,
     find_evaluated_training_rows,
-    print_findings,
-    write_findings,
+    find_leaks,
+    print_leaks,
+    write_leaks,
 )
+from kaggle_llm.competition.rankings import read_oof
 
 if TYPE_CHECKING:
     import polars as pl
 
 
 def audit_folds(competition: Competition, fold: pl.Series, validated: Sequence[int], config: Any, folder: Path) -> None:
-    """Before anything is trained: leaks.json in the run's folder; raises ValueError where a leak is above its limit.
+    """Audit before training: writes leaks.json in the run's folder; raises ValueError for a leak above its limit.
 
-    fold: of every training row, with all rows of all folds: a smoke run finds what the real one would. validated: the
+    fold: of every training row, all folds and rows, so that a smoke run finds what the real one would. validated: the
     folds whose leaks count.
     """
     teacher = config.distillation.teacher if hasattr(config, "distillation") else ""
-    scored = read_teacher_rows(teacher) if teacher else None
-    rows = read_rows(competition, config.leaks)
-    found = audit(rows, fold, config.leaks, competition.tables[TRAIN].texts, scored)
-    findings = [one for one in found if one.fold is None or one.fold in validated]
-    print_findings(findings, config.leaks, folder.name)
-    write_findings(findings, folder / "leaks.json")
-    check_leaks(findings, config.leaks)
+    teacher_rows = read_teacher_rows(teacher) if teacher else None
+    rows = read_training_rows(competition, config.leaks)
+    leaks = find_leaks(rows, fold, config.leaks, competition.tables[TRAIN].texts, teacher_rows)
+    leaks = [leak for leak in leaks if leak.fold is None or leak.fold in validated]
+    report_leaks(leaks, config.leaks, folder)
 
 
-def audit_run(run: str) -> list[Finding]:
-    """The audit of a complete run, from its config, its out-of-fold rows and where its folds' models lie.
+def audit_run(run: str) -> list[Leak]:
+    """The leaks of a complete run, from its config, its out-of-fold rows and its folds' models.
 
-    A training row that was not validated counts as fold −1; rows that train.py added to the competition's are not
-    in the run's files and so are not seen. `evaluated` goes by the folder of a fold's model: see `_trained_rows`.
-    Raises FileNotFoundError where the run is not complete, ValueError where train.csv is not what it was.
+    Training rows that were not validated count as fold −1; rows that train.py added to the competition's are not in the
+    run's files, so they are not audited. `evaluated` is judged by the folder of a fold's model: see `_trained_rows`.
+    Raises FileNotFoundError where the run is not complete, ValueError where train.csv has changed.
     """
-    record, oof = _read_run(run)
+    record, oof = records.read_complete(run), read_oof(run)
     config = record.settings["config"]
     settings = read_settings(config)
     competition = load_competition(CompetitionSettings(**config["competition"]))
     if record.inputs.get("train.csv") != records.hash_file(competition.folder / "train.csv"):
         raise ValueError(f"{run} was trained on another train.csv than {competition.folder} holds: train it again")
-    rows = read_rows(competition, settings)
+    rows = read_training_rows(competition, settings)
     fold = rows.select("id").join(oof.select("id", "fold"), on="id", how="left", maintain_order="left")["fold"]
-    name = config.get("distillation", {}).get("teacher", "")
-    teacher = read_teacher_rows(name) if name else None
-    findings = audit(rows, fold.fill_null(ALWAYS_TRAIN), settings, competition.tables[TRAIN].texts, teacher)
+    teacher = config.get("distillation", {}).get("teacher", "")
+    teacher_rows = read_teacher_rows(teacher) if teacher else None
+    leaks = find_leaks(rows, fold.fill_null(ALWAYS_TRAIN), settings, competition.tables[TRAIN].texts, teacher_rows)
     validated = {k: part["id"].to_list() for (k,), part in oof.group_by("fold", maintain_order=True)}
-    models = record.settings["fold_models"]
     trained = {
-        int(k): _trained_rows([one["folder"] for one in named], rows["id"].to_list()) for k, named in models.items()
+        int(k): _trained_rows([model["folder"] for model in models], rows["id"].to_list())
+        for k, models in record.settings["fold_models"].items()
     }
-    return findings + find_evaluated_training_rows(trained, validated)
+    return leaks + find_evaluated_training_rows(trained, validated)
 
 
 def report_run(run: str) -> None:
-    """`kaggle-llm audit`: print and write what is found; raises ValueError where it is above a limit."""
-    findings = audit_run(run)
-    settings = read_settings(_read_run(run)[0].settings["config"])
-    print_findings(findings, settings, run)
-    write_findings(findings, paths.run_folder(run) / "leaks.json")
-    check_leaks(findings, settings)
+    """`kaggle-llm audit`: print and write the leaks; raises ValueError for one above its limit."""
+    leaks = audit_run(run)
+    report_leaks(leaks, read_settings(records.read_complete(run).settings["config"]), paths.run_folder(run))
+
+
+def report_leaks(leaks: Sequence[Leak], settings: LeakSettings, folder: Path) -> None:
+    print_leaks(leaks, settings, folder.name)
+    write_leaks(leaks, folder / "leaks.json")
+    check_leaks(leaks, settings)
 
 
 def read_settings(config: Mapping[str, Any]) -> LeakSettings:
@@ -82,8 +84,8 @@ def read_settings(config: Mapping[str, Any]) -> LeakSettings:
     return LeakSettings(**section | {"limits": LeakLimits(**section.get("limits") or {})})
 
 
-def read_rows(competition: Competition, settings: LeakSettings) -> pl.DataFrame:
-    """The training table, and the group's column of train.csv where the table leaves it out."""
+def read_training_rows(competition: Competition, settings: LeakSettings) -> pl.DataFrame:
+    """The training table, with the column leaks.group of train.csv where the table lacks it."""
     rows = competition.table(TRAIN)
     if not settings.group or settings.group in rows.columns:
         return rows
@@ -94,7 +96,7 @@ def read_rows(competition: Competition, settings: LeakSettings) -> pl.DataFrame:
 
 
 def read_teacher_rows(teacher: str) -> pl.DataFrame:
-    """What a teacher scored: a run's oof.parquet, or a parquet file. Raises FileNotFoundError where there is none."""
+    """The rows that a teacher scored: a run's oof.parquet, or a parquet file. Raises FileNotFoundError without it."""
     import polars as pl
 
     path = paths.absolute(teacher)
@@ -105,32 +107,17 @@ def read_teacher_rows(teacher: str) -> pl.DataFrame:
     return pl.read_parquet(path)
 
 
-def _read_run(run: str) -> tuple[records.Record, pl.DataFrame]:
-    import polars as pl
-
-    folder = paths.run_folder(run)
-    record = records.read_record(folder)
-    if record is None:
-        raise FileNotFoundError(
-            f"{run} is no complete run: train it with python exp/{run.split('--')[0]}/train.py, which audits first"
-        )
-    return record, pl.read_parquet(folder / "oof.parquet")
-
-
 def _trained_rows(models: Iterable[str], ids: Sequence[str]) -> set[str]:
-    """Rows that models in output/<run>/fold<k>/ (all but that run's fold k) or output/<run>/full/ were trained on.
+    """The rows that models were trained on, by their folders in output/<run>/: fold<k>/ (all but that fold) or full/.
 
-    A model that lies elsewhere counts as trained on none of the competition's rows.
+    A model in another folder counts as trained on none of the competition's rows.
     """
-    found: set[str] = set()
+    trained: set[str] = set()
     for model in models:
-        place = re.match(r"output/([^/]+)/(?:fold(\d+)|full)(?:/|$)", model)
-        if place:
-            run, fold = place.groups()
-            found |= set(ids) - (_held_out(run, int(fold)) if fold else set())
-    return found
-
-
-def _held_out(run: str, fold: int) -> set[str]:
-    oof = _read_run(run)[1]
-    return set(oof.filter(oof["fold"] == fold)["id"])
+        match = re.match(r"output/([^/]+)/(?:fold(\d+)|full)(?:/|$)", model)
+        if match:
+            run, fold = match.groups()
+            oof = read_oof(run) if fold else None
+            held_out = set(oof.filter(oof["fold"] == int(fold))["id"]) if oof is not None else set()
+            trained |= set(ids) - held_out
+    return trained

@@ -1,7 +1,7 @@
-"""Tables of a competition, checked; the submission's format, checked.
+"""The base class of competitions: their tables and submissions, read and checked.
 
-A folder is laid out as Kaggle mounts it: train.csv, test.csv, sample_submission.csv and more. One competition's
-columns, metric and submission cell stand in `competition/<name>.py`.
+A folder is laid out as Kaggle mounts it: train.csv, test.csv, sample_submission.csv and more. A competition's columns,
+metric and submission format are defined in `competition/<name>.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kaggle_llm.competition.metrics import Metric
 
 TRAIN, TEST, SAMPLE = "train", "test", "sample_submission"
-SLACK = 1e-3  # of a sum of shares that were written with few digits
+SHARES_TOLERANCE = 1e-3  # of the sum of shares, which may be rounded
 
 
 @dataclass
@@ -34,20 +34,20 @@ class CompetitionSettings:
     dir: str = ""
     """Folder with the CSV files; empty: input/<name>."""
     hidden_rows: int | None = None
-    """Rows of the hidden test, as the competition's page says: what `submit` extrapolates the time to."""
+    """Rows of the hidden test according to the competition's page; `submit` extrapolates the time to them."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """What a CSV must hold: an id, texts, and for labelled tables the target."""
+    """The columns of a CSV that are read: an id, texts, and for labelled tables the target."""
 
     id: str
     texts: tuple[str, ...]
     target: str = ""
     group: str = ""
-    """What rows have in common that must stay on one side of a split; empty: the target."""
+    """The column whose groups of rows should stay on one side of a split; empty: the target."""
     numbers: tuple[str, ...] = ()
-    """Columns of LabelColumns (how much of the right answer each label is) and NumberColumns (the right values)."""
+    """Target columns of LabelColumns (each label's share) and of NumberColumns (the right values)."""
 
     def columns(self) -> list[str]:
         return [name for name in dict.fromkeys([self.id, *self.texts, self.target, self.group, *self.numbers]) if name]
@@ -56,16 +56,15 @@ class Table:
 class Competition:
     """Base of every competition: subclass it in competition/<name>.py.
 
-    Reads on every call and keeps no row count: on Kaggle the test set is swapped under its feet.
-    In every table the id column is named `id`.
+    Reads the files on every call, because Kaggle swaps the test set. In every table the id column is named `id`.
     """
 
     tables: ClassVar[Mapping[str, Table]]
-    """Of "train", "test" and every other CSV but the sample submission."""
+    """"train", "test" and every other CSV but the sample submission."""
     documents: ClassVar[str] = ""
-    """The table whose ids are the legal items; empty: items are no documents."""
+    """The table of documents, whose ids are the legal items; empty: items are labels or texts."""
     nothing: ClassVar[str] = ""
-    """The cell of a row whose right answer is no item; empty: every row has one."""
+    """The submission's cell of a row without items; empty: every row needs one."""
     metric: Metric
     also: Sequence[Metric] = ()
 
@@ -78,22 +77,22 @@ class Competition:
                 f"(`make data` for the demo) or set competition.dir"
             )
 
-    # what a competition says about itself -------------------------------------------------------------------
+    # what a competition defines -----------------------------------------------------------------------------
 
     def read(self, name: str) -> pl.DataFrame:
-        """The table as it lies on disk, all columns as text. Override it to reshape a wide table to one row an id."""
+        """The table as it is on disk, all columns String. Override it to reshape a wide table to one row an id."""
         return read_csv(self.folder / f"{name}.csv")
 
     def cell(self, items: Sequence[str]) -> str:
         """The submission's cell for a ranked row."""
-        raise NotImplementedError(f"{type(self).__name__}.cell: say how a ranked row becomes a submission's cell")
+        raise NotImplementedError(f"{type(self).__name__}.cell: write how a ranked row becomes a submission's cell")
 
     def items_in(self, cell: str) -> list[str]:
         """The items of a submission's cell: the inverse of `cell`."""
-        raise NotImplementedError(f"{type(self).__name__}.items_in: say which items a submission's cell holds")
+        raise NotImplementedError(f"{type(self).__name__}.items_in: write which items a submission's cell holds")
 
     def legal_items(self) -> Sequence[str] | None:
-        """What a ranking may hold; None: any text. By default the documents' ids."""
+        """The items that a ranking may hold; None: any text. By default the documents' ids."""
         return self.table(self.documents)["id"].to_list() if self.documents else None
 
     def cells(self, items: Sequence[str], scores: Sequence[float]) -> list[str]:
@@ -101,7 +100,7 @@ class Competition:
         return [self.cell(items)]
 
     def answer_in(self, cells: Sequence[str]) -> tuple[list[str], list[float]]:
-        """Items and scores of a submission's row: the inverse of `cells`. A list of items is scored by minus the place.
+        """Items and scores of a submission's row: the inverse of `cells`. By default an item's score is −place.
 
         Raises ValueError for cells that cannot be read.
         """
@@ -109,19 +108,19 @@ class Competition:
         items = self.items_in(cell)
         return items, [-float(place) for place in range(len(items))]
 
-    # what follows from it -----------------------------------------------------------------------------------
+    # what follows from that ---------------------------------------------------------------------------------
 
     def table(self, name: str) -> pl.DataFrame:
-        """One of `tables`, checked: columns there, ids present and unique, texts not null, targets legal.
+        """One of `tables`, checked: no column missing, ids unique and not null, texts not null, targets legal.
 
-        Columns: id, the texts, and what else the table is said to have, in this order, all String.
-        An empty text is an error where we learn from it, and "" with a message in the test set.
+        Columns: id, texts, and the others of its `Table`, in this order, all String. An empty text is an error but in
+        the test set, where it becomes "" with a message.
         """
         if name not in self.tables:
             raise KeyError(f"no table {name!r} in {self.settings.name}: there are {', '.join(self.tables)}")
         spec, raw = self.tables[name], self.read(name)
         frame = _select(raw, spec, f"{name}.csv")
-        _check_ids(frame, f"{name}.csv")
+        _check_id_column(frame, f"{name}.csv")
         if name == TEST:
             return _fill_texts(frame, spec.texts)
         _check_filled(frame, f"{name}.csv")
@@ -130,9 +129,9 @@ class Competition:
         return frame
 
     def check(self) -> None:
-        """Read and check every table and the sample submission: what training does first.
+        """Read and check every table and the sample submission, before a training.
 
-        Raises ValueError also for a table without rows; prediction alone accepts an empty test set.
+        Raises ValueError also for a table without rows; only prediction accepts an empty test set.
         """
         for name in self.tables:
             if self.table(name).height == 0:
@@ -151,11 +150,11 @@ class Competition:
         return sample
 
     def cell_columns(self) -> list[str] | None:
-        """Names of the sample's columns behind the id; None: there is one, of whatever name."""
+        """Names of the sample's columns behind the id; None: one column of any name."""
         return None
 
     def sample_of(self, ids: Sequence[str]) -> pl.DataFrame:
-        """A sample submission of other rows: the sample's first row for each of `ids`."""
+        """A sample submission for other ids, with the cells of the sample's first row."""
         import polars as pl
 
         id_column, *columns = (sample := self.sample()).columns
@@ -171,21 +170,17 @@ class Competition:
         """The training table's column for `assign_folds`."""
         return self.tables[TRAIN].group or self.target
 
-    def side_tables(self) -> dict[str, pl.DataFrame]:
-        """All tables that are neither train nor test: what every prediction may read."""
-        return {name: self.table(name) for name in self.tables if name not in (TRAIN, TEST)}
-
     def unlabelled(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """Labelled rows as the test set would show them: prediction never sees a target."""
+        """Labelled rows with the columns of the test set: prediction never sees a target."""
         return rows.select("id", *self.tables[TEST].texts)
 
     def test_csv(self, ids: Sequence[str]) -> pl.DataFrame:
-        """Training rows laid out as test.csv, columns and all: for rehearsals. Override it where read() reshapes."""
+        """Training rows with the columns of test.csv, for rehearsals. Override it where read() reshapes."""
         raw, columns = read_csv(self.folder / f"{TRAIN}.csv"), read_csv(self.folder / f"{TEST}.csv").columns
         return raw.filter(raw[self.tables[TRAIN].id].is_in(list(ids))).select(columns)
 
     def truth(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """Labelled rows → the right items of each, for a metric: columns id, items."""
+        """Labelled rows → the truth for a metric: columns id, items (the right ones)."""
         import polars as pl
 
         return rows.select("id", pl.concat_list(self.target).alias("items"))
@@ -193,8 +188,8 @@ class Competition:
     def submission(self, ranking: pl.DataFrame, fill: pl.DataFrame | None = None) -> pl.DataFrame:
         """A ranking of the test rows → submission.csv's rows, in the sample's columns.
 
-        fill: a ranking for the rows that `ranking` gives no items (cut by the time budget, say).
-        Raises ValueError where a row has no items in either, unless that is an answer: empty cells are scoring errors.
+        fill: a ranking for the rows that have no items in `ranking` (cut by the time budget, say).
+        Raises ValueError for a row without items in both, unless `nothing` is set: Kaggle refuses empty cells.
         """
         import polars as pl
 
@@ -213,16 +208,16 @@ class Competition:
         return pl.DataFrame([(i, *cells) for i, cells in rows], schema=schema, orient="row")
 
     def cells_of(self, answer: pl.DataFrame) -> list[list[str]]:
-        """The submission's cells of every row of a RANKING, or of VALUES."""
+        """The submission's cells of every row of a RANKING or VALUES."""
         return [self.cells(*row) for row in answer.select("items", "scores").iter_rows()]
 
     def ranking_of(self, submission: pl.DataFrame) -> pl.DataFrame:
-        """A submission → RANKING: to score what was really submitted."""
+        """A submission → RANKING, to score what was really submitted."""
         rows = [(i, *self.answer_in([cell or "" for cell in cells])) for i, *cells in submission.iter_rows()]
         return make_ranking([row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows])
 
     def check_submission(self, submission: pl.DataFrame) -> list[str]:
-        """What is wrong with a submission.csv against the sample submission; [] where it is right."""
+        """The problems of a submission.csv, compared with the sample submission; [] where there are none."""
         sample = self.sample()
         if submission.columns != sample.columns:
             return [f"columns {submission.columns}, the sample has {sample.columns}"]
@@ -230,11 +225,11 @@ class Competition:
         problems = _compare_ids(submission[id_column].to_list(), sample[id_column].to_list())
         items = self.legal_items()
         legal = None if items is None else set(items)
-        found = ((i, self._find_fault([cell or "" for cell in cells], legal)) for i, *cells in submission.iter_rows())
-        return problems + [f"row {i}: {fault}" for i, fault in found if fault]
+        faults = ((i, self._find_fault([cell or "" for cell in cells], legal)) for i, *cells in submission.iter_rows())
+        return problems + [f"row {i}: {fault}" for i, fault in faults if fault]
 
     def _find_fault(self, cells: Sequence[str], legal: Collection[str] | None) -> str:
-        """What is wrong with a row's cells; "" where they are right."""
+        """The problem of a row's cells; "" where there is none."""
         try:
             items, _ = self.answer_in(cells)
         except ValueError as error:
@@ -247,28 +242,28 @@ class Competition:
         return "a label occurs twice" if len(set(items)) < len(items) else ""
 
     def groups(self, train: pl.DataFrame, valid: pl.DataFrame) -> pl.Series:
-        """The group of each validation row that is scored apart: was its group (the target) seen in training?"""
+        """[rows] the groups that are scored apart: "seen" where training has rows of the same group, else "unseen"."""
         import polars as pl
 
         seen = valid[self.group].is_in(train[self.group].unique().to_list())
         return seen.replace_strict({True: "seen", False: "unseen"}, return_dtype=pl.String()).alias("group")
 
-    def _check_targets(self, frame: pl.DataFrame, target: str, where: str) -> None:
+    def _check_targets(self, frame: pl.DataFrame, target: str, file: str) -> None:
         legal = self.legal_items()
         wrong = frame.clear() if legal is None else frame.filter(~frame[target].is_in(legal))
         if legal is not None and wrong.height:
             source = f"{self.documents}.csv" if self.documents else str(list(legal))
             raise ValueError(
-                f"{where}: {wrong.height} row(s) whose {target} is not among the {len(legal)} of {source}, "
+                f"{file}: {wrong.height} row(s) whose {target} is not among the {len(legal)} of {source}, "
                 f"first {wrong['id'][0]!r} with {wrong[target][0]!r}"
             )
 
 
 class LabelColumns(Competition):
-    """A submission with a probability for each label, and a train.csv with how much of the right answer each is.
+    """A submission with a probability for each label, and a train.csv with each label's share in such columns.
 
-    1 for the right one, or shares of votes that sum to 1. The target of the training table is `label`, the label of the
-    largest share, which `read` adds; the columns of the shares stand beside it.
+    The shares are 1 for the right label, or shares of votes that sum to 1. `read` adds the target `label`, the label
+    with the largest share.
     """
 
     labels: ClassVar[Mapping[str, str]]
@@ -281,29 +276,31 @@ class LabelColumns(Competition):
         return list(self.labels.values())
 
     def read(self, name: str) -> pl.DataFrame:
-        """train.csv with its labels; raises ValueError for shares that are none."""
+        """The table, train.csv with `label`; raises ValueError for shares that do not sum to 1."""
         import polars as pl
 
         raw = super().read(name)
         if name != TRAIN:
             return raw
         shares = raw.select(pl.col(list(self.labels.values())).cast(pl.Float64, strict=False)).to_numpy()
-        wrong = raw.filter(~((shares >= 0).all(axis=1) & (abs(shares.sum(axis=1) - 1) < SLACK)))
+        wrong = raw.filter(~((shares >= 0).all(axis=1) & (abs(shares.sum(axis=1) - 1) < SHARES_TOLERANCE)))
         if wrong.height:
             columns = self.cell_columns()
             raise ValueError(
                 f"{name}.csv: {wrong.height} row(s) whose {', '.join(columns)} are no shares of 1, first "
                 f"{wrong[self.tables[TRAIN].id][0]!r} with {wrong.select(columns).row(0)}"
             )
-        names = list(self.labels)
-        return raw.with_columns(label=pl.Series([names[place] for place in shares.argmax(axis=1)], dtype=pl.String()))
+        labels = list(self.labels)
+        return raw.with_columns(
+            label=pl.Series([labels[column] for column in shares.argmax(axis=1)], dtype=pl.String())
+        )
 
     def truth(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """id, the labels that have a share as items, and their shares."""
-        found = [[float(share) for share in row] for row in rows.select(*self.labels.values()).iter_rows()]
-        items = [[label for label, share in zip(self.labels, row, strict=True) if share > 0] for row in found]
-        shares = [[share for share in row if share > 0] for row in found]
-        return make_ranking(rows["id"].to_list(), items, shares).rename({"scores": "shares"})
+        """Columns id, items (the labels with a share above 0) and shares."""
+        shares = [[float(share) for share in row] for row in rows.select(*self.labels.values()).iter_rows()]
+        items = [[label for label, share in zip(self.labels, row, strict=True) if share > 0] for row in shares]
+        positive = [[share for share in row if share > 0] for row in shares]
+        return make_ranking(rows["id"].to_list(), items, positive).rename({"scores": "shares"})
 
     def cells(self, items: Sequence[str], scores: Sequence[float]) -> list[str]:
         """Probabilities: the softmax of the scores."""
@@ -312,17 +309,16 @@ class LabelColumns(Competition):
         return [repr(weights[label] / sum(weights.values())) for label in self.labels]
 
     def answer_in(self, cells: Sequence[str]) -> tuple[list[str], list[float]]:
-        """The labels and the logarithms of their probabilities, of at least 1e-15."""
-        values = [_read_probability(cell) for cell in cells]
-        order = sorted(range(len(values)), key=lambda place: -values[place])
-        names = list(self.labels)
-        return [names[place] for place in order], [math.log(max(values[place], 1e-15)) for place in order]
+        """The labels and their log-probabilities, at least log 1e-15."""
+        pairs = zip(self.labels, map(_read_probability, cells), strict=True)
+        ranked = sorted(pairs, key=lambda pair: -pair[1])
+        return [label for label, _ in ranked], [math.log(max(probability, 1e-15)) for _, probability in ranked]
 
 
 class NumberColumns(Competition):
-    """A submission of one or several numbers a row, and a train.csv with the right ones in columns of the same names.
+    """A submission of one or more numbers a row, and a train.csv with the right ones in columns of the same names.
 
-    What is answered is VALUES. `numbers` of the training table are the columns, in the sample's order.
+    Answers are VALUES. `numbers` of the training table are the columns, in the sample's order.
     """
 
     @property
@@ -333,7 +329,7 @@ class NumberColumns(Competition):
         return list(self.columns)
 
     def truth(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """VALUES; raises ValueError for what is no finite number."""
+        """VALUES; raises ValueError for a cell that is no finite number."""
         return make_values(rows["id"].to_list(), [read_numbers(row) for row in rows.select(*self.columns).iter_rows()])
 
     def submission(self, ranking: pl.DataFrame, fill: pl.DataFrame | None = None) -> pl.DataFrame:
@@ -371,12 +367,12 @@ def read_numbers(cells: Sequence[str | None]) -> list[float]:
 
 
 def load_competition(settings: CompetitionSettings, folder: Path | None = None) -> Competition:
-    """The Competition of `settings.name`, reading from `folder` (default: the settings' own)."""
-    module_name, known = settings.name.replace("-", "_"), list_competitions()
-    if settings.name not in known:
+    """The Competition of `settings.name`, reading from `folder` (default: the settings' folder)."""
+    module_name, names = settings.name.replace("-", "_"), list_competitions()
+    if settings.name not in names:
         raise ValueError(
             f"competition.name = {settings.name!r}: write src/kaggle_llm/competition/{module_name}.py "
-            f"(there are: {', '.join(known)})"
+            f"(there are: {', '.join(names)})"
         )
     module = importlib.import_module(f"kaggle_llm.competition.{module_name}")
     competition: Competition = module.COMPETITION(settings, folder)
@@ -406,28 +402,28 @@ def read_csv(path: Path) -> pl.DataFrame:
         raise ValueError(f"{path} is no CSV table: {error}") from error
 
 
-def _select(raw: pl.DataFrame, spec: Table, where: str) -> pl.DataFrame:
+def _select(raw: pl.DataFrame, spec: Table, file: str) -> pl.DataFrame:
     missing = [column for column in spec.columns() if column not in raw.columns]
     if missing:
-        raise ValueError(f"{where}: missing column(s) {missing}; the file has {raw.columns}")
+        raise ValueError(f"{file}: missing column(s) {missing}; the file has {raw.columns}")
     return raw.select(spec.columns()).rename({spec.id: "id"})
 
 
-def _check_ids(frame: pl.DataFrame, where: str) -> None:
+def _check_id_column(frame: pl.DataFrame, file: str) -> None:
     empty = frame["id"].null_count()
     if empty:
-        raise ValueError(f"{where}: {empty} row(s) without an id")
+        raise ValueError(f"{file}: {empty} row(s) without an id")
     repeated = frame.filter(frame["id"].is_duplicated())["id"].unique(maintain_order=True)
     if repeated.len():
-        raise ValueError(f"{where}: {repeated.len()} id(s) occur more than once, first {repeated.head(3).to_list()}")
+        raise ValueError(f"{file}: {repeated.len()} id(s) occur more than once, first {repeated.head(3).to_list()}")
 
 
-def _check_filled(frame: pl.DataFrame, where: str) -> None:
+def _check_filled(frame: pl.DataFrame, file: str) -> None:
     for column in frame.columns[1:]:
         rows = frame.filter(frame[column].is_null())["id"]
         if rows.len():
             raise ValueError(
-                f"{where}: {column} is null in {rows.len()} row(s), first {rows.head(3).to_list()}: "
+                f"{file}: {column} is null in {rows.len()} row(s), first {rows.head(3).to_list()}: "
                 f"fill or drop them in the competition's read()"
             )
 
@@ -459,7 +455,7 @@ def _compare_ids(got: list[str], asked: list[str]) -> list[str]:
 
 
 def _read_probability(cell: str) -> float:
-    """Raises ValueError for what is no number between 0 and 1."""
+    """Raises ValueError for a cell that is no number between 0 and 1."""
     try:
         value = float(cell)
     except ValueError:

@@ -1,4 +1,4 @@
-"""demo-dialogues: write the summary of a chat. The example to copy where the answer is a text."""
+"""demo-dialogues: summarise a chat. Copy this module where the answer is a text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class DemoDialogues(Competition):
-    """One row a chat; the cell is its summary; ROUGE-L, the best over several references, each a line in train.csv."""
+    """One row a chat; the cell is its summary. ROUGE-L, the best over the references, one a line in train.csv."""
 
     texts = ("dialogue",)
     tables: ClassVar = {

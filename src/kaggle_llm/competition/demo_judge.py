@@ -1,4 +1,4 @@
-"""demo-judge: which of two answers do people prefer? The example to copy where labels have columns."""
+"""demo-judge: which of two answers do people prefer? Copy this module where each label has a column."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kaggle_llm.competition.metrics import accuracy, log_loss
 
 
 class DemoJudge(LabelColumns):
-    """One row a problem with two answers; a probability for each outcome; log loss of the voters' shares."""
+    """One row a problem with two answers; a probability for each outcome. Log loss of the votes' shares."""
 
     labels: ClassVar = {"a": "winner_a", "b": "winner_b", "tie": "winner_tie"}
     texts = ("problem", "answer_a", "answer_b")

@@ -1,4 +1,4 @@
-"""demo-misconceptions: find the misconception behind a wrong answer. The example to copy for a new competition."""
+"""demo-misconceptions: find the misconception behind a wrong answer. Copy this module for a new competition."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CUT = 25  # items in a submission's cell
 
 
 class DemoMisconceptions(Competition):
-    """One row a wrong answer; the cell lists up to 25 misconception ids, best first; MAP@25."""
+    """One row a wrong answer; the cell lists up to 25 misconception ids, best first. MAP@25."""
 
     texts = ("question", "correct_answer", "wrong_answer")
     tables: ClassVar = {

@@ -1,4 +1,4 @@
-"""demo-open-book: questions with five options that an encyclopedia answers. The example to copy for open-book exams."""
+"""demo-open-book: questions with five options and an encyclopedia. Copy this module for open-book exams."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CUT = 3  # letters in a submission's cell
 
 
 class DemoOpenBook(Competition):
-    """One row a question; the cell lists up to three letters, best first; MAP@3. articles.csv holds the answers."""
+    """One row a question; the cell lists up to three letters, best first. MAP@3. The answers are in articles.csv."""
 
     texts = ("question", *LETTERS)
     tables: ClassVar = {

@@ -1,4 +1,4 @@
-"""demo-tags: find the personal data of a text. The example to copy where the answer is spans of characters."""
+"""demo-tags: find the personal data in a text. Copy this module where the answer is spans of characters."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class DemoTags(Competition):
-    """One row a text; the cell lists its spans, "start:end:TYPE", or "-"; micro F5 over all spans.
+    """One row a text; the cell lists its spans, "start:end:TYPE", or "-". Micro F5 over all spans.
 
-    start and end count characters (code points) of the text as it is read from the CSV, \\r\\n as two.
+    start and end count characters (code points) of the text as read from the CSV; \\r\\n are two.
     """
 
     texts = ("text",)
@@ -32,7 +32,7 @@ class DemoTags(Competition):
         return " ".join(items) or self.nothing
 
     def items_in(self, cell: str) -> list[str]:
-        """Raises ValueError for what is no span."""
+        """Raises ValueError for an item that is no span."""
         items = [] if cell == self.nothing else cell.split()
         return [parse_item(item).to_item() for item in items]
 
@@ -43,7 +43,7 @@ class DemoTags(Competition):
         return rows.select("id", items=pl.Series(items, dtype=pl.List(pl.String())))
 
     def check(self) -> None:
-        """Raises ValueError also for a span of train.csv that ends behind its text: it would never be learned."""
+        """Raises ValueError also for a span of train.csv that ends behind its text."""
         super().check()
         train = self.table(TRAIN)
         problems = find_late_spans(train.select("id", *self.texts), self.truth(train))
@@ -51,7 +51,7 @@ class DemoTags(Competition):
             raise ValueError(f"train.csv: {len(problems)} span(s) end behind their text, first {problems[0]}")
 
     def check_submission(self, submission: pl.DataFrame) -> list[str]:
-        """Spans end within their text, too."""
+        """Also: spans that end behind their text."""
         problems = super().check_submission(submission)
         return problems or find_late_spans(self.table(TEST), self.ranking_of(submission))
 

@@ -1,4 +1,4 @@
-"""Folds whose validation rows are partly about targets that training never saw."""
+"""Folds of which a share validates groups that training never saw."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import polars as pl
 
-ALWAYS_TRAIN = -1  # the fold of rows that are always trained on and never validated
+ALWAYS_TRAIN = -1  # the fold of rows that are always trained on, never validated
 
 
 @dataclass
 class FoldSettings:
     count: int = 5
     validate: list[int] | None = None
-    """The folds that are validated; null: all. The others' rows become fold −1."""
+    """The folds that are validated; null: all. Rows of other folds become fold −1."""
     rows: int | None = None
-    """At most so many rows of a fold are validated; null: all. The others become fold −1: they are trained on, so
-    groups that should stay whole no longer do. For smoke runs."""
+    """Rows of a fold that are validated at most; null: all. The others become fold −1 and are trained on, which splits
+    groups. For smoke runs."""
     unseen: float = 0.3
-    """Share of the groups that stay whole, so that their fold's training never sees them."""
+    """Share of the groups that stay whole in one fold, so that its training never sees them."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -36,12 +36,11 @@ class FoldSettings:
 
 
 def assign_folds(groups: pl.Series, settings: FoldSettings, always_train: Sequence[bool] | None = None) -> pl.Series:
-    """The fold of every row, [rows] Int64, ALWAYS_TRAIN where it is never validated.
+    """The fold of every row, [rows] Int64; ALWAYS_TRAIN for rows that are never validated.
 
-    groups: what must partly stay on one side (a target, a prompt, a document). A share `unseen` of the groups
-    goes to one fold each as a whole; the other groups' rows are dealt out one fold after the other.
-    always_train: rows (extra, synthetic) that are put into every training set; their groups are seen by it.
-    Raises ValueError where it is not as long as groups, where a group is null, and where a fold stays empty.
+    groups: of every row (its target, prompt or document). A share `unseen` of the groups goes whole to one fold; the
+    rows of the other groups are spread over the folds. always_train: rows (extra, synthetic) of every training set.
+    Raises ValueError where always_train is not as long as groups, a group is null, or a fold stays empty.
     """
     import polars as pl
 
@@ -64,6 +63,7 @@ def assign_folds(groups: pl.Series, settings: FoldSettings, always_train: Sequen
 
 
 def _deal(groups: list[str], settings: FoldSettings, always_train: list[bool]) -> list[int]:
+    """The fold of every row, before `validate` and `rows` take rows out."""
     import numpy as np
 
     rng = np.random.default_rng(settings.seed)
@@ -90,25 +90,26 @@ def _deal(groups: list[str], settings: FoldSettings, always_train: list[bool]) -
 
 
 def find_common_fold(train: pl.DataFrame, recorded: Mapping[str, pl.DataFrame]) -> pl.Series:
-    """The fold of every training row in which all members validated it, -1 where one of them did not.
+    """The fold of every training row that all ensemble members validated, else −1.
 
-    Raises ValueError for rows that two of them validated in different folds, and where no row is left.
+    recorded: member → its out-of-fold answers. Raises ValueError where two members validated a row in different folds,
+    and where they have no row in common.
     """
     import polars as pl
 
-    known = train.select("id")
+    folds = train.select("id")
     for number, answers in enumerate(recorded.values()):
         column = answers.select("id", pl.col("fold").alias(f"{number}"))
-        known = known.join(column, on="id", how="left", maintain_order="left")
-    folds = pl.exclude("id")
-    apart = known.filter(pl.max_horizontal(folds) != pl.min_horizontal(folds))
-    if apart.height:
+        folds = folds.join(column, on="id", how="left", maintain_order="left")
+    members = pl.exclude("id")
+    different = folds.filter(pl.max_horizontal(members) != pl.min_horizontal(members))
+    if different.height:
         raise ValueError(
-            f"{', '.join(recorded)} validated {apart.height} row(s) in different folds, first {apart['id'][0]!r}: give "
-            f"all members the same folds"
+            f"{', '.join(recorded)} validated {different.height} row(s) in different folds, "
+            f"first {different['id'][0]!r}: give all members the same folds"
         )
-    validated = ~pl.any_horizontal(folds.is_null())
-    fold = known.select(pl.when(validated).then(pl.col("0")).otherwise(ALWAYS_TRAIN).alias("fold")).to_series()
+    validated = ~pl.any_horizontal(members.is_null())
+    fold = folds.select(pl.when(validated).then(pl.col("0")).otherwise(ALWAYS_TRAIN).alias("fold")).to_series()
     if (fold == ALWAYS_TRAIN).all():
         raise ValueError(f"{', '.join(recorded)} validated no row in common: give all members the same folds")
     return fold

@@ -1,13 +1,12 @@
-"""What validation rows share with the rows that are trained on. Leaves leaks.json.
+"""Leaks: what validation rows share with the rows that are trained on. Leaves leaks.json.
 
-Two texts are the same where NFKC, case folding and single spaces make them so, and near where their sets of three
-words in a row overlap (Jaccard) by a share that the config names. An empty text repeats nothing: there is nothing in
-it to remember. A text without spaces between its words (Chinese, Japanese) is one word, so only its exact repeats
-are found.
+Two texts are the same where NFKC, case folding and single spaces make them equal. They are near duplicates where their
+sets of three consecutive words have a Jaccard similarity of leaks.similarity. Empty texts are never duplicates. A text
+without spaces between its words (Chinese, Japanese) counts as one word, so only its exact duplicates are found.
 
-Fold −1 is `extra` here: rows that are always trained on. Extra and synthetic rows are, and so is what folds.rows and
-folds.validate take out of validation; the two look the same. What a teacher learned from a validation row and hands
-on through its scores of other rows is not found.
+`extra` is fold −1, the rows that are always trained on: extra and synthetic rows, and rows that folds.rows and
+folds.validate take out of validation. Not found: what a teacher model learned from a validation row and passes on
+through its scores of other rows.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ if TYPE_CHECKING:
 
 SHINGLE = 3  # words
 PERMUTATIONS = 256
-MISSED = 0.001  # at most this share of the pairs that are just similar enough is never compared
-CROWD = 2000  # a text with so many candidates is not a candidate of later ones: time stays linear
-VERIFIED = 50  # of a text's candidates, those whose signatures agree most are compared
-SHOWN = 3  # ids in a table or an error
+MISSED = 0.001  # the largest probability of missing a pair that is just similar enough
+CROWD = 2000  # a text with as many candidates is not compared with later texts: time stays linear
+VERIFIED = 50  # candidates of a text that are compared, those with the most similar signatures
+IDS_SHOWN = 3  # ids in a table or an error
 
-# kind → what its rows are, the way out beside leaks.limits
+# kind → what is wrong with its rows, and what to do, other than raising leaks.limits
 KINDS = {
     "exact_fold": ("have the text of a row in another fold", "drop repeats, or keep them in one fold"),
     "exact_extra": ("have the text of a row of fold −1", "drop those of fold −1"),
@@ -51,7 +50,7 @@ KINDS = {
 
 @dataclass
 class LeakLimits:
-    """Share of a fold's validation rows above which a kind stops the run; 1: it is only reported."""
+    """The largest allowed share of a fold's validation rows for each kind of leak; 1: it is only reported."""
 
     exact_fold: float = 0.01
     exact_extra: float = 0.01
@@ -72,9 +71,9 @@ class LeakLimits:
 @dataclass
 class LeakSettings:
     columns: list[str] = field(default_factory=list)
-    """The texts that are compared, joined; empty: all. Leave out what many rows share by design (a passage)."""
+    """The text columns that are compared, joined; empty: all. Leave out texts that rows share by design (a passage)."""
     similarity: float = 0.9
-    """Jaccard similarity from which two texts are near."""
+    """Jaccard similarity from which two texts are near duplicates."""
     group: str = ""
     """A column of train.csv whose values must not be on both sides of a split; empty: none."""
     limits: LeakLimits = field(default_factory=LeakLimits)
@@ -87,34 +86,34 @@ class LeakSettings:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Validation rows of a fold that training knows something of."""
+class Leak:
+    """Validation rows of a fold that leak into its training rows."""
 
     kind: str
     """One of KINDS."""
     fold: int | None
-    """None: of no one fold (a teacher's)."""
+    """None: of all folds (a teacher's)."""
     ids: tuple[str, ...]
-    """The rows concerned, in the order of the table."""
+    """The validation rows, in the order of the table."""
     others: tuple[str, ...]
-    """For each of them one row on the training side that it repeats, the first; () where it is the row itself."""
+    """For each of them the first training row that it repeats; () where the row itself is trained on."""
     share: float
     """Of the fold's validation rows."""
 
 
-def audit(
+def find_leaks(
     rows: pl.DataFrame,
     fold: pl.Series,
     settings: LeakSettings,
     texts: Sequence[str],
     teacher: pl.DataFrame | None = None,
-) -> list[Finding]:
-    """All that can be found before training.
+) -> list[Leak]:
+    """All leaks that can be found before training.
 
     rows: id, the texts, and the group's column if one is set; fold: of every row, −1 where it is always trained on.
-    texts: names of the text columns, for settings that name none. teacher: as in find_insample_teacher_rows.
-    An id that stands on both sides of a split is `evaluated`.
-    Raises ValueError for a column that is not there and for a fold that does not fit the rows.
+    texts: the text columns where the settings name none. teacher: as in find_insample_teacher_rows.
+    An id on both sides of a split is `evaluated`.
+    Raises ValueError for a missing column and for a fold that does not fit the rows.
     """
     import polars as pl
 
@@ -126,82 +125,85 @@ def audit(
         raise ValueError(f"leaks: no column {sorted(missing) or 'to compare'}, the rows have {rows.columns}")
     ids, folds = rows["id"].to_list(), fold.to_list()
     joined = rows.select(pl.concat_str(columns, separator=" ", ignore_nulls=True)).to_series().to_list()
-    findings = find_exact_duplicates(ids, folds, joined)
-    findings += find_near_duplicates(ids, folds, joined, settings.similarity)
+    leaks = find_exact_duplicates(ids, folds, joined)
+    leaks += find_near_duplicates(ids, folds, joined, settings.similarity)
     if settings.group:
-        findings += find_groups_on_both_sides(ids, folds, rows[settings.group].to_list())
+        leaks += find_groups_on_both_sides(ids, folds, rows[settings.group].to_list())
     if teacher is not None:
-        findings += find_insample_teacher_rows(teacher, ids)
-    names = sorted(set(folds) - {ALWAYS_TRAIN})
-    trained = {k: rows["id"].filter(fold != k).to_list() for k in names}
-    return findings + find_evaluated_training_rows(trained, {k: rows["id"].filter(fold == k).to_list() for k in names})
+        leaks += find_insample_teacher_rows(teacher, ids)
+    validated = {k: rows["id"].filter(fold == k).to_list() for k in sorted(set(folds) - {ALWAYS_TRAIN})}
+    trained = {k: rows["id"].filter(fold != k).to_list() for k in validated}
+    return leaks + find_evaluated_training_rows(trained, validated)
 
 
-def find_exact_duplicates(ids: Sequence[str], fold: Sequence[int], texts: Sequence[str | None]) -> list[Finding]:
-    """`exact_fold`, `exact_extra`: validation rows whose normalised text stands on the training side too."""
+def find_exact_duplicates(ids: Sequence[str], fold: Sequence[int], texts: Sequence[str | None]) -> list[Leak]:
+    """`exact_fold`, `exact_extra`: validation rows whose normalised text a training row has too."""
     keys = [normalise_text(text) or None for text in texts]
     return _find_repeats("exact", ids, fold, keys, {key: [key] for key in keys if key})
 
 
 def find_near_duplicates(
     ids: Sequence[str], fold: Sequence[int], texts: Sequence[str | None], similarity: float
-) -> list[Finding]:
-    """`near_fold`, `near_extra`: rows with another text whose set of shingles has this Jaccard similarity or more.
+) -> list[Leak]:
+    """`near_fold`, `near_extra`: rows with a different text whose shingles have this Jaccard similarity or more.
 
-    Candidates come from MinHash (Broder, On the resemblance and containment of documents, 1997) in bands; the sets
-    themselves decide, so no finding is false, and a pair is missed with a probability of at most MISSED.
-    Linear in rows: of a crowd that shares most of its text, only the likest are compared, which is printed.
+    Candidates come from MinHash (Broder, On the resemblance and containment of documents, 1997) in bands. Their exact
+    similarity decides, so none is a false alarm, and a pair is missed with a probability of at most MISSED.
+    Time is linear in rows: where many texts are alike, only the most similar are compared, and a message says so.
     """
     keys = [normalise_text(text) or None for text in texts]
     return _find_repeats("near", ids, fold, keys, _find_near_texts({key for key in keys if key}, similarity))
 
 
-def find_groups_on_both_sides(ids: Sequence[str], fold: Sequence[int], groups: Sequence[Any]) -> list[Finding]:
-    """`group_fold`, `group_extra`: validation rows whose group has rows on the training side; null is no group."""
+def find_groups_on_both_sides(ids: Sequence[str], fold: Sequence[int], groups: Sequence[Any]) -> list[Leak]:
+    """`group_fold`, `group_extra`: validation rows whose group has training rows; null is no group."""
     keys = [None if group is None else str(group) for group in groups]
     return _find_repeats("group", ids, fold, keys, {key: [key] for key in keys if key is not None})
 
 
-def find_insample_teacher_rows(teacher: pl.DataFrame, ids: Sequence[str]) -> list[Finding]:
-    """`teacher`: of the student's rows `ids`, those that the teacher was trained on itself.
+def find_insample_teacher_rows(teacher: pl.DataFrame, ids: Sequence[str]) -> list[Leak]:
+    """`teacher`: those of the rows `ids` that the teacher model was trained on.
 
-    teacher: id and fold of the rows that it scored; fold −1, null or no such column: it was trained on them.
+    teacher: id and fold of the rows that it scored; with fold −1, null or no such column it was trained on them.
     """
     import polars as pl
 
     if "fold" in teacher.columns:
         teacher = teacher.filter(pl.col("fold").fill_null(ALWAYS_TRAIN) == ALWAYS_TRAIN)
-    known = set(teacher["id"])
-    found = tuple(i for i in ids if i in known)
-    return [Finding("teacher", None, found, (), len(found) / len(ids))] if found else []
+    trained = set(teacher["id"])
+    leaked = tuple(row for row in ids if row in trained)
+    return [Leak("teacher", None, leaked, (), len(leaked) / len(ids))] if leaked else []
 
 
 def find_evaluated_training_rows(
     trained: Mapping[int, Collection[str]], validated: Mapping[int, Collection[str]]
-) -> list[Finding]:
-    """`evaluated`: ids validated in a fold that the fold's model was trained on. Both: fold → ids."""
-    findings = []
+) -> list[Leak]:
+    """`evaluated`: rows that the model of the fold that validates them was trained on. Both: fold → ids."""
+    leaks = []
     for k, rows in sorted(validated.items()):
-        known = set(trained.get(k, ()))
-        found = tuple(i for i in rows if i in known)
-        if found:
-            findings.append(Finding("evaluated", k, found, (), len(found) / len(rows)))
-    return findings
+        seen = set(trained.get(k, ()))
+        leaked = tuple(row for row in rows if row in seen)
+        if leaked:
+            leaks.append(Leak("evaluated", k, leaked, (), len(leaked) / len(rows)))
+    return leaks
 
 
 def normalise_text(text: str | None) -> str:
-    """NFKC, case folded, runs of white space as one space, none around it; null is empty."""
+    """NFKC, case folded, white space as single spaces, none at the ends; null is empty."""
     return " ".join(unicodedata.normalize("NFKC", text or "").casefold().split())
 
 
 def _find_repeats(
-    what: str,
+    prefix: str,
     ids: Sequence[str],
     fold: Sequence[int],
     keys: Sequence[str | None],
     partners: Mapping[str, Iterable[str]],
-) -> list[Finding]:
-    """keys: of every row, None where it repeats nothing; partners: key → the keys whose rows repeat it."""
+) -> list[Leak]:
+    """The leaks `prefix`_fold and `prefix`_extra.
+
+    keys: of every row (a text or a group), None to leave it out. partners: key → the keys of rows that repeat it.
+    """
     first: dict[str, dict[int, int]] = {}  # key → fold → its first row there
     for row, (key, k) in enumerate(zip(keys, fold, strict=True)):
         if key is not None:
@@ -210,36 +212,36 @@ def _find_repeats(
     for row, (key, k) in enumerate(zip(keys, fold, strict=True)):
         if key is None or k == ALWAYS_TRAIN:
             continue
-        sides: dict[str, int] = {}
+        repeated: dict[str, int] = {}  # kind → the first training row that this row repeats
         for partner in partners[key]:
-            for other, place in first[partner].items():
-                if other != k:
-                    side = f"{what}_extra" if other == ALWAYS_TRAIN else f"{what}_fold"
-                    sides[side] = min(place, sides.get(side, place))
-        for side, place in sides.items():
-            pairs.setdefault((side, k), []).append((ids[row], ids[place]))
+            for other_fold, other in first[partner].items():
+                if other_fold != k:
+                    kind = f"{prefix}_extra" if other_fold == ALWAYS_TRAIN else f"{prefix}_fold"
+                    repeated[kind] = min(other, repeated.get(kind, other))
+        for kind, other in repeated.items():
+            pairs.setdefault((kind, k), []).append((ids[row], ids[other]))
     rows = Counter(fold)
     return [
-        Finding(kind, k, tuple(i for i, _ in found), tuple(i for _, i in found), len(found) / rows[k])
-        for (kind, k), found in sorted(pairs.items())
+        Leak(kind, k, tuple(row for row, _ in own), tuple(other for _, other in own), len(own) / rows[k])
+        for (kind, k), own in sorted(pairs.items())
     ]
 
 
 def _find_near_texts(texts: Collection[str], similarity: float) -> dict[str, list[str]]:
-    """Every text → the other texts that are near; texts are normalised."""
+    """Normalised text → its near duplicates."""
     near: dict[str, list[str]] = {text: [] for text in texts}
     order = sorted(text for text in texts if text.count(" ") >= SHINGLE - 1)
-    random.Random(0).shuffle(order)  # where a crowd is cut, it is not cut to the rows of one kind
+    random.Random(0).shuffle(order)  # where not all are compared, those compared are a random sample
     shingles = functools.lru_cache(maxsize=2048)(make_shingles)
-    for one, other in _find_candidates(order, similarity):
-        if jaccard(shingles(one), shingles(other)) >= similarity:
-            near[one].append(other)
-            near[other].append(one)
+    for text, other in _find_candidates(order, similarity):
+        if jaccard(shingles(text), shingles(other)) >= similarity:
+            near[text].append(other)
+            near[other].append(text)
     return near
 
 
 def _find_candidates(texts: Sequence[str], similarity: float) -> Iterator[tuple[str, str]]:
-    """Pairs of texts whose signatures share a band and agree as pairs of this similarity do."""
+    """Pairs of texts whose MinHash signatures share a band and agree about as often as `similarity`."""
     import numpy as np
     from datasketch import MinHash, MinHashLSH
 
@@ -247,40 +249,40 @@ def _find_candidates(texts: Sequence[str], similarity: float) -> Iterator[tuple[
     encoded = ([shingle.encode() for shingle in make_shingles(text)] for text in texts)
     hashes = MinHash.generator(encoded, num_perm=PERMUTATIONS, seed=0, hashfunc=zlib.crc32)
     signatures = np.empty((len(texts), PERMUTATIONS), dtype=np.uint32)
-    # The share of equal hashes estimates the similarity: four standard deviations below it no pair is lost.
-    floor = similarity - 4 * (similarity * (1 - similarity) / PERMUTATIONS) ** 0.5
+    # The share of equal hashes estimates the similarity; four standard deviations below it hardly a pair is lost.
+    lowest = similarity - 4 * (similarity * (1 - similarity) / PERMUTATIONS) ** 0.5
     crowded = 0
-    for place, minhash in enumerate(hashes):
-        signatures[place] = minhash.hashvalues
-        found = np.array(index.query(minhash), dtype=np.int64)
-        agree = (signatures[found] == signatures[place]).mean(axis=1)
-        best = found[np.argsort(-agree, kind="stable")][: (agree >= floor).sum()]
-        yield from ((texts[place], texts[other]) for other in best[:VERIFIED])
-        if len(found) < CROWD:
-            index.insert(place, minhash)
-        crowded += len(found) >= CROWD or len(best) > VERIFIED
+    for number, minhash in enumerate(hashes):
+        signatures[number] = minhash.hashvalues
+        candidates = np.array(index.query(minhash), dtype=np.int64)
+        agreement = (signatures[candidates] == signatures[number]).mean(axis=1)
+        best = candidates[np.argsort(-agreement, kind="stable")][: (agreement >= lowest).sum()]
+        yield from ((texts[number], texts[other]) for other in best[:VERIFIED])
+        if len(candidates) < CROWD:
+            index.insert(number, minhash)
+        crowded += len(candidates) >= CROWD or len(best) > VERIFIED
     if crowded:
         print(
-            f"leaks: {crowded} of {len(texts)} texts are like more than {VERIFIED} others and were compared with the "
-            f"likest alone: set leaks.columns to texts that rows do not share by design",
+            f"leaks: {crowded} of {len(texts)} texts are like more than {VERIFIED} others and were compared only with "
+            f"the most similar ones: set leaks.columns to texts that rows do not share by design",
             flush=True,
         )
 
 
 def make_shingles(text: str) -> frozenset[str]:
-    """All SHINGLE words in a row of a normalised text; none where it has fewer words."""
+    """All runs of SHINGLE consecutive words of a normalised text; none where it has fewer words."""
     words = text.split()
     return frozenset(map(" ".join, zip(*(words[i:] for i in range(SHINGLE)), strict=False)))
 
 
-def jaccard(one: frozenset[str], other: frozenset[str]) -> float:
+def jaccard(first: frozenset[str], second: frozenset[str]) -> float:
     """|A ∩ B| / |A ∪ B| of two sets that are not both empty."""
-    shared = len(one & other)
-    return shared / (len(one) + len(other) - shared)
+    shared = len(first & second)
+    return shared / (len(first) + len(second) - shared)
 
 
 def choose_bands(similarity: float) -> tuple[int, int]:
-    """Bands and hashes in each: the most hashes with which a pair of this similarity is missed by at most MISSED.
+    """(bands, rows in a band): the most rows with which a pair of this similarity is missed with at most MISSED.
 
     A pair of similarity s shares no band with probability (1 − s^rows)^bands: Leskovec, Rajaraman, Ullman, Mining of
     Massive Datasets, section 3.4.
@@ -289,54 +291,51 @@ def choose_bands(similarity: float) -> tuple[int, int]:
     return next((bands, rows) for bands, rows in sizes if (1 - similarity**rows) ** bands <= MISSED)
 
 
-def check_leaks(findings: Sequence[Finding], settings: LeakSettings) -> None:
-    """Raises ValueError for findings above their kind's limit, all at once: kind, share, ids, the way out."""
-    above = [finding for finding in findings if finding.share > _limit(finding, settings)]
+def check_leaks(leaks: Sequence[Leak], settings: LeakSettings) -> None:
+    """Raises ValueError that names all leaks above their kind's limit: kind, share, ids, the way out."""
+    above = [leak for leak in leaks if leak.share > _limit(leak, settings)]
     if above:
-        lines = "\n  - ".join(_describe(finding, settings) for finding in above)
+        lines = "\n  - ".join(_describe_leak(leak, settings) for leak in above)
         raise ValueError(f"{len(above)} leak(s) above the limit:\n  - {lines}")
 
 
-def print_findings(findings: Sequence[Finding], settings: LeakSettings, run: str) -> None:
+def print_leaks(leaks: Sequence[Leak], settings: LeakSettings, run: str) -> None:
     from rich.markup import escape  # an id may hold brackets
 
-    if not findings:
+    if not leaks:
         print(f"{run}: no leak found", flush=True)
         return
     rows = [
         [
-            *(finding.kind, "all" if finding.fold is None else str(finding.fold)),
-            *(str(len(finding.ids)), f"{finding.share:.1%}", f"{_limit(finding, settings):.1%}"),
-            *("stops" if finding.share > _limit(finding, settings) else "", escape(_first_rows(finding))),
+            *(leak.kind, "all" if leak.fold is None else str(leak.fold)),
+            *(str(len(leak.ids)), f"{leak.share:.1%}", f"{_limit(leak, settings):.1%}"),
+            *("stops" if leak.share > _limit(leak, settings) else "", escape(_first_rows(leak))),
         ]
-        for finding in findings
+        for leak in leaks
     ]
     print_table(f"{run}: leak audit", ("kind", "fold", "rows", "share", "limit", "", "first"), rows)
 
 
-def write_findings(findings: Sequence[Finding], path: Path) -> None:
-    """A JSON list, one object a finding."""
-    records.write_json(path, [asdict(finding) for finding in findings])
+def write_leaks(leaks: Sequence[Leak], path: Path) -> None:
+    """A JSON list, one object a leak."""
+    records.write_json(path, [asdict(leak) for leak in leaks])
 
 
-def _limit(finding: Finding, settings: LeakSettings) -> float:
-    limit: float = getattr(settings.limits, finding.kind)
+def _limit(leak: Leak, settings: LeakSettings) -> float:
+    limit: float = getattr(settings.limits, leak.kind)
     return limit
 
 
-def _first_rows(finding: Finding) -> str:
-    if finding.others:
-        shown = [f"{i} = {other}" for i, other in zip(finding.ids[:SHOWN], finding.others, strict=False)]
-    else:
-        shown = list(finding.ids[:SHOWN])
-    return ", ".join(shown) + (" …" if len(finding.ids) > SHOWN else "")
+def _first_rows(leak: Leak) -> str:
+    pairs = zip(leak.ids[:IDS_SHOWN], leak.others, strict=False)
+    shown = [f"{row} = {other}" for row, other in pairs] if leak.others else leak.ids[:IDS_SHOWN]
+    return ", ".join(shown) + (" …" if len(leak.ids) > IDS_SHOWN else "")
 
 
-def _describe(finding: Finding, settings: LeakSettings) -> str:
-    what, way_out = KINDS[finding.kind]
-    where = "" if finding.fold is None else f" of fold {finding.fold}"
+def _describe_leak(leak: Leak, settings: LeakSettings) -> str:
+    problem, way_out = KINDS[leak.kind]
+    of_fold = "" if leak.fold is None else f" of fold {leak.fold}"
     return (
-        f"{finding.kind}: {len(finding.ids)} row(s){where} {what} ({finding.share:.1%}, limit "
-        f"{_limit(finding, settings):.1%}), first {_first_rows(finding)}: {way_out}, or raise "
-        f"leaks.limits.{finding.kind}"
+        f"{leak.kind}: {len(leak.ids)} row(s){of_fold} {problem} ({leak.share:.1%}, limit "
+        f"{_limit(leak, settings):.1%}), first {_first_rows(leak)}: {way_out}, or raise leaks.limits.{leak.kind}"
     )

@@ -1,8 +1,7 @@
-"""Scores of a ranking, their uncertainty, and the paired difference of two.
+"""Metrics of a ranking, bootstrap intervals, and the paired difference of two rankings.
 
-A truth is a frame with the columns `id` and `items` (list of the right items), or `values` where VALUES are scored; it
-may hold more rows than are ranked.
-What is asked of a row with one answer (a label, a level, a value, a text) is its first item.
+A truth is a frame with the columns `id` and `items` (the right ones), or `values` where VALUES are scored; it may have
+more rows than the ranking. Metrics of a single answer (a label, a level, a text) score the first item of a row.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ Rows = Callable[["pl.DataFrame", "pl.DataFrame"], "np.ndarray"]
 
 @dataclass(frozen=True)
 class Metric:
-    """score(ranking, truth) → float; rows(ranking, truth) → one value per row with mean(rows) == score.
+    """score(ranking, truth) → float; rows(ranking, truth) → one value for each row, whose mean is the score.
 
-    rows is None where the metric is no mean over rows: the bootstrap then calls `score` again.
+    rows is None where the metric is no mean over rows; the bootstrap then calls `score` for each draw.
     """
 
     name: str
@@ -36,14 +35,14 @@ class Metric:
 
     @property
     def sign(self) -> int:
-        """1 or −1: the larger sign · score, the better."""
+        """1 or −1: the larger sign · score is, the better."""
         return 1 if self.greater_is_better else -1
 
 
 def mean_average_precision(k: int) -> Metric:
     """MAP@k: mean over rows of (1/min(m, k)) Σ_{i≤k} precision(i)·relevant(i), m right items.
 
-    Source of the formula: Manning, Raghavan, Schütze, Introduction to Information Retrieval, section 8.4, cut at k.
+    Source: Manning, Raghavan, Schütze, Introduction to Information Retrieval, section 8.4, cut at k.
     """
     return _mean_metric(f"map@{k}", _by_row(partial(_average_precision, k=k)))
 
@@ -61,17 +60,17 @@ def accuracy() -> Metric:
 def log_loss(labels: Sequence[str]) -> Metric:
     """Mean of −log p(right label), or of −Σ share·log p where the truth has a column `shares` beside its items.
 
-    Lower is better. Items are all of `labels`, scores their log-probabilities up to a constant: rows are renormalised,
-    and p is kept between 1e-15 and 1 − 1e-15, as Kaggle does. Raises ValueError for a row that scores other labels, and
-    for one whose right labels have no shares that sum to 1: without shares that is exactly one.
+    Lower is better. Items are all of `labels`, scores their log-probabilities up to a constant: rows are normalised and
+    p is clipped to 1e-15 … 1 − 1e-15, as Kaggle does. Raises ValueError for a row that scores other labels, and for one
+    whose right labels have shares that do not sum to 1; without shares a row has one right label.
     """
 
     def rows(ranking: pl.DataFrame, truth: pl.DataFrame) -> np.ndarray:
         import numpy as np
 
-        joined = _join(ranking, truth)
+        joined = _join_truth(ranking, truth)
         if "shares" in truth.columns:
-            shares = _join(ranking, truth.select("id", items="shares"))["right"].to_list()
+            shares = _join_truth(ranking, truth.select("id", items="shares"))["right"].to_list()
         else:
             shares = [[1.0]] * ranking.height
         columns = [joined[name].to_list() for name in ("id", "items", "scores", "right")]
@@ -87,8 +86,7 @@ def exact_match(normalise: Callable[[str], str] | None = None) -> Metric:
     """
     same = normalise or normalise_answer
     return _mean_metric(
-        "exact_match",
-        _by_row(lambda items, right: float(any(same(item) == same(text) for item in items[:1] for text in right))),
+        "exact_match", _by_row(lambda items, right: float(bool(items) and same(items[0]) in map(same, right)))
     )
 
 
@@ -101,42 +99,42 @@ def normalise_answer(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
 
-def rouge(kind: str) -> Metric:
+def rouge(variant: str) -> Metric:
     """Mean F-measure of a row's first item, the best over the right texts; without items or right texts: 0.
 
-    kind: rouge1 to rouge9, rougeL or rougeLsum (lines as sentences) of the rouge-score package, without its stemmer.
-    The package knows the letters a to z and digits only: a text in another script scores 0.
+    variant: rouge1 to rouge9, rougeL or rougeLsum (lines as sentences) of the rouge-score package, without its stemmer.
+    The package sees only letters a to z and digits: a text in another script scores 0.
     """
-    if not re.fullmatch(r"rouge([1-9]|L|Lsum)", kind):
-        raise ValueError(f"rouge({kind!r}): there are rouge1 to rouge9, rougeL and rougeLsum")
-    return _mean_metric(kind, _by_row(partial(_rouge, kind=kind)))
+    if not re.fullmatch(r"rouge([1-9]|L|Lsum)", variant):
+        raise ValueError(f"rouge({variant!r}): there are rouge1 to rouge9, rougeL and rougeLsum")
+    return _mean_metric(variant, _by_row(partial(_rouge, variant=variant)))
 
 
 def words() -> Metric:
-    """Mean number of words, between white space, of a row's first item; a row without items has none."""
+    """Mean number of words (separated by white space) of a row's first item; 0 for a row without items."""
     return _mean_metric(
         "words", _by_row(lambda items, right: float(len(_first(items).split()))), greater_is_better=False
     )
 
 
 def repetition() -> Metric:
-    """Mean share of a text's runs of three words that stood in it before: 0 for a text that never repeats itself."""
+    """Mean share of a text's word trigrams that it has already used: 0 for a text that never repeats itself."""
     return _mean_metric("repetition", _by_row(lambda items, right: _repetition(_first(items))), greater_is_better=False)
 
 
 def quadratic_weighted_kappa(levels: Sequence[str]) -> Metric:
-    """Agreement beyond chance on ordered levels, a miss weighted by its squared distance; `quadratic_kappa`.
+    """Agreement beyond chance on ordered levels, errors weighted by their squared distance; see `quadratic_kappa`.
 
-    levels: the labels from lowest to highest. Raises ValueError for a row whose answer is none of them.
+    levels: the labels from lowest to highest. Raises ValueError for a row with another answer.
     """
     return _whole_metric("qwk", lambda ranking, truth: quadratic_kappa(*_level_pairs(ranking, truth, levels)))
 
 
 def quadratic_kappa(first: np.ndarray, second: np.ndarray) -> float:
-    """1 − Σ(a−b)² / E Σ(a−b)², the expectation over all pairs of an a and a b; 0 where both are one same level.
+    """1 − Σ(a−b)² / E Σ(a−b)², the expectation over all pairs of an a and a b; 0 where all have the same level.
 
     first, second: [n] levels as numbers. Source: Cohen, Weighted kappa, Psychological Bulletin 70 (1968), with
-    weights (i−j)²; their sums over the confusion matrix are the moments used here.
+    weights (i−j)², whose sums over the confusion matrix are computed from means and variances.
     """
     first, second = first.astype(float), second.astype(float)
     expected = first.var() + second.var() + (first.mean() - second.mean()) ** 2
@@ -144,24 +142,24 @@ def quadratic_kappa(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def root_mean_squared_error() -> Metric:
-    """sqrt(mean((value − true value)²)), the mean of it over several targets; of VALUES; lower is better."""
+    """sqrt(mean((value − true value)²)) of VALUES, its mean over several targets; lower is better."""
     return _whole_metric("rmse", partial(_mean_of_targets, _rmse), greater_is_better=False)
 
 
 def pearson() -> Metric:
-    """Linear correlation of VALUES and the true ones, 0 where one of them is constant; the mean over targets."""
+    """Linear correlation of VALUES with the true ones, 0 where either is constant; its mean over targets."""
     return _whole_metric("pearson", partial(_mean_of_targets, _correlation))
 
 
 def spearman() -> Metric:
-    """The same of their ranks, equal values sharing the mean rank."""
+    """Pearson correlation of the ranks, equal values with their mean rank; its mean over targets."""
     return _whole_metric("spearman", partial(_mean_of_targets, _rank_correlation))
 
 
 def span_f_beta(beta: float) -> Metric:
-    """Micro F-beta over the items of all rows, e.g. "start:end:TYPE"; (1+β²)·hits / (β²·right + found).
+    """Micro F-beta over the items of all rows, such as "start:end:TYPE": (1+β²)·hits / (β²·right + predicted).
 
-    Items are right only as a whole. 0 where nothing is right and nothing was found, as in scikit-learn.
+    An item counts only if it is exactly right. 0 where nothing is right and nothing predicted, as in scikit-learn.
     """
     return _whole_metric(f"f{beta:g}", partial(_span_f_beta, beta=beta))
 
@@ -182,20 +180,20 @@ def _whole_metric(
     return Metric(name, greater_is_better, checked)
 
 
-def _by_row(one: Callable[[list[str], set[str]], float]) -> Rows:
-    """The scores one(items, right) of every row."""
+def _by_row(score_row: Callable[[list[str], set[str]], float]) -> Rows:
+    """score_row(items, right) of every row."""
 
     def rows(ranking: pl.DataFrame, truth: pl.DataFrame) -> np.ndarray:
         import numpy as np
 
-        pairs = _join(ranking, truth).select("items", "right").iter_rows()
-        return np.array([one(items, set(right)) for items, right in pairs], dtype=float)
+        pairs = _join_truth(ranking, truth).select("items", "right").iter_rows()
+        return np.array([score_row(items, set(right)) for items, right in pairs], dtype=float)
 
     return rows
 
 
-def _join(ranking: pl.DataFrame, truth: pl.DataFrame, column: str = "items") -> pl.DataFrame:
-    """The ranking with the list `right` of every row; a bootstrap's ranking may hold a row more than once."""
+def _join_truth(ranking: pl.DataFrame, truth: pl.DataFrame, column: str = "items") -> pl.DataFrame:
+    """The ranking with a column `right`, the truth's; a bootstrap's ranking may hold a row more than once."""
     if truth["id"].is_duplicated().any():
         raise ValueError(f"the truth has {truth['id'].is_duplicated().sum()} rows that share an id: give one for each")
     joined = ranking.join(truth.select("id", right=column), on="id", how="left", maintain_order="left")
@@ -206,43 +204,43 @@ def _join(ranking: pl.DataFrame, truth: pl.DataFrame, column: str = "items") -> 
 
 
 def _answers(frame: pl.DataFrame, column: str) -> pl.Series:
-    """The first item of every row; of the truth's `right` there must be one."""
+    """The first item of every row; `right` must have exactly one."""
     counts = frame[column].list.len()
     bad = frame.filter(counts != 1 if column == "right" else counts == 0)["id"].to_list()
     if bad:
-        what = "have not exactly one right answer" if column == "right" else "have no answer: every row needs one"
-        raise ValueError(f"{len(bad)} row(s) {what}, first {bad[:3]}")
+        problem = "have not exactly one right answer" if column == "right" else "have no answer: every row needs one"
+        raise ValueError(f"{len(bad)} row(s) {problem}, first {bad[:3]}")
     return frame[column].list.first()
 
 
 def _level_pairs(ranking: pl.DataFrame, truth: pl.DataFrame, levels: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     import polars as pl
 
-    joined = _join(ranking, truth)
+    joined = _join_truth(ranking, truth)
     answers, right = _answers(joined, "items"), _answers(joined, "right")
     unknown = sorted({*answers.unique(), *right.unique()} - set(levels))
     if unknown:
         raise ValueError(f"{unknown[:3]} are no levels: there are {list(levels)}")
     places = {level: place for place, level in enumerate(levels)}
-    first, second = (one.replace_strict(places, return_dtype=pl.Int64).to_numpy() for one in (answers, right))
+    first, second = (labels.replace_strict(places, return_dtype=pl.Int64).to_numpy() for labels in (answers, right))
     return first, second
 
 
 def _mean_of_targets(
-    one: Callable[[np.ndarray, np.ndarray], float], values: pl.DataFrame, truth: pl.DataFrame
+    score: Callable[[np.ndarray, np.ndarray], float], values: pl.DataFrame, truth: pl.DataFrame
 ) -> float:
-    """The mean over targets of one(values, true values); raises ValueError where a row has not as many of both."""
+    """The mean over targets of score(values, true values); raises ValueError where their numbers differ."""
     import numpy as np
 
-    joined = _join(values, truth, "values")
+    joined = _join_truth(values, truth, "values")
     both = [joined[column].to_list() for column in ("values", "right")]
     if len({len(row) for rows in both for row in rows}) != 1:
         raise ValueError(f"rows have {len(both[0][0])} values, the truth has {len(both[1][0])}: as many are needed")
-    found, right = (np.array(rows, dtype=float) for rows in both)
-    if (bad := ~np.isfinite(found + right).all(axis=1)).any():
+    predicted, right = (np.array(rows, dtype=float) for rows in both)
+    if (bad := ~np.isfinite(predicted + right).all(axis=1)).any():
         first = joined["id"][int(bad.argmax())]
         raise ValueError(f"{bad.sum()} row(s) whose answer is no finite number, first {first!r}")
-    return float(np.mean([one(found[:, target], right[:, target]) for target in range(found.shape[1])]))
+    return float(np.mean([score(predicted[:, target], right[:, target]) for target in range(right.shape[1])]))
 
 
 def _rmse(values: np.ndarray, right: np.ndarray) -> float:
@@ -263,10 +261,10 @@ def _rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _span_f_beta(ranking: pl.DataFrame, truth: pl.DataFrame, beta: float) -> float:
-    joined = _join(ranking, truth)
+    joined = _join_truth(ranking, truth)
     hits = int(joined["items"].list.set_intersection(joined["right"]).list.len().sum())
-    found, right = (int(joined[column].list.n_unique().sum()) for column in ("items", "right"))
-    return (1 + beta**2) * hits / (beta**2 * right + found) if right + found else 0.0
+    predicted, right = (int(joined[column].list.n_unique().sum()) for column in ("items", "right"))
+    return (1 + beta**2) * hits / (beta**2 * right + predicted) if right + predicted else 0.0
 
 
 def _log_loss(
@@ -279,14 +277,14 @@ def _log_loss(
     peak = max(scores)
     weights = {item: math.exp(score - peak) for item, score in zip(items, scores, strict=True)}
     total = sum(weights.values())
-    chances = [min(max(weights[label] / total, 1e-15), 1 - 1e-15) for label in right]
-    return -sum(share * math.log(chance) for share, chance in zip(shares, chances, strict=True))
+    probabilities = [min(max(weights[label] / total, 1e-15), 1 - 1e-15) for label in right]
+    return -sum(share * math.log(p) for share, p in zip(shares, probabilities, strict=True))
 
 
-def _rouge(items: list[str], right: set[str], kind: str) -> float:
+def _rouge(items: list[str], right: set[str], variant: str) -> float:
     if not items or not right:
         return 0.0
-    return float(_rouge_scorer(kind).score_multi(sorted(right), items[0])[kind].fmeasure)
+    return float(_rouge_scorer(variant).score_multi(sorted(right), items[0])[variant].fmeasure)
 
 
 def _first(items: list[str]) -> str:
@@ -294,27 +292,27 @@ def _first(items: list[str]) -> str:
 
 
 def _repetition(text: str) -> float:
-    found = text.lower().split()
-    runs = list(zip(found, found[1:], found[2:], strict=False))
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+    tokens = text.lower().split()
+    trigrams = list(zip(tokens, tokens[1:], tokens[2:], strict=False))
+    return 1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0
 
 
 @cache
-def _rouge_scorer(kind: str) -> Any:
-    """Made once and late: a competition names its metrics when it is imported."""
+def _rouge_scorer(variant: str) -> Any:
+    """Made at the first use, because a competition names its metrics when it is imported."""
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer([kind])
+    return RougeScorer([variant])
 
 
 def _average_precision(items: list[str], right: set[str], k: int) -> float:
     if not right:
         return 0.0
     hits, total = 0, 0.0
-    for place, item in enumerate(items[:k], start=1):
+    for rank, item in enumerate(items[:k], start=1):
         if item in right:
             hits += 1
-            total += hits / place
+            total += hits / rank
     return total / min(len(right), k)
 
 
@@ -337,9 +335,9 @@ def paired_difference(
     draws: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    """score(ranking) − score(other) on the same rows, and its 95 % paired-bootstrap interval (same draws for both).
+    """score(ranking) − score(other), and the ends of its 95 % paired-bootstrap interval (the same draws for both).
 
-    Raises ValueError where the two do not rank the same ids.
+    Raises ValueError where the two do not have the same ids in the same order.
     """
     if ranking["id"].to_list() != other["id"].to_list():
         raise ValueError(

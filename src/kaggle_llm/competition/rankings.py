@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from kaggle_llm.base import paths, records
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -37,12 +39,12 @@ def make_values(ids: Sequence[str], values: Iterable[Sequence[float]]) -> pl.Dat
 
 
 def is_values(answer: pl.DataFrame) -> bool:
-    """VALUES, and no RANKING."""
+    """Whether an answer is VALUES, not a RANKING."""
     return "values" in answer.columns
 
 
 def answer_columns(answer: pl.DataFrame) -> list[str]:
-    """The columns of the result type, of a frame that may have others beside them."""
+    """The columns of the frame's result type, RANKING or VALUES; it may have others beside them."""
     return list(values_schema() if is_values(answer) else ranking_schema())
 
 
@@ -65,10 +67,10 @@ def _sort(items: Sequence[str], scores: Sequence[float]) -> tuple[list[str], lis
 
 
 def read_rows(answer: pl.DataFrame) -> dict[str, dict[str, float]]:
-    """Id → item → score in their order, or place → value."""
+    """Id → item → score in their order; of VALUES id → the target's number → value."""
     if is_values(answer):
         values = answer.select("id", "values").iter_rows()
-        return {i: {str(place): value for place, value in enumerate(row)} for i, row in values}
+        return {i: {str(target): value for target, value in enumerate(row)} for i, row in values}
     rows = answer.select("id", "items", "scores").iter_rows()
     return {i: dict(zip(items, scores, strict=True)) for i, items, scores in rows}
 
@@ -88,7 +90,7 @@ def select_rows(ranking: pl.DataFrame, ids: Sequence[str]) -> pl.DataFrame:
 
 
 def replace_rows(ranking: pl.DataFrame, better: pl.DataFrame) -> pl.DataFrame:
-    """`ranking` with the rows that `better` has too taken from there, in the order of `ranking`."""
+    """`ranking` with the rows of `better` in the place of its own, in the order of `ranking`."""
     import polars as pl
 
     rest = ranking.join(better, on="id", how="anti")
@@ -96,9 +98,9 @@ def replace_rows(ranking: pl.DataFrame, better: pl.DataFrame) -> pl.DataFrame:
 
 
 def most_uncertain_first(ranking: pl.DataFrame) -> list[str]:
-    """The ids by the distance of the first two scores, smallest first; a row without two items has none.
+    """The ids by the margin between the first two scores, smallest first; 0 for a row without two items.
 
-    Values do not say how sure they are: they stay in their order.
+    VALUES have no margin: they stay in their order.
     """
     import polars as pl
 
@@ -110,42 +112,46 @@ def most_uncertain_first(ranking: pl.DataFrame) -> list[str]:
 
 
 def average_rankings(rankings: Sequence[pl.DataFrame]) -> pl.DataFrame:
-    """One RANKING of the mean score of every item; of log-probabilities that is their geometric mean.
+    """One RANKING with the mean score of every item; the mean of log-probabilities is a geometric mean.
 
-    rankings: of the same ids in the same order. An item that one of them lacks gets the lowest score of its row there.
-    Raises ValueError for a row in which two of them have no item in common: values and texts have no mean score.
+    rankings: of the same ids in the same order. An item that a ranking lacks has there the lowest score of its row.
+    Raises ValueError for a row without an item in common: texts have no mean.
     """
     first, *others = rankings
     if not others:
         return first
+    ids = first["id"].to_list()
     rows = zip(*(ranking.select("items", "scores").iter_rows() for ranking in rankings), strict=True)
-    means = [_mean_scores(i, row) for i, row in zip(first["id"].to_list(), rows, strict=True)]
-    return make_ranking(first["id"].to_list(), [list(row) for row in means], [list(row.values()) for row in means])
+    means = [_mean_scores(row, answers) for row, answers in zip(ids, rows, strict=True)]
+    return make_ranking(ids, [list(scores) for scores in means], [list(scores.values()) for scores in means])
 
 
-def average_by_id(said: pl.DataFrame) -> pl.DataFrame:
-    """The mean of all that was said of each id: RANKINGs (see `average_rankings`) or VALUES below each other.
+def average_by_id(answers: pl.DataFrame) -> pl.DataFrame:
+    """The mean of the answers to each id: RANKINGs (see `average_rankings`) or VALUES in one frame.
 
-    The ids are in the order of the first one.
+    The ids are in the order of their first answers.
     """
-    import polars as pl
+    rows = answers.group_by("id", maintain_order=True).agg(*answer_columns(answers)[1:])
+    ids = rows["id"].to_list()
+    if is_values(answers):
+        values = rows["values"].to_list()
+        return make_values(ids, [[sum(own) / len(own) for own in zip(*row, strict=True)] for row in values])
+    means = [
+        _mean_scores(row, list(zip(items, scores, strict=True)))
+        if len(items) > 1
+        else dict(zip(items[0], scores[0], strict=True))
+        for row, items, scores in rows.iter_rows()
+    ]
+    return make_ranking(ids, [list(scores) for scores in means], [list(scores.values()) for scores in means])
 
-    if is_values(said):
-        rows = said.group_by("id", maintain_order=True).agg("values").iter_rows()
-        means = {row: [sum(own) / len(own) for own in zip(*values, strict=True)] for row, values in rows}
-        return make_values(list(means), means.values())
-    known = said.group_by("id", maintain_order=True).agg(pl.col("items"), pl.col("scores"))
-    pairs = [(row, list(zip(items, scores, strict=True))) for row, items, scores in known.iter_rows()]
-    scored = [_mean_scores(row, own) if len(own) > 1 else dict(zip(*own[0], strict=True)) for row, own in pairs]
-    return make_ranking(known["id"].to_list(), [list(row) for row in scored], [list(row.values()) for row in scored])
 
-
-def _mean_scores(id: str, row: Sequence[tuple[list[str], list[float]]]) -> dict[str, float]:
-    known = [dict(zip(items, scores, strict=True)) for items, scores in row]
-    items = dict.fromkeys(item for one in known for item in one)
-    if items and not set.intersection(*(set(one) for one in known)):
-        raise ValueError(f"row {id!r}: the members have no item in common ({list(items)[:3]}): ship one of them")
-    return {item: sum(one.get(item, min(one.values())) for one in known) / len(known) for item in items}
+def _mean_scores(row: str, answers: Sequence[tuple[list[str], list[float]]]) -> dict[str, float]:
+    """Item → mean score. row: the id; answers: items and scores of each."""
+    members = [dict(zip(items, scores, strict=True)) for items, scores in answers]
+    items = dict.fromkeys(item for scores in members for item in scores)
+    if items and not set.intersection(*(set(scores) for scores in members)):
+        raise ValueError(f"row {row!r}: the members have no item in common ({list(items)[:3]}): ship one of them")
+    return {item: sum(own.get(item, min(own.values())) for own in members) / len(members) for item in items}
 
 
 def check_answer(answer: pl.DataFrame, ids: Sequence[str]) -> pl.DataFrame:
@@ -191,12 +197,12 @@ def _check_ids(got: list[str], asked: list[str]) -> None:
     lost = [i for i in asked if i not in counts]
     added = [i for i in counts if i not in asked_set]
     repeated = [i for i, count in counts.items() if count > 1]
-    what = ", ".join(
-        f"{name} {len(found)} (first {found[:3]})"
-        for name, found in (("lost", lost), ("added", added), ("repeated", repeated))
-        if found
+    problems = ", ".join(
+        f"{name} {len(ids)} (first {ids[:3]})"
+        for name, ids in (("lost", lost), ("added", added), ("repeated", repeated))
+        if ids
     )
-    raise ValueError(f"{len(asked)} rows asked, {len(got)} rows ranked: {what or 'same ids in another order'}")
+    raise ValueError(f"{len(asked)} rows asked, {len(got)} rows ranked: {problems or 'same ids in another order'}")
 
 
 def _check_rows(ranking: pl.DataFrame) -> None:
@@ -216,7 +222,18 @@ def _check_rows(ranking: pl.DataFrame) -> None:
 
 
 def _raise_problems(frame: pl.DataFrame, problems: Mapping[str, pl.Expr]) -> None:
-    for problem, where in problems.items():
-        rows = frame.filter(where.fill_null(False))
+    for problem, condition in problems.items():
+        rows = frame.filter(condition.fill_null(False))
         if rows.height:
             raise ValueError(f"{problem} in {rows.height} row(s), first {rows['id'].head(3).to_list()}")
+
+
+def read_oof(run: str, where: str = "") -> pl.DataFrame:
+    """oof.parquet of a complete run. Raises FileNotFoundError where it is not here; git keeps the record alone."""
+    import polars as pl
+
+    records.read_complete(run, where)
+    path = paths.run_folder(run) / "oof.parquet"
+    if not path.is_file():
+        raise FileNotFoundError(f"{where and f'{where}: '}{paths.relative(path)} is not here: train that run here")
+    return pl.read_parquet(path)

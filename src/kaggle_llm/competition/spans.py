@@ -1,8 +1,8 @@
-"""Words or character spans ↔ BIO tags on tokens: the text side of token classification, for training and prediction.
+"""Words or character spans ↔ BIO tags of tokens, for training and prediction of token classification.
 
-A long text is cut into windows of tokens that overlap; in prediction a token's logits are those of the window where
-it is farthest from an edge. Spans come back exactly where they began and ended at a token, and without white space
-at their ends; one that cut a token is widened to it.
+A long text is cut into overlapping windows of tokens; in prediction a token's logits are those of the window where it
+is farthest from an edge. Spans that begin and end at token boundaries come back exactly, without white space at their
+ends; a span that cuts a token is widened to the whole token.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Offset = tuple[int, int]
 
 OUTSIDE = "O"
-NO_LABEL = -100  # what the loss of transformers leaves out
+NO_LABEL = -100  # ignored by the loss of transformers
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def parse_item(item: str) -> Span:
 
 
 def spans_of_words(words: Sequence[str], tags: Sequence[str]) -> tuple[str, list[Span]]:
-    """Words with BIO tags → the text, words joined by one blank, and its spans.
+    """Words with BIO tags → the text (the words joined by blanks) and its spans.
 
     An I-x that follows neither B-x nor I-x starts a span. Raises ValueError for tags other than O, B-x and I-x.
     """
@@ -65,21 +65,21 @@ def spans_of_words(words: Sequence[str], tags: Sequence[str]) -> tuple[str, list
 def _runs(tags: Sequence[str]) -> list[tuple[int, int, str]]:
     """(first, last, type) of every run of BIO tags."""
     runs: list[tuple[int, int, str]] = []
-    for place, tag in enumerate(tags):
+    for index, tag in enumerate(tags):
         if tag == OUTSIDE:
             continue
         prefix, dash, kind = tag.partition("-")
         if prefix not in ("B", "I") or not dash or not kind:
             raise ValueError(f"tag {tag!r}: there are O, B-TYPE and I-TYPE")
-        if prefix == "I" and runs and runs[-1][1:] == (place - 1, kind):
-            runs[-1] = (runs[-1][0], place, kind)
+        if prefix == "I" and runs and runs[-1][1:] == (index - 1, kind):
+            runs[-1] = (runs[-1][0], index, kind)
         else:
-            runs.append((place, place, kind))
+            runs.append((index, index, kind))
     return runs
 
 
 def bio_tags(types: Sequence[str]) -> list[str]:
-    """["O", "B-x", "I-x", …]: a token head's labels, in its order."""
+    """["O", "B-x", "I-x", …]: the labels of a token head, in its order."""
     if not types or len(set(types)) < len(types) or not all(types):
         raise ValueError(f"types = {list(types)}: name one or more, each once")
     return [OUTSIDE, *(f"{prefix}-{kind}" for kind in types for prefix in "BI")]
@@ -88,9 +88,9 @@ def bio_tags(types: Sequence[str]) -> list[str]:
 @dataclass
 class WindowSettings:
     max_tokens: int = 256
-    """Tokens of a window, special ones included."""
+    """Tokens of a window, with special tokens."""
     overlap: int = 64
-    """Tokens that a window shares with the next; the last window shares more."""
+    """Tokens that a window shares with the next one; the last two share more."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < self.max_tokens:
@@ -99,22 +99,23 @@ class WindowSettings:
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of a text's tokens as the model sees it."""
+    """Consecutive tokens of a text, as the model sees them."""
 
     ids: list[int]
-    """With the tokenizer's special tokens."""
+    """Token ids, with the tokenizer's special tokens."""
     offsets: list[Offset | None]
     """The characters of every token, without white space at its ends; None for special tokens."""
     before: Offset | None
     """The token in front of the window's first one; None at the start of the text."""
     owned: slice
-    """The tokens whose logits count in prediction: every token of the text is owned by one window."""
+    """The tokens whose logits count in prediction: each token of the text is owned by one window."""
 
 
 def windows(tokenizer: PreTrainedTokenizerBase, text: str, settings: WindowSettings) -> list[Window]:
     """The windows of a text from left to right; [] for a text without tokens.
 
-    Special tokens written in the text stay text. The last window is moved back, so that it is as long as the others.
+    Special tokens that are written in the text are tokenized as text. The last window begins earlier, to be as long as
+    the others.
     Raises ValueError for a tokenizer without offsets, and where the special tokens leave no room for the overlap.
     """
     if not tokenizer.is_fast:
@@ -130,10 +131,10 @@ def windows(tokenizer: PreTrainedTokenizerBase, text: str, settings: WindowSetti
             f"max_tokens = {settings.max_tokens} leaves {room} beside {len(head) + len(tail)} special tokens: "
             f"more than overlap = {settings.overlap} are needed"
         )
-    found = []
+    cut = []
     for start, own, end in _stretches(len(ids), room, settings.overlap):
         part = slice(start, start + room)
-        found.append(
+        cut.append(
             Window(
                 [*head, *ids[part], *tail],
                 [*[None] * len(head), *offsets[part], *[None] * len(tail)],
@@ -141,32 +142,32 @@ def windows(tokenizer: PreTrainedTokenizerBase, text: str, settings: WindowSetti
                 slice(own - start + len(head), end - start + len(head)),
             )
         )
-    return found
+    return cut
 
 
 def _stretches(count: int, room: int, overlap: int) -> list[tuple[int, int, int]]:
-    """(first token, first owned token, behind the last owned token) of every window on `count` tokens."""
+    """(start, start of the owned tokens, end of the owned tokens) of every window on `count` tokens."""
     if count <= room:
         return [(0, 0, count)] if count else []
     last = count - room
     starts = [*range(0, last, room - overlap), last]
-    # The middle of an overlap is equally far from both edges.
+    # Two windows share their overlap: each owns the half that is farther from its edge.
     middles = [(first + room + second) // 2 for first, second in pairwise(starts)]
     return list(zip(starts, [0, *middles], [*middles, count], strict=True))
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """What the tokenizer puts in front of a text and behind it."""
+    """The special tokens that the tokenizer puts in front of a text and behind it."""
     probe = tokenizer("a", return_special_tokens_mask=True)
-    ids, places = list(probe["input_ids"]), [i for i, mask in enumerate(probe["special_tokens_mask"]) if not mask]
-    return ids[: places[0]], ids[places[-1] + 1 :]
+    ids, indices = list(probe["input_ids"]), [i for i, mask in enumerate(probe["special_tokens_mask"]) if not mask]
+    return ids[: indices[0]], ids[indices[-1] + 1 :]
 
 
 def _cover(text: str, raw: Sequence[Offset]) -> list[Offset]:
-    """Offsets without white space at their ends, of one unit alike, and with the characters that no token has.
+    """Offsets that together cover the text but for white space.
 
-    A unit is what tokens have in common: the bytes of an emoji. A character that the tokenizer drops (an accent, a
-    zero-width joiner) belongs to the unit that it touches, the one in front first.
+    Tokens that share a character (the bytes of an emoji) are one unit and get the same offsets. A character that the
+    tokenizer drops (an accent, a zero-width joiner) goes to the unit in front of it, else to the one behind.
     """
     units: list[list[int]] = []  # start, end, number of tokens
     for start, end in (_trim(text, *offset) for offset in raw):
@@ -174,18 +175,18 @@ def _cover(text: str, raw: Sequence[Offset]) -> list[Offset]:
             units[-1] = [min(start, units[-1][0]), max(end, units[-1][1]), units[-1][2] + 1]
         else:
             units.append([start, end, 1])
-    for place, unit in enumerate(units):
-        limit = units[place + 1][0] if place + 1 < len(units) else len(text)
+    for index, unit in enumerate(units):
+        limit = units[index + 1][0] if index + 1 < len(units) else len(text)
         while unit[1] < limit and not text[unit[1]].isspace():
             unit[1] += 1
-        stop = units[place - 1][1] if place else 0
+        stop = units[index - 1][1] if index else 0
         while unit[0] > stop and not text[unit[0] - 1].isspace():
             unit[0] -= 1
     return [(start, end) for start, end, count in units for _ in range(count)]
 
 
 def _trim(text: str, start: int, end: int) -> Offset:
-    """Without white space at the ends, unless there is nothing else."""
+    """The offsets without white space at the ends; unchanged where there is nothing else."""
     inner = text[start:end].strip()
     if not inner:
         return start, end
@@ -194,17 +195,17 @@ def _trim(text: str, start: int, end: int) -> Offset:
 
 
 def labels_of(window: Window, spans: Sequence[Span], tags: Sequence[str]) -> list[int]:
-    """[tokens] the place of every token's BIO tag in `tags`, NO_LABEL for special tokens.
+    """[tokens] the index in `tags` of every token's BIO tag, NO_LABEL for special tokens.
 
-    spans: of the whole text, not nested. A token that two spans share belongs to the first; a span without a token of
-    its own gets no label. A span that began in front of the window goes on with I.
+    spans: of the whole text, without overlaps. A token that two spans share belongs to the first; a span without a
+    token of its own gets no label. A span that began before the window goes on with I.
     """
     ordered = sorted(spans, key=lambda span: span.start)
     for first, second in pairwise(ordered):
         if first.end > second.start:
             raise ValueError(f"{first} and {second} overlap: a token has one tag, drop one of them")
-    places = {tag: place for place, tag in enumerate(tags)}
-    unknown = sorted({span.type for span in spans if f"B-{span.type}" not in places})
+    indices = {tag: index for index, tag in enumerate(tags)}
+    unknown = sorted({span.type for span in spans if f"B-{span.type}" not in indices})
     if unknown:
         raise ValueError(f"spans of the types {unknown}, the tags are {list(tags)}")
     labels = []
@@ -215,13 +216,13 @@ def labels_of(window: Window, spans: Sequence[Span], tags: Sequence[str]) -> lis
             continue
         owner = _owner(offset, ordered)
         prefix = "I" if owner == previous else "B"
-        labels.append(places[f"{prefix}-{owner.type}" if owner else OUTSIDE])
+        labels.append(indices[f"{prefix}-{owner.type}" if owner else OUTSIDE])
         previous = owner
     return labels
 
 
 def _owner(offset: Offset | None, spans: Sequence[Span]) -> Span | None:
-    """The first span that has a character of the token, or a token without width inside it."""
+    """The first span that shares a character with the token, or holds an empty token."""
     if offset is None:
         return None
     start, end = offset
@@ -230,7 +231,7 @@ def _owner(offset: Offset | None, spans: Sequence[Span]) -> Span | None:
 
 @dataclass(frozen=True)
 class TokenTags:
-    """What is said of a text's tokens, from left to right; of tokens that share a character, of the first one."""
+    """Predictions for a text's tokens from left to right; of tokens that share a character only the first is kept."""
 
     offsets: list[Offset]
     outside: list[float]
@@ -242,41 +243,33 @@ class TokenTags:
 
 
 def read_tags(windows: Sequence[Window], logits: Sequence[np.ndarray], tags: Sequence[str]) -> TokenTags:
-    """windows: all of the text, in order; logits: for each [tokens, tags], tags begin with O."""
+    """windows: all of the text, in order; logits: of each window [tokens, tags], where tags[0] is O."""
     units = list(_units(windows, logits, tags))
-    others = [int(scores[1:].argmax()) + 1 for _, scores in units]
+    likeliest = [int(scores[1:].argmax()) + 1 for _, scores in units]
     return TokenTags(
         [offset for offset, _ in units],
         [float(scores[0]) for _, scores in units],
-        [tags[place] for place in others],
-        [float(scores[place]) for (_, scores), place in zip(units, others, strict=True)],
+        [tags[tag] for tag in likeliest],
+        [float(scores[tag]) for (_, scores), tag in zip(units, likeliest, strict=True)],
     )
 
 
-def join_tags(found: TokenTags, text: str, threshold: float | None = None) -> list[tuple[Span, float]]:
+def join_tags(tagged: TokenTags, text: str, threshold: float) -> list[tuple[Span, float]]:
     """Spans of a text with their mean log-probability per token, best first.
 
-    threshold: a token is O where its probability of O is that or more, else it takes its likeliest other tag; None:
-    where O is likeliest. An I-x that follows neither B-x nor I-x starts a span. Spans without text between white space
-    are left out.
+    threshold: the probability of O from which a token is O, else it takes its likeliest other tag. An I-x that follows
+    neither B-x nor I-x starts a span. Spans of white space are left out.
     """
     chosen = [
-        OUTSIDE if (outside >= score if threshold is None else outside >= math.log(threshold)) else tag
-        for outside, tag, score in zip(found.outside, found.tags, found.scores, strict=True)
+        OUTSIDE if outside >= math.log(threshold) else tag
+        for outside, tag in zip(tagged.outside, tagged.tags, strict=True)
     ]
     spans = []
     for first, last, kind in _runs(chosen):
-        start, end = _trim(text, found.offsets[first][0], found.offsets[last][1])
+        start, end = _trim(text, tagged.offsets[first][0], tagged.offsets[last][1])
         if text[start:end].strip():
-            spans.append((Span(start, end, kind), sum(found.scores[first : last + 1]) / (last + 1 - first)))
+            spans.append((Span(start, end, kind), sum(tagged.scores[first : last + 1]) / (last + 1 - first)))
     return sorted(spans, key=lambda pair: -pair[1])
-
-
-def decode(
-    windows: Sequence[Window], logits: Sequence[np.ndarray], tags: Sequence[str], text: str
-) -> list[tuple[Span, float]]:
-    """`join_tags` of what the logits say, every token with its likeliest tag."""
-    return join_tags(read_tags(windows, logits, tags), text)
 
 
 def _units(

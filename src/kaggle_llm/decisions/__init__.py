@@ -1,1 +1,1 @@
-"""What is fitted behind a model, on out-of-fold rows: a temperature, thresholds, the weights of a blend."""
+"""Decisions fitted on out-of-fold predictions: a temperature, thresholds, the weights of an ensemble."""

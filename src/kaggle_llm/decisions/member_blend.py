@@ -1,4 +1,4 @@
-"""An ensemble of complete runs: the weights of its members are a decision, fitted on their out-of-fold answers."""
+"""An ensemble of complete runs: its members' weights are a decision, fitted on their out-of-fold predictions."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from kaggle_llm.base import paths
-from kaggle_llm.base.config import read_values
+from kaggle_llm.base.config import read_saved_config
 from kaggle_llm.competition.rankings import answer_columns, is_values, make_ranking, make_values
 from kaggle_llm.inference.cross_fit import Decided
 from kaggle_llm.inference.ensemble import Member
-from kaggle_llm.inference.model import of_member
+from kaggle_llm.inference.model import select_member_models
 from kaggle_llm.inference.run import Run, ask_members
 
 if TYPE_CHECKING:
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from kaggle_llm.competition.metrics import Metric
 
 Space = Literal["probability", "log", "rank"]
-SMALLEST = 1e-15  # of a probability: its logarithm stays finite
-MEMBERS = "members"  # the folder of a bundle with the members' configs
-Row = tuple[list[str], list[float]]  # items and scores
+SMALLEST = 1e-15  # probability whose logarithm is taken
+MEMBERS = "members"  # a bundle's folder with the members' configs
+RowAnswer = tuple[list[str], list[float]]  # items and scores
 
 
 @dataclass
 class BlendSettings:
     space: Space = "log"
-    """What is averaged of each item: its probability in the row (a softmax of the scores), the logarithm of that, or
-    the logarithm of its place."""
+    """What is averaged for each item: its probability in the row (softmax of the scores), the logarithm of that, or
+    minus the logarithm of its rank."""
     rounds: int = 20
-    """Members that the selection takes at most, one of them as often as it helps."""
+    """How many times the forward selection adds a member; one member may be added several times."""
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -41,44 +41,42 @@ class BlendSettings:
 
 @dataclass(frozen=True)
 class MemberBlend:
-    """The weights of members, in their order, that sum to 1. What members said is one frame: their RANKINGs below each
-    other, with a column `member`."""
+    """The members' weights, which sum to 1.
+
+    answers: one frame of all members' RANKINGs (or VALUES) with a column `member`, the member's number.
+    """
 
     space: Space
     rounds: int
     weights: tuple[float, ...]
 
-    def fit(self, said: pl.DataFrame, truth: pl.DataFrame, metric: Metric) -> MemberBlend:
-        """The weights with the best metric that forward selection finds.
+    def fit(self, answers: pl.DataFrame, truth: pl.DataFrame, metric: Metric) -> MemberBlend:
+        """The weights with the best metric that forward selection with replacement finds.
 
-        It takes the best member, then again and again the one, taken before or not, that makes the mean best, and keeps
-        the shortest selection that was best of all. Source: Caruana et al., Ensemble Selection from Libraries of
-        Models, ICML 2004, sections 2 and 2.2 (with replacement).
+        Each round adds the member that makes the mean best, whether it was added before or not; of equally good
+        selections the shortest is kept. Source: Caruana et al., Ensemble Selection from Libraries of Models, ICML 2004,
+        sections 2 and 2.2.
         """
-        taken = kept = [0] * len(self.weights)
+        counts = kept = [0] * len(self.weights)
         best = -math.inf
         for _ in range(self.rounds):
-            tried = [[n + (m == member) for m, n in enumerate(taken)] for member in range(len(taken))]
-            values = [metric.sign * metric.score(self.weigh(counts).apply(said), truth) for counts in tried]
-            taken = tried[values.index(max(values))]
-            if max(values) > best:
-                best, kept = max(values), taken
+            tried = [[n + (m == member) for m, n in enumerate(counts)] for member in range(len(counts))]
+            scores = [metric.sign * metric.score(self.weigh(trial).apply(answers), truth) for trial in tried]
+            counts = tried[scores.index(max(scores))]
+            if max(scores) > best:
+                best, kept = max(scores), counts
         return self.weigh(kept)
 
-    def apply(self, said: pl.DataFrame) -> pl.DataFrame:
-        """One RANKING, or VALUES; the weights of members that did not answer a row fall away."""
-        import polars as pl
-
-        if is_values(said):
-            rows = said.group_by("id", maintain_order=True).agg(pl.col("member"), pl.col("values")).iter_rows()
-            means = {i: mean_values(values, [self.weights[member] for member in own]) for i, own, values in rows}
-            return make_values(list(means), means.values())
-        known = said.group_by("id", maintain_order=True).agg(pl.col("member"), pl.col("items"), pl.col("scores"))
-        mixed = [
-            mix_rows(list(zip(items, scores, strict=True)), [self.weights[member] for member in members], self.space)
-            for _, members, items, scores in known.iter_rows()
-        ]
-        return make_ranking(known["id"].to_list(), [items for items, _ in mixed], [scores for _, scores in mixed])
+    def apply(self, answers: pl.DataFrame) -> pl.DataFrame:
+        """The blended RANKING or VALUES; a row is blended of the members that answered it."""
+        rows = answers.group_by("id", maintain_order=True).agg("member", *answer_columns(answers)[1:])
+        ids = rows["id"].to_list()
+        weights = [[self.weights[member] for member in members] for members in rows["member"].to_list()]
+        if is_values(answers):
+            return make_values(ids, map(average_values, rows["values"].to_list(), weights))
+        pairs = zip(rows["items"].to_list(), rows["scores"].to_list(), weights, strict=True)
+        mixed = [mix_rows(list(zip(items, scores, strict=True)), own, self.space) for items, scores, own in pairs]
+        return make_ranking(ids, [items for items, _ in mixed], [scores for _, scores in mixed])
 
     def weigh(self, counts: Sequence[float]) -> MemberBlend:
         """The same members with these weights, made to sum to 1."""
@@ -86,69 +84,69 @@ class MemberBlend:
 
 
 def blend_alike(config: Any) -> MemberBlend:
-    """All members of the config with the same weight."""
+    """All members of the config with equal weights."""
     settings: BlendSettings = config.blend
     return MemberBlend(settings.space, settings.rounds, (1.0,) * len(config.members)).weigh([1] * len(config.members))
 
 
 def ask_runs(rows: pl.DataFrame, run: Run) -> pl.DataFrame:
-    """What the members of config.members say, those whose weight counts, the heaviest first."""
+    """The answers of config.members in one frame; members without weight are not asked, the heaviest is asked first."""
     numbers = list_asked(run.decision, len(run.config.members))
-    asked = [open_run(run, number) for number in numbers]
+    members = [find_member(run, number) for number in numbers]
     combine = run.decide if run.decision is not None else blend_alike(run.config).apply  # in CV nothing is fitted yet
-    return ask_members(run, rows, asked, combine, run.offer, numbers)
+    return ask_members(run, rows, members, combine, run.offer, numbers)
 
 
 def list_asked(decision: Decided | None, count: int) -> list[int]:
-    """The members whose answer counts for some row; all of them before there are weights."""
+    """Numbers of the members with a weight for some row, the heaviest first; all of them before weights are fitted."""
     if decision is None:
         return list(range(count))
     blends = [decision.value, *(decision.parts if decision.rows else ())]
-    counted = {n for blend in blends for n, weight in enumerate(blend.weights) if weight}
-    return sorted(counted, key=lambda n: (-decision.value.weights[n], n))
+    weighted = {n for blend in blends for n, weight in enumerate(blend.weights) if weight}
+    return sorted(weighted, key=lambda n: (-decision.value.weights[n], n))
 
 
-def open_run(run: Run, number: int) -> Member:
-    """Member `number` as run.ask_members asks it; in CV by its recorded answers."""
+def find_member(run: Run, number: int) -> Member:
+    """Experiment, config and models of member `number`, and in CV its recorded answers."""
     if run.exp is None:
-        raise ValueError("members are asked through run.answer: it says where their experiments lie")
+        raise ValueError("members are asked through run.answer, which knows the experiment's folder")
     name = run.config.members[number]
     exp = run.exp.parent / name.split("--")[0]
-    beside = run.exp.parents[1] / MEMBERS / f"{name}.yaml"  # of a bundle
-    config = read_values(beside if beside.is_file() else paths.run_folder(name) / "config.yaml")
+    bundled = run.exp.parents[1] / MEMBERS / f"{name}.yaml"
+    config = read_saved_config(bundled if bundled.is_file() else paths.run_folder(name) / "config.yaml")
     config |= {"competition": asdict(run.config.competition)}
-    return Member(exp, config, of_member(run.models, number), run.recorded.get(name))
+    return Member(exp, config, select_member_models(run.models, number), run.recorded.get(name))
 
 
-def mix_rows(rows: Sequence[Row], weights: Sequence[float], space: Space) -> Row:
-    """One row's answers → items and the weighted mean of what they are worth in `space`; alike where all weights are 0.
+def mix_rows(rows: Sequence[RowAnswer], weights: Sequence[float], space: Space) -> RowAnswer:
+    """The members' answers to one row → items and their weighted means in `space`; equal weights where all are 0.
 
-    An item that an answer lacks has there the place behind the last, the lowest log-probability, or the probability 0.
+    An item that a member lacks has there the rank behind its last, its lowest log-probability, or probability 0.
     """
     total = sum(weights)
     shares = [weight / total for weight in weights] if total else [1 / len(weights)] * len(weights)
-    worth = [value_items(*row, space) for row in rows]
-    items = dict.fromkeys(item for values, _ in worth for item in values)
+    valued = [value_items(*row, space) for row in rows]
+    items = dict.fromkeys(item for values, _ in valued for item in values)
     means = {
-        item: sum(s * values.get(item, rest) for s, (values, rest) in zip(shares, worth, strict=True)) for item in items
+        item: sum(share * values.get(item, missing) for share, (values, missing) in zip(shares, valued, strict=True))
+        for item in items
     }
     if space == "probability":
         means = {item: math.log(max(mean, SMALLEST)) for item, mean in means.items()}
     return list(means), list(means.values())
 
 
-def mean_values(rows: Sequence[Sequence[float]], weights: Sequence[float]) -> list[float]:
-    """The weighted mean of each value; of all alike where all weights are 0."""
+def average_values(rows: Sequence[Sequence[float]], weights: Sequence[float]) -> list[float]:
+    """The weighted mean of each target's values; the plain mean where all weights are 0."""
     shares = list(weights) if sum(weights) else [1.0] * len(rows)
-    return [
-        sum(s * value for s, value in zip(shares, own, strict=True)) / sum(shares) for own in zip(*rows, strict=True)
-    ]
+    targets = zip(*rows, strict=True)
+    return [sum(share * value for share, value in zip(shares, own, strict=True)) / sum(shares) for own in targets]
 
 
 def value_items(items: list[str], scores: list[float], space: Space) -> tuple[dict[str, float], float]:
-    """What each item of a row is worth, and what one is worth that the row lacks."""
+    """Item → its value in `space`, and the value of an item that the row lacks."""
     if space == "rank":
-        return {item: -math.log(place) for place, item in enumerate(items, 1)}, -math.log(len(items) + 1)
+        return {item: -math.log(rank) for rank, item in enumerate(items, 1)}, -math.log(len(items) + 1)
     peak = max(scores, default=0.0)
     total = peak + math.log(sum(math.exp(score - peak) for score in scores)) if scores else 0.0
     logs = {item: score - total for item, score in zip(items, scores, strict=True)}
@@ -157,8 +155,8 @@ def value_items(items: list[str], scores: list[float], space: Space) -> tuple[di
     return {item: math.exp(value) for item, value in logs.items()}, 0.0
 
 
-def share_firsts(one: pl.DataFrame, other: pl.DataFrame) -> float:
-    """The share of rows for which two answers to the same rows in one order have the same first item or value."""
-    column = answer_columns(one)[1]
-    pairs = zip(one[column].to_list(), other[column].to_list(), strict=True)
-    return sum(first[:1] == second[:1] for first, second in pairs) / one.height
+def share_firsts(answer: pl.DataFrame, other: pl.DataFrame) -> float:
+    """The share of rows with the same first item or value in two answers to the same rows in the same order."""
+    column = answer_columns(answer)[1]
+    pairs = zip(answer[column].to_list(), other[column].to_list(), strict=True)
+    return sum(first[:1] == second[:1] for first, second in pairs) / answer.height

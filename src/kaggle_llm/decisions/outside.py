@@ -1,7 +1,7 @@
-"""From which probability on a token is outside of all spans: fitted on out-of-fold predictions, applied in prediction.
+"""The probability from which a token counts as outside of all spans, fitted on out-of-fold predictions.
 
-Where a missed span costs more than a false one (F5), a token has to be surer to be left out. Not as sure as where
-single tokens are scored: a token beside a span joins it, and a whole span with a token too much is a miss.
+Where a missed span costs more than a false one (F5), the threshold is higher than one half; but lower than it would be
+if single tokens were scored, because a token added beside a span makes the whole span wrong.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from kaggle_llm.competition.metrics import Metric
 
-# Those near one half, which is about the likeliest tag, come first.
+# Of equally good thresholds the first is taken, so those near one half (about the likeliest tag) come first.
 GRID = (0.5, 0.6, 0.35, 0.7, 0.8, 0.2, 0.1, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
 
 
@@ -29,11 +29,13 @@ class OutsideThreshold:
     value: float = 0.5
 
     def fit(self, tagged: pl.DataFrame, truth: pl.DataFrame, metric: Metric) -> OutsideThreshold:
-        """The threshold of GRID with the best metric on rows that the model was not trained on; of equals the first."""
-        return max(map(OutsideThreshold, GRID), key=lambda one: metric.sign * metric.score(one.apply(tagged), truth))
+        """The threshold of GRID with the best metric; of equals the first."""
+        return max(
+            map(OutsideThreshold, GRID), key=lambda value: metric.sign * metric.score(value.apply(tagged), truth)
+        )
 
     def apply(self, tagged: pl.DataFrame) -> pl.DataFrame:
-        """What `tagging.tag_texts` found → RANKING of spans; scores are mean log-probabilities."""
-        found = [(i, join_tags(tags, text, self.value)) for i, text, tags in list_tags(tagged)]
-        items = [[span.to_item() for span, _ in spans] for _, spans in found]
-        return make_ranking([i for i, _ in found], items, [[score for _, score in spans] for _, spans in found])
+        """The frame of `tags.tag_texts` → RANKING of spans, scored by their mean log-probability."""
+        rows = [(row, join_tags(tags, text, self.value)) for row, text, tags in list_tags(tagged)]
+        items = [[span.to_item() for span, _ in spans] for _, spans in rows]
+        return make_ranking([row for row, _ in rows], items, [[score for _, score in spans] for _, spans in rows])

@@ -1,4 +1,4 @@
-"""One number that makes probabilities honest, fitted on out-of-fold predictions and applied in prediction."""
+"""Temperature scaling: one number that calibrates probabilities, fitted on out-of-fold predictions."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
     from kaggle_llm.competition.metrics import Metric
 
-RANGE = 0.05, 20.0  # that a temperature is looked for in
+RANGE = 0.05, 20.0  # lowest and highest temperature that a fit can find
 
 
 @dataclass(frozen=True)
 class Temperature:
-    """Scores are log-probabilities; divided by a value above 1 they become less certain."""
+    """Log-probabilities are divided by `value`: above 1 they become less certain."""
 
     value: float = 1.0
 
@@ -26,7 +26,7 @@ class Temperature:
         """The temperature with the least log loss on these rows, whatever the metric is.
 
         Source: Guo, Pleiss, Sun, Weinberger, On Calibration of Modern Neural Networks, ICML 2017, section 4.2. The loss
-        is convex in 1/T, so the minimum that is found is the only one.
+        is convex in 1/T, so it has one minimum.
         """
         from scipy.optimize import minimize_scalar
 
@@ -36,11 +36,11 @@ class Temperature:
             return log_loss(labels).score(Temperature(1 / inverse).apply(ranking), truth)
 
         low, high = RANGE
-        found = minimize_scalar(loss, bounds=(1 / high, 1 / low), method="bounded", options={"xatol": 1e-6})
-        return Temperature(1 / float(found.x))
+        result = minimize_scalar(loss, bounds=(1 / high, 1 / low), method="bounded", options={"xatol": 1e-6})
+        return Temperature(1 / float(result.x))
 
     def apply(self, ranking: pl.DataFrame) -> pl.DataFrame:
-        """RANKING of log-probabilities, up to a constant a row → RANKING of normalised ones."""
+        """RANKING of log-probabilities (up to a constant in each row) → RANKING of scaled, normalised ones."""
         import numpy as np
 
         scaled = [np.array(scores) / self.value for scores in ranking["scores"].to_list()]

@@ -1,4 +1,4 @@
-"""Cuts that turn the values of an ordinal task into levels, fitted for quadratic weighted kappa."""
+"""Thresholds that turn predicted values into ordered levels, fitted for quadratic weighted kappa."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """A value's level is the label behind the cuts that it reaches."""
+    """A value's level is labels[number of cuts that it reaches]."""
 
     labels: tuple[str, ...]
     """From lowest to highest."""
@@ -30,8 +30,10 @@ class Thresholds:
             raise ValueError(f"cuts = {self.cuts} between {self.labels}: give one fewer than labels, ascending")
 
     def fit(self, values: pl.DataFrame, truth: pl.DataFrame, metric: Metric) -> Thresholds:
-        """Those with the highest quadratic weighted kappa, whatever the metric is; as they are where all rows have one
-        level. truth: one label a row."""
+        """Fit quadratic weighted kappa, whatever the metric is; unchanged where all rows have the same level.
+
+        truth: one label a row.
+        """
         import numpy as np
 
         right = dict(truth.select("id", "items").iter_rows())
@@ -42,7 +44,7 @@ class Thresholds:
         return Thresholds(self.labels, tuple(cuts.tolist()))
 
     def apply(self, values: pl.DataFrame) -> pl.DataFrame:
-        """VALUES, of which the first counts → RANKING of labels, score 0."""
+        """VALUES, of which the first target counts → RANKING of one label a row, score 0."""
         import numpy as np
 
         levels = apply_thresholds(values["values"].list.first().to_numpy(), np.array(self.cuts)).tolist()
@@ -50,15 +52,15 @@ class Thresholds:
 
 
 def round_levels(labels: Sequence[str]) -> Thresholds:
-    """For values that are levels counted from 0: the nearest one."""
-    return Thresholds(tuple(labels), tuple(place + 0.5 for place in range(len(labels) - 1)))
+    """Thresholds that round values to the nearest level, counted from 0."""
+    return Thresholds(tuple(labels), tuple(level + 0.5 for level in range(len(labels) - 1)))
 
 
 def fit_thresholds(values: np.ndarray, levels: np.ndarray, k: int) -> np.ndarray:
     """[k−1] ascending cuts whose levels have the highest quadratic weighted kappa that any cuts reach on these rows.
 
     values: [n] finite; levels: [n] whole numbers 0 … k−1, two or more different ones. Cuts lie half-way between two
-    values; −inf or inf where a level is best given to all, or to none, of the rows on one side.
+    values; −inf or inf where it is best that all rows, or none, reach a cut.
 
     kappa = 2 Σp(y−ȳ) / Σ(p²−2pȳ+y²) for levels p of cuts and true levels y: a ratio of two sums over rows. By
     Dinkelbach, On nonlinear fractional programming, Management Science 13 (1967), its maximum is where
@@ -66,10 +68,10 @@ def fit_thresholds(values: np.ndarray, levels: np.ndarray, k: int) -> np.ndarray
     """
     import numpy as np
 
-    values, levels = _check(values, levels, k)
+    values, levels = _check_levels(values, levels, k)
     order = np.argsort(values, kind="stable")
     values, levels = values[order], levels[order].astype(float)
-    cuts, kappa = np.full(k - 1, np.inf), 0.0  # the lowest level for all
+    cuts, kappa = np.full(k - 1, np.inf), 0.0  # all rows get the lowest level
     while True:
         better = _maximise_gain(values, levels, k, kappa)
         reached = quadratic_kappa(apply_thresholds(values, better), levels)
@@ -79,7 +81,7 @@ def fit_thresholds(values: np.ndarray, levels: np.ndarray, k: int) -> np.ndarray
 
 
 def apply_thresholds(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """[n] values → [n] levels: the number of thresholds (ascending) that a value reaches; NaN is an error."""
+    """[n] values → [n] levels: the number of thresholds (ascending) that a value reaches. Raises ValueError for NaN."""
     import numpy as np
 
     if np.isnan(values).any():
@@ -90,7 +92,7 @@ def apply_thresholds(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
 def _maximise_gain(values: np.ndarray, levels: np.ndarray, k: int, kappa: float) -> np.ndarray:
     """[k−1] cuts with the highest Σ 2p(y−ȳ) − kappa·(p²−2pȳ); values sorted, levels in their order.
 
-    best[c] is what the first c rows gain at most with levels up to the current one.
+    best[c]: the largest gain of the first c rows with levels up to the current one.
     """
     import numpy as np
 
@@ -108,28 +110,30 @@ def _maximise_gain(values: np.ndarray, levels: np.ndarray, k: int, kappa: float)
     for source in reversed(sources):
         place = source[place]
         chosen.append(places[place])
-    return np.array([_cut(values, c) for c in reversed(chosen)])
+    return np.array([_place_cut(values, c) for c in reversed(chosen)])
 
 
-def _cut(values: np.ndarray, below: int) -> float:
-    """A cut with so many of the sorted values below it."""
+def _place_cut(values: np.ndarray, below: int) -> float:
+    """A cut with `below` of the sorted values below it."""
     if below in (0, len(values)):
         return float("-inf") if below == 0 else float("inf")
     low, high = float(values[below - 1]), float(values[below])
     middle = low + (high - low) / 2
-    return middle if middle > low else high  # neighbours among floats have nothing between them
+    return middle if middle > low else high  # no float lies between neighbouring floats
 
 
-def _check(values: np.ndarray, levels: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _check_levels(values: np.ndarray, levels: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     import numpy as np
 
-    values, found = np.asarray(values, dtype=np.float64), np.unique(levels)
+    values, distinct = np.asarray(values, dtype=np.float64), np.unique(levels)
     if values.ndim != 1 or values.shape != levels.shape:
         raise ValueError(f"values {values.shape} and levels {levels.shape}: give one level for each value")
     if not np.isfinite(values).all():
         raise ValueError(f"{(~np.isfinite(values)).sum()} of {len(values)} values are NaN or infinite")
-    if len(found) < 2:
-        raise ValueError(f"all {len(values)} rows have the level {found.tolist()}: thresholds need two different ones")
-    if not np.isin(found, np.arange(k)).all():
-        raise ValueError(f"levels {found.tolist()} with k = {k}: they must be whole numbers from 0 to {k - 1}")
+    if len(distinct) < 2:
+        raise ValueError(
+            f"all {len(values)} rows have the level {distinct.tolist()}: thresholds need two different ones"
+        )
+    if not np.isin(distinct, np.arange(k)).all():
+        raise ValueError(f"levels {distinct.tolist()} with k = {k}: they must be whole numbers from 0 to {k - 1}")
     return values, np.asarray(levels)

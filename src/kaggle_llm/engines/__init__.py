@@ -2,5 +2,5 @@
 
 import logging
 
-# At its import it says that a kernel for 4-bit inference on a CPU could not be fetched from a hub: not needed here.
+# At its import bitsandbytes warns that it could not download a kernel for 4-bit inference on a CPU: not needed here.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

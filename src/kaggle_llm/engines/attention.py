@@ -1,7 +1,7 @@
-"""How transformers' models attend here: within the segments of a packed row, and with fast kernels on a T4.
+"""Attention of transformers' models within the segments of a packed row, and with fast kernels on a T4.
 
-A packed row holds several sequences or the nodes of a prefix tree, one behind the other. Nothing is padded and there is
-no mask of all by all: each segment is one call of torch's fused attention.
+A packed row is several sequences, or the nodes of a prefix tree, one after the other. Nothing is padded and there is no
+mask over the whole row: each segment is one call of torch's fused attention.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 SEGMENTS = "segments"
 SM_75 = (7, 5)  # T4
-Span = tuple[int, int]
+TokenRange = tuple[int, int]  # begin, end
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens that stand next to each other in a packed row and see themselves causally."""
+    """Adjacent tokens of a packed row, with causal attention among themselves."""
 
     begin: int
     end: int
-    before: tuple[Span, ...] = ()
-    """What else of the row they see, whole and in this order: the nodes above theirs."""
+    before: tuple[TokenRange, ...] = ()
+    """Earlier ranges of the row that they see completely, in this order: the parent nodes in a prefix tree."""
 
 
 def register_segments() -> str:
-    """The name to load a causal model with: attn_implementation=register_segments()."""
+    """Register this attention; returns its name, for attn_implementation=."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(SEGMENTS, attend_within_segments)
@@ -53,51 +53,53 @@ def attend_within_segments(
 ) -> tuple[torch.Tensor, None]:
     """query [1, heads, tokens, d], key and value [1, groups, past + tokens, d] → [1, tokens, heads, d].
 
-    past: tokens of a cache, which every segment sees.
-    Raises ValueError for what a fused kernel cannot do: soft-capped scores, a window shorter than a prompt.
+    past: tokens of a cache, which every segment sees. Raises ValueError for soft-capped scores and for an attention
+    window shorter than a prompt: the fused kernels do neither.
     """
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
     past = key.shape[2] - query.shape[2]
-    longest = past + max(sum(end - begin for begin, end in _seen(segment)) for segment in segments)
+    longest = past + max(sum(end - begin for begin, end in _visible_ranges(segment)) for segment in segments)
     if softcap is not None:
         raise ValueError(f"{type(module).__name__} caps its attention scores at {softcap}: it cannot be packed")
     if sliding_window is not None and longest > sliding_window:
         raise ValueError(f"an example of {longest} tokens exceeds the model's attention window of {sliding_window}")
-    # Grouped heads are rows of a batch that see the same keys, without a copy of them: of torch's kernels for a T4
-    # those that know groups are not the fast ones.
+    # Grouped-query heads become rows of a batch that share their keys without a copy: torch's fast kernels for a T4
+    # do not support groups.
     groups = key.shape[1]
     query = query.view(groups, -1, *query.shape[2:])
-    key, value = (part.transpose(0, 1) for part in (key, value))
-    found = []
+    key, value = (tensor.transpose(0, 1) for tensor in (key, value))
+    outputs = []
     for segment in segments:
-        spans = _join([(-past, 0), *_seen(segment)])
-        keys, values = (_gather(part, spans, past).expand(-1, query.shape[1], -1, -1) for part in (key, value))
+        ranges = _join_ranges([(-past, 0), *_visible_ranges(segment)])
+        keys, values = (
+            _take_ranges(tensor, ranges, past).expand(-1, query.shape[1], -1, -1) for tensor in (key, value)
+        )
         alone = keys.shape[2] == segment.end - segment.begin
-        found.append(
+        outputs.append(
             scaled_dot_product_attention(
                 query[:, :, segment.begin : segment.end],
                 keys,
                 values,
-                attn_mask=None if alone else _causal(segment.end - segment.begin, keys.shape[2], query.device),
+                attn_mask=None if alone else _causal_mask(segment.end - segment.begin, keys.shape[2], query.device),
                 dropout_p=dropout,
                 is_causal=alone,
                 scale=scaling,
             )
         )
-    together = torch.cat(found, dim=2)
-    return together.reshape(1, -1, *together.shape[2:]).transpose(1, 2), None
+    output = torch.cat(outputs, dim=2)
+    return output.reshape(1, -1, *output.shape[2:]).transpose(1, 2), None
 
 
-def _seen(segment: Segment) -> list[Span]:
+def _visible_ranges(segment: Segment) -> list[TokenRange]:
     return [*segment.before, (segment.begin, segment.end)]
 
 
-def _join(spans: Sequence[Span]) -> list[Span]:
-    """The same places; spans that touch are one, empty ones are gone."""
-    joined: list[Span] = []
-    for begin, end in spans:
+def _join_ranges(ranges: Sequence[TokenRange]) -> list[TokenRange]:
+    """The same tokens, adjacent ranges joined and empty ones removed."""
+    joined: list[TokenRange] = []
+    for begin, end in ranges:
         if joined and joined[-1][1] == begin:
             joined[-1] = (joined[-1][0], end)
         elif begin < end:
@@ -105,16 +107,16 @@ def _join(spans: Sequence[Span]) -> list[Span]:
     return joined
 
 
-def _gather(part: torch.Tensor, spans: Sequence[Span], past: int) -> torch.Tensor:
-    """The places of `spans`, counted from the end of the cache: a view where they are one span."""
+def _take_ranges(tensor: torch.Tensor, ranges: Sequence[TokenRange], past: int) -> torch.Tensor:
+    """The tokens of `ranges`, counted from the end of the cache; a view where they are one range."""
     import torch
 
-    pieces = [part[:, :, past + begin : past + end] for begin, end in spans]
+    pieces = [tensor[:, :, past + begin : past + end] for begin, end in ranges]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
 
 
-def _causal(rows: int, columns: int, device: torch.device) -> torch.Tensor | None:
-    """bool [rows, columns]: the last of the columns are the rows themselves; None where a row sees all."""
+def _causal_mask(rows: int, columns: int, device: torch.device) -> torch.Tensor | None:
+    """bool [rows, columns], the last columns being the rows themselves; None where one row sees all."""
     import torch
 
     if rows == 1:
@@ -130,11 +132,10 @@ def capability() -> tuple[int, int] | None:
 
 
 def avoid_slow_kernel() -> None:
-    """On a T4, let transformers repeat keys and values of grouped-query attention itself.
+    """On a T4, make transformers repeat keys and values of grouped-query attention itself.
 
-    It leaves that to torch where there is no mask, and of torch's kernels for sm_75 only the plain one, without tensor
-    cores, knows groups. Measured on a T4 by others: 178 → 289 and 202 → 371 tokens/s
-    (huggingface/transformers, issue 48633 and pull request 45776).
+    Without a mask it leaves that to torch, whose only sm_75 kernel with group support uses no tensor cores. Measured on
+    a T4 by others: 178 → 289 and 202 → 371 tokens/s (huggingface/transformers, issue 48633 and pull request 45776).
     """
     if capability() == SM_75:
         from transformers.integrations import sdpa_attention
@@ -144,7 +145,7 @@ def avoid_slow_kernel() -> None:
 
 @contextmanager
 def packed(model: Any) -> Iterator[None]:
-    """`model` (of transformers, or an adapter of PEFT on it) takes `segments` inside, and is as before behind it."""
+    """Inside, `model` (transformers, with or without a PEFT adapter) takes `segments`; afterwards it is unchanged."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     before = inner.config._attn_implementation
     inner.set_attn_implementation(register_segments())

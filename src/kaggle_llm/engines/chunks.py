@@ -1,6 +1,6 @@
-"""Prompts cut into chunks for several workers: none idles at the end, and what shares a prefix stays together.
+"""Split prompts into chunks for several workers: none idles at the end, and prompts with a common prefix stay together.
 
-Pure functions on token ids, and the queue that the workers take from.
+Pure functions on token ids, and the queue that the workers take chunks from.
 """
 
 from __future__ import annotations
@@ -15,68 +15,68 @@ from typing import Any
 from kaggle_llm.engines.prefixes import common_prefix
 from kaggle_llm.engines.prompts import Prompt
 
-TOKENS = 2**17  # of a chunk at most: some minutes of a large model on a T4
-CHUNKS = 8  # for each worker at least, when there are many prompts: the last one is a small part of the whole
-PROMPTS = 16  # of a chunk, on average, at least: an engine computes them side by side
-REPAID = 4  # a chunk computes again what it shares with the one before: its own tokens are so many times that
+MAX_CHUNK_TOKENS = 2**17  # some minutes of a large model on a T4
+CHUNKS_A_WORKER = 8  # at least, where there are many prompts: the last one is then a small part of the whole
+MIN_PROMPTS_A_CHUNK = 16  # on average: an engine computes them side by side
+OWN_PER_SHARED = 4  # a chunk recomputes the prefix it shares with the one before: its own tokens are 4 times as many
 
 
 @dataclass
 class Chunk:
-    """Prompts, by their indices, that one worker answers in one call."""
+    """Indices of the prompts that one worker answers in one call."""
 
     indices: list[int]
     tokens: int
-    """What the engine computes: shared tokens once, and those that may be generated."""
+    """Tokens to compute: shared ones once, plus those that may be generated."""
     attempts: int = 0
-    """Workers that it took down."""
+    """Workers that were lost on it."""
 
 
 def cut_by_prefix(prompts: Sequence[Prompt], workers: int) -> list[Chunk]:
-    """Every prompt once, neighbours in lexicographic order together; cut where neighbours share little.
+    """Chunks of all prompts in lexicographic order, split where neighbours share few tokens.
 
-    A chunk of several prompts has at most `chunk_tokens` tokens besides those that its first prompt shares with the
-    one before.
+    A chunk of several prompts has at most `chunk_tokens` tokens, not counting those that its first prompt shares with
+    the one before.
     """
     order = sorted(range(len(prompts)), key=lambda i: tuple(prompts[i]))
-    shared = [0, *(common_prefix(prompts[one], prompts[other]) for one, other in pairwise(order))][: len(order)]
+    shared = [0, *(common_prefix(prompts[i], prompts[j]) for i, j in pairwise(order))][: len(order)]
     return _cut(order, [len(prompts[i]) for i in order], shared, workers)
 
 
 def cut_by_length(prompts: Sequence[Prompt], workers: int, new: int = 0) -> list[Chunk]:
-    """Every prompt once, those of like length together, the longest first.
+    """Chunks of all prompts, longest first. A chunk of several prompts has at most `chunk_tokens` tokens.
 
-    new: tokens that each prompt may generate. A chunk of several prompts has at most `chunk_tokens` tokens.
+    new: tokens that each prompt may generate.
     """
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     return _cut(order, [len(prompts[i]) + new for i in order], [0] * len(order), workers)
 
 
 def chunk_tokens(lengths: Sequence[int], shared: Sequence[int], workers: int) -> float:
-    """Tokens of a chunk. lengths: of every prompt; shared: what each shares with the one before it."""
+    """Largest size of a chunk. lengths: tokens of every prompt; shared: tokens in common with the prompt before."""
     total, mean = sum(lengths) - sum(shared), sum(shared) / len(shared)
-    least = max(PROMPTS * total / len(lengths), REPAID * mean)
-    return max(min(least, total / workers), min(TOKENS, total / (CHUNKS * workers)))
+    least = max(MIN_PROMPTS_A_CHUNK * total / len(lengths), OWN_PER_SHARED * mean)
+    return max(min(least, total / workers), min(MAX_CHUNK_TOKENS, total / (CHUNKS_A_WORKER * workers)))
 
 
 def _cut(order: Sequence[int], lengths: Sequence[int], shared: Sequence[int], workers: int) -> list[Chunk]:
-    """`order` in pieces. No prompts are one empty chunk: the engine says what its answer to nothing looks like."""
+    """Chunks in the given order. Without prompts one empty chunk: the engine knows the shape of its empty answer."""
     if not order:
         return [Chunk([], 0)]
     limit = chunk_tokens(lengths, shared, workers)
-    own = [length - part for length, part in zip(lengths, shared, strict=True)]
+    own = [length - common for length, common in zip(lengths, shared, strict=True)]
     chunks, begin = [], 0
     while begin < len(order):
-        end = _reach(own, begin, limit)
-        if end < len(order):  # in the second half, where neighbours share least
-            end = min(range((begin + end) // 2 + 1, end + 1), key=lambda at: (shared[at], -at))
+        end = _end_of_piece(own, begin, limit)
+        if end < len(order):  # split in its second half, where neighbours share least
+            end = min(range((begin + end) // 2 + 1, end + 1), key=lambda i: (shared[i], -i))
         chunks.append(Chunk(list(order[begin:end]), shared[begin] + sum(own[begin:end])))
         begin = end
     return chunks
 
 
-def _reach(own: Sequence[int], begin: int, limit: float) -> int:
-    """The end of the longest piece from `begin` on with at most `limit` tokens; one prompt may have more."""
+def _end_of_piece(own: Sequence[int], begin: int, limit: float) -> int:
+    """End of the longest piece from `begin` with at most `limit` tokens; a single prompt may have more."""
     end, size = begin + 1, own[begin]
     while end < len(own) and size + own[end] <= limit:
         size += own[end]
@@ -85,24 +85,21 @@ def _reach(own: Sequence[int], begin: int, limit: float) -> int:
 
 
 class ChunkQueue:
-    """Where every worker takes its next chunk when it is free: the longest that is left.
-
-    Used from one thread for each worker. After `stop` nothing is taken any more.
-    """
+    """Gives every free worker the longest chunk that is left; after `stop` no more. Thread-safe."""
 
     def __init__(self, chunks: Sequence[Chunk]) -> None:
         self._waiting = deque(sorted(chunks, key=lambda chunk: -chunk.tokens))
         self._lock = Lock()
         self.answers: list[tuple[Chunk, Any]] = []
         self.error: BaseException | None = None
-        """The first that stopped it."""
+        """The first error that stopped the queue."""
 
     def take(self) -> Chunk | None:
         with self._lock:
             return self._waiting.popleft() if self._waiting and self.error is None else None
 
     def put_back(self, chunk: Chunk) -> None:
-        """To the front: it is at least as long as the others."""
+        """Put it first: it is at least as long as the others."""
         with self._lock:
             self._waiting.appendleft(chunk)
 

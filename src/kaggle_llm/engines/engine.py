@@ -1,4 +1,4 @@
-"""The contract that every engine keeps, its settings, and the checks that all engines share."""
+"""The interface of every engine, its settings, a base class for wrappers, and the checks that engines share."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 @dataclass
 class EngineSettings:
     kind: Literal["auto", "transformers", "vllm"] = "auto"
-    """auto: vLLM where a GPU and vLLM are present, else transformers; a run's config holds which it became."""
+    """auto: vLLM where a GPU and vLLM are present, else transformers; the run's recorded config names the choice."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Of weights and activations; T4s have no bfloat16."""
+    """Of weights and activations; a T4 has no bfloat16."""
     batch_tokens: int = 4096
-    """Tokens of a batch, padding included: the memory that scoring takes is proportional to it (transformers)."""
+    """Tokens of a batch, padding included; transformers only. Memory use is proportional to it."""
     vllm: dict = field(default_factory=dict)
-    """Settings that go to vLLM by their names there, such as {gpu_memory_utilization: 0.85, max_model_len: 2048}."""
+    """vLLM's own settings by their names there, such as {gpu_memory_utilization: 0.85, max_model_len: 2048}."""
     workers: int | None = None
-    """Processes with the model in each; 0: it runs in this one. None: as many as the GPUs hold, without a GPU 0."""
+    """Worker processes, each with the whole model; 0: in this process. None: as many as the GPUs hold, 0 without."""
     patience: float = 900.0
     """Seconds that a worker may take for a call, vLLM's start included, before it is killed and replaced."""
 
@@ -36,29 +36,26 @@ class EngineSettings:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to generate. temperature 0 is greedy.
-
-    Raises ValueError for structure asked for in two ways, or for one that cannot be kept.
-    """
+    """How to generate. Temperature 0 is greedy. Raises ValueError for settings that contradict each other."""
 
     max_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
     n: int = 1
     seed: int = 0
-    """Sample i of a prompt has the seed seed + i, whatever is asked beside it: seeds of two calls lie n apart."""
+    """Sample i of a prompt has the seed `seed + i`, whatever else is in the batch: seeds of two calls lie n apart."""
     stop: tuple[str, ...] = ()
-    """A text ends before the first of these that it would hold."""
+    """A text ends before the first of these strings."""
     options: tuple[str, ...] = ()
     """A text is exactly one of these."""
     regex: str = ""
-    """A text matches this wholly; it is "" where max_tokens ended it before it did."""
+    """A text matches this from start to end; it is "" where max_tokens cut it before it matched."""
 
     def __post_init__(self) -> None:
         if self.options and self.regex:
             raise ValueError(f"options = {self.options} and regex = {self.regex!r}: give one of the two")
         if self.stop and (self.options or self.regex):
-            raise ValueError(f"stop = {self.stop} with options or regex: they say themselves where a text ends")
+            raise ValueError(f"stop = {self.stop} with options or regex: those end a text themselves")
         if not all((*self.stop, *self.options)) or len(set(self.options)) < len(self.options):
             raise ValueError(f"stop = {self.stop}, options = {self.options}: no empty text, no option twice")
         longest = max((len(option.encode()) for option in self.options), default=0)
@@ -73,10 +70,10 @@ class Completion:
 
 
 class NonFiniteError(ValueError):
-    """Scores that are no numbers: the model overflows in its dtype, or its weights are broken."""
+    """Infinite or NaN scores: the model overflows in its dtype, or its weights are broken."""
 
     def __init__(self, folder: Path, bad: int, size: int) -> None:
-        super().__init__(folder, bad, size)  # what it was made of, so that it can leave a worker's process
+        super().__init__(folder, bad, size)  # its arguments, so that it can be pickled
         self.folder, self.bad, self.size = folder, bad, size
 
     def __str__(self) -> str:
@@ -87,7 +84,7 @@ class NonFiniteError(ValueError):
 
 
 class LengthError(ValueError):
-    """A prompt without a token, or with more than the model takes."""
+    """A prompt without tokens, or with more than the model takes."""
 
     def __init__(self, index: int, length: int, limit: int, folder: Path) -> None:
         super().__init__(index, length, limit, folder)
@@ -100,10 +97,10 @@ class LengthError(ValueError):
 
 
 class Engine(Protocol):
-    """Answers in the order given."""
+    """Answers prompts, in the order given."""
 
     def choices(self, prompts: Sequence[Prompt], labels: Sequence[Prompt]) -> np.ndarray:
-        """[n, k] log-probabilities of k labels behind each prompt, over the full vocabulary."""
+        """[n, k] log-probabilities of k labels after each prompt, over the full vocabulary."""
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
         """`sampling.n` completions for each prompt."""
@@ -115,18 +112,40 @@ class Engine(Protocol):
         """A head's logits: [labels] of a sequence head, [tokens, labels] of a token head."""
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
 
 
-def check_lengths(prompts: Sequence[Prompt], limit: int, folder: Path) -> None:
-    """Raises LengthError that names the first prompt without a token or with more than `limit`."""
+class EngineWrapper:
+    """Passes every call on to `self.engine`; a subclass overrides what it changes."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def choices(self, prompts: Sequence[Prompt], labels: Sequence[Prompt]) -> np.ndarray:
+        return self.engine.choices(prompts, labels)
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
+        return self.engine.generate(prompts, sampling)
+
+    def embed(self, prompts: Sequence[Prompt]) -> np.ndarray:
+        return self.engine.embed(prompts)
+
+    def logits(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
+        return self.engine.logits(prompts)
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+def check_prompt_lengths(prompts: Sequence[Prompt], limit: int, folder: Path) -> None:
+    """Raises LengthError, naming the first prompt that has no token or more than `limit`."""
     for index, prompt in enumerate(prompts):
         if not 0 < len(prompt) <= limit:
             raise LengthError(index, len(prompt), limit, folder)
 
 
-def check_finite(scores: np.ndarray, folder: Path) -> None:
-    """Raises NonFiniteError where a score is infinite or not a number."""
+def check_scores_finite(scores: np.ndarray, folder: Path) -> None:
+    """Raises NonFiniteError where a score is infinite or NaN."""
     import numpy as np
 
     bad = int((~np.isfinite(scores)).sum())
@@ -134,8 +153,8 @@ def check_finite(scores: np.ndarray, folder: Path) -> None:
         raise NonFiniteError(folder, bad, scores.size)
 
 
-def check_base(folder: Path, base: Path | None) -> None:
-    """Raises ValueError for an adapter without the model that it is attached to, or a base for no adapter."""
+def check_adapter_base(folder: Path, base: Path | None) -> None:
+    """Raises ValueError for an adapter without its base model, or for a base without an adapter."""
     if (folder / records.ADAPTER).is_file() != (base is not None):
         has, lacks = ("an adapter", "without its base") if base is None else ("no adapter", f"for the base {base}")
         raise ValueError(f"{folder} holds {has} {lacks}: ship an adapter X together with its base X_base")

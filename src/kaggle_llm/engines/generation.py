@@ -1,7 +1,7 @@
-"""Generation with a causal LM of transformers: in batches, each sample with its own seed, with stops and structure.
+"""Batched generation with a causal LM of transformers: a seed per sample, stop strings, structured output.
 
-What is asked beside a prompt changes nothing in its texts: rows are padded on the left, and every sample draws from
-its own random numbers. Structure is kept by xgrammar, as in vLLM.
+A prompt's texts do not depend on the rest of the batch: rows are padded on the left, and every sample has its own
+random numbers. xgrammar enforces options and regex, as in vLLM.
 """
 
 from __future__ import annotations
@@ -20,37 +20,36 @@ if TYPE_CHECKING:
 
 
 class Generator:
-    """Writes texts with one model.
-
-    batch_tokens: what a batch may hold, prompt, padding and new tokens together; one row always fits.
-    """
+    """Generates texts with one model. batch_tokens: prompt, padding and new tokens of a batch; one row always fits."""
 
     def __init__(self, model: Any, tokenizer: Any, batch_tokens: int) -> None:
         self.model, self.tokenizer, self.batch_tokens = model, tokenizer, batch_tokens
         self.limit: int = model.config.get_text_config().max_position_embeddings
         self.ends = end_tokens(model, tokenizer)
-        self.pad: int = self.ends[0] if self.ends else tokenizer.pad_token_id or 0  # cut off again; masked in prompts
+        self.pad: int = (
+            self.ends[0] if self.ends else tokenizer.pad_token_id or 0
+        )  # masked in prompts, cut off in texts
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
-        """`sampling.n` completions of each prompt, in the order given; greedy ones are alike.
+        """`sampling.n` completions of each prompt, in the order given; greedy ones are n copies.
 
-        A text ends at the context's end too. Prompts have one token or more and leave room for one in the context.
-        Raises ValueError for a regex that xgrammar does not know.
+        A text also ends where the context does. Prompts must have a token and leave room for one more. Raises
+        ValueError for a regex that xgrammar does not support.
         """
         drawn = sampling.n if sampling.temperature > 0 else 1
         tasks = [(index, sample) for index in range(len(prompts)) for sample in range(drawn)]
-        found: dict[tuple[int, int], Completion] = {}
-        for part in self._batches(prompts, tasks, sampling.max_tokens):
-            rows = [prompts[index] for index, _ in part]
-            texts = self._write(rows, [sampling.seed + sample for _, sample in part], sampling)
-            found |= dict(zip(part, texts, strict=True))
+        completions: dict[tuple[int, int], Completion] = {}
+        for batch in self._batches(prompts, tasks, sampling.max_tokens):
+            rows = [prompts[index] for index, _ in batch]
+            written = self._write(rows, [sampling.seed + sample for _, sample in batch], sampling)
+            completions |= dict(zip(batch, written, strict=True))
         repeats = sampling.n // drawn
-        return [[found[index, sample] for sample in range(drawn)] * repeats for index in range(len(prompts))]
+        return [[completions[index, sample] for sample in range(drawn)] * repeats for index in range(len(prompts))]
 
     def _batches(
         self, prompts: Sequence[Prompt], tasks: Sequence[tuple[int, int]], new: int
     ) -> Iterator[list[tuple[int, int]]]:
-        """Tasks in batches of like length, longest first; where the context ends a text, of the same length."""
+        """Batches of tasks, longest prompts first; prompts whose text the context may cut only with equal lengths."""
         order = sorted(tasks, key=lambda task: -len(prompts[task[0]]))
         while order:
             longest = len(prompts[order[0][0]])
@@ -64,14 +63,14 @@ class Generator:
         """One completion of each row."""
         import torch
 
-        ids, mask = self._pad_left(rows)
+        ids, mask = pad_rows(rows, self.pad, self.model.device, left=True)
         width = ids.shape[1]
         with torch.inference_mode():
             out = self.model.generate(
                 ids,
                 attention_mask=mask,
                 max_new_tokens=min(sampling.max_tokens, self.limit - width),
-                do_sample=False,  # where a seed is drawn from, the last processor leaves one token
+                do_sample=False,  # SeededDraw, the last processor, leaves a single token
                 eos_token_id=self.ends or None,
                 pad_token_id=self.pad,
                 logits_processor=self._processors(seeds, sampling),
@@ -79,20 +78,8 @@ class Generator:
             )
         return [self._complete(row[width:].tolist(), sampling) for row in out]
 
-    def _pad_left(self, rows: Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
-        """ids and mask [n, longest]."""
-        import torch
-
-        width = max(len(row) for row in rows)
-        ids = torch.full((len(rows), width), self.pad, device=self.model.device)
-        mask = torch.zeros_like(ids)
-        for i, row in enumerate(rows):
-            ids[i, width - len(row) :] = torch.tensor(list(row), device=self.model.device)
-            mask[i, width - len(row) :] = 1
-        return ids, mask
-
     def _processors(self, seeds: Sequence[int], sampling: Sampling) -> Any:
-        """What the logits go through: structure, temperature, top_p, the model's own min_p, and the draw."""
+        """The logits processors: structure, temperature, top_p, the model's own min_p, and the draw."""
         from transformers import LogitsProcessorList, MinPLogitsWarper, TemperatureLogitsWarper, TopPLogitsWarper
 
         steps: list[Any] = []
@@ -113,21 +100,21 @@ class Generator:
     def _criteria(self, width: int, sampling: Sampling) -> Any:
         from transformers import StoppingCriteriaList
 
-        return StoppingCriteriaList([StopBehind(width, self.tokenizer, sampling.stop)] if sampling.stop else [])
+        return StoppingCriteriaList([StopAfterPrompt(width, self.tokenizer, sampling.stop)] if sampling.stop else [])
 
     @cached_property
     def _compiler(self) -> Any:
         import xgrammar
 
         if not self.ends:
-            raise ValueError("options and regex need a model that knows its end: set eos_token_id in its config")
-        size = self.model.config.get_text_config().vocab_size  # may be more than the tokenizer's
+            raise ValueError("options and regex need a model with an end-of-text token: set eos_token_id in its config")
+        size = self.model.config.get_text_config().vocab_size  # may exceed the tokenizer's
         return xgrammar.GrammarCompiler(
             xgrammar.TokenizerInfo.from_huggingface(self.tokenizer, vocab_size=size, stop_token_ids=self.ends)
         )
 
     def _grammar(self, sampling: Sampling) -> Any:
-        """The compiled grammar; xgrammar keeps it for the next batch."""
+        """The compiled grammar; xgrammar caches it for the next batch."""
         if sampling.options:
             return self._compiler.compile_grammar(options_grammar(sampling.options))
         try:
@@ -136,17 +123,17 @@ class Generator:
             raise ValueError(f"regex = {sampling.regex!r}: {str(error).strip()}: write it without that") from error
 
     def _complete(self, ids: list[int], sampling: Sampling) -> Completion:
-        """The row's own tokens, without the padding behind an end or a stop, and their text."""
-        length = next((at + 1 for at, token in enumerate(ids) if token in self.ends), len(ids))
+        """The generated tokens up to their end or a stop string, without padding, and their text."""
+        length = next((i + 1 for i, token in enumerate(ids) if token in self.ends), len(ids))
         ended, ids = ids[length - 1] in self.ends, ids[:length]
         text = self._decode(ids)
-        place = find_stop(text, sampling.stop)
-        if place is not None:
-            return Completion(text[:place], self._up_to_stop(ids, sampling.stop))
+        stop = find_stop(text, sampling.stop)
+        if stop is not None:
+            return Completion(text[:stop], self._up_to_stop(ids, sampling.stop))
         return Completion(keep_structure(text, ended, sampling), ids)
 
     def _up_to_stop(self, ids: list[int], stop: Sequence[str]) -> list[int]:
-        """The fewest tokens whose text holds a stop, found by halving."""
+        """The fewest tokens whose text contains a stop string, by bisection."""
         low, high = 1, len(ids)
         while low < high:
             middle = (low + high) // 2
@@ -158,9 +145,9 @@ class Generator:
 
 
 class SeededDraw:
-    """Leaves one token in each row: a sample of its probabilities, drawn from the row's own random numbers.
+    """A logits processor that leaves one token in each row, sampled with the row's own random numbers.
 
-    The token with the largest p/e, e of the exponential distribution, is a sample of p (the exponential race).
+    argmax p/e with e exponentially distributed is a sample from p (the exponential race).
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
@@ -169,7 +156,7 @@ class SeededDraw:
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """scores: [n, vocabulary], changed to 0 for the token drawn and −inf for all others."""
+        """scores [n, vocabulary] → 0 for the token drawn, −inf for all others."""
         import torch
 
         race = torch.empty_like(scores)
@@ -179,21 +166,35 @@ class SeededDraw:
         return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)
 
 
-class StopBehind:
-    """transformers' stop strings, looked for behind the prompt only: one that the prompt begins does not count."""
+class StopAfterPrompt:
+    """transformers' stop strings, searched only after the prompt: one that begins in the prompt does not count."""
 
     def __init__(self, width: int, tokenizer: Any, stop: Sequence[str]) -> None:
         from transformers import StopStringCriteria
 
-        self.width, self.found = width, StopStringCriteria(tokenizer, list(stop))
+        self.width, self.criteria = width, StopStringCriteria(tokenizer, list(stop))
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
-        """[n] whether a row holds a stop."""
-        return self.found(input_ids[:, self.width :], scores)
+        """[n]: whether a row contains a stop string."""
+        return self.criteria(input_ids[:, self.width :], scores)
+
+
+def pad_rows(rows: Sequence[Prompt], pad: int, device: torch.device, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and mask, [n, longest], padded with the token `pad` on the left or right."""
+    import torch
+
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad, device=device)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        start = width - len(row) if left else 0
+        ids[i, start : start + len(row)] = torch.tensor(list(row), device=device)
+        mask[i, start : start + len(row)] = 1
+    return ids, mask
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """The tokens that end a text: the model's, else the tokenizer's; [] where neither knows one."""
+    """The end-of-text tokens: the model's, else the tokenizer's; [] where neither has one."""
     ends = model.generation_config.eos_token_id
     if ends is None:
         ends = tokenizer.eos_token_id
@@ -201,22 +202,22 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
 
 
 def options_grammar(options: Sequence[str]) -> str:
-    """The EBNF of exactly these texts; its strings have JSON's escapes."""
+    """An EBNF grammar of exactly these texts; its strings are escaped as in JSON."""
     return "root ::= " + " | ".join(json.dumps(option, ensure_ascii=False) for option in options)
 
 
 def find_stop(text: str, stop: Sequence[str]) -> int | None:
-    """Where the first of the stops begins."""
-    return min((text.index(one) for one in stop if one in text), default=None)
+    """Index where the first stop string begins; None without one."""
+    return min((text.index(string) for string in stop if string in text), default=None)
 
 
 def keep_structure(text: str, ended: bool, sampling: Sampling) -> str:
-    """The text, or "" where it was cut before it matched `sampling.regex`. ended: the model ended it itself.
+    """The text, or "" where it was cut before it matched `sampling.regex`. ended: the model itself ended it.
 
     Raises ValueError for a text that is none of `sampling.options`.
     """
     if sampling.options and text not in sampling.options:
-        raise ValueError(f"{text!r} is none of {sampling.options}: the tokenizer does not give their text back")
+        raise ValueError(f"{text!r} is none of {sampling.options}: the tokenizer does not decode them to the same text")
     if sampling.regex and not ended and not re.fullmatch(sampling.regex, text):
         return ""
     return text

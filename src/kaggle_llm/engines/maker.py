@@ -1,4 +1,4 @@
-"""The one place where engines are made."""
+"""Makes engines; the only place that does."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from typing import Any
 from kaggle_llm.base import records
 from kaggle_llm.base.device import has_gpu
 from kaggle_llm.engines.engine import Engine, EngineSettings
-from kaggle_llm.engines.pool import WorkerPool, assign_cards, list_cards
+from kaggle_llm.engines.pool import WorkerPool, assign_gpus, list_visible_gpus
 
 
 def resolve_engine(settings: EngineSettings) -> EngineSettings:
     """The settings with `auto` decided: vLLM where a GPU and vLLM are present, else transformers.
 
-    Raises ImportError where vLLM is asked for and absent, ValueError for settings that it does not know.
+    Raises ImportError where vLLM is asked for but not installed, ValueError for settings that it does not know.
     """
     kind = settings.kind
     if kind == "auto":
-        kind = "vllm" if find_spec("vllm") and has_gpu() else "transformers"  # to ask for a GPU, torch is loaded
+        kind = "vllm" if find_spec("vllm") and has_gpu() else "transformers"  # has_gpu() imports torch: ask last
     if kind == "vllm":
         if not find_spec("vllm"):
             raise ImportError("engine.kind = vllm, but vLLM is not installed here: install it or set engine.kind=auto")
-        from kaggle_llm.engines.vllm_engine import check_settings
+        from kaggle_llm.engines.vllm_engine import check_vllm_settings
 
-        check_settings(settings.vllm)
+        check_vllm_settings(settings.vllm)
     return replace(settings, kind=kind)
 
 
 def make_engine(folder: Path, settings: EngineSettings, base: Path | None = None) -> Engine:
     """An engine for the model in `folder`, or for the adapter there on the model in `base`.
 
-    vLLM serves language models only: sentence encoders and models with a head go to transformers always.
-    It runs in worker processes where the settings or the machine's GPUs ask for them, else in this process.
+    Sentence encoders and models with a head always run on transformers. Runs in worker processes where the settings or
+    the machine's GPUs ask for them, else in this process.
     """
     settings = resolve_engine(settings)
     by_vllm = choose_kind(folder, settings, base) == "vllm"
-    cards = assign_cards(list_cards(), settings.workers, count_cards(settings.vllm) if by_vllm else 1)
-    if cards:
-        return WorkerPool(folder, settings, base, cards)
+    gpus = assign_gpus(list_visible_gpus(), settings.workers, count_gpus_per_model(settings.vllm) if by_vllm else 1)
+    if gpus:
+        return WorkerPool(folder, settings, base, gpus)
     if by_vllm:
         from kaggle_llm.engines.vllm_engine import VllmEngine
 
@@ -50,17 +50,17 @@ def make_engine(folder: Path, settings: EngineSettings, base: Path | None = None
 
     from kaggle_llm.engines.transformers_engine import TransformersEngine
 
-    logging.disable_progress_bar()  # "Loading weights" of a second or two, in every log
+    logging.disable_progress_bar()  # "Loading weights": noise in every log
     return TransformersEngine(folder, settings, base)
 
 
 def choose_kind(folder: Path, settings: EngineSettings, base: Path | None = None) -> str:
-    """Which engine answers for this model: `settings.kind` is vLLM's for language models only."""
+    """ "vllm" where the settings ask for it and the model is a language model, else "transformers"."""
     return "vllm" if settings.kind == "vllm" and is_language_model(folder, base) else "transformers"
 
 
 def is_language_model(folder: Path, base: Path | None = None) -> bool:
-    """Whether what the folder holds generates text: no sentence encoder, no head, and no adapter of one."""
+    """Whether the model generates text: no sentence encoder, no model with a head, and no adapter of one."""
     if base is not None and records.read_json(folder / records.ADAPTER).get("task_type") not in ("CAUSAL_LM", None):
         return False
     model = base or folder
@@ -70,6 +70,6 @@ def is_language_model(folder: Path, base: Path | None = None) -> bool:
     return any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in architectures)
 
 
-def count_cards(settings: Mapping[str, Any]) -> int:
-    """GPUs over which vLLM spreads one model; settings: engine.vllm."""
-    return int(settings.get("tensor_parallel_size", 1) * settings.get("pipeline_parallel_size", 1))
+def count_gpus_per_model(vllm: Mapping[str, Any]) -> int:
+    """GPUs over which vLLM spreads one model. vllm: the setting engine.vllm."""
+    return int(vllm.get("tensor_parallel_size", 1) * vllm.get("pipeline_parallel_size", 1))

@@ -1,7 +1,7 @@
-"""Several prompts as one row of tokens, nothing padded: sequences one behind the other, or trees of shared beginnings.
+"""Packs several prompts into one row of tokens without padding: sequences one after the other, or prefix trees.
 
-What shares a beginning computes it once: a piece sees the pieces above it in its tree and itself, not its neighbours,
-and its positions go on where theirs end: exactly what each prompt alone would compute.
+A shared prefix is computed once. A piece attends to its parents in the tree and to itself, not to its siblings, and its
+positions continue theirs, so the result is exactly what each prompt would give alone.
 """
 
 from __future__ import annotations
@@ -21,19 +21,22 @@ if TYPE_CHECKING:
 
 @dataclass
 class Pack:
-    """One row of L tokens, made piece by piece."""
+    """One row of L tokens, built piece by piece."""
 
     ids: list[int] = field(default_factory=list)
     """[L] token ids."""
     positions: list[int] = field(default_factory=list)
-    """[L] positions as each prompt alone would have them."""
+    """[L] positions that the tokens have in their own prompts."""
     segments: list[Segment] = field(default_factory=list)
-    """Which tokens see which."""
+    """Which tokens attend to which."""
     ends: list[int] = field(default_factory=list)
     """Index of every prompt's last token."""
 
     def add(self, piece: Prompt, position: int = 0, above: Segment | None = None) -> Segment | None:
-        """Append a piece whose first token has this position, below the segment `above`; an empty one adds nothing."""
+        """Append a piece as a child of the segment `above`, its first token at `position`; returns its segment.
+
+        An empty piece adds nothing and returns `above`.
+        """
         if not piece:
             return above
         begin = len(self.ids)
@@ -45,7 +48,7 @@ class Pack:
 
 
 def pack(examples: Sequence[tuple[Prompt, Sequence[Prompt]]]) -> Pack:
-    """One row out of (shared tokens, candidates); a plain sequence is shared tokens with one empty candidate."""
+    """One row of (shared tokens, candidates) pairs; a plain sequence is shared tokens with one empty candidate."""
     row = Pack()
     for shared, candidates in examples:
         above = row.add(shared)
@@ -57,10 +60,10 @@ def pack(examples: Sequence[tuple[Prompt, Sequence[Prompt]]]) -> Pack:
 
 
 def compute_logits(model: Any, row: Pack, keep: Sequence[int] | np.ndarray, cache: Any = None) -> torch.Tensor:
-    """[keep, vocabulary] logits behind the tokens `keep`, in fp32: no other position meets the vocabulary matrix.
+    """[keep, vocabulary] fp32 logits at the token indices `keep`; no others are multiplied by the vocabulary matrix.
 
-    model: loaded with attention.register_segments(), or inside attention.packed(). cache: keys and values of tokens
-    before the row's, which all of it sees; the row's are added to it.
+    model: loaded with attention.register_segments(), or inside attention.packed(). cache: keys and values of earlier
+    tokens, which the whole row attends to; the row's own are added to it.
     """
     import torch
 

@@ -1,7 +1,7 @@
-"""An engine over several worker processes, one for each GPU, each with the model to itself.
+"""An engine over several worker processes, each with its own copy of the model on its own GPUs.
 
-Leaves nothing on disk and no process behind: a worker ends with its pool, and with the process that made it, however
-that ends. One that dies or hangs is replaced, and its prompts are asked again.
+A worker that dies or hangs is replaced, and its prompts are asked again. Leaves nothing on disk and no process: workers
+end with their pool, and with the process that started them, however it ends.
 """
 
 from __future__ import annotations
@@ -23,76 +23,75 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import kaggle_llm
-from kaggle_llm.engines.chunks import TOKENS, Chunk, ChunkQueue, cut_by_length, cut_by_prefix
-from kaggle_llm.engines.engine import Completion, EngineSettings, LengthError, Sampling, check_base
+from kaggle_llm.engines.chunks import MAX_CHUNK_TOKENS, Chunk, ChunkQueue, cut_by_length, cut_by_prefix
+from kaggle_llm.engines.engine import Completion, EngineSettings, LengthError, Sampling, check_adapter_base
 from kaggle_llm.engines.prompts import Prompt
 
 if TYPE_CHECKING:
     import numpy as np
 
-MODULE = "kaggle_llm.engines.worker"
-ERROR = "error"  # the first part of a reply that is an exception
-ATTEMPTS = 3  # workers that one chunk may take down
-LOOK = 1.0  # seconds between two looks at a worker that says nothing
-CLOSING = 40.0  # seconds; vLLM gives its own processes 30
-KILLING = 10.0  # seconds; what waits for a GPU that hangs cannot be killed
-# What a worker is told of this environment. torchrun's RANK and the like would make it wait for others.
-KEPT = re.compile(
+WORKER_MODULE = "kaggle_llm.engines.worker"
+ERROR_REPLY = "error"  # first item of a reply whose second one is an exception
+MAX_ATTEMPTS = 3  # workers lost on one chunk
+POLL_SECONDS = 1.0  # between two looks at a silent worker
+CLOSE_TIMEOUT = 40.0  # seconds; vLLM gives its own processes 30
+KILL_TIMEOUT = 10.0  # seconds; a process that waits for a hanging GPU cannot be killed
+# Environment variables that a worker gets. torchrun's RANK and the like would make it wait for other processes.
+WORKER_VARIABLES = re.compile(
     "(PATH|HOME|USER|LANG|TZ|TMPDIR|VIRTUAL_ENV|CC|HF_HOME|LIBRARY_PATH|USE_TF)$|HF_HUB|KAGGLE_LLM|LC_|LD_|PYTHON|TRANSFORMERS|XDG|"
     "CUDA|FLASHINFER|GOMP|KMP|MKL|NCCL|NVIDIA|OMP|OPENBLAS|PYTORCH|TORCH_|TORCHINDUCTOR|TRITON|VLLM"
 )
-OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+OFFLINE_VARIABLES = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 class WorkerPool:
-    """The Engine over the workers of one model; a worker starts when prompts wait for it.
+    """An Engine over the workers of one model, which start when prompts wait for them.
 
-    cards: of each worker, the GPUs that it sees; none for one that computes on the CPU. What an engine raises comes
-    back as the same exception, with the caller's index of a prompt. Raises RuntimeError for prompts that took down
-    `ATTEMPTS` workers.
+    gpus: the GPUs that each worker sees; none for a worker on the CPU. A worker's exception is raised here, with the
+    caller's index of the prompt. Raises RuntimeError for prompts on which `MAX_ATTEMPTS` workers were lost.
     """
 
     def __init__(
-        self, folder: Path, settings: EngineSettings, base: Path | None, cards: Sequence[Sequence[str]]
+        self, folder: Path, settings: EngineSettings, base: Path | None, gpus: Sequence[Sequence[str]]
     ) -> None:
-        check_base(folder, base)
-        self.folder, self.settings, self.cards = folder, settings, cards
-        own = asdict(replace(settings, workers=0))
-        self._job = json.dumps({"folder": str(folder), "base": str(base) if base else None, "settings": own})
+        check_adapter_base(folder, base)
+        self.folder, self.settings, self.gpus = folder, settings, gpus
+        job = {"folder": str(folder), "base": str(base) if base else None}
+        self._job = json.dumps({**job, "settings": asdict(replace(settings, workers=0))})
         self._workers: dict[int, Worker] = {}
-        weakref.finalize(self, end_workers, self._workers)  # where close() is forgotten, and when this process ends
+        weakref.finalize(self, end_workers, self._workers)  # if close() is forgotten, and when this process ends
 
-    # the contract -------------------------------------------------------------------------------------------
+    # calls of Engine ------------------------------------------------------------------------------------------
 
     def choices(self, prompts: Sequence[Prompt], labels: Sequence[Prompt]) -> np.ndarray:
-        """[n, k] log-probabilities of k labels behind each prompt, over the full vocabulary."""
+        """[n, k] log-probabilities of k labels after each prompt, over the full vocabulary."""
         rows = self._check(prompts)
-        return _join(self._ask("choices", rows, cut_by_prefix(rows, len(self.cards)), labels))
+        return _concatenate(self._ask("choices", rows, cut_by_prefix(rows, len(self.gpus)), labels))
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
         """`sampling.n` completions for each prompt: the same, however many workers there are."""
         rows = self._check(prompts)
-        chunks = cut_by_length(rows, len(self.cards), sampling.n * sampling.max_tokens)
-        return _list(self._ask("generate", rows, chunks, sampling))
+        chunks = cut_by_length(rows, len(self.gpus), sampling.n * sampling.max_tokens)
+        return _in_order(self._ask("generate", rows, chunks, sampling))
 
     def embed(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """[n, d] vectors of unit length."""
         rows = [tuple(prompt) for prompt in prompts]
-        return _join(self._ask("embed", rows, cut_by_length(rows, len(self.cards))))
+        return _concatenate(self._ask("embed", rows, cut_by_length(rows, len(self.gpus))))
 
     def logits(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
         """A head's logits: [labels] of a sequence head, [tokens, labels] of a token head."""
         rows = [tuple(prompt) for prompt in prompts]
-        return _list(self._ask("logits", rows, cut_by_length(rows, len(self.cards))))
+        return _in_order(self._ask("logits", rows, cut_by_length(rows, len(self.gpus))))
 
     def close(self) -> None:
-        """End the workers, and with them give their memory back."""
+        """End the workers."""
         end_workers(self._workers)
 
-    # the work -----------------------------------------------------------------------------------------------
+    # work of the pool -----------------------------------------------------------------------------------------
 
     def _check(self, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
-        """The prompts; an empty one is refused before hours of work: the shortest are asked last."""
+        """The prompts as tuples. An empty one is refused now: the shortest are answered last, maybe hours from now."""
         rows = [tuple(prompt) for prompt in prompts]
         empty = next((index for index, row in enumerate(rows) if not row), None)
         if empty is not None:
@@ -100,25 +99,23 @@ class WorkerPool:
         return rows
 
     def _ask(
-        self, kind: str, prompts: Sequence[Prompt], chunks: Sequence[Chunk], *more: Any
+        self, method: str, prompts: Sequence[Prompt], chunks: Sequence[Chunk], *arguments: Any
     ) -> list[tuple[Chunk, Any]]:
-        """Every chunk with its answer: a method of Engine, called with its prompts and `more`.
+        """Every chunk with its answer: of a method of Engine, called with the chunk's prompts and `arguments`.
 
-        Each worker is served by a thread of its own. When one raises, the others finish what they are at, so that the
-        pool can be used again.
+        Each worker has a thread. When one raises, the others finish their chunk, so that the pool can be used again.
         """
         queue = ChunkQueue(chunks)
-        count = min(len(self.cards), len(chunks))
         threads = [
-            threading.Thread(target=self._serve, args=(number, queue, kind, prompts, more), daemon=True)
-            for number in range(count)
+            threading.Thread(target=self._serve, args=(number, queue, method, prompts, arguments), daemon=True)
+            for number in range(min(len(self.gpus), len(chunks)))
         ]
         try:
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
-        except BaseException as error:  # an interrupt: no worker goes on alone
+        except BaseException as error:  # an interrupt: end all workers
             queue.stop(error)
             self._kill_until_idle(threads)
             raise
@@ -127,53 +124,55 @@ class WorkerPool:
         return queue.answers
 
     def _serve(
-        self, number: int, queue: ChunkQueue, kind: str, prompts: Sequence[Prompt], more: tuple[Any, ...]
+        self, number: int, queue: ChunkQueue, method: str, prompts: Sequence[Prompt], arguments: tuple[Any, ...]
     ) -> None:
         """Give one worker chunk after chunk, and replace it when it is lost."""
         try:
             while (chunk := queue.take()) is not None:
-                asked = [prompts[index] for index in chunk.indices]
+                batch = [prompts[index] for index in chunk.indices]
                 try:
-                    status, answer = self._worker(number).ask((kind, (asked, *more)), self._patience(chunk))
+                    status, answer = self._worker(number).ask((method, (batch, *arguments)), self._timeout(chunk))
                 except WorkerLostError as lost:
                     self._workers.pop(number).kill()
-                    self._retry(queue, chunk, f"worker {number} of {self.folder.name} {lost}", kind, asked)
+                    self._retry(queue, chunk, f"worker {number} of {self.folder.name} {lost}", method, batch)
                     continue
-                if status == ERROR:
+                if status == ERROR_REPLY:
                     queue.stop(_rename_index(answer, chunk))
                 else:
                     queue.finish(chunk, answer)
-        except BaseException as error:  # such as a process that cannot be started: raised where the call is waited for
+        except BaseException as error:  # such as a process that cannot be started: raised in _ask
             queue.stop(error)
 
     def _worker(self, number: int) -> Worker:
         if number not in self._workers:
-            environment = make_environment(self.cards[number], len(self.cards))
-            self._workers[number] = Worker([sys.executable, "-m", MODULE], self._job, environment)
+            environment = make_environment(self.gpus[number], len(self.gpus))
+            self._workers[number] = Worker([sys.executable, "-m", WORKER_MODULE], self._job, environment)
         return self._workers[number]
 
-    def _patience(self, chunk: Chunk) -> float:
-        """Seconds; prompts that cannot be cut into chunks of `TOKENS` have more."""
-        return min(self.settings.patience * max(1.0, chunk.tokens / TOKENS), threading.TIMEOUT_MAX)
+    def _timeout(self, chunk: Chunk) -> float:
+        """Seconds for a chunk: `engine.patience`, more for a chunk above `MAX_CHUNK_TOKENS`."""
+        return min(self.settings.patience * max(1.0, chunk.tokens / MAX_CHUNK_TOKENS), threading.TIMEOUT_MAX)
 
-    def _retry(self, queue: ChunkQueue, chunk: Chunk, what: str, kind: str, asked: Sequence[Prompt]) -> None:
+    def _retry(self, queue: ChunkQueue, chunk: Chunk, message: str, method: str, batch: Sequence[Prompt]) -> None:
+        """Put the chunk of a lost worker back, or stop the queue after `MAX_ATTEMPTS`."""
         if queue.error is not None:
             return
         chunk.attempts += 1
-        if chunk.attempts < ATTEMPTS:
-            print(f"{what}: another one takes its {len(asked)} prompts", flush=True)
+        if chunk.attempts < MAX_ATTEMPTS:
+            print(f"{message}: another one takes its {len(batch)} prompts", flush=True)
             queue.put_back(chunk)
             return
-        longest = max(map(len, asked), default=0)
+        longest = max(map(len, batch), default=0)
         queue.stop(
             RuntimeError(
-                f"{what}, as {ATTEMPTS} did at the same {len(asked)} prompts ({kind}, the longest of {longest} tokens, "
-                f"model {self.folder}): its last lines are above; where it was only slow, raise engine.patience"
+                f"{message}, as {MAX_ATTEMPTS} did at the same {len(batch)} prompts ({method}, the longest of "
+                f"{longest} tokens, model {self.folder}): its last lines are above; where it was only slow, raise "
+                f"engine.patience"
             )
         )
 
     def _kill_until_idle(self, threads: Sequence[threading.Thread]) -> None:
-        """A thread may be starting a worker just now: it finds its worker dead, and nothing left to take."""
+        """Kill workers until no thread runs: one may be starting a worker just now."""
         while True:
             for worker in list(self._workers.values()):
                 worker.kill()
@@ -184,11 +183,11 @@ class WorkerPool:
 
 
 class WorkerLostError(Exception):
-    """A worker gave no answer; the message says how it ended."""
+    """A worker ended without an answer; the message says how."""
 
 
 class Worker:
-    """A process that answers one request at a time, and the group of processes that it leads."""
+    """A process that answers one request at a time, and leads its own process group."""
 
     def __init__(self, command: Sequence[str], job: str, environment: dict[str, str]) -> None:
         self.connection, theirs = Pipe()
@@ -200,40 +199,40 @@ class Worker:
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                process_group=0,  # the session stays: who ends that ends the workers too
+                process_group=0,  # but the same session: whoever ends that ends the workers too
             )
         finally:
             theirs.close()
 
     def ask(self, request: tuple[str, tuple[Any, ...]], seconds: float) -> tuple[str, Any]:
-        """The reply. Raises WorkerLostError where the process ends first, also because it took longer: it is killed."""
-        timer = threading.Timer(seconds, self._expire)  # also while a stopped process does not take the request
+        """The reply. Raises WorkerLostError where the process ends first; after `seconds` it is killed."""
+        timer = threading.Timer(seconds, self._expire)  # a timer: also send() may block, when the process is stopped
         timer.daemon = True
         timer.start()
         self.busy = True
         try:
             self.connection.send(request)
-            while not self.connection.poll(LOOK):
+            while not self.connection.poll(POLL_SECONDS):
                 if self.late or self.has_ended():
                     raise EOFError
             reply: tuple[str, Any] = self.connection.recv()
         except (EOFError, OSError) as error:
-            how = f"gave no answer for {seconds:g} s and was killed" if self.late else f"ended ({self._end_code()})"
-            raise WorkerLostError(how) from error
+            end = f"gave no answer for {seconds:g} s and was killed" if self.late else f"ended ({self._end_code()})"
+            raise WorkerLostError(end) from error
         finally:
             timer.cancel()
         self.busy = False
         return reply
 
     def has_ended(self) -> bool:
-        """Without taking its exit code: as long as nobody does, its number is not another process's."""
+        """Whether the process has ended; its exit code is not collected, so its process id stays reserved."""
         with self._lock:
             if self.process.returncode is not None:
                 return True
             return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
-    def let_go(self) -> None:
-        """Tell it to end; a busy one is killed."""
+    def ask_to_end(self) -> None:
+        """Tell the process to end; a busy one is killed."""
         if self.busy:
             self.kill()
             return
@@ -241,56 +240,56 @@ class Worker:
             self.connection.send(None)
 
     def finish(self, deadline: float) -> None:
-        """Wait until it has ended, at most until the deadline of time.monotonic(); kill what is left."""
+        """Wait for its end, at most until `deadline` (time.monotonic()), then kill what is left of its group."""
         while not self.has_ended() and time.monotonic() < deadline:
             time.sleep(0.02)
         self.kill()
         self.connection.close()
 
     def kill(self) -> None:
-        """End the process and all that it started."""
+        """Kill the process and all that it started."""
         with self._lock:
             if self.process.returncode is None:
                 with suppress(ProcessLookupError, subprocess.TimeoutExpired):
                     os.killpg(self.process.pid, signal.SIGKILL)
-                    self.process.wait(KILLING)
+                    self.process.wait(KILL_TIMEOUT)
 
     def _expire(self) -> None:
         self.late = True
         self.kill()
 
     def _end_code(self) -> str:
-        """How the process ended; called when its end of the connection is closed."""
+        """How the process ended, in words."""
         self.kill()
         code = self.process.returncode
         return f"killed by {signal.Signals(-code).name}" if code and code < 0 else f"exit code {code}"
 
 
 def end_workers(workers: dict[int, Worker]) -> None:
-    """All of them, side by side."""
+    """End all workers in parallel."""
     for worker in workers.values():
-        worker.let_go()
-    deadline = time.monotonic() + CLOSING
+        worker.ask_to_end()
+    deadline = time.monotonic() + CLOSE_TIMEOUT
     for worker in workers.values():
         worker.finish(deadline)
     workers.clear()
 
 
-def assign_cards(cards: Sequence[str], workers: int | None, each: int) -> list[list[str]]:
-    """The GPUs of every worker, `each` of them; more workers than that share them. Without GPUs nobody has one.
+def assign_gpus(gpus: Sequence[str], workers: int | None, each: int) -> list[list[str]]:
+    """The GPUs of every worker, `each` of them; workers share GPUs where there are too few. Without GPUs empty lists.
 
-    workers: None for as many as the GPUs are enough for, 0 without.
+    workers: None for as many as the GPUs suffice for, 0 without a GPU.
     """
     if workers is None:
-        workers = max(1, len(cards) // each) if cards else 0
-    if not cards:
+        workers = max(1, len(gpus) // each) if gpus else 0
+    if not gpus:
         return [[] for _ in range(workers)]
-    places = ([cards[(number * each + at) % len(cards)] for at in range(each)] for number in range(workers))
-    return [list(dict.fromkeys(place)) for place in places]
+    assigned = ([gpus[(number * each + i) % len(gpus)] for i in range(each)] for number in range(workers))
+    return [list(dict.fromkeys(own)) for own in assigned]
 
 
-def list_cards() -> list[str]:
-    """The GPUs that this process sees, by the names that CUDA_VISIBLE_DEVICES gives them."""
+def list_visible_gpus() -> list[str]:
+    """The GPUs that this process sees, by their names in CUDA_VISIBLE_DEVICES."""
     import torch
 
     count = torch.cuda.device_count()
@@ -298,40 +297,40 @@ def list_cards() -> list[str]:
     return names.split(",")[:count] if names else [str(number) for number in range(count)]
 
 
-def make_environment(cards: Sequence[str], workers: int) -> dict[str, str]:
-    """All of a worker's environment: its cards, or its share of the cores, and `kaggle_llm` from where this one is."""
-    kept = {name: value for name, value in os.environ.items() if KEPT.match(name)}
+def make_environment(gpus: Sequence[str], workers: int) -> dict[str, str]:
+    """A worker's environment: its GPUs, or without any its share of the cores, and the same `kaggle_llm` as here."""
+    variables = {name: value for name, value in os.environ.items() if WORKER_VARIABLES.match(name)}
     source = str(Path(kaggle_llm.__file__).parents[1])
-    path = [part for part in kept.get("PYTHONPATH", "").split(os.pathsep) if part and part != source]
-    kept |= OFFLINE | {"PYTHONPATH": os.pathsep.join([source, *path])}
-    if cards:
-        return kept | {"CUDA_VISIBLE_DEVICES": ",".join(cards)}
-    cores = int(kept.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
-    kept["OMP_NUM_THREADS"] = str(max(1, cores // workers))
+    path = [part for part in variables.get("PYTHONPATH", "").split(os.pathsep) if part and part != source]
+    variables |= OFFLINE_VARIABLES | {"PYTHONPATH": os.pathsep.join([source, *path])}
+    if gpus:
+        return variables | {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+    cores = int(variables.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    variables["OMP_NUM_THREADS"] = str(max(1, cores // workers))
     if workers > 1:
-        kept.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else every vLLM takes the same cores
-    return kept
+        variables.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else every vLLM takes the same cores
+    return variables
 
 
 def _rename_index(error: BaseException, chunk: Chunk) -> BaseException:
-    """A prompt's index in the caller's list, where the engine in the worker named the one in its chunk."""
+    """The error with the prompt's index in the caller's list instead of the one in its chunk."""
     if isinstance(error, LengthError):
         error.index = chunk.indices[error.index]
         error.args = (error.index, *error.args[1:])
     return error
 
 
-def _join(answers: Sequence[tuple[Chunk, Any]]) -> np.ndarray:
-    """One array in the caller's order, of those of the chunks."""
+def _concatenate(answers: Sequence[tuple[Chunk, Any]]) -> np.ndarray:
+    """The arrays of all chunks as one, in the caller's order."""
     import numpy as np
 
-    found = np.concatenate([answer for _, answer in answers])
-    ordered = np.empty_like(found)
-    ordered[[index for chunk, _ in answers for index in chunk.indices]] = found
+    joined = np.concatenate([answer for _, answer in answers])
+    ordered = np.empty_like(joined)
+    ordered[[index for chunk, _ in answers for index in chunk.indices]] = joined
     return ordered
 
 
-def _list(answers: Sequence[tuple[Chunk, Any]]) -> list[Any]:
-    """One list in the caller's order."""
-    found = {index: one for chunk, answer in answers for index, one in zip(chunk.indices, answer, strict=True)}
-    return [found[index] for index in range(len(found))]
+def _in_order(answers: Sequence[tuple[Chunk, Any]]) -> list[Any]:
+    """The lists of all chunks as one, in the caller's order."""
+    by_index = {index: item for chunk, answer in answers for index, item in zip(chunk.indices, answer, strict=True)}
+    return [by_index[index] for index in range(len(by_index))]

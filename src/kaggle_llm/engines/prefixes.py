@@ -1,4 +1,4 @@
-"""Prompts as a tree of what they share, in tokens: instructions → question → candidate. Pure functions on token ids."""
+"""Prompts as a tree of their shared token prefixes: instructions → question → candidate. Pure functions."""
 
 from __future__ import annotations
 
@@ -9,71 +9,65 @@ from itertools import groupby
 
 from kaggle_llm.engines.prompts import Prompt
 
-WORTH = 16  # tokens that sharing must save: a piece of its own costs about a quarter of that in calls
-DEEPEST = 8  # levels of sharing; below, prompts are whole
+MIN_TOKENS_SAVED = 16  # by a shared node: its extra calls cost as much as about 4 tokens
+MAX_LEVELS = 8  # of sharing; below, prompts are not split further
 
 
 @dataclass
-class Node:
-    """The tokens [begin, end) that the prompts of a subtree share, and nobody above them."""
+class PrefixNode:
+    """The tokens [begin, end) that the prompts of a subtree share; those before `begin` belong to its parents."""
 
     begin: int
     end: int
     prompt: int
-    """One of the prompts, to read the tokens from."""
+    """Index of one of the prompts, to read the tokens from."""
     ends: list[int] = field(default_factory=list)
-    """Prompts that end here."""
-    children: list[Node] = field(default_factory=list)
+    """Indices of the prompts that end here."""
+    children: list[PrefixNode] = field(default_factory=list)
 
     def __len__(self) -> int:
         """Tokens of the whole subtree, each counted once."""
         return self.end - self.begin + sum(map(len, self.children))
 
-    def walk(self) -> Iterator[Node]:
-        """This node and those below it, each before its children."""
-        yield self
-        for child in self.children:
-            yield from child.walk()
 
-
-def grow_tree(prompts: Sequence[Prompt]) -> list[Node]:
-    """The roots; every prompt ends in exactly one node, equal prompts in the same."""
+def grow_tree(prompts: Sequence[Prompt]) -> list[PrefixNode]:
+    """The roots of the trees. Every prompt ends in exactly one node, equal prompts in the same."""
     keys = [tuple(prompt) for prompt in prompts]
     order = sorted(range(len(keys)), key=keys.__getitem__)
-    return _split(keys, order, 0, 0, DEEPEST)
+    return _split(keys, order, 0, 0, MAX_LEVELS)
 
 
-def _split(keys: Sequence[Prompt], order: Sequence[int], begin: int, at: int, levels: int) -> list[Node]:
-    """Nodes from `begin` on for sorted prompts that share what is before `at`; each is longer than that."""
-    parts = groupby(order, lambda i: keys[i][at])
-    return [node for _, part in parts for node in _grow(keys, list(part), begin, levels)]
+def _split(keys: Sequence[Prompt], order: Sequence[int], begin: int, shared: int, levels: int) -> list[PrefixNode]:
+    """Nodes that start at `begin`, for sorted prompts that share their first `shared` tokens and are all longer."""
+    branches = groupby(order, lambda i: keys[i][shared])
+    return [node for _, branch in branches for node in _grow(keys, list(branch), begin, levels)]
 
 
-def _grow(keys: Sequence[Prompt], order: Sequence[int], begin: int, levels: int) -> list[Node]:
-    """One node for sorted prompts that share more than `begin`, or several where that would save too little."""
+def _grow(keys: Sequence[Prompt], order: Sequence[int], begin: int, levels: int) -> list[PrefixNode]:
+    """One node for sorted prompts that share more than `begin` tokens, or several where sharing saves too little."""
     first, last = order[0], order[-1]
     shared = common_prefix(keys[first], keys[last])
     ends = [i for i in order if len(keys[i]) == shared]
     rest = order[len(ends) :]
-    if not rest or (levels and (shared - begin) * (len(order) - 1) >= WORTH):
+    if not rest or (levels and (shared - begin) * (len(order) - 1) >= MIN_TOKENS_SAVED):
         children = _split(keys, rest, shared, shared, levels - 1) if rest else []
-        return [Node(begin, shared, first, ends, children)]
+        return [PrefixNode(begin, shared, first, ends, children)]
     if not levels:
-        alike = groupby(order, keys.__getitem__)
-        return [Node(begin, len(key), same[0], same) for key, same in ((key, list(part)) for key, part in alike)]
-    alone = [Node(begin, shared, first, ends)] if ends else []
+        equal = [list(indices) for _, indices in groupby(order, keys.__getitem__)]
+        return [PrefixNode(begin, len(keys[indices[0]]), indices[0], indices) for indices in equal]
+    alone = [PrefixNode(begin, shared, first, ends)] if ends else []
     return alone + _split(keys, rest, begin, shared, levels - 1)
 
 
 def common_prefix(first: Prompt, second: Prompt) -> int:
-    """Number of leading tokens that both, of one type, share."""
+    """Number of leading tokens that both share; both must be of one type (list or tuple)."""
     lengths = range(1, min(len(first), len(second)) + 1)
     return bisect_left(lengths, True, key=lambda length: first[:length] != second[:length])
 
 
-def gather(nodes: Sequence[Node], budget: int) -> Iterator[list[Node]]:
-    """Neighbours whose subtrees together have at most `budget` tokens; one alone may have more."""
-    group: list[Node] = []
+def group_nodes(nodes: Sequence[PrefixNode], budget: int) -> Iterator[list[PrefixNode]]:
+    """Runs of neighbours whose subtrees have at most `budget` tokens together; a single node may have more."""
+    group: list[PrefixNode] = []
     size = 0
     for node in nodes:
         if group and size + len(node) > budget:

@@ -1,8 +1,7 @@
-"""Row → token ids: the only place where text becomes a prompt.
+"""Row → token ids: the only place where text becomes a prompt, for training, prediction and both engines.
 
-Rendered and truncated once here, for training, prediction and both engines. A prompt is made of two pieces that
-are tokenised apart: the part that a row's prompts share, and the part of one candidate. So prompts of a row have
-one exact token prefix, which engines compute once.
+A prompt has two pieces, tokenised separately: the part that all prompts of a row share, and one candidate's part. So
+all prompts of a row have exactly the same token prefix, which engines compute once.
 """
 
 from __future__ import annotations
@@ -20,29 +19,29 @@ if TYPE_CHECKING:
 
 Prompt = Sequence[int]
 
-GAP = " … "  # stands where the middle of a text was cut out
+GAP = " … "  # replaces the middle of a text that is too long
 
 
 @dataclass
 class PromptSettings:
     shared: str
-    """What all prompts of a row begin with; {column} stands for a text of the row."""
+    """Template of the beginning that all prompts of a row share; {column} is a text of the row."""
     candidate: str = ""
-    """What follows for one candidate; {column} stands for a text of the document, {letter} for its place in a list."""
+    """Template of one candidate's part; {column} is a text of the document, {letter} its letter in a list."""
     ending: str = ""
-    """What follows behind the candidate, or behind the last one of a list."""
+    """Text after the candidate, or after the last one of a list."""
     labels: list[str] = field(default_factory=list)
-    """The answers whose log-probabilities are asked for: the right one first, or a list's letters.
+    """The answers to score: the right one first, or a list's letters. Best one token each.
 
-    Best of one token each. Training of a choice needs that; prediction scores all tokens of a longer one."""
+    Training of a choice needs one token; prediction scores all tokens of a longer one."""
     others: list[str] = field(default_factory=list)
-    """Answers beside a list's letters that stand for no candidate, such as " tie"."""
+    """Further answers to a list that stand for no candidate, such as " tie"."""
     system: str = ""
-    """System message of the chat template."""
+    """System message for the chat template."""
     chat: bool = True
     """Wrap the prompt into the model's chat template as one user message."""
     budgets: dict[str, int] = field(default_factory=dict)
-    """Tokens that a text may take, by column; a longer one keeps its head and tail. Default: default_budget."""
+    """Maximum tokens of a text, by column, else default_budget; a longer one keeps its head and tail."""
     default_budget: int = 256
 
     def __post_init__(self) -> None:
@@ -63,7 +62,7 @@ def template_fields(template: str) -> set[str]:
 
 
 def fill_template(template: str, values: Mapping[str, Any]) -> str:
-    """Every {column} replaced by the row's text; raises ValueError naming the columns that the row has not."""
+    """The template with every {column} replaced; raises ValueError, naming the columns that the row lacks."""
     missing = sorted(template_fields(template) - set(values))
     if missing:
         raise ValueError(f"{template!r} asks for {missing}, the row has {sorted(values)}")
@@ -73,8 +72,8 @@ def fill_template(template: str, values: Mapping[str, Any]) -> str:
 class Prompter:
     """Renders prompts for one tokenizer.
 
-    Raises ValueError where a label melts into the end of the prompt, and where the tokenizer has no chat template but
-    one is asked for.
+    Raises ValueError where the tokenizer merges a label with the end of the prompt, and for prompt.chat without a chat
+    template.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: PromptSettings) -> None:
@@ -82,14 +81,14 @@ class Prompter:
         self.head, self.tail = self._wrapping()
         self.labels: list[Prompt] = [self._label(label) for label in [*settings.labels, *settings.others]]
         self.cut: Counter[str] = Counter()
-        """Texts that were longer than their budget, by column."""
+        """Number of texts cut to their budget, by column."""
 
     def shared(self, row: Mapping[str, Any]) -> list[int]:
-        """Token ids of what the row's prompts share."""
+        """Token ids of the beginning that the row's prompts share."""
         return self._start() + self._encode(self.head) + self._encode_text(self._fill(self.settings.shared, row))
 
     def candidate(self, document: Mapping[str, Any]) -> list[int]:
-        """Token ids of what follows for one candidate, up to where the label is asked for."""
+        """Token ids of one candidate's part, up to where the label follows."""
         return self._candidate(document) + self._end()
 
     def row(self, row: Mapping[str, Any]) -> list[int]:
@@ -97,19 +96,19 @@ class Prompter:
         return self.shared(row) + self._end()
 
     def listing(self, row: Mapping[str, Any], options: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Token ids of the whole prompt of a row whose options stand below each other, each with its letter."""
+        """Token ids of the whole prompt of a row with a list of options, each with its letter."""
         if len(options) > len(self.settings.labels):
             raise ValueError(f"{len(options)} options, but prompt.labels has {len(self.settings.labels)} letters")
         letters = [label.strip() for label in self.settings.labels]
-        pieces = [self._candidate({**one, "letter": letter}) for one, letter in zip(options, letters, strict=False)]
+        pieces = [self._candidate({**option, "letter": c}) for option, c in zip(options, letters, strict=False)]
         return self.shared(row) + [token for piece in pieces for token in piece] + self._end()
 
     def completion(self, text: str) -> list[int]:
-        """Token ids of what the model should answer, its end included."""
+        """Token ids of the target text, with the end-of-text token."""
         return [*self._encode_text(text), self.tokenizer.eos_token_id]
 
     def report_cuts(self) -> None:
-        """Say how many texts lost their middle since it was last said."""
+        """Print how many texts were cut since the last report."""
         if self.cut:
             print(f"texts longer than prompt.budgets, cut in the middle: {dict(self.cut)}", file=sys.stderr)
             self.cut.clear()
@@ -121,39 +120,40 @@ class Prompter:
         return self._encode(self.settings.ending + self.tail)
 
     def _start(self) -> list[int]:
-        """The tokenizer's begin-of-text, where it adds one; a chat template has its own."""
+        """The tokenizer's begin-of-text token, where it adds one; a chat template brings its own."""
         ids, bos = self.tokenizer("")["input_ids"], self.tokenizer.bos_token_id
         return [bos] if not self.settings.chat and bos is not None and ids[:1] == [bos] else []
 
     def _wrapping(self) -> tuple[str, str]:
+        """The chat template's text before and after the user's message."""
         if not self.settings.chat:
             return "", ""
         if not self.tokenizer.chat_template:
             raise ValueError("prompt.chat = true, but the tokenizer has no chat template: set prompt.chat=false")
-        marker = "\ue000"  # not white space: some templates trim what a user says
+        marker = "\ue000"  # not white space: some templates strip the message
         system = [{"role": "system", "content": self.settings.system}] if self.settings.system else []
         rendered = self.tokenizer.apply_chat_template(
             [*system, {"role": "user", "content": marker}], tokenize=False, add_generation_prompt=True
         )
-        head, found, tail = str(rendered).partition(marker)
-        if not found:
-            raise ValueError("the tokenizer's chat template leaves out what the user says: set prompt.chat=false")
+        head, separator, tail = str(rendered).partition(marker)
+        if not separator:
+            raise ValueError("the tokenizer's chat template leaves out the user's message: set prompt.chat=false")
         return head, tail
 
     def _label(self, label: str) -> list[int]:
-        """Token ids of the label as it follows the prompt."""
+        """Token ids of the label after a prompt."""
         end = self._last_words()
         before, ids = self._encode(end), self._encode(end + label)
         if ids[: len(before)] != before or len(ids) == len(before):
             pieces = self.tokenizer.convert_ids_to_tokens(ids[max(len(before) - 1, 0) :])
             raise ValueError(
-                f"label {label!r} melts into the end of the prompt {end!r} (tokens {pieces}): "
+                f"label {label!r} merges with the end of the prompt {end!r} (tokens {pieces}): "
                 f"add or drop the label's leading space, or white space at the end of the prompt"
             )
         return ids[len(before) :]
 
     def _last_words(self) -> str:
-        """What every prompt ends with: the text behind the template's last column; "" where that is the end."""
+        """The text that every prompt ends with, after the template's last column; "" where it ends with a column."""
         text = self.settings.ending + self.tail
         template = self.settings.candidate or self.settings.shared
         *_, (literal, name, *_) = [("", None, None, None), *string.Formatter().parse(template)]
@@ -165,16 +165,16 @@ class Prompter:
         return fill_template(template, texts | {name: self._shorten(texts[name], name) for name in used})
 
     def _shorten(self, text: str, name: str) -> str:
-        """Keep two thirds of the budget from the head and one third from the tail."""
+        """The text within its budget: two thirds from the head, one third from the tail."""
         budget = self.settings.budgets.get(name, self.settings.default_budget)
-        if len(text.encode()) <= budget:  # a token is at least one byte
+        if len(text.encode()) <= budget:  # a token has at least one byte
             return text
         ids = self._encode_text(text)
         if len(ids) <= budget:
             return text
         self.cut[name] += 1
         tail = budget // 3
-        # A cut within a character leaves its broken bytes, which would take more tokens than they were.
+        # A cut inside a character leaves broken bytes, which would take more tokens than before.
         head = self.tokenizer.decode(ids[: budget - tail]).rstrip("\ufffd")
         return head + GAP + self.tokenizer.decode(ids[len(ids) - tail :]).lstrip("\ufffd")
 
@@ -182,13 +182,13 @@ class Prompter:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _encode_text(self, text: str) -> list[int]:
-        """A row may hold "<|im_end|>": it stays text and cannot end the user's message."""
+        """Token ids of a row's text; "<|im_end|>" in it stays text and cannot end the user's message."""
         return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
 @dataclass(frozen=True)
 class Group:
-    """One row's candidates for a listwise loss, and how much of the right answer each is: sums to 1."""
+    """One row's candidates for a listwise loss; target: each one's share of the right answer, summing to 1."""
 
     id: str
     items: tuple[str, ...]
@@ -199,9 +199,9 @@ class Group:
 
 @dataclass(frozen=True)
 class TokenGroup:
-    """A group as token ids: a prompt is the shared tokens and one candidate's.
+    """A group as token ids: a prompt is the shared tokens plus one candidate's.
 
-    target and teacher have a value for each option: each candidate, or each label behind the only candidate.
+    target and teacher have a value for each option: each candidate, or each label after the only candidate.
     """
 
     shared: Prompt
@@ -211,29 +211,29 @@ class TokenGroup:
     """A teacher's scores (log-probabilities up to a constant) of the options."""
 
     def __len__(self) -> int:
-        """Tokens that training on the group takes: the shared ones count once."""
+        """Tokens of the group in training; shared ones count once."""
         return len(self.shared) + sum(len(candidate) for candidate in self.candidates)
 
 
 class ItemPrompts:
-    """The prompts of rows, one for each of a row's items: the one place for training and prediction."""
+    """The prompts of a row, one for each of its items: the same for training and prediction."""
 
     def __init__(self, prompter: Prompter) -> None:
         self.prompter = prompter
 
     def candidate(self, row: Mapping[str, Any], item: str) -> list[int]:
-        """Token ids of what follows the row's shared ones for one of its items."""
-        raise NotImplementedError(f"{type(self).__name__}.candidate: say which texts an item has")
+        """Token ids of one item's part, after the row's shared ones."""
+        raise NotImplementedError(f"{type(self).__name__}.candidate: return the tokens of an item")
 
     def prompts(self, row: Mapping[str, Any], items: Sequence[str]) -> list[Prompt]:
-        """One prompt for each item; all begin with the same tokens."""
+        """One prompt for each item; all begin with the same shared tokens."""
         shared = self.prompter.shared(row)
         return [[*shared, *self.candidate(row, item)] for item in items]
 
     def groups(self, rows: pl.DataFrame, groups: Iterable[Group]) -> list[TokenGroup]:
-        """The same prompts with the shared tokens apart, for a listwise loss; in the order of `groups`."""
+        """The same prompts with the shared tokens separate, for a listwise loss, in the order of `groups`."""
         by_id = {row["id"]: row for row in rows.iter_rows(named=True)}
-        made = [
+        token_groups = [
             TokenGroup(
                 self.prompter.shared(by_id[group.id]),
                 [self.candidate(by_id[group.id], item) for item in group.items],
@@ -243,7 +243,7 @@ class ItemPrompts:
             for group in groups
         ]
         self.prompter.report_cuts()
-        return made
+        return token_groups
 
 
 class CandidatePrompts(ItemPrompts):
@@ -261,14 +261,14 @@ class CandidatePrompts(ItemPrompts):
 
 
 class OptionPrompts(ItemPrompts):
-    """Items are columns of the row itself, such as A to E: {text} of the candidate is what stands there."""
+    """Items are columns of the row itself, such as A to E; the candidate's {text} is the column's value."""
 
     def candidate(self, row: Mapping[str, Any], item: str) -> list[int]:
         return self.prompter.candidate({"text": row[item]})
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[Prompt]:
-    """Token ids of whole texts for an embedder, special tokens included, cut behind `max_tokens`."""
+    """Token ids of whole texts for an embedder, special tokens included, cut after `max_tokens`."""
     if not texts:
         return []
     return list(tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"])
@@ -277,10 +277,7 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_t
 def encode_pairs(
     tokenizer: PreTrainedTokenizerBase, firsts: Sequence[str], seconds: Sequence[str], max_tokens: int
 ) -> list[Prompt]:
-    """Token ids of pairs of texts for a cross-encoder, joined as the tokenizer joins two texts.
-
-    Above `max_tokens` the longer text of a pair loses its end first.
-    """
+    """Token ids of text pairs for a cross-encoder; above `max_tokens` the longer text of a pair is cut first."""
     if len(firsts) != len(seconds):
         raise ValueError(f"{len(firsts)} first and {len(seconds)} second texts: a pair needs one of each")
     if not firsts:

@@ -1,4 +1,4 @@
-"""Models whose weights are stored in fewer bits, as their config.json says: what they ask of those who load them."""
+"""Quantised models: facts from their config.json, and how to load them."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from kaggle_llm.base import records
 
 def read_quantisation(model: Path) -> dict[str, Any]:
     """The quantization_config of a model folder; {} for a model in full precision."""
-    found: dict[str, Any] = records.read_json(model / "config.json").get("quantization_config") or {}
-    return found
+    config: dict[str, Any] = records.read_json(model / "config.json").get("quantization_config") or {}
+    return config
 
 
 def rounds_activations(model: Path) -> bool:
-    """Whether activations are rounded too, as in W8A8: rounding has no gradient."""
+    """Whether activations are quantised too, as in W8A8: such a model cannot be trained, rounding has no gradient."""
     groups = read_quantisation(model).get("config_groups") or {}
     return any(group.get("input_activations") for group in groups.values())
 
 
 def weight_bits(model: Path) -> set[int]:
-    """Bits of the quantised weights of compressed-tensors."""
+    """Bits of the weights of a compressed-tensors model; empty for others."""
     groups = read_quantisation(model).get("config_groups") or {}
     return {group["weights"]["num_bits"] for group in groups.values() if group.get("weights")}
 
 
 @contextmanager
 def adaptable(model: Path) -> Iterator[dict[str, Any]]:
-    """Options of from_pretrained with which an adapter can be attached to `model`.
+    """Options of from_pretrained that let PEFT attach an adapter to `model`.
 
-    compressed-tensors unpacks weights at the first forward; PEFT wants to see them before, so they are unpacked when
-    they are loaded: the numbers are the same, the memory that of full precision.
+    compressed-tensors unpacks weights at the first forward pass, PEFT needs them before: they are unpacked at loading,
+    with the same numbers and the memory of full precision.
     """
     if read_quantisation(model).get("quant_method") != "compressed-tensors":
         yield {}

@@ -1,4 +1,4 @@
-"""Exact choice scoring: log-probabilities of labels behind prompts, what prompts share computed once."""
+"""Exact choice scoring: log-probabilities of labels after prompts; shared prefixes are computed once."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 
 from kaggle_llm.engines.attention import Segment, packed
 from kaggle_llm.engines.packing import Pack, compute_logits
-from kaggle_llm.engines.prefixes import Node, gather, grow_tree
+from kaggle_llm.engines.prefixes import PrefixNode, group_nodes, grow_tree
 from kaggle_llm.engines.prompts import Prompt
 
 if TYPE_CHECKING:
     import torch
 
-PROBE = 24, 40, 32  # tokens: shared, of the first prompt, of the second
-PROBE_TOLERANCE = {"float32": 1e-3, "float16": 0.2, "bfloat16": 0.5}  # mean |Δ log p|: what the dtype alone may do
+PROBE_TOKENS = 24, 40, 32  # shared, of the first prompt, of the second
+PROBE_TOLERANCE = {"float32": 1e-3, "float16": 0.2, "bfloat16": 0.5}  # mean |Δ log p| that rounding explains
 
 
 def score_labels(
@@ -27,31 +27,32 @@ def score_labels(
 ) -> np.ndarray:
     """[n, k] log-probabilities of whole labels: Σⱼ log p(tokenⱼ | prompt, tokens before j).
 
-    score_tokens: prompts and token ids → [n, ids] log-probabilities of each as the next token.
-    Raises ValueError for a label without a token.
+    score_tokens: prompts, token ids → [n, ids] log-probabilities of each as the next token. Raises ValueError for a
+    label without tokens.
     """
     if not all(len(label) for label in labels):
         raise ValueError(f"labels {[list(label) for label in labels]}: one has no token")
     starts = list_starts(labels)
     ids = sorted({token for label in labels for token in label})
-    asked = [[*prompt, *start] for prompt in prompts for start in starts]
-    found = score_tokens(asked, ids).reshape(len(prompts), len(starts), len(ids))
-    place, column = ({key: at for at, key in enumerate(keys)} for keys in (starts, ids))
+    extended = [[*prompt, *start] for prompt in prompts for start in starts]
+    scores = score_tokens(extended, ids).reshape(len(prompts), len(starts), len(ids))
+    start_index, column = ({key: i for i, key in enumerate(keys)} for keys in (starts, ids))
     sums = [
-        sum(found[:, place[tuple(label[:at])], column[token]] for at, token in enumerate(label)) for label in labels
+        sum(scores[:, start_index[tuple(label[:j])], column[token]] for j, token in enumerate(label))
+        for label in labels
     ]
     return np.array(sums, dtype=np.float64).reshape(len(labels), len(prompts)).T
 
 
 def list_starts(labels: Sequence[Prompt]) -> list[tuple[int, ...]]:
-    """What has to stand behind a prompt where a token of a label is asked for; of one-token labels only ()."""
-    return sorted({tuple(label[:at]) for label in labels for at in range(len(label))})
+    """The beginnings of labels after which a further token is scored; for one-token labels only ()."""
+    return sorted({tuple(label[:j]) for label in labels for j in range(len(label))})
 
 
 def score_shared(model: Any, prompts: Sequence[Prompt], ids: Sequence[int], batch_tokens: int) -> np.ndarray:
     """[n, ids] log-probabilities of the next token, over the full vocabulary.
 
-    batch_tokens: of one forward pass, shared ones counted once; its memory is proportional to it.
+    batch_tokens: tokens of a forward pass, shared ones counted once; memory use is proportional to it.
     """
     import torch
 
@@ -63,88 +64,87 @@ def score_shared(model: Any, prompts: Sequence[Prompt], ids: Sequence[int], batc
 
 def _score_trees(
     model: Any,
-    trees: Sequence[Node],
+    trees: Sequence[PrefixNode],
     prompts: Sequence[Prompt],
     ids: list[int],
     batch_tokens: int,
     scores: np.ndarray,
     cache: Any = None,
 ) -> None:
-    """Fill `scores` for all prompts of trees whose tokens before are in the cache.
+    """Fill in `scores` for all prompts of the trees; the cache holds the tokens before them.
 
-    Trees go together as far as they fit. Of a larger one the root goes first, and its keys and values are kept for
-    what is below it.
+    As many trees as fit go into one batch. A larger tree's root goes first; its children see it through the cache.
     """
-    for group in gather(trees, batch_tokens):
+    for group in group_nodes(trees, batch_tokens):
         (root, *_) = group
         if len(root) > batch_tokens and root.children:
-            below = copy_cache(cache)
-            _score_row(model, [replace(root, children=[])], prompts, ids, scores, below)
-            _score_trees(model, root.children, prompts, ids, batch_tokens, scores, below)
+            with_root = copy_cache(cache)
+            _score_row(model, [replace(root, children=[])], prompts, ids, scores, with_root)
+            _score_trees(model, root.children, prompts, ids, batch_tokens, scores, with_root)
         else:
             _score_row(model, group, prompts, ids, scores, None if cache is None else copy_cache(cache))
 
 
 def _score_row(
-    model: Any, trees: Sequence[Node], prompts: Sequence[Prompt], ids: list[int], scores: np.ndarray, cache: Any
+    model: Any, trees: Sequence[PrefixNode], prompts: Sequence[Prompt], ids: list[int], scores: np.ndarray, cache: Any
 ) -> None:
-    """One forward pass; a node at which no prompt ends only adds to the cache."""
+    """One forward pass; a root where no prompt ends only fills the cache."""
     row, ends = lay_out(trees, prompts)
     keep = sorted(set(ends.values())) or [0]
-    at = {end: line for line, end in enumerate(keep)}
-    found = read_tokens(compute_logits(model, row, keep, cache), ids)
-    scores[list(ends)] = found[[at[end] for end in ends.values()]]
+    line = {end: i for i, end in enumerate(keep)}
+    logprobs = read_tokens(compute_logits(model, row, keep, cache), ids)
+    scores[list(ends)] = logprobs[[line[end] for end in ends.values()]]
 
 
-def lay_out(trees: Sequence[Node], prompts: Sequence[Prompt]) -> tuple[Pack, dict[int, int]]:
-    """The trees as one row, and prompt → index of its last token there."""
+def lay_out(trees: Sequence[PrefixNode], prompts: Sequence[Prompt]) -> tuple[Pack, dict[int, int]]:
+    """The trees as one row, and prompt → index of its last token in the row."""
     row, ends = Pack(), {}
 
-    def place(node: Node, above: Segment | None) -> None:
+    def add_node(node: PrefixNode, above: Segment | None) -> None:
         segment = row.add(prompts[node.prompt][node.begin : node.end], node.begin, above)
         assert segment is not None, "a node has a token"
         ends.update(dict.fromkeys(node.ends, segment.end - 1))
         for child in node.children:
-            place(child, segment)
+            add_node(child, segment)
 
     for tree in trees:
-        place(tree, None)
+        add_node(tree, None)
     return row, ends
 
 
 def read_tokens(logits: torch.Tensor, ids: list[int]) -> np.ndarray:
-    """[n, ids] log-probabilities out of [n, vocabulary] logits: the tokens' own and the normaliser, nothing else."""
+    """[n, ids] log-probabilities of some tokens out of [n, vocabulary] logits."""
     wanted = logits[:, ids] - logits.logsumexp(-1, keepdim=True)
-    found: np.ndarray = wanted.double().cpu().numpy()
-    return found
+    logprobs: np.ndarray = wanted.double().cpu().numpy()
+    return logprobs
 
 
 def copy_cache(cache: Any) -> Any:
-    """A cache that begins as `cache` does (None: empty) and grows apart from it."""
+    """A cache with the content of `cache` (None: empty) that grows independently of it."""
     from transformers import DynamicCache
 
     return DynamicCache([(layer.keys, layer.values) for layer in cache.layers] if cache else None)
 
 
 def can_share(model: Any, dtype: str) -> bool:
-    """Whether this architecture computes in packed rows what it computes for prompts alone: asked of the model itself.
+    """Whether the model gives the same result for packed prompts as for single ones; tried out on random tokens.
 
-    Soft-capped scores, states that run through the sequence and positions that it makes itself are reasons why not.
+    Not so with soft-capped scores, states along the sequence (SSMs), or positions that the model makes itself.
     """
     import torch
 
-    shared, first, second = PROBE
+    shared, first, second = PROBE_TOKENS
     size = model.config.get_text_config().vocab_size
     tokens = np.random.default_rng(0).integers(size // 2, size=(2, max(first, second)))
     tokens[1, :shared] = tokens[0, :shared]
     prompts = [tokens[0, :first].tolist(), tokens[1, :second].tolist()]
     device = next(model.parameters()).device
-    every = list(range(size))
+    vocabulary = list(range(size))
     try:
-        found = score_shared(model, prompts, every, batch_tokens=first + second)
-    except (ValueError, TypeError):  # what attention.py refuses; a model that takes no `segments`
+        packed_scores = score_shared(model, prompts, vocabulary, batch_tokens=first + second)
+    except (ValueError, TypeError):  # refused by attention.py; a model without the argument `segments`
         return False
     with torch.inference_mode():
         alone = [model(torch.tensor([prompt], device=device)).logits[:, -1].float() for prompt in prompts]
-    expected = np.concatenate([read_tokens(logits, every) for logits in alone])
-    return bool(np.abs(found - expected).mean() <= PROBE_TOLERANCE[dtype])
+    expected = np.concatenate([read_tokens(logits, vocabulary) for logits in alone])
+    return bool(np.abs(packed_scores - expected).mean() <= PROBE_TOLERANCE[dtype])

@@ -1,4 +1,4 @@
-"""A sick model is stopped at its first answers, not found out from a score: the same for all, or one token for ever."""
+"""Stops a broken model at its first answers: the same scores for all prompts, or one token repeated forever."""
 
 from __future__ import annotations
 
@@ -7,35 +7,36 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from kaggle_llm.engines.engine import Completion, Engine, LengthError, Sampling
+from kaggle_llm.engines.engine import Completion, Engine, EngineWrapper, LengthError, Sampling
 from kaggle_llm.engines.prompts import Prompt
 
 if TYPE_CHECKING:
     import numpy as np
 
-FIRST = 32  # prompts that are asked before the others
-ENOUGH = 8  # different prompts, from which on equal answers are no chance
-LONG = 8  # tokens of a text
-COLLAPSED = 1e-3  # that a head's outputs differ by at most, over different prompts, where it says the same of all
-Answers = TypeVar("Answers")  # an array, one for each prompt, or texts
+FIRST_PROMPTS = 32  # asked and checked before the others
+MIN_DIFFERENT_PROMPTS = 8  # with fewer, equal answers may be chance
+MIN_TEXT_TOKENS = 8  # shorter texts may be equal
+COLLAPSED_SPREAD = 1e-3  # a head whose logits differ by less over all prompts is a constant
+Answers = TypeVar("Answers")
 
 
 class SickModelError(ValueError):
-    """Answers that do not depend on what is asked."""
+    """Answers that do not depend on the prompt."""
 
-    def __init__(self, folder: Path, prompts: int, what: str) -> None:
+    def __init__(self, folder: Path, prompts: int, answer: str) -> None:
         super().__init__(
-            f"model {folder} is sick: {what} for {prompts} different prompts. Weights that are broken, quantised badly "
-            f"or overflow in their dtype do that: try engine.dtype=float32, and look at `kaggle-llm parity`"
+            f"model {folder} is sick: {answer} for {prompts} different prompts. Weights that are broken, quantised "
+            f"badly or overflow in their dtype do that: try engine.dtype=float32, and look at `kaggle-llm parity`"
         )
 
 
-class Sentinel:
-    """An engine whose first answers of each kind are looked at. Non-finite ones the engine itself refuses."""
+class Sentinel(EngineWrapper):
+    """An engine whose first scores, texts and logits are checked; the engine itself refuses non-finite ones."""
 
     def __init__(self, engine: Engine, folder: Path) -> None:
-        self.engine, self.folder = engine, folder
-        self._trusted: set[str] = set()
+        super().__init__(engine)
+        self.folder = folder
+        self._checked: set[str] = set()
 
     def choices(self, prompts: Sequence[Prompt], labels: Sequence[Prompt]) -> np.ndarray:
         import numpy as np
@@ -47,51 +48,45 @@ class Sentinel:
         parts = self._ask("generate", prompts, lambda part: self.engine.generate(part, sampling), self._check_texts)
         return list(chain.from_iterable(parts))
 
-    def embed(self, prompts: Sequence[Prompt]) -> np.ndarray:
-        return self.engine.embed(prompts)
-
     def logits(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
         parts: list[list[np.ndarray]] = self._ask("logits", prompts, self.engine.logits, self._check_head)
         return list(chain.from_iterable(parts))
 
-    def close(self) -> None:
-        self.engine.close()
-
     def _ask(
         self,
-        kind: str,
+        method: str,
         prompts: Sequence[Prompt],
         ask: Callable[[Sequence[Prompt]], Answers],
         check: Callable[[Sequence[Prompt], Answers], None],
     ) -> list[Answers]:
-        """Answers of all prompts; of the first ones by themselves until those of their kind were looked at."""
-        if kind in self._trusted:
+        """The answers to all prompts; until a method is checked, the first prompts are asked separately."""
+        if method in self._checked:
             return [ask(prompts)]
-        first = ask(prompts[:FIRST])
-        if len({tuple(prompt) for prompt in prompts[:FIRST]}) >= ENOUGH:
-            check(prompts[:FIRST], first)
-            self._trusted.add(kind)
+        first = ask(prompts[:FIRST_PROMPTS])
+        if len({tuple(prompt) for prompt in prompts[:FIRST_PROMPTS]}) >= MIN_DIFFERENT_PROMPTS:
+            check(prompts[:FIRST_PROMPTS], first)
+            self._checked.add(method)
         try:
-            return [first, ask(prompts[FIRST:])] if len(prompts) > FIRST else [first]
+            return [first, ask(prompts[FIRST_PROMPTS:])] if len(prompts) > FIRST_PROMPTS else [first]
         except LengthError as error:
-            raise LengthError(error.index + FIRST, error.length, error.limit, error.folder) from error
+            raise LengthError(error.index + FIRST_PROMPTS, error.length, error.limit, error.folder) from error
 
     def _check_head(self, prompts: Sequence[Prompt], logits: list[np.ndarray]) -> None:
-        """A head that has learned one value says it of everything, but for the last digits."""
-        self._check_scores(prompts, logits, COLLAPSED)
+        """Raises SickModelError where the logits are a constant, but for the last digits."""
+        self._check_scores(prompts, logits, COLLAPSED_SPREAD)
 
     def _check_scores(
-        self, prompts: Sequence[Prompt], scores: np.ndarray | list[np.ndarray], least: float = 0.0
+        self, prompts: Sequence[Prompt], scores: np.ndarray | list[np.ndarray], tolerance: float = 0.0
     ) -> None:
-        """Raises SickModelError where all rows are the same, or differ by `least` at most."""
+        """Raises SickModelError where all rows are equal within `tolerance`."""
         import numpy as np
 
         rows = list(scores)
-        if len({row.shape for row in rows}) == 1 and np.ptp(np.stack(rows), axis=0).max() <= least:
+        if len({row.shape for row in rows}) == 1 and np.ptp(np.stack(rows), axis=0).max() <= tolerance:
             raise SickModelError(self.folder, len(prompts), f"the scores {np.round(rows[0], 3).tolist()}")
 
     def _check_texts(self, prompts: Sequence[Prompt], texts: list[list[Completion]]) -> None:
-        """Raises SickModelError where all texts are long and of one token, the same in all, as in "!!!!"."""
-        ids = [one.ids for found in texts for one in found]
-        if min(map(len, ids)) >= LONG and len({token for each in ids for token in each}) == 1:
+        """Raises SickModelError where all texts are long and repeat one and the same token, as in "!!!!"."""
+        ids = [completion.ids for completions in texts for completion in completions]
+        if min(map(len, ids)) >= MIN_TEXT_TOKENS and len({token for text in ids for token in text}) == 1:
             raise SickModelError(self.folder, len(prompts), f"the text {texts[0][0].text[:20]!r}")

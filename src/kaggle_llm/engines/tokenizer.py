@@ -1,4 +1,4 @@
-"""The tokenizer of a model folder, and one made of texts."""
+"""Loads the tokenizer of a model folder, or trains one on texts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-END = "<|endoftext|>"
+END_OF_TEXT = "<|endoftext|>"
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder; an error names the folder where it has none."""
+    """The tokenizer of a model folder; raises FileNotFoundError where it has none."""
     from transformers import AutoTokenizer
 
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")):
@@ -22,7 +22,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def train_tokenizer(texts: Iterable[str], size: int, folder: Path) -> None:
-    """Leaves a byte-level BPE of `size` tokens or fewer in `folder`: any text can be said in it, and `END` ends one."""
+    """Save a byte-level BPE tokenizer of at most `size` tokens in `folder`; `END_OF_TEXT` ends a text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -30,6 +30,8 @@ def train_tokenizer(texts: Iterable[str], size: int, folder: Path) -> None:
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
+    )
     raw.train_from_iterator(texts, trainer)
-    PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=END).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=END_OF_TEXT).save_pretrained(folder)

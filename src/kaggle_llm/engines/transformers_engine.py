@@ -1,4 +1,4 @@
-"""The engine on transformers: exact, on any machine."""
+"""The engine on transformers: exact, runs on any machine."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from kaggle_llm.engines.engine import (
     Completion,
     EngineSettings,
     Sampling,
-    check_base,
-    check_finite,
-    check_lengths,
+    check_adapter_base,
+    check_prompt_lengths,
+    check_scores_finite,
 )
-from kaggle_llm.engines.generation import Generator
+from kaggle_llm.engines.generation import Generator, pad_rows
 from kaggle_llm.engines.prompts import Prompt
 from kaggle_llm.engines.quantised import adaptable
 from kaggle_llm.engines.scoring import can_share, read_tokens, score_labels, score_shared
@@ -31,90 +31,84 @@ if TYPE_CHECKING:
 
 
 class TransformersEngine:
-    """One model of one folder on one device; models are loaded when first asked for.
+    """The model in `folder`, or the adapter there on the model in `base`; loaded at the first call.
 
-    A folder with an adapter needs `base`, the model that the adapter is attached to. Raises ValueError where one of
-    the two is given without the other.
+    Raises ValueError for an adapter without its base, and for bfloat16 on a GPU without it.
     """
 
     def __init__(self, folder: Path, settings: EngineSettings, base: Path | None = None) -> None:
         import torch
 
         self.folder, self.settings, self.base = folder, settings, base
-        check_base(folder, base)
+        check_adapter_base(folder, base)
         avoid_slow_kernel()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype: torch.dtype = getattr(torch, settings.dtype)
         if self.dtype is torch.bfloat16 and self.device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
             name = torch.cuda.get_device_name()
-            raise ValueError(f"engine.dtype = bfloat16, but {name} has none: set engine.dtype=float16")
+            raise ValueError(f"engine.dtype = bfloat16, but {name} does not support it: set engine.dtype=float16")
 
-    # the contract -------------------------------------------------------------------------------------------
+    # calls of Engine ------------------------------------------------------------------------------------------
 
     def choices(self, prompts: Sequence[Prompt], labels: Sequence[Prompt]) -> np.ndarray:
-        """[n, k] log-probabilities of k labels behind each prompt, over the full vocabulary.
+        """[n, k] log-probabilities of k labels after each prompt, over the full vocabulary.
 
-        What prompts share is computed once, and only their last positions meet the vocabulary matrix. A label of
-        several tokens is scored by all of them. Raises ValueError for empty labels, empty or too long prompts, and
-        non-finite scores.
+        Shared prefixes are computed once. A label of several tokens is scored by all of them. Raises ValueError for
+        empty labels, empty or too long prompts, and non-finite scores.
         """
         self._check_lengths(prompts, max(map(len, labels), default=1) - 1)
         scores = score_labels(prompts, labels, self._score_tokens)
-        check_finite(scores, self.folder)
+        check_scores_finite(scores, self.folder)
         return scores
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
-        """`sampling.n` completions for each prompt, special tokens left out of the text.
+        """`sampling.n` completions for each prompt, without special tokens in the text.
 
-        Raises ValueError for prompts that are empty or leave no room for a token, and for a regex that is not known.
+        Raises ValueError for prompts that are empty or leave no room for a token, and for an unsupported regex.
         """
         self._check_lengths(prompts, 1)
         return self._generator.generate(prompts, sampling)
 
     def embed(self, prompts: Sequence[Prompt]) -> np.ndarray:
-        """[n, d] sentence vectors of unit length, pooled as the model's own modules say."""
+        """[n, d] sentence vectors of unit length, pooled by the model's own sentence-transformers modules."""
         import torch
 
         vectors: np.ndarray | None = None
         with torch.inference_mode():
-            for part in self._batches(prompts):
-                batch = self._pad_right([prompts[i] for i in part])
-                found = self._sentence(batch)["sentence_embedding"].float()
-                found = torch.nn.functional.normalize(found, dim=-1).cpu().numpy()
+            for batch in self._batches(prompts):
+                pooled = self._sentence(self._pad_right([prompts[i] for i in batch]))["sentence_embedding"].float()
+                unit = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
                 if vectors is None:
-                    vectors = np.empty((len(prompts), found.shape[1]), dtype=np.float32)
-                vectors[part] = found
+                    vectors = np.empty((len(prompts), unit.shape[1]), dtype=np.float32)
+                vectors[batch] = unit
         if vectors is None:
             return np.empty((0, self._sentence.get_embedding_dimension()), dtype=np.float32)
-        check_finite(vectors, self.folder)
+        check_scores_finite(vectors, self.folder)
         return vectors
 
     def logits(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
         """A head's logits: [labels] of a sequence head, [tokens, labels] of a token head."""
         import torch
 
-        found: dict[int, np.ndarray] = {}
+        rows: dict[int, np.ndarray] = {}
         with torch.inference_mode():
-            for part in self._batches(prompts):
-                out = self._head(**self._pad_right([prompts[i] for i in part])).logits.float().cpu().numpy()
-                for i, row in zip(part, out, strict=True):
-                    found[i] = row[: len(prompts[i])] if row.ndim == 2 else row
-        for row in found.values():
-            check_finite(row, self.folder)
-        return [found[i] for i in range(len(prompts))]
+            for batch in self._batches(prompts):
+                out = self._head(**self._pad_right([prompts[i] for i in batch])).logits.float().cpu().numpy()
+                for i, row in zip(batch, out, strict=True):
+                    rows[i] = row[: len(prompts[i])] if row.ndim == 2 else row
+        for row in rows.values():
+            check_scores_finite(row, self.folder)
+        return [rows[i] for i in range(len(prompts))]
 
-    def module(self, kind: str) -> Any:
-        """The torch module that answers calls of this kind: choices, generate, embed or logits.
-
-        Whether a language model can share beginnings has been tried out by then: who watches it sees prompts only.
-        """
-        if kind in ("embed", "logits"):
-            return self._sentence if kind == "embed" else self._head
-        self._shares(0)
+    def module(self, method: str) -> Any:
+        """The torch module behind a method: choices, generate, embed or logits."""
+        if method in ("embed", "logits"):
+            return self._sentence if method == "embed" else self._head
+        self._shares(0)  # tries the model out now: hooks on the module will see real prompts only
         return self._causal
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         import torch
 
         for name in ("_generator", "_causal", "_sentence", "_head", "_can_share"):
@@ -131,7 +125,7 @@ class TransformersEngine:
 
     @property
     def _pad(self) -> int:
-        """A padding id; masked, so any id will do where a tokenizer has none."""
+        """A padding id; masked, so any id does where the tokenizer has none."""
         return self._tokenizer.pad_token_id or 0
 
     @cached_property
@@ -161,18 +155,20 @@ class TransformersEngine:
 
         config = AutoConfig.from_pretrained(self.folder)
         if self.base is None:
-            (kind, *_) = config.architectures or [""]
+            (architecture, *_) = config.architectures or [""]
             size = {}
-        else:  # the adapter's config.json knows the head that was trained
-            kind = records.read_json(self.folder / records.ADAPTER)["task_type"]
+        else:  # the adapter's config.json describes the trained head
+            architecture = records.read_json(self.folder / records.ADAPTER)["task_type"]
             size = {name: getattr(config, name) for name in ("id2label", "label2id", "problem_type")}
-        if kind.endswith("ForTokenClassification") or kind == "TOKEN_CLS":
+        if architecture.endswith("ForTokenClassification") or architecture == "TOKEN_CLS":
             return self._load(AutoModelForTokenClassification, **size)
-        if kind.endswith("ForSequenceClassification") or kind == "SEQ_CLS":
+        if architecture.endswith("ForSequenceClassification") or architecture == "SEQ_CLS":
             model = self._load(AutoModelForSequenceClassification, **size)
-            model.config.get_text_config().pad_token_id = self._pad  # decoders read the last token before it
+            model.config.get_text_config().pad_token_id = self._pad  # decoders classify at the last token before it
             return model
-        raise ValueError(f"model {self.folder} is a {kind or 'model of no known kind'}: logits() needs a head")
+        raise ValueError(
+            f"model {self.folder} is a {architecture or 'model without architectures'}: logits() needs a head"
+        )
 
     def _load(self, maker: Any, **options: Any) -> Any:
         options |= {"dtype": self.dtype, "local_files_only": True}
@@ -187,12 +183,12 @@ class TransformersEngine:
     # batches ------------------------------------------------------------------------------------------------
 
     def _check_lengths(self, prompts: Sequence[Prompt], more: int = 0) -> None:
-        """`more`: tokens that will stand behind each prompt."""
+        """more: tokens that will follow each prompt."""
         longest = self._causal.config.get_text_config().max_position_embeddings
-        check_lengths(prompts, longest - more, self.folder)
+        check_prompt_lengths(prompts, longest - more, self.folder)
 
     def _batches(self, prompts: Sequence[Prompt]) -> Iterator[list[int]]:
-        """Indices in batches of like length, longest first, so that memory is short at once or never."""
+        """Batches of indices, longest prompts first: memory runs out at once or never."""
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         while order:
             size = max(1, self.settings.batch_tokens // max(len(prompts[order[0]]), 1))
@@ -200,29 +196,22 @@ class TransformersEngine:
             order = order[size:]
 
     def _pad_right(self, rows: Sequence[Prompt]) -> dict[str, torch.Tensor]:
-        import torch
-
-        width = max(len(row) for row in rows)
-        ids = torch.full((len(rows), width), self._pad, device=self.device)
-        mask = torch.zeros_like(ids)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(list(row), device=self.device)
-            mask[i, : len(row)] = 1
+        ids, mask = pad_rows(rows, self._pad, self.device, left=False)
         return {"input_ids": ids, "attention_mask": mask}
 
     # exact scoring ------------------------------------------------------------------------------------------
 
     def _score_tokens(self, prompts: Sequence[Prompt], ids: Sequence[int]) -> np.ndarray:
-        """[n, ids] log-probabilities of tokens behind each prompt."""
+        """[n, ids] log-probabilities of tokens after each prompt."""
         if self._shares(max(map(len, prompts), default=0)):
             return score_shared(self._causal, prompts, ids, self.settings.batch_tokens)
         scores = np.empty((len(prompts), len(ids)))
-        for part in self._batches(prompts):
-            scores[part] = read_tokens(self._last_logits([prompts[i] for i in part]), list(ids))
+        for batch in self._batches(prompts):
+            scores[batch] = read_tokens(self._last_logits([prompts[i] for i in batch]), list(ids))
         return scores
 
     def _shares(self, longest: int) -> bool:
-        """Whether prompts of up to so many tokens can share what they begin with."""
+        """Whether prompts of up to `longest` tokens can share their prefixes."""
         window = getattr(self._causal.config.get_text_config(), "sliding_window", None)
         return self._can_share and not (window and longest > window)
 
@@ -230,19 +219,14 @@ class TransformersEngine:
     def _can_share(self) -> bool:
         shares = can_share(self._causal, self.settings.dtype)
         if not shares:
-            print(f"{self.folder}: its attention cannot share what prompts begin with, each is computed alone")
+            print(f"{self.folder}: its attention cannot share prefixes, each prompt is computed alone")
         return shares
 
     def _last_logits(self, rows: Sequence[Prompt]) -> torch.Tensor:
-        """[n, vocabulary] logits behind each row, padded on the left so that all end at the last position."""
+        """[n, vocabulary] logits after each row; rows are padded on the left, so that all end at the last position."""
         import torch
 
-        width = max(len(row) for row in rows)
-        ids = torch.full((len(rows), width), self._pad, device=self.device)
-        mask = torch.zeros_like(ids)
-        for i, row in enumerate(rows):
-            ids[i, width - len(row) :] = torch.tensor(list(row), device=self.device)
-            mask[i, width - len(row) :] = 1
+        ids, mask = pad_rows(rows, self._pad, self.device, left=True)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         with torch.inference_mode():
             logits = self._causal(ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1)

@@ -1,1 +1,1 @@
-"""What train.py touches: the run in the making, its parts, its score, and what ships."""
+"""What train.py uses: the experiment, its parts, its score, and what ships."""

@@ -17,7 +17,7 @@ from kaggle_llm.weights.ship import Ship
 
 @dataclass(kw_only=True)
 class BaseConfig:
-    """An experiment's own Config adds its sections. What the defaults mean stands beside each section's settings."""
+    """An experiment's own Config adds its sections. The settings of a section are explained in its own dataclass."""
 
     competition: CompetitionSettings
     models: dict[str, str] = field(default_factory=dict)
@@ -31,5 +31,5 @@ class BaseConfig:
     ship: Ship = "fold0"
     leaks: LeakSettings = field(default_factory=LeakSettings)
     sources: dict[str, str] = field(default_factory=dict)
-    """Model folder → the Kaggle model that it is, which need not be uploaded."""
+    """Model folder → the same model on Kaggle, so that it need not be uploaded."""
     seed: int = 0

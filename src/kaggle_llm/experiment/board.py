@@ -15,9 +15,9 @@ from kaggle_llm.weights.ship import describe_cv
 
 
 def read_board() -> list[dict[str, Any]]:
-    """One entry a run with a metrics.json, the best CV first within a metric."""
+    """One entry for each run with a metrics.json, by metric, the best CV first."""
     entries = [read_entry(path.parent) for path in (paths.root() / "output").glob("*/metrics.json")]
-    return sorted(entries, key=lambda e: (e["metric"], -e["cv"] if e["greater_is_better"] else e["cv"]))
+    return sorted(entries, key=lambda run: (run["metric"], -run["cv"] if run["greater_is_better"] else run["cv"]))
 
 
 def read_entry(folder: Path) -> dict[str, Any]:
@@ -38,19 +38,19 @@ def read_entry(folder: Path) -> dict[str, Any]:
 
 
 def describe_shipped(folder: Path) -> str:
-    """What a complete run ships: "" for the first fold's weights; and whether CV is the score of just that."""
+    """What a complete run ships ("" for fold0), with a note where CV is not the score of exactly that."""
     record = folder / "record.json"
     config = json.loads(record.read_text(encoding="utf-8"))["settings"]["config"] if record.is_file() else {}
-    how, note = config.get("ship", "fold0"), describe_cv(config)
-    return f"{how} ({note})" if note else "" if how == "fold0" else how
+    ship, note = config.get("ship", "fold0"), describe_cv(config)
+    return f"{ship} ({note})" if note else "" if ship == "fold0" else ship
 
 
 def print_board(entries: list[dict[str, Any]]) -> None:
     columns = ("run", "metric", "CV", "95 %", "before", "LB", "parent", "ships", "date", "idea")
-    print_table(f"{len(entries)} runs", columns, [_describe(entry) for entry in entries])
+    print_table(f"{len(entries)} runs", columns, [_describe_run(entry) for entry in entries])
 
 
-def _describe(entry: Mapping[str, Any]) -> list[str]:
+def _describe_run(entry: Mapping[str, Any]) -> list[str]:
     low, high = entry["interval"]
     return [
         entry["run"] if entry["complete"] else f"{entry['run']} (being made again)",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kaggle_llm.base import paths, records
+from kaggle_llm.base import records
 from kaggle_llm.base.tables import print_table
 from kaggle_llm.competition.competition import TRAIN, Competition, CompetitionSettings, load_competition
 from kaggle_llm.competition.metrics import paired_difference
+from kaggle_llm.competition.rankings import read_oof
 
 if TYPE_CHECKING:
     import polars as pl
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Scores of two runs on one group of rows that both validated; the difference with its paired 95 % interval."""
+    """Scores of two runs on a group of rows that both validated, and their difference with its paired 95 % interval."""
 
     group: str
     rows: int
@@ -28,46 +29,46 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """What the interval allows to say."""
+        """higher or lower than the other run, or not resolvable: the interval holds 0."""
         if self.low <= 0 <= self.high:
             return "not resolvable"
         return "higher" if self.low > 0 else "lower"
 
 
 def compare_runs(run: str, other: str) -> list[Comparison]:
-    """On all common rows, and on each group: what was seen or unseen to the model of `run` that predicted it.
+    """On all common rows, and on each group: seen or unseen by the model of `run` that predicted the row.
 
-    Raises ValueError where the two validated no row in common or were trained on different data.
+    Raises ValueError where the two runs validated no row in common or were trained on different data.
     """
-    record, frame = _read(run)
-    other_record, other_frame = _read(other)
+    record, frame = records.read_complete(run), read_oof(run)
+    other_record, other_frame = records.read_complete(other), read_oof(other)
     data, other_data = (
-        {name: value for name, value in one.inputs.items() if name.endswith(".csv")} for one in (record, other_record)
+        {name: digest for name, digest in inputs.items() if name.endswith(".csv")}
+        for inputs in (record.inputs, other_record.inputs)
     )
     if data != other_data:
         changed = sorted(name for name in {*data, *other_data} if data.get(name) != other_data.get(name))
         raise ValueError(f"{run} and {other} were trained on different data: {', '.join(changed)}")
     competition = load_competition(CompetitionSettings(**record.settings["config"]["competition"]))
-    groups = _groups(competition, frame)
+    groups = _list_groups(competition, frame)
     common = groups.join(other_frame.select("id"), on="id", how="semi")
     if common.height == 0:
         raise ValueError(f"{run} and {other} have no validated row in common")
     parts = {"all": common["id"]}
     parts |= {str(name): rows["id"] for (name,), rows in common.sort("group").group_by("group", maintain_order=True)}
-    return [_compare(competition, name, ids, frame, other_frame) for name, ids in parts.items()]
+    return [_compare_rows(competition, name, ids, frame, other_frame) for name, ids in parts.items()]
 
 
-def _compare(
+def _compare_rows(
     competition: Competition, group: str, ids: pl.Series, frame: pl.DataFrame, other: pl.DataFrame
 ) -> Comparison:
-    mine, theirs = (part.join(ids.to_frame(), on="id", how="semi").sort("id") for part in (frame, other))
-    truth = competition.truth(competition.table(TRAIN))
-    metric = competition.metric
-    difference, low, high = paired_difference(metric, mine, theirs, truth)
-    return Comparison(group, ids.len(), metric.score(mine, truth), metric.score(theirs, truth), difference, low, high)
+    first, second = (answers.join(ids.to_frame(), on="id", how="semi").sort("id") for answers in (frame, other))
+    truth, metric = competition.truth(competition.table(TRAIN)), competition.metric
+    scores = metric.score(first, truth), metric.score(second, truth)
+    return Comparison(group, ids.len(), *scores, *paired_difference(metric, first, second, truth))
 
 
-def _groups(competition: Competition, frame: pl.DataFrame) -> pl.DataFrame:
+def _list_groups(competition: Competition, frame: pl.DataFrame) -> pl.DataFrame:
     """id and group of every validated row."""
     import polars as pl
 
@@ -80,24 +81,13 @@ def _groups(competition: Competition, frame: pl.DataFrame) -> pl.DataFrame:
     return pl.concat(parts)
 
 
-def _read(run: str) -> tuple[records.Record, pl.DataFrame]:
-    """The record and the out-of-fold rows of a complete run."""
-    import polars as pl
-
-    folder = paths.run_folder(run)
-    record = records.read_record(folder)
-    if record is None:
-        raise FileNotFoundError(f"{run} is no complete run: train it with python exp/{run.split('--')[0]}/train.py")
-    return record, pl.read_parquet(folder / "oof.parquet")
-
-
-def print_comparison(run: str, other: str, found: list[Comparison]) -> None:
+def print_comparison(run: str, other: str, comparisons: list[Comparison]) -> None:
     columns = ("rows", "n", run, other, "difference", "paired 95 % interval", "")
     rows = [
         [
             *(row.group, str(row.rows), f"{row.score:.4f}", f"{row.other_score:.4f}", f"{row.difference:+.4f}"),
             *(f"[{row.low:+.4f}, {row.high:+.4f}]", row.verdict),
         ]
-        for row in found
+        for row in comparisons
     ]
     print_table(f"{run} − {other}", columns, rows)

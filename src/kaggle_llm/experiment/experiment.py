@@ -1,7 +1,7 @@
-"""A run in the making: its parts are learned and predicted one after the other, then it is scored, then it ships.
+"""A run from train.py's first line to its last: its parts are trained and predicted in turn, then scored and shipped.
 
 Leaves in output/<run>/: a folder for each step of a part, config.yaml, oof.parquet, metrics.json, leaks.json, decision/
-and record.json of the run, written last.
+and, written last, record.json.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from kaggle_llm.experiment.part import Part
 from kaggle_llm.experiment.recorded import hash_prediction, read_answers
 from kaggle_llm.experiment.scores import Predicted, Scores, print_metrics, with_cells
 from kaggle_llm.experiment.steps import Steps, describe_changes
-from kaggle_llm.inference.borrowed import check_held_out, check_members, find_fold, find_shipped
-from kaggle_llm.inference.cross_fit import FOLDER
-from kaggle_llm.inference.model import Model, check_whole, describe_models, join_folds, replace_model
+from kaggle_llm.inference.borrowed import check_held_out, check_member_runs, find_fold, find_shipped
+from kaggle_llm.inference.cross_fit import DECISION_MODEL
+from kaggle_llm.inference.model import Model, check_folds_match, describe_models, join_folds, replace_model
 from kaggle_llm.inference.run import Run, import_predict, score_rows
 from kaggle_llm.weights.parity import report_parity
 from kaggle_llm.weights.soup import untrained_rows
@@ -32,14 +32,14 @@ from kaggle_llm.weights.soup import untrained_rows
 if TYPE_CHECKING:
     import polars as pl
 
-Ask = Callable[["pl.DataFrame", Any, Run], "pl.DataFrame"]  # (rows, what predict.load made, run)
+Ask = Callable[["pl.DataFrame", Any, Run], "pl.DataFrame"]  # (rows, the result of predict.load, run)
 
 
 class Experiment:
-    """What `start` gives to train.py. words: of its command line."""
+    """What `start` returns. command: the command that makes this run again."""
 
-    def __init__(self, exp: Path, name: str, config: Any, smoke: bool, words: Sequence[str] = ()) -> None:
-        self.exp, self.name, self.config, self.smoke, self.words = exp, name, config, smoke, list(words)
+    def __init__(self, exp: Path, name: str, config: Any, smoke: bool, command: Sequence[str] = ()) -> None:
+        self.exp, self.name, self.config, self.smoke, self.command = exp, name, config, smoke, list(command)
         self.started = time.monotonic()
         self.steps = Steps(name, config.seed)
         self.folder = self.steps.folder
@@ -47,7 +47,7 @@ class Experiment:
         self.competition.check()
         self.train = self.competition.table(TRAIN)
         self.members: list[str] = getattr(config, "members", [])
-        check_members(self.members, config.competition.name)
+        check_member_runs(self.members, config.competition.name)
         self.recorded = {member: read_answers(member) for member in self.members}
         self.predict = import_predict(exp)
         self.fold = self._assign_folds()
@@ -59,18 +59,18 @@ class Experiment:
                 f"ship = {config.ship}, but only fold {self.folds} is validated: name two in folds.validate"
             )
         check_held_out(config.models, {k: self.rows_of(k)["id"].to_list() for k in self.folds})
-        self.made: list[Part] = []
-        """The parts of the folds that are learned and predicted."""
+        self.fold_parts: list[Part] = []
+        """The folds' parts that are trained and predicted."""
         self._full: Part | None = None
         self._predicted: list[Predicted] = []
         self._running: Iterator[Part] | None = None
         if processes.is_first():
-            self._say_what_changed()
+            self._print_changed_settings()
             records.keep_changes(self.folder)
             audit_folds(self.competition, self._assign_folds(whole=True), self.folds, config, self.folder)
 
     def _assign_folds(self, whole: bool = False) -> pl.Series:
-        """The fold of every training row. whole: with all folds and rows, whichever of them are validated."""
+        """The fold of every training row. whole: as if all folds and rows were validated."""
         if self.members:
             return find_common_fold(self.train, self.recorded)
         settings = replace(self.config.folds, rows=None, validate=None) if whole else self.config.folds
@@ -82,7 +82,7 @@ class Experiment:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What a tracker is told of the run: its name, competition, config, git state and parent."""
+        """The run's description for a tracker: name, competition, config, git state and parent."""
         parent = self.folder / "parent.json"
         return {
             "run": self.name,
@@ -95,21 +95,21 @@ class Experiment:
     # what train.py calls ------------------------------------------------------------------------------------
 
     def parts(self) -> Iterator[Part]:
-        """Every validated fold; then, where `ship: full`, all rows.
+        """Every validated fold; then, with `ship: full`, all rows.
 
-        When train.py asks for the next part, this one's rows are predicted and its score is printed. Behind the last
-        fold CV stands, decisions and all, before anything is learned of all rows.
+        When train.py asks for the next part, the rows of the last one are predicted and its score is printed. CV with
+        its decisions is written after the last fold, before a training on all rows.
         """
-        self._running = self._go_through()
+        self._running = self._iterate_parts()
         return self._running
 
-    def _go_through(self) -> Iterator[Part]:
+    def _iterate_parts(self) -> Iterator[Part]:
         for k in self.folds:
-            own = find_fold(self.config.models, self.members, k)
-            part = Part(self, f"fold{k}", k, self.train.filter(self.fold != k), own)
+            models = find_fold(self.config.models, self.members, k)
+            part = Part(self, f"fold{k}", k, self.train.filter(self.fold != k), models)
             yield part
             part.close()
-            self.made.append(part)
+            self.fold_parts.append(part)
             if processes.is_first():
                 self._predict(part)
         if processes.is_first():
@@ -121,21 +121,20 @@ class Experiment:
             yield self._full
             self._full.close()
 
-    def ask(self, function: Ask, what: str) -> pl.DataFrame:
-        """What `function` of predict.py says of all validated rows, for a figure beside the score.
+    def ask(self, function: Ask, name: str) -> pl.DataFrame:
+        """The result of `function` of predict.py for all validated rows, for a figure beside the score.
 
-        Asked before a fold is learned, with its models as they are before; behind the parts, with what was learned.
-        what: is done, for the log.
+        It uses a fold's trained models, and before the fold is trained those of the config. name: for the log.
         """
         import polars as pl
 
-        print(f"{self.name}: {what}", flush=True)
-        found = [self._ask_fold(function, k) for k in self.folds] if processes.is_first() else []
-        said: pl.DataFrame = processes.share(pl.concat(found) if found else None)
-        return said
+        print(f"{self.name}: {name}", flush=True)
+        frames = [self._ask_fold(function, k) for k in self.folds] if processes.is_first() else []
+        answers: pl.DataFrame = processes.share(pl.concat(frames) if frames else None)
+        return answers
 
     def _ask_fold(self, function: Ask, fold: int) -> pl.DataFrame:
-        learned = {part.fold: part.models for part in self.made}
+        learned = {part.fold: part.models for part in self.fold_parts}
         rows = self.competition.unlabelled(self.rows_of(fold))
         with self.open_run(learned.get(fold) or find_fold(self.config.models, self.members, fold)) as run:
             run.exp = self.exp
@@ -150,9 +149,10 @@ class Experiment:
         also: Mapping[str, float] | None = None,
         before: Callable[[Experiment], pl.DataFrame] | None = None,
     ) -> None:
-        """Go through the parts where train.py did not; report CV, and write it down with what is told beside it.
+        """Write CV to metrics.json and print it; goes through the parts where train.py did not.
 
-        also: name → number. before: what the experiment has to beat, where that is not its models without a training.
+        also: name → other numbers to report. before: makes the RANKING that the experiment has to beat, where that is
+        not the one of its models before the training.
         """
         if self._running is None:
             self.parts()
@@ -162,12 +162,12 @@ class Experiment:
         if not processes.is_first():
             return
         if before is not None:
-            self.scores.base = before(self)
+            self.scores.before = before(self)
         metrics = self._write_scores(also or {})
         print_metrics(self.name, metrics, self.competition.metric, self.scores)
 
     def ship(self) -> None:
-        """Write down what `bundle` takes, and check its parity. Completes the run."""
+        """Choose and record the models that `bundle` packs, and check their parity. Completes the run."""
         average = self._make_average() if self.config.ship == "average" else None
         if not processes.is_first():
             return
@@ -176,28 +176,28 @@ class Experiment:
         settings = {
             "config": asdict(self.config),
             "ship": describe_models(models),
-            "fold_models": {str(part.fold): describe_models(self._of_fold(part)) for part in self.made},
-            "words": self.words,
+            "fold_models": {str(part.fold): describe_models(self._of_fold(part)) for part in self.fold_parts},
+            "command": self.command,
         }
         inputs = {path.name: records.hash_file(path) for path in sorted(self.competition.folder.glob("*.csv"))}
         inputs |= {model.label: records.hash_content(model.folder) for model in models}
         inputs["code"] = hash_prediction(self.exp, self.config)
         files = {name: records.hash_file(self.folder / name) for name in ("metrics.json", "oof.parquet", "config.yaml")}
         seconds = time.monotonic() - self.started
-        about = "run", settings, inputs, self.config.seed, files, seconds
-        records.write_record(self.folder, records.make_record(*about))
-        if any((one.folder / records.WEIGHTS).is_file() and one.member is None for one in models):
+        record = records.make_record("run", settings, inputs, self.config.seed, files, seconds)
+        records.write_record(self.folder, record)
+        if any((model.folder / records.WEIGHTS).is_file() and model.member is None for model in models):
             report_parity(self.name, self.smoke)
         print(f"{self.name}: complete in {seconds:.0f} s, {paths.relative(self.folder)}", flush=True)
 
-    # how --------------------------------------------------------------------------------------------------------
+    # what Part and the methods above call -------------------------------------------------------------------
 
     def open_run(self, models: Sequence[Model]) -> Run:
-        """A Run with these models that looks up and keeps what they say."""
+        """A Run with these models, which reuses and keeps their answers."""
         return Run(self.config, self.competition, models, recorded=self.recorded, keep_for=self.name)
 
     def _predict(self, part: Part) -> None:
-        """Score the part's validation rows, after and before its training."""
+        """Predict the part's validation rows after and before its training, and print the score."""
         assert part.fold is not None
         rows = self.competition.unlabelled(self.rows_of(part.fold))
         with self.open_run(part.models) as run:
@@ -206,14 +206,14 @@ class Experiment:
         if part.learned and part.before is not None:
             with self.open_run(part.before) as before_run:
                 before = score_rows(self.exp, before_run, rows)
-        predicted = Predicted(part.fold, rows["id"].to_list(), after, before, run.spare, bool(part.learned))
+        predicted = Predicted(part.fold, rows["id"].to_list(), after, before, run.fallback, bool(part.learned))
         self._predicted.append(predicted)
         score = Scores([predicted], self.predict, self.config, self.competition, self.train, fit=False).score
         print(f"{self.name}: {part.name}: {self.competition.metric.name} {score:.4f} on {rows.height} rows", flush=True)
 
     def _write_scores(self, also: Mapping[str, float]) -> dict[str, Any]:
         """oof.parquet, the decisions, and metrics.json."""
-        (self.folder / records.RECORD).unlink(missing_ok=True)  # it speaks of the scores that were there before
+        (self.folder / records.RECORD).unlink(missing_ok=True)  # the run is incomplete until it ships again
         scores = self.scores
         groups = {k: self.competition.groups(self.train.filter(self.fold != k), self.rows_of(k)) for k in self.folds}
         metrics = scores.measure(self.name, groups, self.smoke)
@@ -222,14 +222,18 @@ class Experiment:
         records.write_file(self.folder / "oof.parquet", oof.write_parquet)
         records.write_json(self.folder / "metrics.json", metrics)
         if scores.decided is not None and scores.shipped is not None:
-            for one in self._predicted:
-                scores.decided.among(one.ids).save(self.folder / f"fold{one.fold}" / FOLDER)
-            scores.shipped.save(self.folder / FOLDER)
+            for fold in self._predicted:
+                scores.decided.among(fold.ids).save(self.folder / f"fold{fold.fold}" / DECISION_MODEL)
+            scores.shipped.save(self.folder / DECISION_MODEL)
         return metrics
 
     def _with_decision(self, models: Sequence[Model], folder: Path) -> list[Model]:
-        """The models, and the decision that goes with them, where there is one."""
-        return list(models) if self.scores.decided is None else replace_model(models, Model(FOLDER, folder / FOLDER))
+        """The models, with the decision as one of them where there is one."""
+        return (
+            list(models)
+            if self.scores.decided is None
+            else replace_model(models, Model(DECISION_MODEL, folder / DECISION_MODEL))
+        )
 
     def _of_fold(self, part: Part) -> list[Model]:
         return self._with_decision(part.models, self.folder / part.name)
@@ -238,35 +242,32 @@ class Experiment:
         held_out = [self.rows_of(k)["id"].to_list() for k in self.folds]
         print(f"average of folds {self.folds}: {untrained_rows(held_out)[1]}", flush=True)
         part = Part(self, "average", None, self.train, find_shipped(self.config.models, self.members))
-        part.average(self.made)
+        part.average(self.fold_parts)
         part.close()
         return part
 
     def _choose_models(self, average: Part | None) -> list[Model]:
-        """What ships, as config.ship says."""
-        how = self.config.ship
-        if how == "full":
+        """The models that ship, by config.ship."""
+        if self.config.ship == "full":
             assert self._full is not None
             models = self._full.models
         elif average is not None:
             models = average.models
-        elif how == "folds":
-            models = join_folds({k: part.models for k, part in zip(self.folds, self.made, strict=True)})
+        elif self.config.ship == "folds":
+            models = join_folds({k: part.models for k, part in zip(self.folds, self.fold_parts, strict=True)})
         else:
-            models = self._own_and_shipped(self.made[0])
-        return check_whole(self._with_decision(models, self.folder))
+            models = self._own_and_shipped(self.fold_parts[0])
+        return check_folds_match(self._with_decision(models, self.folder))
 
     def _own_and_shipped(self, part: Part) -> list[Model]:
-        """What a part learned, and what is borrowed as its lender ships it."""
+        """The models that a part trained, and borrowed ones as their own run ships them."""
         own = [model for model in part.models if model.name in part.learned and model.member is None]
         shipped = find_shipped(self.config.models, self.members)
-        return [*(one for one in shipped if one.member is not None or one.name not in part.learned), *own]
+        borrowed = [model for model in shipped if model.member is not None or model.name not in part.learned]
+        return [*borrowed, *own]
 
-    def _say_what_changed(self) -> None:
-        known = records.read_record(self.folder)
-        if known is None:
-            return
-        changes = describe_changes(known.settings["config"], asdict(self.config))
-        if changes:
+    def _print_changed_settings(self) -> None:
+        record = records.read_record(self.folder)
+        if record and (changes := describe_changes(record.settings["config"], asdict(self.config))):
             print(f"{paths.relative(self.folder)} was made with other settings: {changes}", file=sys.stderr)
-            print("what depends on them is made again in its place; run=name keeps both", file=sys.stderr)
+            print("steps that depend on them are made again; run=name makes another run", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The rows that one set of models is learned from: all but a fold's, or all; and what train.py does with them."""
+"""A part of the training rows, all but a fold's or all, and the models that train.py trains on it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from kaggle_llm.engines.prompts import Prompter
 from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.inference.model import Model, find_model, replace_model
 from kaggle_llm.inference.run import Run, import_predict
-from kaggle_llm.training.settings import LoraSettings
 from kaggle_llm.training.trainer import Job, Task, describe_training, fine_tune, keep_within
 from kaggle_llm.weights.average import average_adapters
 from kaggle_llm.weights.merge import merge_adapter
 from kaggle_llm.weights.quantize import check_group_size, quantize
 from kaggle_llm.weights.recorder import collect_prompts
+from kaggle_llm.weights.soup import WITH_BASE, SoupSettings, merge_checkpoints
 
 if TYPE_CHECKING:
     import polars as pl
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from kaggle_llm.experiment.experiment import Experiment
 
 TRAINER = "kaggle_llm.training.trainer"
-HEADS = ("sequence", "token")  # kinds of models whose head is new: untrained, they can say nothing
+HEADS = ("sequence", "token")  # kinds of tasks with a new head: untrained, it cannot predict
 
 
 class Part:
-    """name: fold<k>, full or average. train: rows with their targets. models: where the config's models come from."""
+    """name: fold<k>, full or average. train: rows with their targets. models: those of the config."""
 
     def __init__(
         self, experiment: Experiment, name: str, fold: int | None, train: pl.DataFrame, models: Sequence[Model]
@@ -39,44 +39,44 @@ class Part:
         self.experiment, self.name, self.fold, self.train = experiment, name, fold, train
         self.config, self.competition = experiment.config, experiment.competition
         self.models: list[Model] = list(models)
-        """What predicts this part's rows; `learn` and `make` put theirs in."""
+        """The models that predict; `learn`, `make` and `merge` replace theirs."""
         self.before: list[Model] | None = list(models)
-        """What predicts them without a training; None: nothing can."""
+        """The models before the training; None where they cannot predict untrained."""
         self.learned: dict[str, Path] = {}
-        """Model → what its training left: an adapter, or all weights."""
+        """Model → the folder of its training: an adapter, or all weights."""
 
     @cached_property
     def truth(self) -> pl.DataFrame:
-        """The right items of the rows."""
+        """The right items of the training rows."""
         return self.competition.truth(self.train)
 
     @cached_property
     def run(self) -> Run:
-        """For making examples: with the models as they are before the training."""
+        """A Run for making examples, with the models before the training."""
         return self.experiment.open_run(self.models)
 
     @property
     def loaded(self) -> Any:
-        """What predict.load makes of `run`: the prompts and the retrieval of prediction."""
+        """The result of predict.load, such as prompts and retrieval, for making examples as prediction does."""
         return self.run.loaded(import_predict(self.experiment.exp))
 
     def prompter(self, name: str) -> Prompter:
-        """The config's prompts for the tokenizer of model `name`."""
+        """The config's prompts with the tokenizer of model `name`."""
         return Prompter(load_tokenizer(find_model(self.models, name).folder), self.config.prompt)
 
     def close(self) -> None:
-        """Give the memory of `run` back."""
+        """Free the memory of `run`."""
         if "run" in self.__dict__:
             self.__dict__.pop("run").close()
 
     def learn(self, name: str, task: Task[Any], make_examples: Callable[[Part], Sequence[Any]]) -> None:
-        """Fine-tune model `name` on the examples; merge and quantise what comes of it, as the config says.
+        """Fine-tune model `name` on the examples, then merge and quantise it as the config says.
 
-        make_examples: is called by the first process only; what it gives is the key of the training, with the task, the
-        settings, the model and the trainer's code.
+        make_examples: called by the first process only. The training is reused where examples, task, settings, base
+        model and the trainer's code have not changed.
         """
         base, config = find_model(self.models, name), self.config
-        check_forms(config)
+        check_quantizable(config)
         check_group_size(base.folder, config.quantize)
         examples = processes.share(make_examples(self) if processes.is_first() else None)
         self.close()
@@ -97,20 +97,22 @@ class Part:
     def make(
         self, name: str, make: Callable[[Path], Any], inputs: Mapping[str, Any], settings: Mapping[str, Any]
     ) -> None:
-        """A model of one's own: make(folder) leaves it. It is made again where inputs, settings or the function's code,
-        with the files beside it that it imports, have changed."""
+        """A model that train.py makes itself: make(folder) fills its folder.
+
+        It is made again where inputs, settings, or the code of the function and its imports have changed.
+        """
         function = make.func if isinstance(make, partial) else make
-        code = {"code": hash_module_of(function, FROM_TEXTS)}
-        folder = self.experiment.steps.make(f"{self.name}/{name}", make, settings, {**inputs, **code})
+        inputs = {**inputs, "code": hash_module_of(function, FROM_TEXTS)}
+        folder = self.experiment.steps.make(f"{self.name}/{name}", make, settings, inputs)
         self.learned[name], self.before = folder, None
         self.models = replace_model(self.models, Model(name, folder))
 
     def stem(self, name: str) -> str:
-        """Where the steps of a model stand: the first one of a part has the part's folder to itself."""
+        """The folder of a model's steps: the part's own for its first model, a subfolder for others."""
         return self.name if not self.learned or name in self.learned else f"{self.name}/{name}"
 
     def finish(self, name: str, base: Model, trained: Path) -> None:
-        """Put model `name` in the form in which it answers: attached, merged or quantised."""
+        """Bring model `name` into the form that predicts: adapter attached or merged, quantised if asked."""
         config, stem = self.config, self.stem(name)
         if not (trained / records.ADAPTER).is_file():
             self.models = replace_model(self.models, Model(name, trained))
@@ -125,17 +127,16 @@ class Part:
             self.quantize(name, stem)
 
     def quantize(self, name: str, stem: str) -> None:
-        """Model `name` quantised, calibrated on prompts that predict.score asks of training rows."""
+        """Quantise model `name`, calibrated on the prompts of predict.score for training rows."""
         settings, seed, model = self.config.quantize, self.config.seed, find_model(self.models, name)
-        drawn = self.train.sample(min(settings.rows, self.train.height), seed=seed)
-        rows = self.competition.unlabelled(drawn)
+        rows = self.competition.unlabelled(self.train.sample(min(settings.rows, self.train.height), seed=seed))
         prompts: list[tuple[int, ...]] = []
         if processes.is_first():
-            about = self.config, self.competition, self.models, rows, self.experiment.name
-            prompts = collect_prompts(self.experiment.exp, name, *about)
+            run = self.config, self.competition, self.models, rows, self.experiment.name
+            prompts = collect_prompts(self.experiment.exp, name, *run)
 
         def make(folder: Path) -> None:
-            quantize(model.folder, drawn["id"].to_list(), prompts, settings, folder, seed)
+            quantize(model.folder, rows["id"].to_list(), prompts, settings, folder, seed)
 
         code = hash_code("kaggle_llm.weights.quantize", "kaggle_llm.weights.quantize_worker")
         inputs = {"model": model.folder, "prompts": prompts, "code": code}
@@ -143,8 +144,19 @@ class Part:
         folder = self.experiment.steps.make(step, make, {"quantize": settings}, inputs)
         self.models = replace_model(self.models, Model(name, folder))
 
+    def merge(self, name: str, weights: Mapping[str, Path], settings: SoupSettings) -> None:
+        """Merge model `name` from other runs' weights. weights: run → folder."""
+        base = find_model(self.models, name).folder if settings.method in WITH_BASE else None
+        make = partial(merge_checkpoints, list(weights.values()), settings=settings, base=base)
+        inputs = {**weights, "base": base, "code": hash_code("kaggle_llm.weights.soup")}
+        stem = self.stem(name)
+        self.learned[name] = self.experiment.steps.make(f"{stem}/merged", make, {"merge": settings}, inputs)
+        self.models = replace_model(self.models, Model(name, self.learned[name]))
+        if self.config.quantize.scheme != "none":
+            self.quantize(name, stem)
+
     def average(self, parts: Sequence[Part]) -> None:
-        """The mean of what the folds learned, in the form in which it answers."""
+        """Average the adapters that the folds trained, and bring them into the form that predicts."""
         for name in parts[0].learned:
             members = {part.name: part.learned[name] for part in parts}
             settings, base = self.config.average, find_model(self.models, name)
@@ -155,8 +167,8 @@ class Part:
             self.finish(name, base, self.learned[name])
 
 
-def check_forms(config: Any) -> None:
-    """Raises ValueError, before a training, where what comes of it cannot take the form that the config asks for."""
+def check_quantizable(config: Any) -> None:
+    """Raises ValueError where the config asks for a quantised adapter."""
     scheme = config.quantize.scheme
     if scheme != "none" and config.merge.into == "nothing" and config.lora.method != "full":
         raise ValueError(
@@ -165,10 +177,5 @@ def check_forms(config: Any) -> None:
 
 
 def hash_training(task: Task[Any]) -> str:
-    """Of the trainer's code and the task's."""
+    """Hash of the trainer's code and the task's."""
     return records.hash_json([hash_code(TRAINER), hash_module_of(task)])
-
-
-def all_weights() -> LoraSettings:
-    """For an experiment that has no adapter."""
-    return LoraSettings("full")

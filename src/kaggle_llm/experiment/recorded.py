@@ -1,4 +1,4 @@
-"""What a complete run answered, and whether the code that answered is still the same."""
+"""The out-of-fold answers of a complete run, and whether its prediction code is still the same."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 from kaggle_llm.base import paths, records
 from kaggle_llm.base.fingerprint import FROM_TEXTS, PACKAGE, hash_code
-from kaggle_llm.competition.rankings import answer_columns
-from kaggle_llm.inference.answers import ENGINES
+from kaggle_llm.competition.rankings import answer_columns, read_oof
+from kaggle_llm.inference.answers import ENGINE_CODE
 
 if TYPE_CHECKING:
     import polars as pl
 
 
 def hash_prediction(exp: Path, config: Any) -> str:
-    """Of the code between a row and its answer: predict.py with what it imports, the competition, the engine.
+    """Hash of the prediction code: predict.py with its imports, the competition's module, the engine.
 
-    config: resolved, or as a record has it.
+    config: the dataclass, or the dict in a record.
     """
     competition = config["competition"]["name"] if isinstance(config, dict) else config.competition.name
     engine = config["engine"]["kind"] if isinstance(config, dict) else config.engine.kind
     module = PACKAGE / "competition" / f"{competition.replace('-', '_')}.py"
-    answering = hash_code(exp / "predict.py", module, rooms=(*FROM_TEXTS, "decisions"))
-    return records.hash_json([answering, hash_code(ENGINES[engine][0])])
+    predict = hash_code(exp / "predict.py", module, rooms=(*FROM_TEXTS, "decisions"))
+    return records.hash_json([predict, hash_code(ENGINE_CODE[engine][0])])
 
 
 def has_changed(run: str) -> bool:
-    """Whether a complete run's answers come from other code than today's."""
+    """Whether the prediction code has changed since the run was completed; False where it is not complete."""
     record = records.read_record(paths.run_folder(run))
     if record is None:
         return False
@@ -35,17 +35,12 @@ def has_changed(run: str) -> bool:
 
 
 def read_answers(run: str) -> pl.DataFrame:
-    """The RANKING and fold of every row that a complete run validated.
+    """RANKING (or VALUES) and fold of every row that a complete run validated.
 
-    Raises FileNotFoundError where the run is not complete here, and ValueError where the code that answered has changed
-    since: what would ship is not what was recorded.
+    Raises FileNotFoundError where the run is not complete, ValueError where its prediction code has changed since: then
+    other answers would ship than those recorded.
     """
-    import polars as pl
-
-    path, train = paths.run_folder(run) / "oof.parquet", f"python exp/{run.split('--')[0]}/train.py with its words"
-    if records.read_record(path.parent) is None or not path.is_file():
-        raise FileNotFoundError(f"{run} is no complete run here: finish {train} first")
+    oof, train = read_oof(run), f"python exp/{run.split('--')[0]}/train.py"
     if has_changed(run):
         raise ValueError(f"{run}: the code that answers has changed since: run {train}, which asks only what is new")
-    oof = pl.read_parquet(path)
     return oof.select(*answer_columns(oof), "fold")

@@ -1,4 +1,4 @@
-"""Does what is said with 70 % come true in 70 % of the cases? Leaves reliability.json and reliability.png."""
+"""Calibration: is a label with probability 70 % right in 70 % of the cases? Leaves reliability.json and .png."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Bin:
-    """Labels whose probability lies in one tenth."""
+    """The labels whose predicted probability lies in one tenth of 0 … 1."""
 
     said: float
-    """Mean probability."""
+    """Mean predicted probability."""
     true: float
-    """Share of them that was right; votes count by their share."""
+    """Share of them that is right; votes count by their share."""
     labels: int
+    """Number of labels."""
 
 
 @dataclass(frozen=True)
@@ -34,25 +35,25 @@ class Reliability:
 
 
 def measure_reliability(ranking: pl.DataFrame, truth: pl.DataFrame) -> Reliability:
-    """Of every label of every row. ranking: log-probabilities, normalised; truth: with shares, or one right item a row.
+    """Reliability over all labels of all rows. ranking: normalised log-probabilities; truth: `shares` or right items.
 
     Source: Naeini, Cooper, Hauskrecht, Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015; over
     all labels as in Nixon et al., Measuring Calibration in Deep Learning, 2019.
     """
     import numpy as np
 
-    known = {i: dict(zip(*own, strict=True)) for i, *own in with_shares(truth).iter_rows()}
+    shares = {row: dict(zip(*own, strict=True)) for row, *own in with_shares(truth).iter_rows()}
     rows = ranking.select("id", "items", "scores").iter_rows()
-    pairs = [(score, known[i].get(item, 0.0)) for i, *own in rows for item, score in zip(*own, strict=True)]
-    said, true = np.exp([score for score, _ in pairs]), np.array([share for _, share in pairs])
-    place = np.minimum((said * BINS).astype(int), BINS - 1)
-    chosen = [place == n for n in range(BINS) if (place == n).any()]
-    bins = tuple(Bin(float(said[one].mean()), float(true[one].mean()), int(one.sum())) for one in chosen)
-    return Reliability(bins, sum(one.labels * abs(one.said - one.true) for one in bins) / len(pairs))
+    pairs = [(score, shares[row].get(item, 0.0)) for row, *own in rows for item, score in zip(*own, strict=True)]
+    predicted, true = np.exp([score for score, _ in pairs]), np.array([share for _, share in pairs])
+    number = np.minimum((predicted * BINS).astype(int), BINS - 1)
+    masks = [number == n for n in range(BINS) if (number == n).any()]
+    bins = tuple(Bin(float(predicted[mask].mean()), float(true[mask].mean()), int(mask.sum())) for mask in masks)
+    return Reliability(bins, sum(bin.labels * abs(bin.said - bin.true) for bin in bins) / len(pairs))
 
 
 def with_shares(truth: pl.DataFrame) -> pl.DataFrame:
-    """id, items, shares."""
+    """Columns id, items, shares; without shares, right items share equally."""
     import polars as pl
 
     if "shares" in truth.columns:
@@ -60,31 +61,29 @@ def with_shares(truth: pl.DataFrame) -> pl.DataFrame:
     return truth.select("id", "items", shares=pl.col("items").list.eval(1.0 / pl.element().len()))
 
 
-def write_reliability(found: Mapping[str, pl.DataFrame], truth: pl.DataFrame, folder: Path, title: str) -> None:
-    """Measure, write and draw RANKINGs of log-probabilities, normalised, by their names."""
-    measured = {name: measure_reliability(ranking, truth) for name, ranking in found.items()}
-    records.write_json(folder / "reliability.json", {name: asdict(one) for name, one in measured.items()})
+def write_reliability(rankings: Mapping[str, pl.DataFrame], truth: pl.DataFrame, folder: Path, run: str) -> None:
+    """Measure, write and draw the reliability. rankings: name → RANKING of normalised log-probabilities."""
+    measured = {name: measure_reliability(ranking, truth) for name, ranking in rankings.items()}
+    records.write_json(folder / "reliability.json", {name: asdict(result) for name, result in measured.items()})
     draw_reliability(measured, folder / "reliability.png")
-    for name, one in measured.items():
-        print(f"{title}: expected calibration error {one.error:.3f} {name}", flush=True)
+    for name, result in measured.items():
+        print(f"{run}: expected calibration error {result.error:.3f} {name}", flush=True)
 
 
 def draw_reliability(measured: Mapping[str, Reliability], path: Path) -> None:
-    """What was said against what came true; a dot's area is its number of labels."""
+    """Predicted probability against the share that is right; a dot's area is its number of labels."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 6), layout="constrained")
     axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="honest")
-    for name, one in measured.items():
-        said, true = [each.said for each in one.bins], [each.true for each in one.bins]
-        (line,) = axes.plot(said, true, label=f"{name}, error {one.error:.3f}")
-        most = max(each.labels for each in one.bins)
-        sizes = [4 + 200 * each.labels / most for each in one.bins]
-        axes.scatter(said, true, sizes, color=line.get_color(), alpha=0.5)
-    axes.set(
-        xlabel="probability that was said", ylabel="share that was right", xlim=(0, 1), ylim=(0, 1), aspect="equal"
-    )
+    axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="calibrated")
+    for name, result in measured.items():
+        predicted, true = [bin.said for bin in result.bins], [bin.true for bin in result.bins]
+        (line,) = axes.plot(predicted, true, label=f"{name}, error {result.error:.3f}")
+        most = max(bin.labels for bin in result.bins)
+        sizes = [4 + 200 * bin.labels / most for bin in result.bins]
+        axes.scatter(predicted, true, sizes, color=line.get_color(), alpha=0.5)
+    axes.set(xlabel="predicted probability", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1), aspect="equal")
     axes.grid(color="0.9")
     axes.legend(loc="upper left")
     records.write_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))

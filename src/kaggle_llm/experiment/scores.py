@@ -1,4 +1,4 @@
-"""CV: what the folds' models said of rows that they were not trained on, decided, measured and told."""
+"""CV: the folds' out-of-fold predictions, decided and measured."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Predicted:
-    """A fold's validation rows."""
+    """The predictions for a fold's validation rows."""
 
     fold: int
     ids: list[str]
     after: Any
-    """What predict.score said with the fold's models."""
+    """What predict.score returned with the fold's models."""
     before: Any
-    """The same with its models before their training; None where they could say nothing."""
-    spare: pl.DataFrame | None
-    """predict.fallback's RANKING."""
+    """The same with the models before their training; None where they cannot predict untrained."""
+    fallback: pl.DataFrame | None
+    """The RANKING of predict.fallback."""
     learned: bool
     """Whether a model was trained."""
 
 
 class Scores:
-    """All folds together. fit: whether decisions are fitted; else the neutral one is applied."""
+    """The predictions of all folds and their metrics. fit: whether decisions are fitted; else they stay neutral."""
 
     def __init__(
         self,
@@ -52,12 +52,12 @@ class Scores:
         self.truth = competition.truth(train)
         self.neutral, self._fit = neutral_decision(predict, config), fit
         self._groups: dict[str, str] = dict(train.select("id", competition.group).iter_rows())
-        self.scored = join_scored([one.after for one in predicted])
-        """What predict.score said of every validated row, before a decision."""
+        self.scored = join_scored([fold.after for fold in predicted])
+        """What predict.score returned for all validated rows, before a decision."""
         self.decided, self.shipped = self._decide(self.scored, "")
-        """The decision for CV, of which no row has one that it helped to fit; and the one that ships."""
+        """The cross-fitted decision for CV, and the one that ships, fitted on all rows."""
         self.ranking = self._apply(self.decided, self.scored)
-        self.base = self._find_base()
+        self.before = self._rank_before()
         """RANKING before the training; None where there is none."""
 
     @property
@@ -66,57 +66,58 @@ class Scores:
 
     @property
     def oof(self) -> pl.DataFrame:
-        """The RANKING of every validated row, and its fold."""
+        """The RANKING of all validated rows, with a column `fold`."""
         import polars as pl
 
-        fold = [one.fold for one in self.predicted for _ in one.ids]
-        return self.ranking.with_columns(fold=pl.Series(fold, dtype=pl.Int64()))
+        folds = [fold.fold for fold in self.predicted for _ in fold.ids]
+        return self.ranking.with_columns(fold=pl.Series(folds, dtype=pl.Int64()))
 
     @property
-    def spare(self) -> pl.DataFrame | None:
-        """What rows get without a model."""
+    def fallback(self) -> pl.DataFrame | None:
+        """The RANKING of predict.fallback for all validated rows."""
         import polars as pl
 
-        found = [one.spare for one in self.predicted if one.spare is not None]
-        return pl.concat(found) if found else None
+        rankings = [fold.fallback for fold in self.predicted if fold.fallback is not None]
+        return pl.concat(rankings) if rankings else None
 
     def apply_neutral(self) -> pl.DataFrame:
-        """The RANKING as it is before anything is fitted."""
+        """The RANKING with the neutral decision."""
         return self._apply(Decided(self.neutral) if self.neutral is not None else None, self.scored)
 
-    def _decide(self, scored: Any, what: str) -> tuple[Decided | None, Decided | None]:
+    def _decide(self, scored: Any, note: str) -> tuple[Decided | None, Decided | None]:
+        """The decisions for CV and for shipping; prints where they are not fitted. note: which decision, for that."""
         if self.neutral is None:
             return None, None
         if not self._fit:
             return Decided(self.neutral), Decided(self.neutral)
         labels = () if self.competition.documents else self.competition.legal_items() or ()
-        decided, shipped, notes = cross_fit(self.neutral, scored, self.truth, self._groups, self.metric, labels)
-        for note in notes:
-            print(f"the decision{what} is not fitted in {note}", flush=True)
+        decided, shipped, unfitted = cross_fit(self.neutral, scored, self.truth, self._groups, self.metric, labels)
+        for place in unfitted:
+            print(f"the decision{note} is not fitted in {place}", flush=True)
         return decided, shipped
 
     def _apply(self, decision: Decided | None, scored: Any) -> pl.DataFrame:
-        found = scored if decision is None else decision.apply(scored)
-        found = found if self.spare is None else replace_rows(self.spare, found)
-        return check_answer(found, [i for one in self.predicted for i in one.ids])
+        ranking = scored if decision is None else decision.apply(scored)
+        ranking = ranking if self.fallback is None else replace_rows(self.fallback, ranking)
+        return check_answer(ranking, [row for fold in self.predicted for row in fold.ids])
 
-    def _find_base(self) -> pl.DataFrame | None:
-        if not any(one.learned for one in self.predicted):
+    def _rank_before(self) -> pl.DataFrame | None:
+        if not any(fold.learned for fold in self.predicted):
             return None
-        if any(one.before is None for one in self.predicted):
-            return self.spare
-        scored = join_scored([one.before for one in self.predicted])
+        if any(fold.before is None for fold in self.predicted):
+            return self.fallback
+        scored = join_scored([fold.before for fold in self.predicted])
         return self._apply(self._decide(scored, " before the training")[0], scored)
 
     def measure(self, run: str, groups: Mapping[int, pl.Series], smoke: bool) -> dict[str, Any]:
-        """metrics.json. groups: fold → the group of each of its rows that is scored apart."""
+        """metrics.json. groups: fold → [rows] the groups that are scored apart."""
         import polars as pl
 
         metric, truth, oof = self.metric, self.truth, self.oof
-        group = pl.concat([groups[one.fold] for one in self.predicted])
-        also = {one.name: one.score(self.ranking, truth) for one in self.competition.also}
-        if self.spare is not None and self.spare is not self.base:
-            also["without a model"] = metric.score(self.spare, truth)
+        group = pl.concat([groups[fold.fold] for fold in self.predicted])
+        also = {other.name: other.score(self.ranking, truth) for other in self.competition.also}
+        if self.fallback is not None and self.fallback is not self.before:
+            also["without a model"] = metric.score(self.fallback, truth)
         if self.shipped is not None and self.shipped.value != self.neutral:
             fitted = metric.score(self._apply(self.shipped, self.scored), truth)
             also["optimism of the decision"] = metric.sign * (fitted - self.score)
@@ -126,7 +127,7 @@ class Scores:
             "greater_is_better": metric.greater_is_better,
             "cv": self.score,
             "interval": list(bootstrap_interval(metric, self.ranking, truth)),
-            "before": metric.score(self.base, truth) if self.base is not None else None,
+            "before": metric.score(self.before, truth) if self.before is not None else None,
             "folds": [
                 {"fold": k, "score": metric.score(part, truth), "rows": part.height}
                 for (k,), part in oof.group_by("fold", maintain_order=True)
@@ -138,7 +139,7 @@ class Scores:
 
 
 def with_cells(ranking: pl.DataFrame, competition: Competition, seed: int) -> pl.DataFrame:
-    """With columns seed and prediction (the submission's cells, joined by blanks)."""
+    """The ranking with columns seed and prediction (the submission's cells, joined by blanks)."""
     import polars as pl
 
     cells = [" ".join(row) for row in competition.cells_of(ranking)]
@@ -146,12 +147,12 @@ def with_cells(ranking: pl.DataFrame, competition: Competition, seed: int) -> pl
 
 
 def print_metrics(run: str, metrics: Mapping[str, Any], metric: Metric, scores: Scores) -> None:
-    """The table that a training ends with."""
+    """The table of scores at the end of a training."""
     low, high = metrics["interval"]
     rows = [["cv", f"{metrics['cv']:.4f}  [{low:.4f}, {high:.4f}]"]]
     rows += [[name, f"{value:.4f}"] for name, value in {**metrics["groups"], **metrics["also"]}.items()]
-    if scores.base is not None:
-        difference, low, high = paired_difference(metric, scores.ranking, scores.base, scores.truth)
+    if scores.before is not None:
+        difference, low, high = paired_difference(metric, scores.ranking, scores.before, scores.truth)
         rows.append(["before", f"{metrics['before']:.4f}"])
         rows.append(["gained", f"{difference:+.4f}  paired 95 % interval [{low:+.4f}, {high:+.4f}]"])
     print_table(f"{run}: {metrics['metric']} on {scores.ranking.height} rows", ("score", "value"), rows)

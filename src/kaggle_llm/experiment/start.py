@@ -1,4 +1,4 @@
-"""How a train.py begins: its command line and its config.yaml, checked."""
+"""The first line of a train.py: reads and checks its command line and config.yaml."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from kaggle_llm.experiment.experiment import Experiment
 
 
 def start(file: str, config: type[Any]) -> Experiment:
-    """The experiment that the train.py `file` belongs to: config read from beside it, folds assigned, leaks audited.
+    """The experiment of the train.py `file`, with config.yaml read, folds assigned and leaks audited.
 
-    Reads the command line: key=value, run=name, --smoke, --debug, --help.
+    Command line: key=value, run=name, --smoke, --debug, --help.
     """
     report_errors("--debug" in sys.argv)
     if not processes.is_first():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (as long as the process: one of them talks)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends: only one prints)
     folder = Path(file).resolve().parent
     os.environ.setdefault("KAGGLE_LLM_ROOT", str(folder.parents[1]))
     if {"-h", "--help"} & set(sys.argv[1:]):
@@ -31,9 +31,9 @@ def start(file: str, config: type[Any]) -> Experiment:
         raise SystemExit(0)
     arguments = parse_arguments(sys.argv[1:])
     loaded: Any = load_config(folder / "config.yaml", config, arguments.overrides, arguments.smoke)
-    loaded.engine = resolve_engine(loaded.engine)  # what computes CV is what ships
+    loaded.engine = resolve_engine(loaded.engine)  # the engine that computes CV ships
     words = [*arguments.overrides, *([f"run={arguments.run}"] if arguments.run else [])]
     words += ["--smoke"] if arguments.smoke else []
     run = run_name(folder.name, arguments)
     report_errors("--debug" in sys.argv, paths.run_folder(run))
-    return Experiment(folder, run, loaded, arguments.smoke, words)
+    return Experiment(folder, run, loaded, arguments.smoke, ["python", f"exp/{folder.name}/train.py", *words])

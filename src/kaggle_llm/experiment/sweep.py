@@ -1,7 +1,7 @@
-"""A grid of settings as named runs, each the experiment's own train.py in a process of its own.
+"""A grid of settings, each point trained as a named run by the experiment's train.py in its own process.
 
-Leaves output/<experiment>--<key>_<value>-…/ for every point of the grid, as train.py does. The same sweep again goes
-through the same runs, and train.py reuses what is complete in them.
+Leaves output/<experiment>--<key>_<value>-…/ for every point of the grid, as train.py does. The same sweep again has the
+same runs, and train.py reuses their complete steps.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from kaggle_llm.base.arguments import Arguments, parse_arguments, run_name
 from kaggle_llm.base.config import ConfigError
 from kaggle_llm.base.tables import print_table
 
-PATIENCE = 5.0  # seconds that an interrupted run gets to end by itself
-KEPT_LINES = 50  # of what a run says on stderr: its error is among the last
-UNKNOWN_KEY = ": unknown key"  # as config.py reports it
+INTERRUPT_GRACE_SECONDS = 5.0  # that an interrupted run gets to end by itself
+KEPT_LINES = 50  # last lines of a run's stderr, which hold its error
+UNKNOWN_KEY = ": unknown key"  # in the message of config.py
 
 
 @dataclass(frozen=True)
 class Grid:
     fixed: list[str]
-    """key=value words that all points share."""
+    """The key=value overrides that all points share."""
     varied: dict[str, list[str]]
     """The values of each varied key, as text."""
     name: str
-    """What the names of the runs begin with (run=name); "" for nothing."""
+    """The beginning of the runs' names (run=name); "" without one."""
     smoke: bool
 
     @property
@@ -50,22 +50,22 @@ class Point:
 
     run: str
     values: dict[str, str]
-    """Of the varied keys."""
+    """Varied key → value."""
     metrics: dict[str, Any]
     """Its metrics.json; {} where it failed."""
     seconds: float
-    """That its process took in this sweep."""
+    """Duration of its process in this sweep."""
     error: str = ""
-    """What a failed run said last."""
+    """The error of a failed run."""
     difference: tuple[float, float, float] | None = None
-    """Its CV minus the best one's on the same rows, with the paired 95 % interval; None where there is none."""
+    """CV minus the best run's on the same rows, and its paired 95 % interval; None for the best run and failed ones."""
 
 
 def sweep(experiment: str, words: Sequence[str], smoke: bool) -> list[Point]:
     """Train every point of the grid, one after the other; the best CV first, what failed last.
 
-    words: key=v1,v2,… is varied, key=value is the same for all, run=name is what the names of the runs begin with.
-    Raises ConfigError for words that are no grid, and where the first run says that the config has no such key.
+    words: key=v1,v2,… is varied, key=value is the same for all, run=name begins the runs' names.
+    Raises ConfigError for words that are no grid, and where a run reports an unknown config key.
     """
     train = _find_train(experiment)
     grid = parse_grid(words, smoke)
@@ -83,7 +83,7 @@ def sweep(experiment: str, words: Sequence[str], smoke: bool) -> list[Point]:
 
 
 def parse_grid(words: Sequence[str], smoke: bool = False) -> Grid:
-    """Raises ConfigError for what train.py would refuse, a key or value given twice, and where nothing is varied."""
+    """Raises ConfigError for arguments that train.py refuses, a repeated key or value, and where nothing is varied."""
     arguments = parse_arguments(words)
     values: dict[str, list[str]] = {}
     for word in arguments.overrides:
@@ -95,7 +95,7 @@ def parse_grid(words: Sequence[str], smoke: bool = False) -> Grid:
         values[key] = split_values(text)
         if len(values[key]) > 1 and ("" in values[key] or len(set(values[key])) < len(values[key])):
             raise ConfigError(f"{word}: an empty value, or one given twice; quote or bracket a value with commas")
-    varied = {key: found for key, found in values.items() if len(found) > 1}
+    varied = {key: texts for key, texts in values.items() if len(texts) > 1}
     if not varied:
         raise ConfigError(f"{' '.join(words) or 'no settings'}: nothing is varied; give key=v1,v2, without spaces")
     fixed = [word for word in arguments.overrides if word.partition("=")[0] not in varied]
@@ -103,12 +103,12 @@ def parse_grid(words: Sequence[str], smoke: bool = False) -> Grid:
 
 
 def split_values(text: str) -> list[str]:
-    """`text` at its commas, but for those inside quotes, [] and {}. Raises ConfigError where one is not closed."""
+    """Split `text` at its commas outside of quotes, [] and {}. Raises ConfigError where one is not closed."""
     values, depth, quote, before = [""], 0, "", ""
     for letter in text:
         if quote:
             quote = "" if letter == quote else quote
-        elif letter in "'\"" and before in ("", *",[{:'\""):  # elsewhere it is an apostrophe, as in YAML
+        elif letter in "'\"" and before in ("", *",[{:'\""):  # elsewhere an apostrophe, as in YAML
             quote = letter
         else:
             depth += (letter in "[{") - (letter in "]}")
@@ -123,14 +123,14 @@ def split_values(text: str) -> list[str]:
 
 
 def name_point(values: Mapping[str, str], name: str = "") -> str:
-    """What stands behind run=: `lora.alpha_2-lora.r_16`, behind `name` where there is one."""
+    """The value of run= for a point: `lora.alpha_2-lora.r_16`, with `name` in front where there is one."""
     return "-".join([*([name] if name else []), *(f"{key}_{_name_value(value)}" for key, value in values.items())])
 
 
 def _name_value(value: str) -> str:
-    """Short numbers and words as they are; of the rest the letters and digits, made distinct by a hash.
+    """Short numbers and words as they are; of other values the letters and digits, and a hash.
 
-    No value has an underscore and no other hyphen than 1e-4's, so that a name can be read in one way only.
+    The result has no underscore and no hyphen but that of 1e-4, so that every name has one meaning.
     """
     if re.fullmatch(r"[A-Za-z0-9.]{1,40}|[0-9.]{1,20}e-[0-9]{1,3}", value) and not value.endswith("smoke"):
         return value
@@ -141,42 +141,42 @@ def _name_value(value: str) -> str:
 def sort_points(points: Iterable[Point]) -> list[Point]:
     """The best CV first, in the metric's direction; what failed last."""
 
-    def place(point: Point) -> tuple[bool, float]:
+    def order(point: Point) -> tuple[bool, float]:
         cv = point.metrics.get("cv", 0.0)
         return bool(point.error), -cv if point.metrics.get("greater_is_better") else cv
 
-    return sorted(points, key=place)
+    return sorted(points, key=order)
 
 
 def compare_with_best(points: Sequence[Point]) -> list[Point]:
-    """The points, sorted before, with their difference to the first."""
+    """The sorted points with their difference to the first one."""
     if not points or points[0].error:
         return list(points)
-    others = [point if point.error else replace(point, difference=_compare(point, points[0])) for point in points[1:]]
-    return [points[0], *others]
+    best, *others = points
+    return [best, *(p if p.error else replace(p, difference=_difference_to(best, p)) for p in others)]
 
 
-def _compare(point: Point, best: Point) -> tuple[float, float, float] | None:
+def _difference_to(best: Point, point: Point) -> tuple[float, float, float] | None:
     from kaggle_llm.experiment.comparison import compare_runs
 
     try:
-        whole = compare_runs(point.run, best.run)[0]
-    except ValueError:  # folds or data are what is varied: no rows in common
+        on_all_rows = compare_runs(point.run, best.run)[0]
+    except ValueError:  # no rows in common, where folds or data are varied
         return None
-    return whole.difference, whole.low, whole.high
+    return on_all_rows.difference, on_all_rows.low, on_all_rows.high
 
 
 def print_sweep(points: Sequence[Point]) -> None:
-    """points: sorted. The errors of failed runs stand below the table, where a long line does not squeeze it."""
+    """Print the sorted points as a table, and below it the errors of failed runs."""
     failed = [point for point in points if point.error]
     title = f"{len(points)} runs by {points[0].metrics.get('metric', 'no CV')}, {len(failed)} failed"
     columns = ["run", *points[0].values, "CV", "95 %", "before", "− best, paired 95 %", "seconds"]
-    print_table(title, columns, [_describe(point) for point in points])
+    print_table(title, columns, [_describe_point(point) for point in points])
     for point in failed:
         print(f"{point.run} failed: {point.error}")
 
 
-def _describe(point: Point) -> list[str]:
+def _describe_point(point: Point) -> list[str]:
     scores = ["failed", "", ""]
     if point.metrics:
         low, high = point.metrics["interval"]
@@ -194,26 +194,26 @@ def _find_train(experiment: str) -> Path:
 
 def _train_point(train: Path, words: Sequence[str], run: str, values: dict[str, str]) -> Point:
     start = time.monotonic()
-    error = _call(train, words)
+    error = _run_train(train, words)
     metrics = {} if error else records.read_json(paths.run_folder(run) / "metrics.json")
     return Point(run, values, metrics, time.monotonic() - start, error)
 
 
-def _call(train: Path, words: Sequence[str]) -> str:
-    """Run train.py, its output shown; "" after success, else its error."""
+def _run_train(train: Path, words: Sequence[str]) -> str:
+    """Run train.py and show its output; returns its error, "" after success."""
     command = [sys.executable, str(train), *words]
     with subprocess.Popen(command, cwd=paths.root(), stderr=subprocess.PIPE) as process:
         try:
-            said = _show(process)
+            lines = _show_stderr(process)
             code = process.wait()
         except BaseException:
             _stop(process)
             raise
-    return find_error(said, code) if code else ""
+    return read_run_error(lines, code) if code else ""
 
 
-def _show(process: subprocess.Popen[bytes]) -> list[str]:
-    """What a process says on stderr, shown as it comes, progress bars too; its last lines."""
+def _show_stderr(process: subprocess.Popen[bytes]) -> list[str]:
+    """Copy the process's stderr to ours as it comes, progress bars too; returns its last lines."""
     assert process.stderr
     last: deque[str] = deque(maxlen=KEPT_LINES)
     for line in TextIOWrapper(process.stderr, encoding="utf-8", errors="replace", newline=""):
@@ -223,18 +223,18 @@ def _show(process: subprocess.Popen[bytes]) -> list[str]:
     return list(last)
 
 
-def find_error(lines: Sequence[str], code: int) -> str:
-    """From the last line that begins with `error: ` on, as errors.py writes it; else exit code and last line."""
-    said = [line for line in lines if line]
-    starts = [number for number, line in enumerate(said) if line.startswith("error: ")]
+def read_run_error(lines: Sequence[str], code: int) -> str:
+    """The lines from the last `error: ` on, as errors.py prints it; else exit code and last line."""
+    filled = [line for line in lines if line]
+    starts = [number for number, line in enumerate(filled) if line.startswith("error: ")]
     if starts:
-        return " ".join(said[starts[-1] :]).removeprefix("error: ")[:300]
-    return f"exit code {code}: {said[-1] if said else 'it said nothing'}"[:300]
+        return " ".join(filled[starts[-1] :]).removeprefix("error: ")[:300]
+    return f"exit code {code}: {filled[-1] if filled else 'it printed nothing'}"[:300]
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """A terminal's Ctrl-C reaches the run too; where only this process was told, it is ended from here."""
+    """Wait for a run to end after Ctrl-C, which a terminal sends to it too; then terminate it."""
     try:
-        process.wait(PATIENCE)
+        process.wait(INTERRUPT_GRACE_SECONDS)
     except subprocess.TimeoutExpired:
         process.terminate()

@@ -1,1 +1,1 @@
-"""What predict.py touches: the run and its models, kept answers, decisions, ensembles, the time budget."""
+"""What predict.py uses: the run and its models, cached answers, decisions, ensembles, the time budget."""

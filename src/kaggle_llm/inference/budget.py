@@ -10,48 +10,48 @@ from typing import TypeVar
 
 S = TypeVar("S")
 T = TypeVar("T", bound=Sized)
-RESERVE, LARGEST_RESERVE = 0.05, 300.0  # share of a limit, and seconds, that are kept for what follows a prediction
+RESERVE_SHARE, MAX_RESERVE_SECONDS = 0.05, 300.0  # of the time limit, kept for the work after a prediction
 
 
 class Budget:
-    """Stops before the chunk that would end late. Counts what it cut.
+    """Stops before the chunk that would end late, and counts the rows it cut.
 
-    limit: seconds from now on, infinite in CV. reserve: seconds kept for what follows the last chunk.
-    The parent process kills at the deadline, not this object.
+    limit: seconds from now, infinite in CV. reserve: seconds kept for the work after the last chunk. Killing at the
+    deadline is the parent process's job.
     """
 
     def __init__(
         self, limit: float = math.inf, reserve: float = 0.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        if not (limit >= 0 and reserve >= 0):  # also not a number
+        if not (limit >= 0 and reserve >= 0):  # NaN too
             raise ValueError(f"limit = {limit} s, reserve = {reserve} s: both must be 0 or more")
         self.clock, self.reserve = clock, reserve
         self.end = clock() + limit - reserve
         self.start = 0.0
-        """Seconds of the longest first chunk so far."""
+        """Seconds of the longest first chunk so far; it includes loading the model."""
         self.cuts: Counter[str] = Counter()
-        """Rows that were left out so far, by what was left out of them."""
+        """Number of rows cut so far, by the name of the work."""
 
     def left(self) -> float:
         """Seconds until work has to stop; infinite without a limit."""
         return self.end - self.clock()
 
     def fork(self) -> Budget:
-        """One with the same end and the same experience, that counts its own cuts."""
+        """A budget with the same end and first-chunk time that counts its own cuts."""
         fork = Budget(clock=self.clock)
         fork.reserve, fork.end, fork.start = self.reserve, self.end, self.start
         return fork
 
     def split(self, items: Sequence[S], size: int) -> list[Sequence[S]]:
-        """Parts of `size` items between which the time can run out; one where there is no limit."""
+        """Parts of `size` items, between which the budget may stop; a single part without a limit."""
         size = max(len(items), 1) if math.isinf(self.left()) else size
-        return [items[at : at + size] for at in range(0, len(items), size)]
+        return [items[start : start + size] for start in range(0, len(items), size)]
 
-    def take(self, chunks: Iterable[T], what: str = "prediction") -> Iterator[T]:
-        """Chunks as long as the next one ends in time, at the slowest pace per row seen so far.
+    def take(self, chunks: Iterable[T], work: str = "prediction") -> Iterator[T]:
+        """Chunks as long as the next one ends in time, at the slowest pace per row so far.
 
-        A first chunk, in which a model is loaded, has to have the time that the longest of earlier calls took; its pace
-        counts only until there is a second one. what: the name under which the rows of the other chunks are counted.
+        The first chunk, in which a model may load, is expected to take as long as the longest first chunk of earlier
+        calls; its pace counts only until there is a second one. work: name under which cut rows are counted.
         """
         paces: list[float] = []
         stopped = False
@@ -59,7 +59,7 @@ class Budget:
             needed = max(paces[1:] or paces) * len(chunk) if paces else self.start
             stopped = stopped or needed > self.left()
             if stopped:
-                self.cuts[what] += len(chunk)
+                self.cuts[work] += len(chunk)
                 continue
             begin = self.clock()
             yield chunk
@@ -69,12 +69,12 @@ class Budget:
 
 
 def budget_until(deadline: float) -> Budget:
-    """Of a prediction whose parent ends it at the deadline, in seconds since the epoch."""
+    """The budget of a prediction that is killed at `deadline`, in seconds since the epoch."""
     limit = max(deadline - time.time(), 0.0)
-    return Budget(limit, min(LARGEST_RESERVE, RESERVE * limit))
+    return Budget(limit, min(MAX_RESERVE_SECONDS, RESERVE_SHARE * limit))
 
 
 def describe_cuts(cuts: Mapping[str, int]) -> str:
     """ "cut by the time limit: reranking of 30 rows", or ""."""
-    found = ", ".join(f"{what} of {rows} rows" for what, rows in cuts.items() if rows)
-    return f"cut by the time limit: {found}" if found else ""
+    described = ", ".join(f"{work} of {rows} rows" for work, rows in cuts.items() if rows)
+    return f"cut by the time limit: {described}" if described else ""

@@ -1,6 +1,6 @@
-"""What was computed once and is kept for the next run: a model's answers, and vectors of documents. output/cache/.
+"""The cache in output/cache/: models' answers and document vectors, for later runs.
 
-Only training and CV read it. Each file has a note beside it, <key>.json: what it is of, and which runs used it when.
+Only training and CV read it. Each file has a note beside it, <key>.json: what it belongs to, and when each run used it.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any
 from kaggle_llm.base import paths, records
 from kaggle_llm.base.tables import print_table
 
-DAY = 86400.0
-UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+DAY_SECONDS = 86400.0
+SIZE_UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One file, with what SQLite keeps beside it."""
+    """One cached file, with SQLite's files beside it."""
 
     note: Path
     model: str
     kind: str
     runs: dict[str, float]
-    """Run → when it used it last, seconds since the epoch."""
+    """Run → time of its last use, seconds since the epoch."""
     bytes: int
 
     @property
@@ -40,12 +40,12 @@ class Entry:
 
 
 def open_entry(kind: str, about: dict[str, Any], model: Path, run: str, suffix: str) -> Path:
-    """Where what is described by `about` is kept; notes that `run` uses it. kind: answers or vectors."""
+    """The path of the file described by `about`; notes that `run` uses it. kind: answers or vectors."""
     path = paths.root() / "output" / "cache" / kind / f"{records.hash_json(about)[:32]}{suffix}"
     note = path.with_suffix(".json")
-    known = records.read_json(note) if note.is_file() else {"kind": kind, "model": paths.relative(model), **about}
-    known["runs"] = {**known.get("runs", {}), run: time.time()}
-    records.write_json(note, known)
+    noted = records.read_json(note) if note.is_file() else {"kind": kind, "model": paths.relative(model), **about}
+    noted["runs"] = {**noted.get("runs", {}), run: time.time()}
+    records.write_json(note, noted)
     return path
 
 
@@ -54,19 +54,19 @@ def list_beside(note: Path) -> Iterator[Path]:
 
 
 def list_entries() -> list[Entry]:
-    """The longest unused first."""
-    found = []
+    """All cached files, the longest unused first."""
+    entries = []
     for note in sorted((paths.root() / "output" / "cache").glob("*/*.json")):
         about = records.read_json(note)
         size = sum(path.stat().st_size for path in list_beside(note))
-        found.append(Entry(note, about["model"], about["kind"], about["runs"], size))
-    return sorted(found, key=lambda entry: entry.used)
+        entries.append(Entry(note, about["model"], about["kind"], about["runs"], size))
+    return sorted(entries, key=lambda entry: entry.used)
 
 
 def clear_cache(older: float | None = None, keep: float | None = None) -> list[Entry]:
-    """Remove what no run has used for `older` days, then the longest unused, until at most `keep` bytes are left."""
+    """Remove and return files unused for `older` days, then the longest unused until `keep` bytes or less are left."""
     entries, now = list_entries(), time.time()
-    removed = [entry for entry in entries if older is not None and now - entry.used >= older * DAY]
+    removed = [entry for entry in entries if older is not None and now - entry.used >= older * DAY_SECONDS]
     left = [entry for entry in entries if entry not in removed]
     while keep is not None and left and sum(entry.bytes for entry in left) > keep:
         removed.append(left.pop(0))
@@ -77,18 +77,24 @@ def clear_cache(older: float | None = None, keep: float | None = None) -> list[E
 
 def parse_size(text: str) -> float:
     """ "20GB" → bytes."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]B)", text.strip().upper())
-    if not found:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]B)", text.strip().upper())
+    if not match:
         raise ValueError(f"{text!r} is no size: write it like 20GB or 500MB")
-    return float(found[1]) * UNITS[found[2]]
+    return float(match[1]) * SIZE_UNITS[match[2]]
 
 
 def print_cache() -> None:
-    """A line for each file, and the sum."""
+    """Print a line for each file, and the total size."""
     entries, now = list_entries(), time.time()
     rows = [
-        [one.kind, one.model, f"{one.bytes / 1e6:.1f} MB", f"{(now - one.used) / DAY:.1f}", ", ".join(sorted(one.runs))]
-        for one in entries
+        [
+            entry.kind,
+            entry.model,
+            f"{entry.bytes / 1e6:.1f} MB",
+            f"{(now - entry.used) / DAY_SECONDS:.1f}",
+            ", ".join(sorted(entry.runs)),
+        ]
+        for entry in entries
     ]
     print_table("output/cache/", ("", "model", "size", "days unused", "runs"), rows)
-    print(f"{len(entries)} file(s), {sum(one.bytes for one in entries) / 1e6:.1f} MB")
+    print(f"{len(entries)} file(s), {sum(entry.bytes for entry in entries) / 1e6:.1f} MB")

@@ -1,11 +1,11 @@
-"""What is fitted on scores of rows that the models were not trained on, and applied in prediction.
+"""Decisions: fitted on out-of-fold scores, applied in prediction.
 
-A decision is a frozen dataclass of plain values with `fit(scored, truth, metric)`, which gives another one of its
-class, and `apply(scored)`, which gives the RANKING. scored: a frame, or a dataclass of frames, each with `id`. As
-predict.py makes it, before a fit, it is neutral: what stands where nothing can be fitted.
+A decision is a frozen dataclass of plain values with `fit(scored, truth, metric)`, which returns a fitted one, and
+`apply(scored)`, which returns the RANKING. scored: a frame, or a dataclass of frames, each with `id`. predict.py makes
+the neutral decision, which stays where nothing can be fitted.
 
-Fitted on out-of-fold rows in parts, groups whole: a row's score comes from a decision that it did not help to fit. What
-ships is fitted on all of them. Leaves decision/decision.json.
+For CV the out-of-fold rows are split into parts, groups whole, and every row gets the decision fitted on the other
+parts. What ships is fitted on all of them. Leaves decision/decision.json.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
     from kaggle_llm.competition.metrics import Metric
 
-FOLDER = "decision"  # the name of the model that holds it
-FILE = "decision.json"
-PARTS = 5  # of the out-of-fold rows
-ENOUGH = 8  # groups that a fit needs
+DECISION_MODEL = "decision"  # the name of the Model whose folder holds it
+DECISION_FILE = "decision.json"
+CROSS_FIT_PARTS = 5  # of the out-of-fold rows
+MIN_GROUPS = 8  # for a fit
 
 
 class Decision(Protocol):
-    """What is fitted; see above."""
+    """See the module's docstring."""
 
     def fit(self, scored: Any, truth: pl.DataFrame, metric: Metric) -> Self: ...
 
@@ -41,44 +41,44 @@ class Decision(Protocol):
 
 @dataclass(frozen=True)
 class Decided:
-    """One decision for all rows; in CV, rows have the one that they did not help to fit."""
+    """The decision for all rows; in CV, for each row the one fitted without it."""
 
     value: Any
     parts: tuple[Any, ...] = ()
     rows: Mapping[str, int] = field(default_factory=dict)
-    """Row id → its decision among `parts`; others have `value`."""
+    """Row id → index of its decision in `parts`; other rows have `value`."""
 
     def apply(self, scored: Any) -> pl.DataFrame:
-        """The RANKING of every row, in the order of the scores."""
+        """The RANKING of all rows, in the order of the scores."""
         import polars as pl
 
         ids = list_ids(scored) if self.rows else []
         if not ids:
             ranking: pl.DataFrame = self.value.apply(scored)
             return ranking
-        placed: dict[int | None, list[str]] = {}
+        ids_of_part: dict[int | None, list[str]] = {}
         for row in ids:
-            placed.setdefault(self.rows.get(row), []).append(row)
-        found = [
-            (self.value if place is None else self.parts[place]).apply(select_scored(scored, own))
-            for place, own in placed.items()
+            ids_of_part.setdefault(self.rows.get(row), []).append(row)
+        rankings = [
+            (self.value if part is None else self.parts[part]).apply(select_scored(scored, part_ids))
+            for part, part_ids in ids_of_part.items()
         ]
-        return select_rows(pl.concat(found), ids)
+        return select_rows(pl.concat(rankings), ids)
 
     def among(self, ids: Sequence[str]) -> Decided:
-        """The same for these rows alone."""
+        """The same for these rows only."""
         return replace(self, rows={row: self.rows[row] for row in ids if row in self.rows})
 
     def save(self, folder: Path) -> None:
         described = {"value": asdict(self.value), "parts": [asdict(part) for part in self.parts], "rows": self.rows}
-        records.write_json(folder / FILE, described)
+        records.write_json(folder / DECISION_FILE, described)
 
 
-def load_decided(folder: Path, kind: type) -> Decided:
-    """The inverse of `Decided.save`. kind: the decision's class."""
-    saved = records.read_json(folder / FILE)
-    parts: tuple[Any, ...] = tuple(build_config(part, kind) for part in saved["parts"])
-    return Decided(build_config(saved["value"], kind), parts, saved["rows"])
+def load_decided(folder: Path, decision: type) -> Decided:
+    """The inverse of `Decided.save`. decision: its class."""
+    saved = records.read_json(folder / DECISION_FILE)
+    parts: tuple[Any, ...] = tuple(build_config(part, decision) for part in saved["parts"])
+    return Decided(build_config(saved["value"], decision), parts, saved["rows"])
 
 
 def cross_fit(
@@ -89,24 +89,24 @@ def cross_fit(
     metric: Metric,
     labels: Sequence[str] = (),
 ) -> tuple[Decided, Decided, list[str]]:
-    """For CV, for what ships, and where they are neutral, with the reason.
+    """The decisions for CV, the one that ships, and messages that say which are neutral and why.
 
-    groups: row id → its group. labels: those that must all occur where something is fitted, as far as truth has them.
+    groups: row id → its group. labels: those that every fit needs in its rows, as far as they occur in `truth`.
     """
     ids = list_ids(scored)
     part_of = {row: choose_part(groups[row]) for row in ids}
-    wanted = set(labels) & list_items(truth, ids) if labels else set[str]()
-    lacking: dict[str, list[str]] = {}
+    required = set(labels) & list_items(truth, ids) if labels else set[str]()
+    not_fitted: dict[str, list[str]] = {}
 
-    def fit(where: str, own: Sequence[str]) -> Any:
-        value, why = fit_on(neutral, scored, truth, own, groups, metric, wanted)
-        if why:
-            lacking.setdefault(why, []).append(where)
+    def fit(name: str, fit_ids: Sequence[str]) -> Any:
+        value, reason = fit_on(neutral, scored, truth, fit_ids, groups, metric, required)
+        if reason:
+            not_fitted.setdefault(reason, []).append(name)
         return value
 
-    parts = [fit(f"part {part + 1}", [row for row in ids if part_of[row] != part]) for part in range(PARTS)]
+    parts = [fit(f"part {part + 1}", [row for row in ids if part_of[row] != part]) for part in range(CROSS_FIT_PARTS)]
     shipped = fit("what ships", ids)
-    notes = [f"{', '.join(where)}: {why}" for why, where in lacking.items()]
+    notes = [f"{', '.join(names)}: {reason}" for reason, names in not_fitted.items()]
     return Decided(shipped, tuple(parts), part_of), Decided(shipped), notes
 
 
@@ -117,19 +117,19 @@ def fit_on(
     ids: Sequence[str],
     groups: Mapping[str, str],
     metric: Metric,
-    wanted: set[str],
+    required: set[str],
 ) -> tuple[Any, str]:
-    """The decision fitted on the rows `ids`; the neutral one and the reason where they are too few or lack a label."""
-    if len({groups[row] for row in ids}) < ENOUGH:
-        return neutral, f"fewer than {ENOUGH} groups to fit on"
-    if missing := sorted(wanted - (list_items(truth, ids) if wanted else set())):
+    """The decision fitted on the rows `ids`, or the neutral one and the reason: too few groups, or a missing label."""
+    if len({groups[row] for row in ids}) < MIN_GROUPS:
+        return neutral, f"fewer than {MIN_GROUPS} groups to fit on"
+    if missing := sorted(required - (list_items(truth, ids) if required else set())):
         return neutral, f"no row to fit on is {missing[0]!r}"
     return neutral.fit(select_scored(scored, ids), truth, metric), ""
 
 
 def choose_part(group: str) -> int:
-    """By the group's hash: the same in every run, and for every row that is added later."""
-    return int(hashlib.sha256(group.encode()).hexdigest()[:8], 16) % PARTS
+    """The part of a group, by its hash: the same in every run, also when rows are added."""
+    return int(hashlib.sha256(group.encode()).hexdigest()[:8], 16) % CROSS_FIT_PARTS
 
 
 def list_items(truth: pl.DataFrame, ids: Sequence[str]) -> set[str]:
@@ -137,33 +137,29 @@ def list_items(truth: pl.DataFrame, ids: Sequence[str]) -> set[str]:
 
 
 def list_frames(scored: Any) -> dict[str, pl.DataFrame]:
-    """The frames of what was scored by their names."""
+    """The frames of `scored` by name; {"": scored} for a single frame."""
     if is_dataclass(scored) and not isinstance(scored, type):
-        return {one.name: getattr(scored, one.name) for one in fields(scored)}
+        return {attribute.name: getattr(scored, attribute.name) for attribute in fields(scored)}
     return {"": scored}
 
 
 def list_ids(scored: Any) -> list[str]:
-    """The rows that were scored, each once, in the order of the first frame."""
+    """The ids of the scored rows, each once, in the order of the first frame."""
     frames = list(list_frames(scored).values())
     ids: list[str] = frames[0]["id"].unique(maintain_order=True).to_list()
     return ids
 
 
 def select_scored(scored: Any, ids: Sequence[str]) -> Any:
-    """The rows of `ids` of every frame."""
-    return map_frames(scored, lambda frame: frame.filter(frame["id"].is_in(list(ids))))
+    """Every frame with the rows `ids` only."""
+    selected = {name: frame.filter(frame["id"].is_in(list(ids))) for name, frame in list_frames(scored).items()}
+    return selected[""] if "" in selected else replace(scored, **selected)
 
 
 def join_scored(parts: Sequence[Any]) -> Any:
-    """What was scored of several folds as one."""
+    """The scores of several folds as one."""
     import polars as pl
 
     frames = [list_frames(part) for part in parts]
-    joined = {name: pl.concat([own[name] for own in frames]) for name in frames[0]}
+    joined = {name: pl.concat([part[name] for part in frames]) for name in frames[0]}
     return joined[""] if "" in joined else replace(parts[0], **joined)
-
-
-def map_frames(scored: Any, change: Any) -> Any:
-    changed = {name: change(frame) for name, frame in list_frames(scored).items()}
-    return changed[""] if "" in changed else replace(scored, **changed)

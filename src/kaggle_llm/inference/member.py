@@ -1,5 +1,4 @@
-"""The process of one member of an ensemble: `python -m kaggle_llm.inference.member DESCRIPTOR JOB`,
-started by ensemble.py.
+"""The process of an ensemble member, `python -m kaggle_llm.inference.member DESCRIPTOR JOB`, started by ensemble.py.
 
 Answers through `run.answer`, as a single model does. Leaves nothing on disk.
 """
@@ -17,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from kaggle_llm.base.config import build_config
 from kaggle_llm.competition.competition import load_competition
-from kaggle_llm.engines.worker import Request, end_group, open_requests, serve
+from kaggle_llm.engines.worker import Request, kill_group, open_requests, serve
 from kaggle_llm.inference.budget import Budget
-from kaggle_llm.inference.ensemble import OFFER
+from kaggle_llm.inference.ensemble import OFFER_REPLY
 from kaggle_llm.inference.model import read_model, split_folds
 from kaggle_llm.inference.run import Run, answer, import_predict
 
@@ -28,32 +27,32 @@ if TYPE_CHECKING:
 
 
 def main(descriptor: int, job: dict[str, Any]) -> None:
-    """Answer until the end. job: exp, config, models and competition of the member."""
+    """Answer requests until told to end. job: exp, config, models and competition of the member."""
     connection, requests = open_requests(descriptor)
     serve(connection, requests, partial(Answering, job, connection, requests))
 
 
 class Answering:
-    """The requests of MemberProcess."""
+    """The methods that MemberProcess calls."""
 
     def __init__(self, job: dict[str, Any], connection: Connection, requests: SimpleQueue[Request | None]) -> None:
         self.exp, self._connection, self._requests = Path(job["exp"]), connection, requests
         config: Any = build_config(job["config"], import_predict(self.exp).Config)
         competition = load_competition(config.competition, Path(job["competition"]))
-        models = [read_model(one, Path) for one in job["models"]]
+        models = [read_model(described, Path) for described in job["models"]]
         self.run = Run(config, competition, models, on_offer=self._offer)
-        self._wanted = False
+        self._wants_offers = False
 
     def load(self) -> None:
-        """What predict.load loads; an ensemble's members load when they are asked."""
+        """Call predict.load; where the member is itself an ensemble, its members load later."""
         if len(split_folds(self.run.models)) == 1:
             self.run.loaded(import_predict(self.exp))
 
     def answer(
         self, rows: pl.DataFrame, seconds: float, start: float, offers: bool
     ) -> tuple[pl.DataFrame, Counter[str], float]:
-        """The RANKING, what was cut, and the longest first chunk so far (s)."""
-        self.run.budget, self._wanted = Budget(seconds), offers
+        """The RANKING, the rows cut, and the seconds of the longest first chunk so far."""
+        self.run.budget, self._wants_offers = Budget(seconds), offers
         self.run.budget.start = start
         ranking = answer(self.exp, self.run, rows)
         return ranking, self.run.budget.cuts, self.run.budget.start
@@ -62,11 +61,11 @@ class Answering:
         self.run.close()
 
     def _offer(self, ranking: pl.DataFrame) -> None:
-        """Hand it over, and go on when it is written."""
-        if self._wanted:
-            self._connection.send((OFFER, ranking))
-            if self._requests.get() is None:  # nobody waits for the answer any more
-                end_group()
+        """Send the ranking to the parent, and wait until it is written."""
+        if self._wants_offers:
+            self._connection.send((OFFER_REPLY, ranking))
+            if self._requests.get() is None:  # the parent no longer waits for an answer
+                kill_group()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Rows answered some at a time, as long as the time lasts: with a bar, and an offer of what there is so far."""
+"""Works through chunks of rows within the time budget, with a progress bar and preliminary results."""
 
 from __future__ import annotations
 
@@ -7,32 +7,33 @@ from typing import TypeVar
 
 from kaggle_llm.inference.budget import Budget
 
-OFTEN = 60.0  # seconds between two offers of what there is so far
-PATIENCE = 5.0  # seconds between two lines of progress: a notebook's log keeps each
+OFFER_SECONDS = 60.0  # between two calls of on_progress
+BAR_SECONDS = 5.0  # between two updates of the bar: a notebook's log keeps each as a line
 
-C = TypeVar("C", bound=Sized)
-A = TypeVar("A")
+ChunkT = TypeVar("ChunkT", bound=Sized)
+AnswerT = TypeVar("AnswerT")
 
 
 def work_through(
-    chunks: Sequence[C],
+    chunks: Sequence[ChunkT],
     budget: Budget,
-    what: str,
-    answer: Callable[[C], A],
-    on_progress: Callable[[Sequence[A]], None] | None = None,
-) -> list[A]:
-    """The answers to the chunks that end in time, the first ones. what: is done, for the bar and for what was cut.
+    work: str,
+    answer: Callable[[ChunkT], AnswerT],
+    on_progress: Callable[[Sequence[AnswerT]], None] | None = None,
+) -> list[AnswerT]:
+    """The answers to the first chunks, as many as end in time.
 
-    on_progress: called with the answers so far, every OFTEN seconds.
+    work: name for the bar and for the count of cut rows. on_progress: called with the answers so far, every
+    OFFER_SECONDS.
     """
     from tqdm import tqdm
 
-    answers: list[A] = []
-    said = budget.clock()
+    answers: list[AnswerT] = []
+    last_offer = budget.clock()
     unit = f" x {len(chunks[0]) if chunks else 0} rows"
-    for chunk in tqdm(budget.take(chunks, what), what, len(chunks), unit=unit, mininterval=PATIENCE):
+    for chunk in tqdm(budget.take(chunks, work), work, len(chunks), unit=unit, mininterval=BAR_SECONDS):
         answers.append(answer(chunk))
-        if on_progress and budget.clock() - said > OFTEN:
+        if on_progress and budget.clock() - last_offer > OFFER_SECONDS:
             on_progress(answers)
-            said = budget.clock()
+            last_offer = budget.clock()
     return answers

@@ -1,4 +1,4 @@
-"""Vectors of documents as a file that is mapped into memory: made once for the same texts and encoder."""
+"""Caches document vectors as a memory-mapped file, computed once for the same texts and encoder."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 def keep_vectors(
     encoder: dict[str, Any], folder: Path, run: str, documents: Sequence[Prompt], embed: Callable[[], np.ndarray]
 ) -> np.ndarray:
-    """[documents, d], read-only; `embed` makes them where they are not known. encoder: all that a vector depends on."""
+    """[documents, d], read-only; `embed` computes them where they are not cached. encoder: all that they depend on."""
     import numpy as np
 
-    texts = records.hash_json([[int(token) for token in one] for one in documents])
+    texts = records.hash_json([[int(token) for token in document] for document in documents])
     path = open_entry("vectors", {**encoder, "documents": texts}, folder, run, ".npy")
     if not path.is_file():
         vectors = embed()
@@ -30,7 +30,7 @@ def keep_vectors(
 
 
 def save(path: Path, vectors: np.ndarray) -> None:
-    """numpy would add .npy to a name."""
+    """Save to exactly this path; np.save with a path would add .npy."""
     import numpy as np
 
     with path.open("wb") as file:

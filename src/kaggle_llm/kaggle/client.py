@@ -1,6 +1,6 @@
-"""The `kaggle` CLI as a process: it authenticates when imported, and what arrived counts, not its exit code.
+"""Run the `kaggle` CLI as a process: importing it would authenticate. Callers check what arrived, not its exit code.
 
-Reading is repeated when the network or Kaggle stumbles. Writing is not: whoever writes looks first at what is there.
+Reading is repeated after a network or server error. Writing is not: callers first look at what is there.
 """
 
 from __future__ import annotations
@@ -20,47 +20,47 @@ from typing import Any
 from kaggle_llm.base import paths
 
 MARK = ".fetched"  # written last into a competition folder
-READS = 6  # times that a question is asked
-SILENCE = 300.0  # seconds without an answer to a question after which the network is taken to be gone
-STUMBLED = re.compile(
+READ_ATTEMPTS = 6
+READ_TIMEOUT = 300.0  # seconds
+TRANSIENT = re.compile(
     r"\b(429|500|502|503|504)\b.{0,20}(Error|Too Many)|Connection ?(Error|aborted|refused|reset)|Connection broken|"
     r"RemoteDisconnected|Max retries exceeded|timed out|did not answer",
     re.IGNORECASE,
 )
-ABSENT = re.compile(r"\b(403|404)\b|Permission '\w+\.get' was denied")  # Kaggle says either of what is not there
+ABSENT = re.compile(r"\b(403|404)\b|Permission '\w+\.get' was denied")  # either one where nothing is there
 LOGGED_OUT = re.compile(r"\b401\b|Authentication required|Unauthorized|kaggle auth login")
 
 
 class KaggleError(OSError):
-    """What the kaggle CLI said when it failed."""
+    """The kaggle CLI failed; its output is the message."""
 
     @property
-    def stumbled(self) -> bool:
+    def is_transient(self) -> bool:
         """Whether the same command may succeed a moment later."""
-        return bool(STUMBLED.search(str(self)))
+        return bool(TRANSIENT.search(str(self)))
 
     @property
-    def absent(self) -> bool:
-        """Whether what was asked for does not exist, or is not ours."""
+    def is_absent(self) -> bool:
+        """Whether the dataset or kernel asked for does not exist, or is not ours."""
         return bool(ABSENT.search(str(self)))
 
 
-def run_kaggle(*words: str, timeout: float | None = None, more: Mapping[str, str] | None = None) -> str:
-    """Output of `kaggle WORDS`; raises KaggleError with the CLI's own words where it fails.
+def run_kaggle(*words: str, timeout: float | None = None, variables: Mapping[str, str] | None = None) -> str:
+    """Output of `kaggle WORDS`; raises KaggleError with the CLI's output where it fails.
 
-    timeout: seconds; more: environment variables beside ours.
+    timeout: seconds; variables: of the environment, added to ours.
     """
     try:
-        code, said = start_program(words, {**os.environ, **(more or {})}, timeout)
+        code, output = start_program(words, {**os.environ, **(variables or {})}, timeout)
     except subprocess.TimeoutExpired:
-        code, said = 1, f"it did not answer for {timeout:.0f} s"
+        code, output = 1, f"it did not answer for {timeout:.0f} s"
     if code:
-        raise KaggleError(f"kaggle {' '.join(words)} failed: {describe_failure(said) or f'exit code {code}'}")
-    return said
+        raise KaggleError(f"kaggle {' '.join(words)} failed: {describe_failure(output) or f'exit code {code}'}")
+    return output
 
 
 def start_program(words: tuple[str, ...], environment: Mapping[str, str], timeout: float | None) -> tuple[int, str]:
-    """Exit code of the CLI, and all that it said."""
+    """Exit code and output of the CLI, stdout and stderr."""
     program = Path(sys.executable).with_name("kaggle")
     done = subprocess.run(
         [str(program), *words], capture_output=True, text=True, check=False, env=dict(environment), timeout=timeout
@@ -68,50 +68,52 @@ def start_program(words: tuple[str, ...], environment: Mapping[str, str], timeou
     return done.returncode, f"{done.stdout}\n{done.stderr}".strip()
 
 
-def describe_failure(said: str) -> str:
-    """The CLI's last words, without a traceback's lines; with the way out where nobody is logged in."""
-    if LOGGED_OUT.search(said):
+def describe_failure(output: str) -> str:
+    """The end of the CLI's output, of a traceback the last line; where nobody is logged in, how to log in."""
+    if LOGGED_OUT.search(output):
         return "Kaggle does not know you (401 Unauthorized): log in with `kaggle auth login`, or renew kaggle.json"
-    if "Traceback (most recent call last)" in said:
-        return said.splitlines()[-1][-1000:]
-    return said[-1000:]
+    if "Traceback (most recent call last)" in output:
+        return output.splitlines()[-1][-1000:]
+    return output[-1000:]
 
 
 def ask_kaggle(*words: str) -> str:
-    """The answer to a question, which is asked again when the network or Kaggle stumbles."""
-    for attempt in range(1, READS):
+    """Output of a command that only reads, repeated after a network or server error."""
+    for attempt in range(1, READ_ATTEMPTS):
         try:
-            return run_kaggle(*words, timeout=SILENCE)
+            return run_kaggle(*words, timeout=READ_TIMEOUT)
         except KaggleError as error:
-            if not error.stumbled:
+            if not error.is_transient:
                 raise
-            print(f"{error}; once more in {2**attempt} s", file=sys.stderr, flush=True)
+            print(f"{error}; trying again in {2**attempt} s", file=sys.stderr, flush=True)
             pause(2**attempt)
-    return run_kaggle(*words, timeout=SILENCE)
+    return run_kaggle(*words, timeout=READ_TIMEOUT)
 
 
 def pause(seconds: float) -> None:
-    """The one place where the round trip waits."""
+    """Sleep: the one place where push and submit wait, replaced in tests."""
     time.sleep(seconds)
 
 
-def read_answer(said: str) -> Any:
-    """The JSON in an answer, behind lines such as a warning of an old version; None where there is none."""
-    found = re.search(r"^[\[{]", said, re.MULTILINE)
-    return json.JSONDecoder().raw_decode(said, found.start())[0] if found else None
+def read_answer(output: str) -> Any:
+    """The JSON in the CLI's output, after lines such as a warning of an old version; None where there is none."""
+    start = re.search(r"^[\[{]", output, re.MULTILINE)
+    return json.JSONDecoder().raw_decode(output, start.start())[0] if start else None
 
 
 def find_owner() -> str:
-    """Kaggle's name of whoever is logged in; raises KaggleError where nobody is."""
-    said = ask_kaggle("config", "view")
-    found = re.search(r"^- username: (\S+)$", said, re.MULTILINE)
-    if found is None or found[1] == "None":
-        raise KaggleError(f"kaggle config view names no user: log in with `kaggle auth login`; it says: {said[-300:]}")
-    return found[1]
+    """The Kaggle user name that is logged in; raises KaggleError where nobody is."""
+    output = ask_kaggle("config", "view")
+    match = re.search(r"^- username: (\S+)$", output, re.MULTILINE)
+    if match is None or match[1] == "None":
+        raise KaggleError(
+            f"kaggle config view names no user: log in with `kaggle auth login`; it says: {output[-300:]}"
+        )
+    return match[1]
 
 
 def fetch_competition(name: str) -> Path:
-    """Download and unpack a competition's data into input/<name>/; complete or absent."""
+    """Download and unpack a competition's data into input/<name>/, whole or not at all; returns the folder."""
     folder = paths.root() / "input" / name
     if (folder / MARK).is_file():
         return folder
@@ -121,10 +123,12 @@ def fetch_competition(name: str) -> Path:
     shutil.rmtree(download, ignore_errors=True)
     download.mkdir(parents=True)
     try:
-        said = run_kaggle("competitions", "download", "-c", name, "-p", str(download))
+        output = run_kaggle("competitions", "download", "-c", name, "-p", str(download))
         unpack_archives(download)
         if not any(download.iterdir()):
-            raise OSError(f"nothing arrived for {name}; have you accepted the competition's rules? kaggle said: {said}")
+            raise OSError(
+                f"nothing arrived for {name}; have you accepted the competition's rules? kaggle said: {output}"
+            )
         (download / MARK).touch()
         download.rename(folder)
     finally:
@@ -133,7 +137,7 @@ def fetch_competition(name: str) -> Path:
 
 
 def unpack_archives(folder: Path) -> None:
-    """Unpack every .zip in place and drop it; a member that would leave the folder is refused."""
+    """Unpack every .zip in place and delete it. Raises ValueError for a member that would leave the folder."""
     for archive in sorted(folder.glob("*.zip")):
         with zipfile.ZipFile(archive) as file:
             for member in file.namelist():

@@ -1,7 +1,7 @@
-"""One dataset of a bundle on its way to Kaggle: created or versioned where its content differs, never twice.
+"""Upload a dataset of a bundle to Kaggle: created, or a new version where its content differs, never twice.
 
-What lies on the server decides: its files are listed and compared before and after. A note of a call that was begun,
-output/pushes/<slug>/begun.json, tells a second start that its outcome may still arrive.
+The server's list of files decides, before and after the upload. output/pushes/<slug>/begun.json notes an upload that
+was begun, so that a second start waits for its outcome.
 """
 
 from __future__ import annotations
@@ -14,85 +14,85 @@ from pathlib import Path
 
 from kaggle_llm.base import paths, records
 from kaggle_llm.kaggle.client import KaggleError, ask_kaggle, pause, read_answer, run_kaggle
-from kaggle_llm.kaggle.metadata import DATASET, check_dataset, describe_dataset
+from kaggle_llm.kaggle.metadata import DATASET, check_dataset_metadata, describe_dataset
 from kaggle_llm.kaggle.predict import MANIFEST
 
-PATIENCE = 1800.0  # seconds until a version that Kaggle has accepted must be ready
-GRACE = 60.0  # seconds in which a call whose answer was lost may still show its effect
-LOOKS = 5.0  # seconds between two looks
-SENDS = 3  # times that a dataset is sent when the network stumbles
+READY_TIMEOUT = 1800.0  # seconds until an accepted version must be ready
+LOST_ANSWER_TIMEOUT = 60.0  # seconds in which an upload whose answer was lost may still show up
+READY_POLL_SECONDS = 5.0
+UPLOAD_ATTEMPTS = 3  # after a network error
 
 
 @dataclass(frozen=True)
-class Remote:
-    """A dataset as the server describes it."""
+class RemoteDataset:
+    """A dataset as the server reports it."""
 
     status: str
     version: int
 
 
 @dataclass(frozen=True)
-class Begun:
-    """A call that would make the version after `before` out of `content`."""
+class BegunUpload:
+    """An upload of `content` that makes the version after `before`."""
 
     content: str
     before: int
 
 
 def ensure_dataset(folder: Path, owner: str) -> int:
-    """The version of OWNER/<folder's name> that holds exactly this folder; made where the last one does not.
+    """The version of OWNER/<folder's name> that holds exactly this folder; uploaded if the last version does not.
 
     Raises KaggleError where Kaggle refuses it, TimeoutError where it does not become ready, OSError where a file did
-    not arrive. The same call goes on after any of them.
+    not arrive. The same call again continues.
     """
     ref, content = f"{owner}/{folder.name}", records.hash_file(folder / MANIFEST)
     wanted = list_folder(folder)
-    remote = settle(ref, content)
-    for attempt in range(1, SENDS + 1):
+    remote = wait_for_begun(ref, content)
+    for attempt in range(1, UPLOAD_ATTEMPTS + 1):
         if remote and not compare_files(wanted, list_remote(ref)):
-            print(f"{ref}: version {remote.version} holds it", flush=True)
-            return finish(ref, remote.version)
+            break
         try:
-            remote = send(folder, ref, owner, Begun(content, remote.version if remote else 0))
+            remote = send(folder, ref, owner, BegunUpload(content, remote.version if remote else 0))
         except KaggleError as error:
-            if not error.stumbled or attempt == SENDS:
+            if not error.is_transient or attempt == UPLOAD_ATTEMPTS:
                 raise
-            print(f"{error}; sent again", flush=True)
-            continue
-        check_arrival(ref, wanted)
-        print(f"{ref}: version {remote.version} is there, {len(wanted)} files", flush=True)
-        return finish(ref, remote.version)
-    raise AssertionError("the last attempt returns or raises")
+            print(f"{error}; uploading again", flush=True)
+        else:
+            check_arrival(ref, wanted)
+            break
+    assert remote, "the last attempt ends the loop or raises"
+    print(f"{ref}: version {remote.version} has this content, {len(wanted)} files", flush=True)
+    return finish(ref, remote.version)
 
 
 def list_folder(folder: Path) -> dict[str, int]:
-    """Name → bytes of all that has to arrive: what the manifest lists, and the manifest."""
+    """Name → bytes of all files that have to arrive: those in the manifest, and the manifest."""
     listed = {entry["path"]: entry["bytes"] for entry in records.read_json(folder / MANIFEST)["files"]}
     return listed | {MANIFEST: (folder / MANIFEST).stat().st_size}
 
 
 def list_remote(ref: str) -> dict[str, int]:
-    """Name → bytes of the files of the current version, page by page."""
-    found: dict[str, int] = {}
+    """Name → bytes of the files of the current version."""
+    files: dict[str, int] = {}
     token = ""
     while True:
         words = ["datasets", "files", ref, "--page-size", "200", "--format", "json"]
-        said = ask_kaggle(*words, *(["--page-token", token] if token else []))
-        found |= {entry["name"]: int(entry["size"]) for entry in read_answer(said) or []}
-        more = re.search(r"^Next Page Token = (\S+)$", said, re.MULTILINE)
-        if more is None:
-            return found
-        token = more[1]
+        output = ask_kaggle(*words, *(["--page-token", token] if token else []))
+        files |= {entry["name"]: int(entry["size"]) for entry in read_answer(output) or []}
+        next_page = re.search(r"^Next Page Token = (\S+)$", output, re.MULTILINE)
+        if next_page is None:
+            return files
+        token = next_page[1]
 
 
-def compare_files(wanted: Mapping[str, int], found: Mapping[str, int]) -> list[str]:
-    """What differs, by name; [] where nothing does."""
-    problems = [f"{name} did not arrive" for name in wanted if name not in found]
-    problems += [f"{name} should not be there" for name in found if name not in wanted]
+def compare_files(wanted: Mapping[str, int], arrived: Mapping[str, int]) -> list[str]:
+    """One message a file that differs, sorted by name; [] where none does."""
+    problems = [f"{name} did not arrive" for name in wanted if name not in arrived]
+    problems += [f"{name} should not be there" for name in arrived if name not in wanted]
     problems += [
-        f"{name} has {found[name]} bytes, not {size}"
+        f"{name} has {arrived[name]} bytes, not {size}"
         for name, size in wanted.items()
-        if name in found and found[name] != size
+        if name in arrived and arrived[name] != size
     ]
     return sorted(problems)
 
@@ -101,70 +101,68 @@ def check_arrival(ref: str, wanted: Mapping[str, int]) -> None:
     problems = compare_files(wanted, list_remote(ref))
     if problems:
         raise OSError(
-            f"{ref}: {len(problems)} file(s) are not as sent, first: {problems[0]}. The same command sends all again"
+            f"{ref}: {len(problems)} file(s) are not as sent, first: {problems[0]}. The same command uploads all again"
         )
 
 
-def read_remote(ref: str) -> Remote | None:
-    """None where there is no such dataset of ours."""
+def read_remote(ref: str) -> RemoteDataset | None:
+    """The dataset on the server; None where it does not exist."""
     try:
         answer = read_answer(ask_kaggle("datasets", "status", ref, "--format", "json"))
     except KaggleError as error:
-        if error.absent:
+        if error.is_absent:
             return None
         raise
-    return Remote(answer["status"], int(answer["current_version_number"]))
+    return RemoteDataset(answer["status"], int(answer["current_version_number"]))
 
 
-def settle(ref: str, content: str) -> Remote | None:
-    """The dataset, once nothing is under way: neither on the server nor by a call of ours whose end nobody saw."""
+def wait_for_begun(ref: str, content: str) -> RemoteDataset | None:
+    """The dataset once no upload is under way: neither on the server nor of an earlier start that was interrupted."""
     remote, path = read_remote(ref), begun_path(ref)
-    begun = Begun(**records.read_json(path)) if path.is_file() else None
+    begun = BegunUpload(**records.read_json(path)) if path.is_file() else None
     if begun and begun.content == content and (remote.version if remote else 0) == begun.before:
         print(f"{ref}: an earlier start was interrupted; is version {begun.before + 1} there?", flush=True)
-        remote = wait_for(ref, begun.before + 1, GRACE) or remote
+        remote = wait_for_version(ref, begun.before + 1) or remote
     if remote and remote.status != "ready":
         return wait_until_ready(ref, remote.version)
     return remote
 
 
-def send(folder: Path, ref: str, owner: str, begun: Begun) -> Remote:
-    """Create the dataset or its next version; what the server has then counts, not what the CLI says."""
+def send(folder: Path, ref: str, owner: str, begun: BegunUpload) -> RemoteDataset:
+    """Create the dataset or its next version. The server's state decides whether it worked, not the CLI's output."""
     records.write_json(begun_path(ref), asdict(begun))
     failure = None
     try:
-        said = upload(folder, owner, "create" if begun.before == 0 else "version", begun.content)
+        output = upload(folder, owner, "create" if begun.before == 0 else "version", begun.content)
     except KaggleError as error:
         failure = error
     else:
-        refused = re.search(r"^Dataset (?:version )?creation error: .*", said, re.MULTILINE)
+        refused = re.search(r"^Dataset (?:version )?creation error: .*", output, re.MULTILINE)
         failure = KaggleError(f"{ref}: {refused[0]}") if refused else None
-    if failure is None:
-        return wait_until_ready(ref, begun.before + 1)
-    if wait_for(ref, begun.before + 1, GRACE):  # it was done all the same
+    if failure is None or wait_for_version(ref, begun.before + 1):  # it may have arrived in spite of the error
         return wait_until_ready(ref, begun.before + 1)
     raise failure
 
 
 def upload(folder: Path, owner: str, verb: str, content: str) -> str:
-    """What the CLI says of a `create` or `version` of the folder, with the owner in its metadata.
+    """Output of the CLI's `create` or `version` of the folder, with the owner in its metadata.
 
-    The CLI keeps what it needs to resume, and the tar of each folder, in a temporary folder of this content alone: it
-    would resume a file of the same size and time with the bytes of another one.
+    The CLI keeps its resume state and the tar of each folder in a temporary folder, one for each content: otherwise it
+    would resume a file with the bytes of another one of the same size and time.
     """
     pushes = paths.pushes_folder(folder.name)
     temporary, staged = pushes / f"sending-{content[:16]}", pushes / "staged" / folder.name
-    for left in [path for path in pushes.glob("sending-*") if path != temporary]:
-        shutil.rmtree(left)
+    for path in [path for path in pushes.glob("sending-*") if path != temporary]:
+        shutil.rmtree(path)
     temporary.mkdir(parents=True, exist_ok=True)
     stage_links(folder, staged, owner)
-    check_dataset(staged)
+    check_dataset_metadata(staged)
     words = ["datasets", verb, "-p", str(staged), "-r", "tar", "-q"]
-    return run_kaggle(*words, *(["-m", content] if verb == "version" else []), more={"TMPDIR": str(temporary)})
+    return run_kaggle(*words, *(["-m", content] if verb == "version" else []), variables={"TMPDIR": str(temporary)})
 
 
 def stage_links(folder: Path, staged: Path, owner: str) -> None:
-    """The folder's entries as links, beside a dataset-metadata.json that names the owner: a bundle stays as it is."""
+    """Link the folder's entries beside a dataset-metadata.json with the owner, so that the bundle stays unchanged."""
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
     for path in folder.iterdir():
@@ -173,41 +171,41 @@ def stage_links(folder: Path, staged: Path, owner: str) -> None:
     records.write_json(staged / DATASET, describe_dataset(folder.name, owner))
 
 
-def wait_for(ref: str, version: int, seconds: float) -> Remote | None:
-    """The dataset as soon as it has this version, ready or not; None where it does not get it in that time."""
-    for left in range(int(seconds / LOOKS), -1, -1):
+def wait_for_version(ref: str, version: int) -> RemoteDataset | None:
+    """The dataset as soon as it has this version, ready or not; None after LOST_ANSWER_TIMEOUT."""
+    for left in range(int(LOST_ANSWER_TIMEOUT / READY_POLL_SECONDS), -1, -1):
         remote = read_remote(ref)
         if remote and remote.version >= version:
             return remote
         if left:
-            pause(LOOKS)
+            pause(READY_POLL_SECONDS)
     return None
 
 
-def wait_until_ready(ref: str, version: int) -> Remote:
-    """Raises TimeoutError where it takes longer than PATIENCE, OSError where Kaggle gives up."""
+def wait_until_ready(ref: str, version: int) -> RemoteDataset:
+    """The dataset when the version is ready. Raises TimeoutError after READY_TIMEOUT, OSError where it failed."""
     remote = None
-    for look in range(int(PATIENCE / LOOKS) + 1):
+    for attempt in range(int(READY_TIMEOUT / READY_POLL_SECONDS) + 1):
         remote = read_remote(ref)
         if remote and remote.version >= version and remote.status == "ready":
             return remote
         if remote and remote.status in ("failed", "deleted"):
             raise OSError(
-                f"{ref}: Kaggle says {remote.status} of version {remote.version}: send it again, or look there"
+                f"{ref}: version {remote.version} has the status {remote.status}: push again, or look at its page"
             )
-        if look % 12 == 1:
+        if attempt % 12 == 1:
             print(f"{ref}: {remote.status if remote else 'not there'}, waiting for version {version}", flush=True)
-        pause(LOOKS)
+        pause(READY_POLL_SECONDS)
     raise TimeoutError(
-        f"{ref}: version {version} is not ready after {PATIENCE / 60:.0f} min ({remote}): start the same command later"
+        f"{ref}: version {version} is not ready after {READY_TIMEOUT / 60:.0f} min ({remote}): push again later"
     )
 
 
 def finish(ref: str, version: int) -> int:
-    """Nothing is under way any more."""
+    """Remove the note and the temporary folders of the upload; returns `version`."""
     begun_path(ref).unlink(missing_ok=True)
-    for left in paths.pushes_folder(ref.partition("/")[2]).glob("sending-*"):
-        shutil.rmtree(left)
+    for path in paths.pushes_folder(ref.partition("/")[2]).glob("sending-*"):
+        shutil.rmtree(path)
     return version
 
 

@@ -1,7 +1,7 @@
-"""sha256 of large files that are read again and again: remembered by what the file system says of them.
+"""sha256 of large files, remembered by device, inode, size and time of change.
 
-Leaves output/.hashes.json: device, inode, size and time of change → sha256. A name is not in the key: a hard link in a
-bundle is the file that it links to.
+Leaves output/.hashes.json. The name is not in the key, so a hard link in a bundle has the hash of the file that it
+links to.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from pathlib import Path
 
 from kaggle_llm.base import paths, records
 
-SMALL = 2**20  # bytes; to read so few again costs nothing
-FRESH = 2e9  # nanoseconds; a file that was changed just now may be changed again at the same tick of its clock
+SMALL = 2**20  # bytes; smaller files are read again
+FRESH = 2e9  # nanoseconds; a file that changed just now may change again within the clock's resolution
 
 
 class Hashes:
-    """Use it with `with`: what was read is written down at the end."""
+    """A context manager: new hashes are saved at its end."""
 
     def __init__(self) -> None:
         self._path = paths.root() / "output" / ".hashes.json"
@@ -31,7 +31,7 @@ class Hashes:
             records.write_json(self._path, {**self._known, **self._used})
 
     def of(self, path: Path) -> str:
-        """sha256 (hex) of a file; read where it is new, or its size or time changed."""
+        """sha256 (hex) of a file; read only where it is new, or its size or time changed."""
         stat = path.stat()
         if stat.st_size < SMALL or time.time_ns() - stat.st_mtime_ns < FRESH:
             return records.hash_file(path)

@@ -1,7 +1,7 @@
-"""dataset-metadata.json and kernel-metadata.json, and the rules that Kaggle's client and server keep.
+"""dataset-metadata.json and kernel-metadata.json, and the rules of Kaggle's client and server.
 
-All are checked before anything is sent: what the server refuses half an hour later, or changes without a word, is
-said here with the field, the value and the rule.
+All are checked before the upload: the server would refuse a field half an hour later, or change it silently. A message
+names the field, the value and the rule.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from kaggle_llm.base import records
 DATASET, KERNEL = "dataset-metadata.json", "kernel-metadata.json"
 MOST_ENTRIES = 50  # top-level files of a dataset
 SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-OWNED = re.compile(r"[^/\s]+/[a-z0-9]+(-[a-z0-9]+)*")
+DATASET_SOURCE = re.compile(r"[^/\s]+/[a-z0-9]+(-[a-z0-9]+)*")
 MODEL_SOURCE = re.compile(r"[^/\s]+/[^/\s]+/[^/\s]+/[^/\s]+/\d+")
 IMAGE = re.compile(r"[\w./-]+@sha256:[0-9a-f]{64}")
 ACCELERATOR = "NvidiaTeslaT4"
-ALWAYS = {  # written out: the CLI takes internet for on where nothing is said
+FIXED_FIELDS = {  # all written out: the CLI turns the internet on where the field is missing
     "language": "python",
     "kernel_type": "notebook",
     "is_private": True,
@@ -35,7 +35,7 @@ Problem = tuple[str, Any, str]  # field, value, rule
 
 
 def describe_dataset(slug: str, owner: str = "") -> dict[str, Any]:
-    """dataset-metadata.json; the CLI makes datasets private. The owner is known when it is pushed."""
+    """dataset-metadata.json; the CLI makes datasets private. The owner is added at push."""
     return {"title": slug, "id": f"{owner}/{slug}" if owner else slug, "licenses": [{"name": "other"}]}
 
 
@@ -55,7 +55,7 @@ def describe_kernel(
         "id": f"{owner}/{slug}",
         "title": slug,
         "code_file": "notebook.ipynb",
-        **ALWAYS,
+        **FIXED_FIELDS,
         "machine_shape": runtime["machine"]["accelerator"],
         "docker_image": runtime["image"]["ref"],
         "competition_sources": [competition],
@@ -65,20 +65,20 @@ def describe_kernel(
     }
 
 
-def check_dataset(folder: Path) -> None:
-    """Raises ValueError with every rule that the folder of a dataset breaks."""
+def check_dataset_metadata(folder: Path) -> None:
+    """Raises ValueError with every rule that a dataset's folder breaks."""
     raise_problems(folder / DATASET, list(find_dataset_problems(records.read_json(folder / DATASET), folder)))
 
 
-def check_kernel(folder: Path) -> None:
-    """Raises ValueError with every rule that the folder of a kernel breaks."""
+def check_kernel_metadata(folder: Path) -> None:
+    """Raises ValueError with every rule that a kernel's folder breaks."""
     raise_problems(folder / KERNEL, list(find_kernel_problems(records.read_json(folder / KERNEL), folder)))
 
 
 def raise_problems(path: Path, problems: list[Problem]) -> None:
     if problems:
-        said = "; ".join(f"{field} = {value!r}: {rule}" for field, value, rule in problems)
-        raise ValueError(f"{path.parent.name}/{path.name}: {said}")
+        message = "; ".join(f"{field} = {value!r}: {rule}" for field, value, rule in problems)
+        raise ValueError(f"{path.parent.name}/{path.name}: {message}")
 
 
 def find_dataset_problems(metadata: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
@@ -109,7 +109,7 @@ def find_kernel_problems(metadata: Mapping[str, Any], folder: Path) -> Iterator[
         yield "code_file", metadata.get("code_file"), "a file beside the metadata"
     yield from find_wrong_values(metadata)
     for field, pattern, rule in (
-        ("dataset_sources", OWNED, "owner/slug each"),
+        ("dataset_sources", DATASET_SOURCE, "owner/slug each"),
         ("model_sources", MODEL_SOURCE, "owner/model/framework/variation/version each, the version a number"),
         ("competition_sources", SLUG, "the competition's slug each"),
     ):
@@ -121,8 +121,8 @@ def find_kernel_problems(metadata: Mapping[str, Any], folder: Path) -> Iterator[
 
 
 def find_wrong_values(metadata: Mapping[str, Any]) -> Iterator[Problem]:
-    """What a submission of ours always says, on the GPUs that code competitions give."""
-    for field, value in {**ALWAYS, "machine_shape": ACCELERATOR}.items():
+    """Fields that are the same in every kernel, the accelerator, and the image."""
+    for field, value in {**FIXED_FIELDS, "machine_shape": ACCELERATOR}.items():
         if metadata.get(field) != value:
             yield field, metadata.get(field), f"{value!r}, written out"
     if not IMAGE.fullmatch(str(metadata.get("docker_image"))):

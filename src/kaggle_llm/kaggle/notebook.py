@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def write_notebook(source: Path, target: Path) -> None:
-    """The notebook as Kaggle runs it: same bytes for the same source."""
+    """Write the notebook: the same bytes for the same source."""
     import jupytext
     import nbformat
 
@@ -16,6 +16,6 @@ def write_notebook(source: Path, target: Path) -> None:
         "language_info": {"name": "python"},
     }
     for number, cell in enumerate(notebook.cells):
-        cell["id"] = f"cell-{number}"  # jupytext draws them at random
+        cell["id"] = f"cell-{number}"  # jupytext's are random
     nbformat.validate(notebook)
     nbformat.write(notebook, target)

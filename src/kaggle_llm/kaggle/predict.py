@@ -2,9 +2,9 @@
 
 python -m kaggle_llm.kaggle.predict --bundle DIR --competition DIR --place SLUG=DIR --working DIR --deadline EPOCH
 
-submission.csv is there from the first seconds on, as the sample says it, and is replaced by what is better. Also leaves
-origin.json (the folders that code and models really came from) and prediction.json (rows, what the time cut of how
-many rows, seconds, how many of them went into checks and loading, the content of the bundle).
+submission.csv is a copy of the sample submission from the first seconds on, and is replaced by better ones. Also leaves
+origin.json (the folders that code and models were loaded from) and prediction.json (rows, rows that the time limit cut
+in each step, seconds, seconds of checks and loading, the hash of the bundle's content).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import kaggle_llm
 from kaggle_llm.base import records
 from kaggle_llm.base.config import load_config
 from kaggle_llm.competition.competition import TEST, Competition, load_competition
-from kaggle_llm.engines.loading import VARIABLE, count_loading
+from kaggle_llm.engines.loading import LOADS_VARIABLE, count_loading
 from kaggle_llm.inference.budget import budget_until, describe_cuts
 from kaggle_llm.inference.model import Model, read_model
 from kaggle_llm.inference.run import Run, answer, import_predict
@@ -43,15 +43,15 @@ class Mounts:
 
     bundle: Path
     competition: Path
-    places: dict[str, Path]
-    """Dataset or model source → where its model is mounted."""
+    model_folders: dict[str, Path]
+    """Slug of a dataset, or model source → the mounted model folder."""
     working: Path
     deadline: float
     """Seconds since the epoch."""
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """Of the code dataset."""
+        """MANIFEST.json of the code dataset."""
         return dict(records.read_json(self.bundle / MANIFEST))
 
     @property
@@ -60,8 +60,8 @@ class Mounts:
 
     @property
     def models(self) -> list[Model]:
-        """What the run ships, as mounted."""
-        return [read_model(one, self.places.__getitem__) for one in self.manifest["models"]]
+        """The models that the run ships, as mounted."""
+        return [read_model(described, self.model_folders.__getitem__) for described in self.manifest["models"]]
 
 
 def parse_mounts(words: Sequence[str] | None = None) -> Mounts:
@@ -71,13 +71,13 @@ def parse_mounts(words: Sequence[str] | None = None) -> Mounts:
     parser.add_argument("--working", type=Path, required=True)
     parser.add_argument("--place", action="append", default=[], metavar="SLUG=DIR")
     parser.add_argument("--deadline", type=float, required=True, help="seconds since the epoch")
-    given = parser.parse_args(words)
-    places = {slug: Path(folder) for slug, _, folder in (text.partition("=") for text in given.place)}
-    return Mounts(given.bundle, given.competition, places, given.working, given.deadline)
+    options = parser.parse_args(words)
+    folders = {slug: Path(folder) for slug, _, folder in (text.partition("=") for text in options.place)}
+    return Mounts(options.bundle, options.competition, folders, options.working, options.deadline)
 
 
 def open_run(mounts: Mounts) -> Run:
-    """The bundle's Run: its config, its models, the mounted competition. Checks where the code comes from."""
+    """The bundle's Run: config, models, mounted competition. Raises ImportError where other code than its own runs."""
     package = Path(kaggle_llm.__file__).resolve()
     if not package.is_relative_to(mounts.bundle.resolve()):
         raise ImportError(f"kaggle_llm comes from {package.parent}, not from the bundle {mounts.bundle}")
@@ -88,28 +88,28 @@ def open_run(mounts: Mounts) -> Run:
 
 
 def write_submission(competition: Competition, working: Path, ranking: pl.DataFrame) -> None:
-    """submission.csv, whole or not at all."""
+    """Write submission.csv, whole or not at all."""
     records.write_text(working / "submission.csv", competition.submission(ranking).write_csv())
 
 
 def offer_submission(competition: Competition, working: Path, ranking: pl.DataFrame) -> None:
-    """The same while the prediction goes on: what cannot be written is said, and the one from before stays."""
-    with say_what_is_not_written():
+    """Write a better submission.csv during the prediction; where that fails, the one before stays."""
+    with keep_going_on_full_disk():
         write_submission(competition, working, ranking)
         print(f"offered a submission of {ranking.height} rows", flush=True)
 
 
 def offer_sample(competition: Competition, working: Path, ids: Sequence[str]) -> None:
-    """The sample submission is one before anything is computed, where it has the rows of the test set."""
+    """Write the sample submission before anything is computed, where it has the ids of the test set."""
     sample = competition.sample()
     if sample[sample.columns[0]].to_list() == list(ids):
-        with say_what_is_not_written():
+        with keep_going_on_full_disk():
             records.write_text(working / "submission.csv", sample.write_csv())
 
 
 @contextmanager
-def say_what_is_not_written() -> Iterator[None]:
-    """A full disk is no reason to end: until the last submission it may have room again."""
+def keep_going_on_full_disk() -> Iterator[None]:
+    """Print an OSError and go on: until the last submission the disk may have room again."""
     try:
         yield
     except OSError as error:
@@ -117,7 +117,7 @@ def say_what_is_not_written() -> Iterator[None]:
 
 
 def predict_test(exp: Path, run: Run, working: Path, before: Callable[[], None] = lambda: None) -> pl.DataFrame:
-    """The RANKING of the test set, and submission.csv. before: called until the last one is written."""
+    """The RANKING of the test set, and submission.csv. before: called before the last one is written."""
     rows = run.competition.table(TEST)
     print(f"{rows.height} rows", flush=True)
     offer_sample(run.competition, working, rows["id"].to_list())
@@ -128,21 +128,21 @@ def predict_test(exp: Path, run: Run, working: Path, before: Callable[[], None] 
 
 
 def check_mounts(mounts: Mounts) -> list[tuple[Path, str]]:
-    """Check every dataset and model source before use; the large files, and the hashes that they must have."""
-    sources, large = mounts.manifest["sources"], check_dataset(mounts.bundle)
-    for place, folder in mounts.places.items():
-        large += check_files(folder, sources[place]) if place in sources else check_dataset(folder.parent)
+    """Check every dataset and model source; returns the large files with the hashes that are still to be checked."""
+    sources, large = mounts.manifest["sources"], check_dataset_files(mounts.bundle)
+    for name, folder in mounts.model_folders.items():
+        large += check_files(folder, sources[name]) if name in sources else check_dataset_files(folder.parent)
     return large
 
 
-def check_dataset(folder: Path) -> list[tuple[Path, str]]:
+def check_dataset_files(folder: Path) -> list[tuple[Path, str]]:
     return check_files(folder, records.read_json(folder / MANIFEST)["files"])
 
 
 def check_files(folder: Path, entries: Sequence[Mapping[str, Any]]) -> list[tuple[Path, str]]:
-    """Every file that is listed is there, with its size, and its hash where it is small; the others with their hash.
+    """Check that every listed file has its size, and its hash if it is small; returns the large ones with their hash.
 
-    Raises FileNotFoundError, or ValueError for another content.
+    Raises FileNotFoundError for a missing file, ValueError for another size or content.
     """
     large = []
     for entry in entries:
@@ -160,19 +160,19 @@ def check_files(folder: Path, entries: Sequence[Mapping[str, Any]]) -> list[tupl
 
 
 def check_hash(path: Path, sha256: str) -> None:
-    found = records.hash_file(path)
-    if found != sha256:
-        raise ValueError(f"{path} is not the file of the manifest (sha256 {found[:12]}, {sha256[:12]} expected)")
+    digest = records.hash_file(path)
+    if digest != sha256:
+        raise ValueError(f"{path} is not the file of the manifest (sha256 {digest[:12]}, {sha256[:12]} expected)")
 
 
 @contextmanager
 def hash_beside(files: Sequence[tuple[Path, str]]) -> Iterator[Callable[[], None]]:
-    """Hash large files while the engine loads them; yields what waits for it and raises ValueError for another content.
+    """Hash large files while the engine loads them; yields a function that waits and raises ValueError on a mismatch.
 
-    Also where the engine fails first: over such a file, its own words may name anything.
+    Checked even where the engine fails first: its own message about a damaged file may name anything.
     """
-    with ThreadPoolExecutor(1) as beside:
-        checks = [beside.submit(check_hash, *entry) for entry in files]
+    with ThreadPoolExecutor(1) as executor:
+        checks = [executor.submit(check_hash, *entry) for entry in files]
 
         def finish() -> None:
             for check in checks:
@@ -189,22 +189,20 @@ def main() -> None:
     mounts = parse_mounts()
     large = check_mounts(mounts)
     run = open_run(mounts)
-    origin = {"package": Path(kaggle_llm.__file__).resolve(), **mounts.places}
+    origin = {"package": Path(kaggle_llm.__file__).resolve(), **mounts.model_folders}
     records.write_json(mounts.working / "origin.json", {name: str(path.resolve()) for name, path in origin.items()})
-    print(
-        f"models {', '.join(model.label for model in mounts.models)}, {mounts.deadline - time.time():.0f} s left",
-        flush=True,
-    )
+    labels = ", ".join(model.label for model in mounts.models)
+    print(f"models {labels}, {mounts.deadline - time.time():.0f} s left", flush=True)
     checked = time.monotonic() - start
     with TemporaryDirectory() as folder, hash_beside(large) as finish:
         loads = Path(folder) / "loads"
         loads.touch()
-        os.environ[VARIABLE] = str(loads)
+        os.environ[LOADS_VARIABLE] = str(loads)
         ranking = predict_test(mounts.exp, run, mounts.working, finish)
         loading = count_loading(loads)
     ranking.write_parquet(mounts.working / "ranking.parquet")
     seconds = round(time.monotonic() - start, 1)
-    done = {
+    prediction = {
         "rows": ranking.height,
         "cut": dict(run.budget.cuts),
         "seconds": seconds,
@@ -212,9 +210,9 @@ def main() -> None:
         "content": mounts.manifest["content"],
         "sha256": records.hash_file(mounts.working / "submission.csv"),
     }
-    records.write_json(mounts.working / "prediction.json", done)
-    said = [f"submission.csv: {ranking.height} rows in {seconds:.0f} s", describe_cuts(run.budget.cuts)]
-    print(", ".join(filter(None, said)), flush=True)
+    records.write_json(mounts.working / "prediction.json", prediction)
+    parts = [f"submission.csv: {ranking.height} rows in {seconds:.0f} s", describe_cuts(run.budget.cuts)]
+    print(", ".join(filter(None, parts)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A bundle on its way to Kaggle: gates, datasets, the notebook, and what it left there beside the rehearsal.
+"""Push a bundle to Kaggle: check its gates, upload datasets and notebook, compare the output with the rehearsal's.
 
 Leaves output/pushes/<kernel>/push.json, which `submit` reads: {"run", "bundle", "kernel", "version", "datasets",
 "output"}.
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from kaggle_llm.base import paths, records
 from kaggle_llm.competition.competition import Competition, CompetitionSettings, load_competition, read_csv
 from kaggle_llm.competition.rankings import is_values, read_rows
-from kaggle_llm.kaggle.bundle import identify_bundle, make_slug, read_run
+from kaggle_llm.kaggle.bundle import identify_bundle, make_slug
 from kaggle_llm.kaggle.client import find_owner
 from kaggle_llm.kaggle.datasets import ensure_dataset
 from kaggle_llm.kaggle.kernels import ensure_kernel, follow_kernel, write_kernel
@@ -27,16 +27,15 @@ if TYPE_CHECKING:
     import polars as pl
 
 PUSH = "push.json"
-FEWEST_ALIKE = 0.8  # of the first items: fp16 on a GPU turns near ties over, another model turns everything
+FEWEST_ALIKE = 0.8  # of the rows: fp16 on a GPU flips near ties, another model changes most rows
 
 
 def push_run(run: str, accept_parity: str = "") -> dict[str, Any]:
     """Upload what changed, push the notebook, wait for its end, compare its output with the rehearsal's.
 
-    accept_parity: the reason why a missing or failed parity does not matter. Interrupted anywhere, the same call
-    goes on.
-    Raises FileNotFoundError where the bundle is not there, ValueError where a gate is shut, OSError where Kaggle does
-    not do what was asked.
+    accept_parity: the reason why a missing or failed parity does not matter. After an interruption the same call
+    continues. Raises FileNotFoundError where there is no bundle, ValueError where a gate is shut, OSError where Kaggle
+    refuses or fails.
     """
     folder, manifest = open_bundle(run, accept_parity)
     owner, slug = find_owner(), kernel_slug(manifest)
@@ -57,7 +56,7 @@ def push_run(run: str, accept_parity: str = "") -> dict[str, Any]:
 
 
 def open_bundle(run: str, accept_parity: str = "") -> tuple[Path, dict[str, Any]]:
-    """The bundle and its manifest, once every gate that needs no network is open."""
+    """The bundle's folder and manifest; raises ValueError where a gate that needs no network is shut."""
     folder = paths.bundle_folder(run)
     if not (folder / MANIFEST).is_file():
         raise FileNotFoundError(f"{paths.relative(folder)} does not exist: kaggle-llm bundle {run}")
@@ -75,7 +74,7 @@ def open_bundle(run: str, accept_parity: str = "") -> tuple[Path, dict[str, Any]
 def push_notebook(
     notebook: Path, code: Mapping[str, Any], folders: Sequence[Path], owner: str, slug: str
 ) -> tuple[str, int, dict[str, int]]:
-    """Datasets, then the notebook on them: its name, its version, and that of each dataset.
+    """Upload the datasets, push the notebook; returns owner/slug, its version, and the version of each dataset.
 
     code: the manifest of the code dataset. folders: all datasets.
     """
@@ -95,8 +94,8 @@ def list_datasets(folder: Path, manifest: Mapping[str, Any]) -> list[Path]:
 
 def read_code_manifest(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest of the bundle's code dataset: what the notebook reads on Kaggle."""
-    found = [records.read_json(path / MANIFEST) for path in list_datasets(folder, manifest)]
-    (code,) = (one for one in found if one.get("kind") == "code")
+    manifests = [records.read_json(path / MANIFEST) for path in list_datasets(folder, manifest)]
+    (code,) = (dataset for dataset in manifests if dataset.get("kind") == "code")
     return dict(code)
 
 
@@ -105,7 +104,7 @@ def kernel_slug(manifest: dict[str, Any], ending: str = "notebook") -> str:
 
 
 def check_parity_gate(folder: Path, run: str, accept_parity: str) -> dict[str, Any]:
-    """The bundle's manifest, with the reason in it where one was needed."""
+    """The bundle's manifest; a reason to accept its parity is noted in it."""
     manifest: dict[str, Any] = records.read_json(folder / MANIFEST)
     record = records.read_record(paths.run_folder(run))
     if record is None or manifest["record"] != record.key:
@@ -113,7 +112,7 @@ def check_parity_gate(folder: Path, run: str, accept_parity: str) -> dict[str, A
     fault = find_fault(run)
     accept_parity = accept_parity or (manifest.get("parity_accepted", "") if manifest["parity"] == fault else "")
     if fault and not accept_parity:
-        raise ValueError(f"{fault}. If that is no fault here, say why: --accept-parity REASON")
+        raise ValueError(f"{fault}. If it does not matter here, say why: --accept-parity REASON")
     if fault and manifest.get("parity_accepted") != accept_parity:
         manifest |= {"parity": fault, "parity_accepted": accept_parity}
         records.write_json(folder / MANIFEST, manifest)
@@ -121,9 +120,9 @@ def check_parity_gate(folder: Path, run: str, accept_parity: str) -> dict[str, A
 
 
 def compare_output(run: str, bundle: Path, output: Path) -> dict[str, Any]:
-    """{"ok", "rows", "alike", "problems"}: the submission from Kaggle, by the sample and by the rehearsal's public run.
+    """{"ok", "rows", "alike", "problems"}: Kaggle's submission beside the sample and the rehearsal's public run.
 
-    alike: share of its rows whose first item is the rehearsal's, None where there was no such run.
+    alike: share of the rows whose first item is the rehearsal's; None without a rehearsal.
     """
     import polars as pl
 
@@ -135,40 +134,44 @@ def compare_output(run: str, bundle: Path, output: Path) -> dict[str, Any]:
     problems += competition.check_submission(submission)
     alike = None
     if rehearsed.is_file() and (output / "ranking.parquet").is_file():
-        alike = share_first(pl.read_parquet(output / "ranking.parquet"), pl.read_parquet(rehearsed))
+        alike = share_alike(pl.read_parquet(output / "ranking.parquet"), pl.read_parquet(rehearsed))
         if alike < FEWEST_ALIKE:
             problems.append(f"only {alike:.0%} of the rows begin with the rehearsal's item: is it another model?")
     return {"ok": not problems, "rows": submission.height, "alike": alike, "problems": problems[:5]}
 
 
-def share_first(found: pl.DataFrame, expected: pl.DataFrame) -> float:
-    """Share of the rows of two answers, by id, that begin with the same item, or whose values are nearly the same; 1
-    where they have none in common."""
-    one, other = read_rows(found), read_rows(expected)
-    both = [i for i in one if i in other]
-    numbers = is_values(found)
-    same = [alike(one[i], other[i]) if numbers else list(one[i])[:1] == list(other[i])[:1] for i in both]
-    return sum(same) / len(both) if both else 1.0
+def share_alike(found: pl.DataFrame, expected: pl.DataFrame) -> float:
+    """Share of the common rows of two RANKINGs with the same first item, or of VALUES with nearly the same values.
+
+    1 where they have no row in common.
+    """
+    first, second = read_rows(found), read_rows(expected)
+    common = [i for i in first if i in second]
+    if is_values(found):
+        alike = [are_close(first[i], second[i]) for i in common]
+    else:
+        alike = [list(first[i])[:1] == list(second[i])[:1] for i in common]
+    return sum(alike) / len(common) if common else 1.0
 
 
-def alike(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
-    """Values that differ by less than a hundredth."""
-    return all(math.isclose(value, other[place], rel_tol=0.01, abs_tol=0.01) for place, value in one.items())
+def are_close(first: Mapping[str, float], second: Mapping[str, float]) -> bool:
+    """Whether all values differ by less than a hundredth."""
+    return all(math.isclose(value, second[name], rel_tol=0.01, abs_tol=0.01) for name, value in first.items())
 
 
 def find_foreign_output(bundle: Path, output: Path) -> list[str]:
-    """Whether the output is of this bundle: right after a push, Kaggle may still show the run before."""
+    """A problem where the output is another bundle's: right after a push, Kaggle may still show the run before."""
     path = output / "prediction.json"
-    found = records.read_json(path).get("content") if path.is_file() else None
-    wanted = read_code_manifest(bundle, records.read_json(bundle / MANIFEST))["content"]
-    return [] if found == wanted else [f"the output is of content {found}, not of {wanted}: push again in a minute"]
+    content = records.read_json(path).get("content") if path.is_file() else None
+    own = read_code_manifest(bundle, records.read_json(bundle / MANIFEST))["content"]
+    return [] if content == own else [f"the output is of content {content}, not of {own}: push again in a minute"]
 
 
 def competition_of(run: str) -> Competition:
-    """The competition that a run was trained on, where it lies here."""
-    return load_competition(CompetitionSettings(**read_run(run).settings["config"]["competition"]))
+    """The competition that a run was trained on."""
+    return load_competition(CompetitionSettings(**records.read_complete(run).settings["config"]["competition"]))
 
 
-def describe_output(found: dict[str, Any]) -> str:
-    alike = "" if found["alike"] is None else f", {found['alike']:.1%} begin with the rehearsal's item"
-    return f"{found['rows']} rows{alike}" + "".join(f"; {problem}" for problem in found["problems"])
+def describe_output(output: dict[str, Any]) -> str:
+    alike = "" if output["alike"] is None else f", {output['alike']:.1%} begin with the rehearsal's item"
+    return f"{output['rows']} rows{alike}" + "".join(f"; {problem}" for problem in output["problems"])

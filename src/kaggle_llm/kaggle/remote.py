@@ -1,7 +1,7 @@
 """Training on Kaggle's own GPUs: `kaggle-llm push EXP --train [key=value …]`.
 
-Sends the code and the models that the config names, runs train.py in a kernel, and brings output/<run>/ here, as if it
-had been trained here: records hold no absolute path, and the git state of this repository goes along.
+Uploads the code and the models that the config names, runs train.py in a kernel, and downloads output/<run>/, as if it
+had been trained here: records hold no absolute path, and the git state of this repository is sent along.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,14 @@ from kaggle_llm.kaggle.kernels import follow_kernel
 from kaggle_llm.kaggle.notebook import write_notebook
 from kaggle_llm.kaggle.predict import MANIFEST
 from kaggle_llm.kaggle.push import push_notebook
+from kaggle_llm.runtime.doctor import find_model_folders
 from kaggle_llm.runtime.pins import DEFAULT, load_runtime
 
-ARCHIVE, ABOUT = "run.tar", "run.json"  # what the kernel leaves: output/<run>/, and its hash
+ARCHIVE, ABOUT = "run.tar", "run.json"  # left by the kernel: output/<run>/, and its hash
 
 
 def train_remotely(experiment: str, words: Sequence[str], runtime: str = DEFAULT) -> Path:
-    """output/<run>/ of `train.py WORDS`, made on Kaggle. words: as train.py takes them.
+    """output/<run>/ of `train.py WORDS`, made on Kaggle. words: the arguments of train.py.
 
     Raises FileExistsError where the run is complete here, OSError where the kernel fails or its output is not whole.
     """
@@ -57,40 +58,36 @@ def train_remotely(experiment: str, words: Sequence[str], runtime: str = DEFAULT
 def fill_datasets(
     target: Path, slug: str, about: Mapping[str, Any], config: Mapping[str, Any], runtime: str, hashes: Hashes
 ) -> None:
-    """The code, every model that the config names and Kaggle has not, and the runtime's wheels."""
+    """The code, every model that the config names and that is no Kaggle model, and the runtime's wheels."""
     competition, sources = config["competition"], config.get("sources", {})
     models = {
         name: sources.get(name) or add_model(target, competition["name"], paths.absolute(name), hashes)
-        for name in sorted(set(find_models(config)))
+        for name in sorted({folder for _, folder in find_model_folders(config)})
     }
     wheels = add_wheels(target, runtime)
     add_sources(target / slug, paths.experiment_folder(about["experiment"]))
     records.write_json(target / slug / records.GIT, records.git_state())
-    folder = competition["dir"] or f"input/{competition['name']}"
-    more = {"models": models, "wheels": wheels, "competition_folder": folder, "runtime": asdict(load_runtime(runtime))}
-    more["sources"] = [place for place in models.values() if "/" in place]
-    seal_dataset(target / slug, "code", {**about, **more}, hashes)
-
-
-def find_models(config: Any) -> Iterator[str]:
-    """Every model folder that a config names, at any depth."""
-    if isinstance(config, Mapping):
-        for part in config.values():
-            yield from find_models(part)
-    elif isinstance(config, str) and "/" in config and (paths.absolute(config) / "config.json").is_file():
-        yield config
+    manifest = {
+        **about,
+        "models": models,
+        "wheels": wheels,
+        "competition_folder": competition["dir"] or f"input/{competition['name']}",
+        "runtime": asdict(load_runtime(runtime)),
+        "sources": [name for name in models.values() if "/" in name],
+    }
+    seal_dataset(target / slug, "code", manifest, hashes)
 
 
 def take_over(run: str, output: Path, content: str) -> Path:
-    """output/<run>/ out of what the kernel left; raises OSError where it is not whole, or of another training."""
-    where = paths.relative(output)
+    """Unpack the kernel's output as output/<run>/. Raises OSError where it is not whole, or of another training."""
+    folder = paths.relative(output)
     if not (output / ABOUT).is_file() or not (output / ARCHIVE).is_file():
-        raise OSError(f"{where} has no {ABOUT} and {ARCHIVE}: its log says how far the training came")
+        raise OSError(f"{folder} has no {ABOUT} and {ARCHIVE}: its log shows how far the training came")
     about = records.read_json(output / ABOUT)
     if (about["run"], about["content"]) != (run, content):
-        raise OSError(f"{where} is of another training ({about['run']}): start the same command again in a minute")
+        raise OSError(f"{folder} is of another training ({about['run']}): start the same command again in a minute")
     if records.hash_file(output / ARCHIVE) != about["sha256"]:
-        raise OSError(f"{where}/{ARCHIVE} did not arrive whole: start the same command again")
+        raise OSError(f"{folder}/{ARCHIVE} did not arrive whole: start the same command again")
     with tempfile.TemporaryDirectory(dir=paths.root() / "output", prefix=".unpacked-") as unpacked:
         with tarfile.open(output / ARCHIVE) as archive:
             archive.extractall(unpacked, filter="data")

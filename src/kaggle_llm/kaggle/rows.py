@@ -1,4 +1,4 @@
-"""Rows of a test.csv of any number: for rehearsals and for timed runs on Kaggle."""
+"""Draw a number of rows of test.csv, for rehearsals and timed runs on Kaggle."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 
 
 def draw_rows(test: pl.DataFrame, id_column: str, rows: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """So many rows of test.csv, drawn with a fixed seed, and the id that each had: columns id (new) and old.
+    """`rows` rows of test.csv, drawn with a fixed seed, and a frame of their ids: columns id (new) and old.
 
-    Above their number they are repeated under new ids.
+    More rows than there are repeat them under new ids.
     """
     import numpy as np
     import polars as pl
@@ -26,6 +26,5 @@ def draw_rows(test: pl.DataFrame, id_column: str, rows: int) -> tuple[pl.DataFra
 
 
 def rename_rows(frame: pl.DataFrame, names: pl.DataFrame) -> pl.DataFrame:
-    """The rows of a frame with a column id, once for every new name of theirs, in the order of `names`."""
-    found = names.join(frame.rename({"id": "old"}), on="old", maintain_order="left")
-    return found.drop("old")
+    """The rows of a frame with a column id under their new ids, in the order of `names` (columns id and old)."""
+    return names.join(frame.rename({"id": "old"}), on="old", maintain_order="left").drop("old")

@@ -1,7 +1,7 @@
-"""What must never travel: secrets, by the names of files and by patterns anchored on key names, and pickles.
+"""Find files that must never be uploaded: secrets, by file name and by patterns around key names, and pickles.
 
 Hashes in our own records and manifests are long strings of hex too, so a string alone is no secret: the name before it,
-or an unmistakable beginning, makes it one. A message names file and line, never the secret.
+or a known prefix, makes it one. A message names file and line, never the secret.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ FILES = re.compile(
 FOLDERS = {".git", ".ssh", ".aws", ".kaggle", ".gnupg", ".azure", ".docker", ".huggingface", ".config", "wandb"}
 VALUE = rb"[\"']?\]?\s*[:=]\s*[\"']?(?![\"'{<$%])[0-9A-Za-z+/_.~-]{8,}(?![\w(.\[])"
 TEXT = rb"[\"'][^\"'\n]+[\"']"
-# What it looks like, by its own beginning: the beginning, and all of it.
-BEGINNINGS = [
+# Secrets with a known prefix: description, prefix, pattern.
+WITH_PREFIX = [
     ("a private key", b"-----BEGIN ", rb"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
     ("a Kaggle API key", b"KGAT_", rb"\bKGAT_[0-9a-zA-Z]{16,}"),
     ("a Hugging Face token", b"hf_", rb"\bhf_[0-9A-Za-z]{30,}"),
     ("an OpenAI or Anthropic key", b"sk-", rb"\bsk-(ant-|proj-)?[0-9A-Za-z_-]{20,}"),
-    *(("a GitHub token", word, rb"\bgh[pos]_[0-9A-Za-z]{36}") for word in (b"ghp_", b"gho_", b"ghs_")),
+    *(("a GitHub token", prefix, rb"\bgh[pos]_[0-9A-Za-z]{36}") for prefix in (b"ghp_", b"gho_", b"ghs_")),
     ("a GitHub token", b"github_pat_", rb"\bgithub_pat_\w{22}"),
-    *(("an AWS key", word, rb"\b(AKIA|ASIA)[0-9A-Z]{16}\b") for word in (b"AKIA", b"ASIA")),
+    *(("an AWS key", prefix, rb"\b(AKIA|ASIA)[0-9A-Z]{16}\b") for prefix in (b"AKIA", b"ASIA")),
     ("a Google API key", b"AIza", rb"\bAIza[0-9A-Za-z_-]{35}"),
     ("a Slack token", b"xox", rb"\bxox[abprs]-[0-9A-Za-z-]{10,}"),
 ]
-# What it looks like, by the name that it is given.
-NAMES = [
+# Secrets by the name before them: description, pattern.
+WITH_NAME = [
     ("a Kaggle API key", rb"KAGGLE_(KEY|API_TOKEN)" + VALUE),
     ("a Kaggle account", rb"[\"']username[\"']\s*:\s*" + TEXT + rb"\s*,\s*[\"']key[\"']\s*:\s*[\"'][0-9a-f]{32}[\"']"),
     ("a Hugging Face token", rb"(HF|HUGGING_?FACE)_?(HUB)?_?TOKEN" + VALUE),
@@ -45,27 +45,27 @@ NAMES = [
         rb"[\"']?\s*[:=]\s*[\"'][0-9A-Za-z+/_.~-]{16,}={0,2}[\"']",
     ),
 ]
-ENDS = (b"key", b"token", b"password", b"passwd")  # of every such name, in lower case
-GIVEN = re.compile(rb"[\"']?\]?\s*[:=]\s*[\"']?[0-9A-Za-z+/_.~-]{8}")  # what stands behind it where a value follows
-BEFORE, BEHIND = 150, 300  # bytes around the end of a name in which all of it lies
-HEAD = 4096  # bytes that tell text from binary, and a pickle from both
+NAME_ENDINGS = (b"key", b"token", b"password", b"passwd")  # of every name in WITH_NAME, in lower case
+VALUE_START = re.compile(rb"[\"']?\]?\s*[:=]\s*[\"']?[0-9A-Za-z+/_.~-]{8}")  # after a name that has a value
+BEFORE, AFTER = 150, 300  # bytes around the end of a name that are searched
+HEAD_BYTES = 4096  # enough to tell text, binary and pickle apart
 PICKLE = re.compile(rb"\x80[\x02-\x05]")
-SAFETENSORS = re.compile(rb".{8}\{\"", re.DOTALL)  # its first 8 bytes are a number, and may be any
+SAFETENSORS = re.compile(rb".{8}\{\"", re.DOTALL)  # the first 8 bytes are a number: any bytes
 PICKLED = (".pkl", ".pickle", ".joblib")
 
 
 def check_secrets(folder: Path) -> None:
-    """Raises ValueError with what a folder holds that must not travel: each file, with the line of a secret."""
-    found = [f"{folder.name}/{problem}" for problem in find_secrets(folder)]
-    if found:
-        more = f", and {len(found) - 5} more" if len(found) > 5 else ""
+    """Raises ValueError with every file of a folder that must not be uploaded, and the line of a secret."""
+    problems = [f"{folder.name}/{problem}" for problem in find_secrets(folder)]
+    if problems:
+        more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(
-            f"not bundled: {'; '.join(found[:5])}{more}. Move it out of what travels, or read it at run time"
+            f"not bundled: {'; '.join(problems[:5])}{more}. Move it out of the bundled folders, or read it at run time"
         )
 
 
 def find_secrets(folder: Path) -> Iterator[str]:
-    """ "a/b.yaml line 3 looks like a Kaggle API key" of every file that must not travel."""
+    """ "a/b.yaml line 3 looks like a Kaggle API key" for every file that must not be uploaded."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if FOLDERS & set(name.parts):
@@ -76,12 +76,12 @@ def find_secrets(folder: Path) -> Iterator[str]:
 
 
 def examine_file(path: Path) -> Iterator[str]:
-    """What is wrong with one file: its name, a pickle, a secret in its text."""
+    """Problems of one file: its name, a pickle, secrets in its text."""
     if FILES.fullmatch(path.name):
         yield "is a file of secrets by its name"
         return
     with path.open("rb") as file:
-        head = file.read(HEAD)
+        head = file.read(HEAD_BYTES)
     if is_pickle(path, head):
         yield "is a pickle, which runs code when it is read: keep tensors as safetensors, other things as JSON"
     elif b"\0" not in head:
@@ -89,9 +89,9 @@ def examine_file(path: Path) -> Iterator[str]:
 
 
 def is_pickle(path: Path, head: bytes) -> bool:
-    """By content: a bare pickle, or an archive with one, as torch.save makes it. A compressed one only by its name.
+    """By content: a bare pickle, or a zip with one, as torch.save writes it; a compressed pickle only by its name.
 
-    A wheel is code anyway, and may bring its tests.
+    Wheels may have pickles, in their tests: they are code anyway.
     """
     if path.suffix in PICKLED:
         return True
@@ -102,32 +102,33 @@ def is_pickle(path: Path, head: bytes) -> bool:
 
 
 def examine_text(text: bytes) -> Iterator[str]:
-    """Looks for words first, which is almost as fast as reading, and for a pattern only where one stands."""
-    found: dict[int, str] = {}
-    for what, word, pattern in BEGINNINGS:
+    """Searches for fixed words first, which is almost as fast as reading, and for patterns only around them."""
+    secrets: dict[int, str] = {}
+    for description, prefix, pattern in WITH_PREFIX:
         secret = re.compile(pattern)
-        found |= {place: what for place in find_all(text, word) if secret.match(text, place)}
+        secrets |= {start: description for start in find_all(text, prefix) if secret.match(text, start)}
     lower = text.lower()
-    for word in ENDS:
-        for place in find_all(lower, word):
-            if GIVEN.match(text, place + len(word)):
-                found |= dict(find_named(text, place))
-    for place, what in sorted(found.items()):
-        line = text.count(b"\n", 0, place) + 1
-        yield f"line {line} looks like {what}"
+    for ending in NAME_ENDINGS:
+        for start in find_all(lower, ending):
+            if VALUE_START.match(text, start + len(ending)):
+                secrets |= dict(find_named(text, start))
+    for start, description in sorted(secrets.items()):
+        line = text.count(b"\n", 0, start) + 1
+        yield f"line {line} looks like {description}"
 
 
-def find_named(text: bytes, place: int) -> Iterator[tuple[int, str]]:
-    """Where a secret begins whose name ends near `place`, and what it looks like."""
-    start = max(place - BEFORE, 0)
-    for what, pattern in NAMES:
-        if near := re.search(pattern, text[start : place + BEHIND], re.IGNORECASE):
-            yield start + near.start(), what
+def find_named(text: bytes, name_end: int) -> Iterator[tuple[int, str]]:
+    """(start, description) of a secret whose name ends near `name_end`."""
+    start = max(name_end - BEFORE, 0)
+    for description, pattern in WITH_NAME:
+        if match := re.search(pattern, text[start : name_end + AFTER], re.IGNORECASE):
+            yield start + match.start(), description
             return
 
 
 def find_all(text: bytes, word: bytes) -> Iterator[int]:
-    place = text.find(word)
-    while place >= 0:
-        yield place
-        place = text.find(word, place + len(word))
+    """Where the word starts, for each occurrence."""
+    start = text.find(word)
+    while start >= 0:
+        yield start
+        start = text.find(word, start + len(word))

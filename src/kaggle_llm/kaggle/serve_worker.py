@@ -1,8 +1,8 @@
 """The process of a predict server that holds the model: `python -m kaggle_llm.kaggle.serve_worker DESCRIPTOR JOB`.
 
-Started by server.py: loads the model, then answers one call after the other. Reads the served folder's test.csv,
-leaves submission.csv there, and server.log in the working folder. Ends with the server, however that ends, also in
-the middle of a call.
+Started by server.py: loads the model, then answers one call after the other. Reads test.csv of the served folder,
+leaves submission.csv there, and server.log in the working folder. Ends with the server, however that ends, even in the
+middle of a call.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from kaggle_llm.inference.budget import Budget
 from kaggle_llm.inference.model import split_folds
 from kaggle_llm.inference.run import Run, answer, import_predict
 from kaggle_llm.kaggle.predict import Mounts, check_mounts, hash_beside, open_run, parse_mounts
-from kaggle_llm.kaggle.server import ANSWER, FAILED
+from kaggle_llm.kaggle.server import ANSWER_FILE, CALL_FAILED
 
 if TYPE_CHECKING:
     import polars as pl
 
-WARM_UP = 30.0  # seconds; of the first row's prediction, beside what loads the weights
-TAIL = 4000  # characters of a traceback, so that a reply never fills the pipe
+WARM_UP_SECONDS = 30.0  # for the first row's prediction, without loading the weights
+TRACEBACK_CHARACTERS = 4000  # so that a reply never fills the pipe
 
 
 def main(descriptor: int, served: Path, words: Sequence[str]) -> None:
-    """Load at the first request, answer at each other one. served: the folder of a call's rows."""
+    """Load at the first request, answer at every other one. served: the folder of a call's rows."""
     connection, requests = open_requests(descriptor)
     mounts = parse_mounts(words)
     write_log(mounts.working / "server.log")
@@ -48,44 +48,44 @@ def main(descriptor: int, served: Path, words: Sequence[str]) -> None:
 
 
 def write_log(path: Path) -> None:
-    """From here on, what this process and those that it starts say goes behind what the log holds."""
+    """Append the output of this process and its child processes to the log from here on."""
     with path.open("ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
 
 
 def load_run(mounts: Mounts, served: Path) -> Run:
-    """The bundle's Run on the served folder, its models in memory: one row of the mounted test set is predicted."""
+    """The bundle's Run on the served folder, its models loaded by predicting one row of the mounted test set."""
     start = time.monotonic()
     with hash_beside(check_mounts(mounts)):
         run = open_run(replace(mounts, competition=served, working=served))
-        if len(split_folds(run.models)) == 1:  # an ensemble's members take turns
+        if len(split_folds(run.models)) == 1:  # an ensemble's members are loaded one after the other
             run.loaded(import_predict(mounts.exp))
         mounted = load_competition(run.config.competition, mounts.competition)
-        _, what = try_to_answer(mounts.exp, run, mounted, WARM_UP, rows=1)
-    print(f"loaded in {time.monotonic() - start:.0f} s {what}", flush=True)
+        _, error = try_to_answer(mounts.exp, run, mounted, WARM_UP_SECONDS, rows=1)
+    print(f"loaded in {time.monotonic() - start:.0f} s {error}", flush=True)
     return run
 
 
 def try_to_answer(
     exp: Path, run: Run, competition: Competition, seconds: float, rows: int | None = None
 ) -> tuple[str, str]:
-    """("answered", ""), or (FAILED, traceback). rows: of the competition's test set, None for all."""
+    """("answered", ""), or (CALL_FAILED, traceback). rows: the first so many of the test set, None for all."""
     run.budget = Budget(seconds)
     try:
         ranking = answer(exp, run, competition.table(TEST).slice(0, rows))
         write_answer(run.competition, ranking)
-    except BaseException:  # whatever an experiment does, sys.exit() too, costs it this call and not the next one
-        what = traceback.format_exc()
-        print(what, flush=True)
-        return FAILED, what[-TAIL:]
+    except BaseException:  # whatever an experiment raises, even sys.exit(), costs this call and not the next one
+        error = traceback.format_exc()
+        print(error, flush=True)
+        return CALL_FAILED, error[-TRACEBACK_CHARACTERS:]
     return "answered", ""
 
 
 def write_answer(competition: Competition, ranking: pl.DataFrame) -> None:
-    """The rows that have an item, as a submission; the server fills the others."""
+    """Write the rows that have an answer as a submission; the server fills in the others."""
     answered = ranking.filter(ranking[answer_columns(ranking)[1]].list.len() > 0)
-    records.write_text(competition.folder / ANSWER, competition.submission(answered).write_csv())
+    records.write_text(competition.folder / ANSWER_FILE, competition.submission(answered).write_csv())
 
 
 if __name__ == "__main__":

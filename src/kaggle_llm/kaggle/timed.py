@@ -1,6 +1,6 @@
 """A timed run on Kaggle's own GPUs, before a submission is spent: `kaggle-llm push RUN --rows N`.
 
-The bundle that would be submitted predicts N held-out rows there. Their labels stay here: what comes back is scored.
+The bundle that would be submitted predicts N held-out rows on Kaggle. Their labels stay here; the output is scored.
 Leaves output/pushes/<kernel>/timed.json: {"run", "bundle", "rows", "timing", "score", "oof", "note"}.
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kaggle_llm.base import paths, records
 from kaggle_llm.competition.competition import SAMPLE, TEST, TRAIN, read_csv
 from kaggle_llm.competition.rankings import answer_columns
-from kaggle_llm.kaggle.bundle import identify_bundle, make_slug, read_run, seal_dataset
+from kaggle_llm.kaggle.bundle import identify_bundle, make_slug, seal_dataset
 from kaggle_llm.kaggle.client import find_owner
 from kaggle_llm.kaggle.hashes import Hashes
 from kaggle_llm.kaggle.kernels import follow_kernel
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 TIMED = "timed.json"
-ENDING = "timed"  # of the kernel's slug: the submission's own kernel is another one
+ENDING = "timed"  # of the kernel's slug, so that it is not the submission's kernel
 
 
 def push_timed(run: str, rows: int, accept_parity: str = "") -> dict[str, Any]:
@@ -42,7 +42,7 @@ def push_timed(run: str, rows: int, accept_parity: str = "") -> dict[str, Any]:
     Raises as `push_run` does.
     """
     folder, manifest = open_bundle(run, accept_parity)
-    test, truth, validated = draw_held_out(run, rows)
+    test, truth, oof = draw_held_out(run, rows)
     dataset = write_rows(run, manifest, test)
     owner, slug = find_owner(), kernel_slug(manifest, ENDING)
     code, folders = read_code_manifest(folder, manifest), [*list_datasets(folder, manifest), dataset]
@@ -56,7 +56,7 @@ def push_timed(run: str, rows: int, accept_parity: str = "") -> dict[str, Any]:
         "bundle": identify_bundle(manifest),
         "rows": test.height,
         "timing": records.read_json(output / "timing.json"),
-        **score_output(run, output, truth, validated),
+        **score_output(run, output, truth, oof),
         "note": manifest.get("note", ""),
     }
     records.write_json(paths.pushes_folder(slug) / TIMED, timed)
@@ -67,25 +67,25 @@ def push_timed(run: str, rows: int, accept_parity: str = "") -> dict[str, Any]:
 def draw_held_out(run: str, rows: int) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """test.csv's rows, their truth (id, items), and their out-of-fold RANKING under the same ids.
 
-    From the validated rows of the fold whose weights ship, or of all folds where no fold's alone do.
+    Of the validation rows of the fold whose weights ship; of all folds where more than one fold's weights ship.
     """
     import polars as pl
 
-    competition, validated = competition_of(run), pl.read_parquet(paths.run_folder(run) / "oof.parquet")
-    if not describe_cv(read_run(run).settings["config"]):
-        validated = validated.filter(pl.col("fold") == validated["fold"].min())
-    truth = competition.truth(competition.table(TRAIN)).filter(pl.col("id").is_in(validated["id"].to_list()))
+    competition, oof = competition_of(run), pl.read_parquet(paths.run_folder(run) / "oof.parquet")
+    if not describe_cv(records.read_complete(run).settings["config"]):
+        oof = oof.filter(pl.col("fold") == oof["fold"].min())
+    truth = competition.truth(competition.table(TRAIN)).filter(pl.col("id").is_in(oof["id"].to_list()))
     test, column = competition.test_csv(truth["id"].to_list()), competition.tables[TEST].id
     if set(test[column]) != set(truth["id"]):
         raise ValueError(
             f"--rows: read() of {competition.settings.name} reshapes test.csv, so its rows cannot be drawn"
         )
     drawn, names = draw_rows(test, column, rows)
-    return drawn, rename_rows(truth, names), rename_rows(validated.select(answer_columns(validated)), names)
+    return drawn, rename_rows(truth, names), rename_rows(oof.select(answer_columns(oof)), names)
 
 
 def write_rows(run: str, manifest: dict[str, Any], test: pl.DataFrame) -> Path:
-    """The dataset with the rows and a sample submission of them; no label is in it."""
+    """Make the dataset of the rows and their sample submission, without labels; returns its folder."""
     competition, slug = competition_of(run), make_slug(f"{manifest['competition']}-{run}", "rows")
     folder = paths.pushes_folder(slug) / slug
     shutil.rmtree(folder, ignore_errors=True)
@@ -97,29 +97,29 @@ def write_rows(run: str, manifest: dict[str, Any], test: pl.DataFrame) -> Path:
     return folder
 
 
-def score_output(run: str, output: Path, truth: pl.DataFrame, validated: pl.DataFrame) -> dict[str, float]:
-    """The metric on Kaggle's answers, and on the out-of-fold ones of the same rows."""
+def score_output(run: str, output: Path, truth: pl.DataFrame, oof: pl.DataFrame) -> dict[str, float]:
+    """The metric of Kaggle's predictions, and of the out-of-fold predictions of the same rows."""
     competition = competition_of(run)
-    found = competition.ranking_of(read_csv(output / "submission.csv"))
-    lost = set(truth["id"]) - set(found["id"])
-    if lost:
+    predicted = competition.ranking_of(read_csv(output / "submission.csv"))
+    missing = set(truth["id"]) - set(predicted["id"])
+    if missing:
         raise ValueError(
-            f"{paths.relative(output)}/submission.csv lacks {len(lost)} of {truth.height} rows, first {min(lost)}"
+            f"{paths.relative(output)}/submission.csv lacks {len(missing)} of {truth.height} rows, first {min(missing)}"
         )
     score = competition.metric.score
-    return {"score": score(found, truth), "oof": score(validated, truth)}
+    return {"score": score(predicted, truth), "oof": score(oof, truth)}
 
 
 def describe_timed(timed: dict[str, Any]) -> str:
     timing = timed["timing"]
-    said = f"{timed['rows']} held-out rows on Kaggle: {timing['seconds']:.0f} s, "
-    said += f"{timing['load_seconds'] + timing['install_seconds']:.0f} s of them before the first row; "
-    said += f"score {timed['score']:.4f}, out of fold {timed['oof']:.4f}"
-    return said + (f" ({timed['note']})" if timed["note"] else "")
+    before = timing["load_seconds"] + timing["install_seconds"]
+    text = f"{timed['rows']} held-out rows on Kaggle: {timing['seconds']:.0f} s, {before:.0f} s before the first row; "
+    text += f"score {timed['score']:.4f}, out of fold {timed['oof']:.4f}"
+    return text + (f" ({timed['note']})" if timed["note"] else "")
 
 
 def extrapolate_hours(timing: dict[str, Any], rows: int) -> float:
-    """Hours for `rows` rows: what does not grow with them, and the rest in proportion."""
+    """Hours for `rows` rows: installing and loading once, the rest in proportion to the rows."""
     fixed = timing["install_seconds"] + timing["load_seconds"]
     growing = max(timing["seconds"] - timing["load_seconds"], 0.0)
     return (fixed + growing * rows / max(timing["rows"], 1)) / 3600

@@ -1,7 +1,7 @@
-"""`kaggle-llm wheels RUNTIME` → output/wheels/<runtime>/: the dataset of wheels that a bundle takes along.
+"""`kaggle-llm wheels RUNTIME`: make output/wheels/<runtime>/, the dataset of wheels that goes into a bundle.
 
-Made beside and renamed, so it is whole or not there; made again only where the runtime's pins changed. What was
-downloaded stays in output/wheels/.downloads/, for the next runtime, or for the next try.
+Whole or not there; made again only where the runtime's pins changed. Downloads stay in output/wheels/.downloads/ for
+the next runtime or attempt.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from kaggle_llm.kaggle.predict import MANIFEST
 from kaggle_llm.runtime.pins import load_runtime
 from kaggle_llm.runtime.wheels import collect_wheels, describe_pins
 
-SHOWN = 5  # of the largest wheels
+LARGEST_SHOWN = 5  # wheels
 
 
 def make_wheelhouse(name: str) -> Path:
-    """The folder of a runtime's wheels. Raises as `collect_wheels`, and then what was there before stays."""
+    """The folder of a runtime's wheels. Raises as `collect_wheels` does; then the old folder stays."""
     runtime = load_runtime(name)
     folder, about = paths.wheels_folder(name), describe_pins(runtime)
     if is_made(folder, about):
@@ -39,7 +39,7 @@ def make_wheelhouse(name: str) -> Path:
 
 
 def is_made(folder: Path, about: dict[str, object]) -> bool:
-    """Whether the wheels of exactly these pins lie there."""
+    """Whether the folder has the wheels of exactly these pins."""
     if not (folder / MANIFEST).is_file():
         return False
     manifest = records.read_json(folder / MANIFEST)
@@ -47,11 +47,11 @@ def is_made(folder: Path, about: dict[str, object]) -> bool:
 
 
 def print_wheelhouse(folder: Path) -> None:
-    """How many wheels, how large, the largest of them, and what the image has to have itself."""
+    """Print number and size of the wheels, the largest ones, and the packages left to the image."""
     wheels = sorted((folder / "wheels").glob("*.whl"), key=lambda path: -path.stat().st_size)
     size = sum(path.stat().st_size for path in wheels)
     title = f"{paths.relative(folder)}: {len(wheels)} wheels, {size / 1e6:.1f} MB"
-    rows = [[path.name, f"{path.stat().st_size / 1e6:.1f}"] for path in wheels[:SHOWN]]
+    rows = [[path.name, f"{path.stat().st_size / 1e6:.1f}"] for path in wheels[:LARGEST_SHOWN]]
     print_table(title, ("the largest", "MB"), rows)
     kept = records.read_json(folder / MANIFEST)["kept"]
     if kept:

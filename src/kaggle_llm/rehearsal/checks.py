@@ -1,4 +1,4 @@
-"""What a rehearsal checks: one result each, for the report."""
+"""The result of a rehearsal's check, and how two answers to the same rows are compared."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from kaggle_llm.competition.rankings import is_values, read_rows
 if TYPE_CHECKING:
     import polars as pl
 
-Row = dict[str, float]  # item → score, or place → value
-TOLERANCE = 1e-4  # of a score (a log-probability or a sum of such), in fp32
+ItemScores = dict[str, float]  # item → score, or name → value
+TOLERANCE = 1e-4  # of a score (a log-probability or a sum of them) in fp32
 
 
 @dataclass(frozen=True)
@@ -24,42 +24,41 @@ class Check:
 
 
 def compare_rankings(found: pl.DataFrame, expected: pl.DataFrame) -> list[str]:
-    """Rows of two RANKINGs that differ in their items, or in an item's score by more than TOLERANCE, and rows of VALUES
-    of which one differs by more than that share of it; [] where none do.
+    """One message for each row that differs: in the items of a RANKING, or in a score or value by more than TOLERANCE.
 
-    Each list is sorted by its scores, so items whose scores are that close may change places: rounding decides there.
+    Values above 1 are compared by their relative difference. Each list is sorted by its scores, so items with scores
+    that close may change places: rounding decides their order.
     """
-    known, rows = read_rows(expected), read_rows(found)
-    problems = [f"row {i} is missing" for i in known if i not in rows]
+    wanted, rows = read_rows(expected), read_rows(found)
+    problems = [f"row {i} is missing" for i in wanted if i not in rows]
     for i, row in rows.items():
-        if i not in known:
+        if i not in wanted:
             problems.append(f"row {i} was not expected")
             continue
-        worst = _difference(row, known[i], is_values(found))
+        worst = _difference(row, wanted[i], is_values(found))
         if worst <= TOLERANCE:
             continue
-        place = next((n for n, pair in enumerate(zip_longest(row, known[i]), 1) if pair[0] != pair[1]), None)
+        rank = next((n for n, pair in enumerate(zip_longest(row, wanted[i]), 1) if pair[0] != pair[1]), None)
         problems.append(
-            f"row {i}: " + (f"another list from place {place} on" if place else f"a score differs by {worst:.1e}")
+            f"row {i}: " + (f"another list from place {rank} on" if rank else f"a score differs by {worst:.1e}")
         )
     return problems
 
 
 def largest_difference(found: pl.DataFrame, expected: pl.DataFrame) -> float:
-    """Largest |Δ score| of an item, or of a value, in two answers to the same rows; inf where their items differ."""
-    known, values = read_rows(expected), is_values(found)
-    return max((_difference(row, known[i], values) for i, row in read_rows(found).items()), default=0.0)
+    """Largest |Δ score| of an item or value in two answers to the same rows; inf where their items differ."""
+    wanted, values = read_rows(expected), is_values(found)
+    return max((_difference(row, wanted[i], values) for i, row in read_rows(found).items()), default=0.0)
 
 
 def count_moved(found: pl.DataFrame, expected: pl.DataFrame) -> int:
-    """Rows whose items stand in another order."""
-    known = read_rows(expected)
-    return sum(list(row) != list(known[i]) for i, row in read_rows(found).items())
+    """Number of rows whose items are in another order."""
+    wanted = read_rows(expected)
+    return sum(list(row) != list(wanted[i]) for i, row in read_rows(found).items())
 
 
-def _difference(found: Row, expected: Row, values: bool) -> float:
-    """Largest |Δ score| of an item, or of a value, of which above 1 its share counts; inf where one has no number, or
-    the items are not the same."""
+def _difference(found: ItemScores, expected: ItemScores, values: bool) -> float:
+    """Largest |Δ score| of an item, or difference of a value, relative above 1; inf for NaN and for other items."""
     if found.keys() != expected.keys():
         return math.inf
     sizes = {item: max(1.0, abs(score)) if values else 1.0 for item, score in expected.items()}

@@ -1,4 +1,4 @@
-"""Drills: a stand-in is damaged as uploads and disks are, and the boot script must end with a message that names it.
+"""Drills: damage the stand-in as uploads and disks get damaged; the boot script must end with a message that names it.
 
 Each ends before a model is loaded. Leaves drills/<name>.txt, the log of each.
 """
@@ -21,24 +21,25 @@ from kaggle_llm.rehearsal.sandbox import NAMESPACE, find_method
 from kaggle_llm.rehearsal.session import RERUN_VARIABLE, Site, clear_working, read_lines
 from kaggle_llm.rehearsal.stage import OWNED, attach, stage_competition
 
-PATIENCE = 60.0  # seconds for what must not even start
+DRILL_TIMEOUT = 60.0  # seconds; no prediction may start
 BOOT = "import boot, sys; from pathlib import Path; boot.main(Path(sys.argv[1]), Path(sys.argv[2]))"
-WHEEL = "drill_wheel-1.0-cp27-cp27m-manylinux1_x86_64.whl"  # of a Python that no image has
+WRONG_WHEEL = "drill_wheel-1.0-cp27-cp27m-manylinux1_x86_64.whl"  # of a Python that no image has
 
 
 @dataclass(frozen=True)
 class Drill:
-    """`damage` breaks something below input/ while it is open, and yields what the message must name."""
+    """`damage` breaks something below input/ while it is open, and yields the name that the message must contain."""
 
     name: str
     damage: Callable[[Site, Path], AbstractContextManager[str]]
     full: bool = False
+    """Needs a full disk."""
     models: bool = False
-    """Only of a bundle that has some."""
+    """Needs a bundle with models."""
 
 
 def run_drills(site: Site) -> list[Check]:
-    """One check each."""
+    """One check for each drill."""
     folder, mount = site.folder / "drills", site.sandbox.kaggle / "input"
     folder.mkdir()
     clear_working(site.working, None)
@@ -50,42 +51,43 @@ def run_drills(site: Site) -> list[Check]:
 def run_drill(drill: Drill, site: Site, code: Path, folder: Path) -> Check:
     name = f"drill: {drill.name}"
     if drill.full and find_method() != NAMESPACE:
-        return Check(name, True, "not drilled: this system lets nobody mount a full disk")
-    if drill.models and not find_models(code):
+        return Check(name, True, "not drilled: this system does not let us mount a full disk")
+    if drill.models and not find_mounted_models(code):
         return Check(name, True, "not drilled: the bundle has no models")
-    with drill.damage(site, code) as thing:
-        words = boot_in(
-            replace(site, sandbox=replace(site.sandbox, full=drill.full)), code, folder / f"{drill.name}.txt"
-        )
-    if words is None:
-        return Check(name, False, f"went on without a word about {thing}")
-    named = [line for line in words if thing in line and "error" in line.lower()]
-    return Check(name, bool(named), named[-1][-300:] if named else f"does not name {thing}: {words[-1][-300:]}")
+    damaged = replace(site, sandbox=replace(site.sandbox, full=drill.full))
+    with drill.damage(site, code) as target:
+        lines = boot_in(damaged, code, folder / f"{drill.name}.txt")
+    if lines is None:
+        return Check(name, False, f"went on without an error about {target}")
+    errors = [line for line in lines if target in line and "error" in line.lower()]
+    return Check(name, bool(errors), errors[-1][-300:] if errors else f"does not name {target}: {lines[-1][-300:]}")
 
 
 def boot_in(site: Site, code: Path, log: Path) -> list[str] | None:
-    """The lines that the boot script says; None where it ended well, or did not end."""
-    seen, root = site.inside(code), site.sandbox.mount
-    environment = {"PYTHONPATH": str(seen / "submission"), "PYTHONDONTWRITEBYTECODE": "1", RERUN_VARIABLE: "1"}
-    environment["KAGGLE_LLM_LIMIT"] = str(PATIENCE)
+    """The output lines of the boot script; None where it succeeded or did not end."""
+    inside, root = site.inside(code), site.sandbox.mount
+    environment = {"PYTHONPATH": str(inside / "submission"), "PYTHONDONTWRITEBYTECODE": "1", RERUN_VARIABLE: "1"}
+    environment["KAGGLE_LLM_LIMIT"] = str(DRILL_TIMEOUT)
     try:
-        done = site.sandbox.run([sys.executable, "-c", BOOT, str(seen), str(root)], log, environment, 2 * PATIENCE)
+        returned = site.sandbox.run(
+            [sys.executable, "-c", BOOT, str(inside), str(root)], log, environment, 2 * DRILL_TIMEOUT
+        )
     except subprocess.TimeoutExpired:
         return None
-    return read_lines(log) if done else None
+    return read_lines(log) if returned else None
 
 
-def find_models(code: Path) -> dict[str, Path]:
-    """slug or source → the folder with the model, as mounted."""
+def find_mounted_models(code: Path) -> dict[str, Path]:
+    """Dataset slug or model source → the mounted model folder."""
     models, mount = records.read_json(code / MANIFEST)["models"], code.parents[2]
-    places = {model[key] for model in models for key in ("folder", "base") if key in model}
-    return {place: mount / "models" / place if "/" in place else code.parent / place / "model" for place in places}
+    names = {model[key] for model in models for key in ("folder", "base") if key in model}
+    return {name: mount / "models" / name if "/" in name else code.parent / name / "model" for name in names}
 
 
 @contextmanager
 def lose_dataset(site: Site, code: Path) -> Iterator[str]:
     """One of the models is not attached."""
-    source, folder = max(find_models(code).items())
+    source, folder = max(find_mounted_models(code).items())
     attached = folder if "/" in source else folder.parent
     away = site.folder / "away"
     attached.rename(away)
@@ -95,8 +97,8 @@ def lose_dataset(site: Site, code: Path) -> Iterator[str]:
 
 @contextmanager
 def corrupt_weights(site: Site, code: Path) -> Iterator[str]:
-    """The largest file of the models has another byte; a file that is hashed beside the load has lost its end."""
-    files = [path for folder in find_models(code).values() for path in records.list_files(folder)]
+    """One byte of the largest model file is changed; a file that is hashed only during the load is cut short."""
+    files = [path for folder in find_mounted_models(code).values() for path in records.list_files(folder)]
     path = max(files, key=lambda path: path.stat().st_size)
     away = site.folder / "away"
     path.rename(away)
@@ -115,18 +117,18 @@ def corrupt_weights(site: Site, code: Path) -> Iterator[str]:
 
 @contextmanager
 def mix_up_wheels(site: Site, code: Path) -> Iterator[str]:
-    """A dataset of wheels, made up for this Python, has one of another."""
+    """A dataset of wheels for this Python has a wheel of another one."""
     manifest, folder = records.read_json(code / MANIFEST), code.parent / "drill-wheels"
     wheels = folder / "wheels"
     wheels.mkdir(parents=True)
-    write_wheel(wheels / WHEEL)
-    digest = records.hash_file(wheels / WHEEL)
-    (wheels / "SHA256SUMS").write_text(f"{digest}  {WHEEL}  {WHEEL}\n")
+    write_wheel(wheels / WRONG_WHEEL)
+    digest = records.hash_file(wheels / WRONG_WHEEL)
+    (wheels / "SHA256SUMS").write_text(f"{digest}  {WRONG_WHEEL}  {WRONG_WHEEL}\n")
     records.write_json(folder / MANIFEST, {"slug": folder.name, "kind": "wheels", "content": digest, "files": []})
     image = {**manifest["runtime"]["image"], "python": ".".join(map(str, sys.version_info[:2]))}
     changed = {**manifest, "wheels": folder.name, "runtime": {**manifest["runtime"], "image": image}}
     records.write_json(code / MANIFEST, changed)
-    yield WHEEL
+    yield WRONG_WHEEL
     records.write_json(code / MANIFEST, manifest)
     shutil.rmtree(folder)
 
@@ -143,7 +145,7 @@ def write_wheel(path: Path) -> None:
 
 @contextmanager
 def fill_working(site: Site, code: Path) -> Iterator[str]:
-    """The sandbox mounts a disk without room there."""
+    """The sandbox mounts a full disk as the working folder."""
     yield str(site.sandbox.mount / "working")
 
 

@@ -1,6 +1,6 @@
 """Execute a notebook in a kernel of its own: python execute.py IN.ipynb OUT.ipynb. Exit code 1 where a cell fails.
 
-What the cells print is shown as it comes. Started by path, inside the sandbox.
+Cell output is printed as it comes. Started by path, inside the sandbox.
 """
 
 import sys
@@ -12,7 +12,7 @@ from nbclient.exceptions import CellExecutionError
 
 
 class LoudClient(NotebookClient):
-    """Shows streams as they come: a rehearsal's log is read while it runs."""
+    """Prints streams as they come: a rehearsal's log is read while it runs."""
 
     def process_message(self, msg: dict[str, Any], cell: Any, cell_index: int) -> Any:
         if msg["msg_type"] == "stream":

@@ -1,4 +1,4 @@
-"""A test set as nobody wants it: rows whose texts break what was only ever tried on tidy ones."""
+"""A hostile test set: rows whose texts break code that was only tried on clean ones."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from kaggle_llm.competition.competition import TEST, Competition
 if TYPE_CHECKING:
     import polars as pl
 
-HUGE = 200_000  # bytes of one text
+HUGE_BYTES = 200_000  # of one text
 WHOLE_NUMBER = re.compile(r"0|[1-9]\d*")
 Cells = list[str | None]
 
 
 def hostile_texts(own: str, item: str) -> Iterator[tuple[str, str | None]]:
-    """What it is, and the text. own: a text of a healthy row; item: one that the submission may name."""
+    """(description, text). own: a text of a healthy row; item: one that a submission may name."""
     yield "empty", ""
     yield "null", None
     yield "blanks", " \t "
-    yield "200 kB", (own + " ") * (HUGE // (len(own.encode()) + 1) + 1)
-    yield "200 kB without a blank", "x" * HUGE
+    yield "200 kB", (own + " ") * (HUGE_BYTES // (len(own.encode()) + 1) + 1)
+    yield "200 kB without a blank", "x" * HUGE_BYTES
     yield "right to left", "\u202eמה זה ١٢\u200f العربية"
     yield "combining", "e" + "\u0301" * 300
     yield "emoji", "👩‍👩‍👧‍👦🏴󠁧󠁢󠁥󠁮󠁧󠁿 𝟜𝟚"
@@ -38,10 +38,10 @@ def hostile_texts(own: str, item: str) -> Iterator[tuple[str, str | None]]:
 
 
 def make_hostile_test(competition: Competition, healthy: pl.DataFrame) -> tuple[bytes, int]:
-    """test.csv of the healthy rows with hostile ones among them, and how many those are; Windows line ends.
+    """test.csv with Windows line ends, hostile rows around the healthy ones; and the number of hostile rows.
 
-    Hostile rows are the first healthy one with every text exchanged. There are none where read() makes ids or texts of
-    other columns: only the line ends, and quotes around every cell, are hostile then.
+    A hostile row is the first healthy one with every text replaced. There are none where read() makes ids or texts from
+    other columns: then only the line ends and the quotes around every cell are hostile.
     """
     spec = competition.tables[TEST]
     texts = [column for column in spec.texts if column in healthy.columns]
@@ -50,10 +50,10 @@ def make_hostile_test(competition: Competition, healthy: pl.DataFrame) -> tuple[
         return write_csv(healthy.columns, rows), 0
     item = next(iter(competition.legal_items() or ["label"]))
     first = dict(zip(healthy.columns, rows[0], strict=True))
-    kinds = [list(hostile_texts(first[column] or "x", item)) for column in texts]
-    new = make_ids(healthy[spec.id].to_list(), len(kinds[0]))
+    hostile_columns = [list(hostile_texts(first[column] or "x", item)) for column in texts]
+    new = make_ids(healthy[spec.id].to_list(), len(hostile_columns[0]))
     hostile: list[Cells] = []
-    for row_id, cells in zip(new, zip(*kinds, strict=True), strict=True):
+    for row_id, cells in zip(new, zip(*hostile_columns, strict=True), strict=True):
         changed = {spec.id: row_id, **{column: text for column, (_, text) in zip(texts, cells, strict=True)}}
         hostile.append(list({**first, **changed}.values()))
     middle = len(hostile) // 2
@@ -61,7 +61,7 @@ def make_hostile_test(competition: Competition, healthy: pl.DataFrame) -> tuple[
 
 
 def make_ids(known: list[str], count: int) -> list[str]:
-    """New ids: the next numbers where all known ones are numbers, else texts that look like numbers."""
+    """New ids: the next numbers where all known ids are numbers, else texts that look like numbers."""
     if all(WHOLE_NUMBER.fullmatch(i) for i in known):
         start = max(map(int, known)) + 1
         return [str(start + n) for n in range(count)]
@@ -70,7 +70,7 @@ def make_ids(known: list[str], count: int) -> list[str]:
 
 
 def write_csv(columns: list[str], rows: Iterable[Cells]) -> bytes:
-    """Every cell in quotes, null without them, \\r\\n at the end of lines."""
+    """Every cell in quotes, null without quotes, lines end with \\r\\n."""
     header: Cells = [*columns]
     lines = [",".join(map(quote_cell, cells)) for cells in (header, *rows)]
     return "".join(f"{line}\r\n" for line in lines).encode()

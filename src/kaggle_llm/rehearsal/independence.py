@@ -14,7 +14,7 @@ from kaggle_llm.inference.run import answer
 from kaggle_llm.kaggle.predict import open_run, parse_mounts
 from kaggle_llm.rehearsal.checks import compare_rankings
 
-ROWS = 4  # in another order; the first of them alone as well
+ROWS_CHECKED = 4  # in another order; the first one also alone
 
 
 def main() -> int:
@@ -23,13 +23,13 @@ def main() -> int:
     mounts = parse_mounts()
     run = open_run(mounts)
     together = pl.read_parquet(mounts.working / "ranking.parquet")
-    rows = run.competition.table(TEST).head(ROWS)
+    rows = run.competition.table(TEST).head(ROWS_CHECKED)
     problems = []
     for name, part in (("alone", rows.head(1)), ("in another order", rows.reverse())):
         expected = together.filter(pl.col("id").is_in(part["id"].to_list()))
         found = answer(mounts.exp, run, part)
         problems += [f"{name}: {problem}" for problem in compare_rankings(found, expected)]
-    print("\n".join(problems) or f"{rows.height} rows: the same alone, in another order and among all")
+    print("\n".join(problems) or f"{rows.height} rows: the same alone, in another order and among all rows")
     return 1 if problems else 0
 
 

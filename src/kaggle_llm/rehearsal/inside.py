@@ -1,4 +1,4 @@
-"""Run first inside new namespaces: loopback up, the stand-in mounted, the repository covered; then the command.
+"""First process in new namespaces: loopback up, stand-in mounted, repository covered; then runs the command.
 
 Standard library only, started by path. argv[1]: JSON with kaggle, mount, covered, full, command.
 """
@@ -15,7 +15,7 @@ SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
 
 
 def bring_up_loopback() -> None:
-    """Notebook kernels talk to their client over it."""
+    """Notebook kernels use it to talk to their client."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         request = struct.pack("16sH14s", b"lo", 0, b"")
         name, flags, rest = struct.unpack("16sH14s", fcntl.ioctl(control, SIOCGIFFLAGS, request))
@@ -27,14 +27,14 @@ def mount(*words: str) -> None:
 
 
 def locked_flags(path: str) -> list[str]:
-    """Flags of the file system that a user namespace may not drop when it mounts again."""
+    """Mount flags of a path that a user namespace must keep when it remounts."""
     flags = os.statvfs(path).f_flag
     named = {"nosuid": os.ST_NOSUID, "nodev": os.ST_NODEV, "noexec": os.ST_NOEXEC, "noatime": os.ST_NOATIME}
     return [name for name, flag in named.items() if flags & flag]
 
 
 def mount_stand_in(kaggle: str, target: str) -> None:
-    """`kaggle` at `target`, its input read-only; the process can write to its working folder."""
+    """Mount `kaggle` at `target`, its input/ read-only, its working/ writable."""
     if kaggle != target:
         mount("--bind", kaggle, target)
     source = os.path.join(target, "input")
@@ -44,7 +44,7 @@ def mount_stand_in(kaggle: str, target: str) -> None:
 
 
 def mount_full_disk(folder: str) -> None:
-    """One page, and a file that takes it."""
+    """A disk of one page, and a file that fills it."""
     mount("-t", "tmpfs", "-o", "size=4k", "full", folder)
     with open(os.path.join(folder, "full"), "wb") as file:
         file.write(bytes(4096))
@@ -53,7 +53,7 @@ def mount_full_disk(folder: str) -> None:
 def main() -> None:
     plan = json.loads(sys.argv[1])
     bring_up_loopback()
-    # Only processes of this sandbox in /proc; where the system forbids it (some containers), nothing breaks.
+    # So /proc shows this sandbox's processes only; some containers forbid it, and nothing needs it.
     subprocess.run(["mount", "-t", "proc", "proc", "/proc"], check=False, capture_output=True)
     mount_stand_in(plan["kaggle"], plan["mount"])
     for folder in plan["covered"]:

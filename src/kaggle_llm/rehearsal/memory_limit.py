@@ -1,7 +1,7 @@
-"""Memory of a process and of all below it: watched from outside, stopped at a limit. Leaves nothing on disk.
+"""Memory of a process and its descendants: measured from outside, stopped at a limit. Leaves nothing on disk.
 
-Twice a second the proportional set sizes are summed, which says how much it is and whose. Where the system lets us make
-a control group, the kernel itself holds the limit in it: nothing grows unseen between two looks.
+Twice a second the proportional set sizes are summed, which shows the total and the largest process. Where we may make a
+control group, the kernel enforces the limit too, also between two measurements.
 """
 
 from __future__ import annotations
@@ -18,53 +18,55 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kaggle_llm.runtime.machine import GIB
+
 if TYPE_CHECKING:
     import psutil
 
-GIB, MIB = 2**30, 2**20
-INTERVAL = 0.5  # seconds between two looks
+MIB = 2**20
+INTERVAL = 0.5  # seconds between two measurements
 GROUPS = Path("/sys/fs/cgroup")
 LIMITS = ("memory.max", "memory.limit_in_bytes")  # of version 2 and of version 1
-WITHOUT_SWAP = (("memory.swap.max", 0), ("memory.memsw.limit_in_bytes", 1))  # Kaggle has none; times the limit
+NO_SWAP = (("memory.swap.max", 0), ("memory.memsw.limit_in_bytes", 1))  # file, multiple of the limit: Kaggle has none
 EVENTS = ("memory.events", "memory.oom_control")
 ENTER = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
-SHOWN = 120  # characters of a command line
-PATIENCE = 5.0  # seconds until a group whose processes were killed is empty
+COMMAND_CHARACTERS = 120  # shown of a command line
+GROUP_REMOVAL_TIMEOUT = 5.0  # seconds until a group whose processes were killed is empty
 
 
 @dataclass
 class Usage:
-    """What was seen of one tree of processes, in bytes."""
+    """Memory of a process and its descendants, in bytes."""
 
     limit: int
     peak: int = 0
     largest: int = 0
-    """Of the largest process at the peak."""
+    """Bytes of the largest process at the peak."""
     name: str = ""
     """Its command line."""
     stopped: bool = False
-    """By the kernel, at the limit of the group."""
+    """Whether the kernel killed a process at the group's limit."""
 
     @property
     def over(self) -> bool:
         return self.stopped or self.peak > self.limit
 
     def __str__(self) -> str:
-        limit = f"over the limit of {show_bytes(self.limit)}" + (", the kernel says" if self.stopped else "")
-        return f"{limit}: seen {show_bytes(self.peak)}, largest process {show_bytes(self.largest)} ({self.name})"
+        limit = f"over the limit of {show_bytes(self.limit)}" + (", stopped by the kernel" if self.stopped else "")
+        return f"{limit}: measured {show_bytes(self.peak)}, largest process {show_bytes(self.largest)} ({self.name})"
 
-    def look(self, pid: int) -> None:
-        """Measure the tree now, and keep it where it is the peak."""
-        found = measure_tree(pid)
-        total = sum(size for size, _ in found)
+    def measure(self, pid: int) -> None:
+        """Measure the process and its descendants now; keep the figures of a new peak."""
+        processes = measure_tree(pid)
+        total = sum(size for size, _ in processes)
         if total > self.peak:
-            self.peak, (self.largest, self.name) = total, max(found)
+            self.peak, (self.largest, self.name) = total, max(processes)
 
     def wait(self, process: subprocess.Popen[bytes], timeout: float) -> int:
         """The exit code; raises MemoryError above the limit, subprocess.TimeoutExpired after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while True:
-            self.look(process.pid)
+            self.measure(process.pid)
             if self.over:
                 raise MemoryError(str(self))
             try:
@@ -75,27 +77,27 @@ class Usage:
 
 
 def measure_tree(pid: int) -> list[tuple[int, str]]:
-    """Bytes and command line of a process and of all below it, those that can still be asked."""
+    """(bytes, command line) of a process and its descendants, without those that have ended."""
     import psutil
 
-    found = []
+    measured = []
     with contextlib.suppress(psutil.NoSuchProcess):
         parent = psutil.Process(pid)
         for process in [parent, *parent.children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                found.append((measure_process(process), " ".join(process.cmdline())[:SHOWN]))
-    return found
+                measured.append((measure_process(process), " ".join(process.cmdline())[:COMMAND_CHARACTERS]))
+    return measured
 
 
 def measure_process(process: psutil.Process) -> int:
-    """Proportional set size, in which shared pages count once; the resident set size where the system has no other."""
+    """Proportional set size, in which shared pages count once; the resident set size where there is none."""
     import psutil
 
     try:
-        found = process.memory_full_info()
+        info = process.memory_full_info()
     except psutil.AccessDenied:
-        found = process.memory_info()
-    return int(getattr(found, "pss", found.rss))
+        info = process.memory_info()
+    return int(getattr(info, "pss", info.rss))
 
 
 def describe_method() -> str:
@@ -105,7 +107,7 @@ def describe_method() -> str:
 
 @functools.cache
 def find_parent() -> Path | None:
-    """The control group below which a process can be given a limit; None where the system does not let us."""
+    """A control group in which we may make a group with a limit; None where there is none."""
     for parent in list_parents():
         with _made_group(parent, 2**40) as group:
             if group and subprocess.run(enter(group, ["true"]), capture_output=True, check=False).returncode == 0:
@@ -114,7 +116,7 @@ def find_parent() -> Path | None:
 
 
 def list_parents() -> Iterator[Path]:
-    """This process's own groups with a memory controller (version 1), and its group of version 2 and those above."""
+    """This process's groups with a memory controller (version 1); its group of version 2 and those above it."""
     path = Path("/proc/self/cgroup")
     for line in path.read_text().splitlines() if path.is_file() else ():
         _, controllers, own = line.split(":", 2)
@@ -127,7 +129,7 @@ def list_parents() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def limited_group(usage: Usage) -> Iterator[Path | None]:
-    """A control group with the limit, None where there can be none. Raises MemoryError at the end where it was hit."""
+    """A control group with the limit, None where we may make none. Raises MemoryError at the end if it was hit."""
     parent = find_parent()
     if parent is None:
         yield None
@@ -153,13 +155,13 @@ def _made_group(parent: Path, limit: int) -> Iterator[Path | None]:
 
 
 def set_limit(group: Path, limit: int) -> bool:
-    """False where the group has no memory controller of ours."""
+    """Whether the group has a memory controller that we may set."""
     for name in LIMITS:
         if (group / name).is_file():
             (group / name).write_text(str(limit))
-            for other, times in WITHOUT_SWAP:
-                if (group / other).is_file():
-                    (group / other).write_text(str(limit * times))
+            for swap_name, times in NO_SWAP:
+                if (group / swap_name).is_file():
+                    (group / swap_name).write_text(str(limit * times))
             return True
     return False
 
@@ -171,8 +173,8 @@ def count_kills(group: Path) -> int:
 
 
 def remove_group(group: Path) -> None:
-    """Once its processes have ended."""
-    deadline = time.monotonic() + PATIENCE
+    """Remove the group as soon as its processes have ended."""
+    deadline = time.monotonic() + GROUP_REMOVAL_TIMEOUT
     while True:
         try:
             group.rmdir()
@@ -190,11 +192,11 @@ def enter(group: Path, command: Sequence[str]) -> list[str]:
 
 
 def parse_memory(text: str) -> int:
-    """Bytes of "29GB" or "500MB", in powers of 1024 as memory is sold."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(GB|MB)", text.strip())
-    if found is None or not float(found[1]):
+    """Bytes of "29GB" or "500MB", in powers of 1024."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(GB|MB)", text.strip())
+    if match is None or not float(match[1]):
         raise ValueError(f"memory {text!r}: write it like 29GB or 500MB")
-    return round(float(found[1]) * {"GB": GIB, "MB": MIB}[found[2]])
+    return round(float(match[1]) * {"GB": GIB, "MB": MIB}[match[2]])
 
 
 def show_bytes(size: int) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from kaggle_llm.base import paths, records
 from kaggle_llm.competition.competition import CompetitionSettings, load_competition
 from kaggle_llm.inference.model import read_models
-from kaggle_llm.kaggle.bundle import identify_bundle, read_run
+from kaggle_llm.kaggle.bundle import identify_bundle
 from kaggle_llm.kaggle.predict import MANIFEST
 from kaggle_llm.rehearsal.checks import Check
 from kaggle_llm.rehearsal.drills import run_drills
@@ -45,21 +45,21 @@ from kaggle_llm.rehearsal.verdicts import (
     check_notebook,
     check_origin,
     check_replay,
+    check_session,
     check_submission,
     check_time,
-    check_whole,
     describe_submission,
 )
 
 if TYPE_CHECKING:
     import polars as pl
 
-HEALTHY = 4  # rows among the hostile ones that are compared with the rerun's
+HEALTHY_ROWS = 4  # among the hostile ones, compared with the rerun's
 
 
 @dataclass
-class Findings:
-    """What the sessions so far left."""
+class Results:
+    """The sessions so far and the checks on them."""
 
     sessions: list[Session] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
@@ -68,49 +68,49 @@ class Findings:
 def rehearse(
     run: str, rows: int | None = None, limit: str = "9h", replay: int | None = None, memory: str | None = None
 ) -> dict[str, Any]:
-    """The report, also written as report.json and report.txt. Raises where there is nothing to rehearse.
+    """The report, also written as report.json and report.txt. Raises FileNotFoundError without a bundle.
 
-    rows: so many rows of the hidden test; limit: of each session; replay: also send this fold's validation rows through
-    the bundle; memory: of all processes of a session together, by default what the runtime's machine has.
+    rows: so many rows of the hidden test; limit: of each session; replay: also predict this fold's validation rows with
+    the bundle; memory: of all processes of a session together, by default that of the runtime's machine.
     """
-    bundle, record, seconds = paths.bundle_folder(run), read_run(run), parse_duration(limit)
+    bundle, record, seconds = paths.bundle_folder(run), records.read_complete(run), parse_duration(limit)
     if not (bundle / MANIFEST).is_file():
         raise FileNotFoundError(f"{run} has no bundle: run `kaggle-llm bundle {run}` first")
     if replay is not None and str(replay) not in record.settings["fold_models"]:
         raise ValueError(f"--replay {replay}: {run} has the folds {', '.join(record.settings['fold_models'])}")
     settings = CompetitionSettings(**record.settings["config"]["competition"])
     manifest = records.read_json(bundle / MANIFEST)
-    most = parse_memory(memory or f"{manifest['runtime']['machine']['ram_gb']}GB")
+    memory_limit = parse_memory(memory or f"{manifest['runtime']['machine']['ram_gb']}GB")
     folder = paths.rehearsals_folder(run) / datetime.now().strftime("%Y%m%d-%H%M%S")
     test, truth, origin = hidden_test(settings, rows)
     shipped = read_models(record.settings["ship"])
-    found = Findings(checks=[check_bundle(bundle, record)])
-    with open_site(folder, bundle, settings, shipped, seconds, most) as site:
-        rehearse_public(site, found)
-        submission = rehearse_rerun(site, test, found)
-        rehearse_hostile(site, test, found)
-        found.checks += run_drills(site)
+    results = Results(checks=[check_bundle(bundle, record)])
+    with open_site(folder, bundle, settings, shipped, seconds, memory_limit) as site:
+        rehearse_public(site, results)
+        submission = rehearse_rerun(site, test, results)
+        rehearse_hostile(site, test, results)
+        results.checks += run_drills(site)
         if replay is not None:
-            replay_fold(site, run, record, replay, found)
-    found.checks += [check_mount(found.sessions), check_memory(found.sessions)]
-    records.write_json(folder / MANIFEST, manifest)  # for trace: the bundle may be made again
-    rerun = next(session for session in found.sessions if session.name == RERUN)
+            replay_fold(site, run, record, replay, results)
+    results.checks += [check_mount(results.sessions), check_memory(results.sessions)]
+    records.write_json(folder / MANIFEST, manifest)  # for trace, as the bundle may be made again
+    rerun = next(session for session in results.sessions if session.name == RERUN)
     report = {
         "run": run,
         "bundle": identify_bundle(manifest),
-        "ok": all(check.ok for check in found.checks),
-        "checks": [asdict(check) for check in found.checks],
+        "ok": all(check.ok for check in results.checks),
+        "checks": [asdict(check) for check in results.checks],
         "rows": test.height,
         "seconds": round(rerun.seconds, 1),
         "peak_rss_mb": round(rerun.usage.peak / MIB),
         "memory_method": describe_method(),
-        "network": "blocked" if is_ok(found, "network") else "open",
+        "network": "blocked" if is_ok(results, "network") else "open",
         "network_method": find_method(),
-        "score": score_rerun(rerun, submission, truth) if is_ok(found, "notebook", "submission") else None,
+        "score": score_rerun(rerun, submission, truth) if is_ok(results, "notebook", "submission") else None,
         "cv": records.read_json(paths.run_folder(run) / "metrics.json")["cv"],
         "test": origin,
         "command": describe_command(run, rows=rows, limit=limit, replay=replay, memory=memory),
-        "sessions": [describe_session(session) for session in found.sessions],
+        "sessions": [describe_session(session) for session in results.sessions],
         "submission": describe_submission(folder / "submission.csv", submission),
     }
     records.write_text(folder / "report.txt", describe_report(report))
@@ -119,42 +119,42 @@ def rehearse(
     return report
 
 
-def rehearse_public(site: Site, found: Findings) -> None:
-    """The run that everybody makes before submitting: the test set that everybody sees."""
+def rehearse_public(site: Site, results: Results) -> None:
+    """The run before a submission, on the public test set."""
     with open_session(site, PUBLIC, FLAT, None) as session:
-        found.checks.append(check_whole(session))
-    found.sessions.append(session)
+        results.checks.append(check_session(session))
+    results.sessions.append(session)
 
 
-def rehearse_rerun(site: Site, test: pl.DataFrame, found: Findings) -> pl.DataFrame | None:
-    """Kaggle's run on the hidden test; its submission, where there is one that can be read."""
+def rehearse_rerun(site: Site, test: pl.DataFrame, results: Results) -> pl.DataFrame | None:
+    """Kaggle's run on the hidden test; its submission, None where it cannot be read."""
     with open_session(site, RERUN, OWNED, test.write_csv().encode()) as session:
-        submission, right = check_submission(session)
-        found.checks += [check_network(session), check_notebook(session), check_time(session), check_origin(session)]
-        found.checks += [right, check_independence(session)]
-    found.sessions.append(session)
+        submission, valid = check_submission(session)
+        results.checks += [check_network(session), check_notebook(session), check_time(session), check_origin(session)]
+        results.checks += [valid, check_independence(session)]
+    results.sessions.append(session)
     return submission
 
 
-def rehearse_hostile(site: Site, test: pl.DataFrame, found: Findings) -> None:
-    """Some rows of the rerun among hostile ones; where it failed, these would fail as well and say nothing new."""
-    if not is_ok(found, "notebook", "time"):
-        found.checks.append(Check(HOSTILE, False, "not asked: the rerun failed or was cut"))
+def rehearse_hostile(site: Site, test: pl.DataFrame, results: Results) -> None:
+    """Some rows of the rerun among hostile ones; skipped where the rerun failed, as these would fail too."""
+    if not is_ok(results, "notebook", "time"):
+        results.checks.append(Check(HOSTILE, False, "not run: the rerun failed or was cut"))
         return
     competition = load_competition(site.settings)
-    healthy = test.head(HEALTHY) if test.height else hidden_test(site.settings, None)[0].head(HEALTHY)
+    healthy = test.head(HEALTHY_ROWS) if test.height else hidden_test(site.settings, None)[0].head(HEALTHY_ROWS)
     content, hostile = make_hostile_test(competition, healthy)
     try:
         with open_session(site, HOSTILE, NESTED, content) as session:
-            found.checks.append(check_hostile(session, hostile, site.folder))
+            results.checks.append(check_hostile(session, hostile, site.folder))
     except (ValueError, LookupError, TypeError) as error:  # of a read() that reshapes
-        found.checks.append(Check(HOSTILE, False, f"{site.settings.name} cannot read them: {error}"))
+        results.checks.append(Check(HOSTILE, False, f"{site.settings.name} cannot read them: {error}"))
     else:
-        found.sessions.append(session)
+        results.sessions.append(session)
 
 
-def replay_fold(site: Site, run: str, record: records.Record, fold: int, found: Findings) -> None:
-    """Fold `fold`'s validation rows, unlabelled, through the bundle with that fold's weights = its out-of-fold rows."""
+def replay_fold(site: Site, run: str, record: records.Record, fold: int, results: Results) -> None:
+    """Predict the fold's validation rows with the bundle and that fold's weights; must give its out-of-fold rows."""
     import polars as pl
 
     models = read_models(record.settings["fold_models"][str(fold)])
@@ -162,16 +162,16 @@ def replay_fold(site: Site, run: str, record: records.Record, fold: int, found: 
     test = load_competition(site.settings).test_csv(expected["id"].to_list())
     exchange_models(site.depot, models)
     with open_session(site, REPLAY, OWNED, test.write_csv().encode()) as session:
-        found.checks.append(check_replay(session, fold, expected))
-    found.sessions.append(session)
+        results.checks.append(check_replay(session, fold, expected))
+    results.sessions.append(session)
 
 
-def is_ok(found: Findings, *names: str) -> bool:
-    return all(check.ok for check in found.checks if check.name in names)
+def is_ok(results: Results, *names: str) -> bool:
+    return all(check.ok for check in results.checks if check.name in names)
 
 
 def score_rerun(rerun: Session, submission: pl.DataFrame | None, truth: pl.DataFrame) -> float | None:
-    """The metric on what was submitted; None where no row was asked."""
+    """The metric of the submission; None where there is no row to score."""
     if submission is None or not truth.height:
         return None
     return rerun.competition.metric.score(rerun.competition.ranking_of(submission), truth)
@@ -179,8 +179,8 @@ def score_rerun(rerun: Session, submission: pl.DataFrame | None, truth: pl.DataF
 
 def describe_command(run: str, **options: object) -> str:
     """The command that rehearses the same again."""
-    given = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
-    return shlex.join(["kaggle-llm", "rehearse", run, *given])
+    words = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+    return shlex.join(["kaggle-llm", "rehearse", run, *words])
 
 
 def link_latest(folder: Path) -> None:

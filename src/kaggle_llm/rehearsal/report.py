@@ -1,4 +1,4 @@
-"""The report of a rehearsal, for people; and what people write on its command line."""
+"""Print the report of a rehearsal; parse its --limit."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def print_report(report: Mapping[str, Any]) -> None:
     title = f"rehearsal of {report['run']}: {report['rows']} rows of {report['test']}"
     print_table(title, ("check", "", "detail"), rows)
     names = ("name", "layout", "rows", "seconds", "peak_rss_mb")
-    found = [[str(session[name]) for name in names] for session in report["sessions"]]
-    print_table("sessions", ("session", "layout", "rows", "seconds", "peak MB"), found)
+    sessions = [[str(session[name]) for name in names] for session in report["sessions"]]
+    print_table("sessions", ("session", "layout", "rows", "seconds", "peak MB"), sessions)
     score = "none" if report["score"] is None else f"{report['score']:.4f}"
     print(f"ok: {report['ok']}, private score: {score} (CV {report['cv']:.4f}), {report['seconds']} s, ", end="")
     print(f"{report['peak_rss_mb']} MB")
@@ -33,8 +33,8 @@ def describe_report(report: Mapping[str, Any]) -> str:
 
 def parse_duration(text: str) -> float:
     """Seconds of "9h", "90m", "30s" or "1h30m"."""
-    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
-    if not text.strip() or found is None:
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
+    if not text.strip() or match is None:
         raise ValueError(f"limit {text!r}: write it like 9h, 90m, 30s or 1h30m")
-    hours, minutes, seconds = (float(part or 0) for part in found.groups())
+    hours, minutes, seconds = (float(part or 0) for part in match.groups())
     return hours * 3600 + minutes * 60 + seconds

@@ -1,8 +1,8 @@
-"""Run a command without network and without the repository in sight.
+"""Run a command without network and without access to the repository.
 
-Where the system allows it: Linux namespaces of its own (network with loopback only, mounts with the bundle read-only
-and the repository's folders covered). Elsewhere: a guard in every Python process that refuses connections. Both hold
-back what reaches out by mistake; neither is a defence against code that means harm.
+Where the system allows it: in Linux namespaces (network with loopback only, the bundle mounted read-only, the
+repository's folders covered). Elsewhere: with a guard in every Python process that refuses connections. Both stop
+access by mistake; neither is a defence against malicious code.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from kaggle_llm.base import paths
 from kaggle_llm.rehearsal.memory_limit import Usage, enter, limited_group
 
 HERE = Path(__file__).parent
-KEPT = ("PATH", "LANG", "OMP_NUM_THREADS", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+PASSED_VARIABLES = ("PATH", "LANG", "OMP_NUM_THREADS", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
 NAMESPACE, GUARD = "namespace", "guard"
-ANY_MEMORY = 2**50  # bytes: no limit
+NO_LIMIT = 2**50  # bytes
 
 
 @functools.cache
 def find_method() -> str:
-    """NAMESPACE where a trial of all that a rehearsal mounts succeeds, else GUARD."""
+    """NAMESPACE where a trial with all mounts of a rehearsal succeeds, else GUARD."""
     if not shutil.which("unshare"):
         return GUARD
-    place = paths.root() / "output"
-    place.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place, prefix=".trial-") as kaggle, tempfile.TemporaryDirectory() as mount:
+    output = paths.root() / "output"
+    output.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output, prefix=".trial-") as kaggle, tempfile.TemporaryDirectory() as mount:
         for name in ("input", "working"):
             (Path(kaggle) / name).mkdir()
-        box = Sandbox(Path(kaggle), Path(mount), Path(mount))
-        trial = _inside(box, [sys.executable, "-c", "pass"], NAMESPACE)
+        sandbox = Sandbox(Path(kaggle), Path(mount), Path(mount))
+        trial = _inside(sandbox, [sys.executable, "-c", "pass"], NAMESPACE)
         done = subprocess.run(trial, capture_output=True, check=False, timeout=60)
     return NAMESPACE if done.returncode == 0 else GUARD
 
@@ -51,9 +51,9 @@ class Sandbox:
     kaggle: Path
     mount: Path
     home: Path
-    """HOME and TMPDIR of what runs inside."""
+    """HOME and TMPDIR of the command."""
     full: bool = False
-    """working/ is a disk without room; only where the method is NAMESPACE."""
+    """working/ is a full disk; only where the method is NAMESPACE."""
 
     def run(
         self,
@@ -63,15 +63,15 @@ class Sandbox:
         timeout: float,
         usage: Usage | None = None,
     ) -> int:
-        """The exit code, with output appended to `log`.
+        """The exit code; output is appended to `log`.
 
-        Raises subprocess.TimeoutExpired, or MemoryError above the limit of `usage`, after killing all of it.
+        Raises subprocess.TimeoutExpired, or MemoryError above the limit of `usage`, after killing all processes.
         """
-        usage, method = usage or Usage(ANY_MEMORY), find_method()
+        usage, method = usage or Usage(NO_LIMIT), find_method()
         with limited_group(usage) as group, log.open("ab") as out:
-            line = _inside(self, command, method)
+            words = _inside(self, command, method)
             process = subprocess.Popen(
-                enter(group, line) if group else line,
+                enter(group, words) if group else words,
                 cwd=self.kaggle / "working",
                 stdout=out,
                 stderr=out,
@@ -79,23 +79,24 @@ class Sandbox:
             )
             try:
                 return usage.wait(process, timeout)
-            except BaseException:  # too late, too large, or interrupted: nothing of it goes on alone
+            except BaseException:  # timeout, memory or interrupt: leave no process behind
                 kill_tree(process.pid)
                 process.wait()
                 raise
 
-    def _environment(self, method: str, more: Mapping[str, str]) -> dict[str, str]:
-        """A clean one: no settings of ours, a home that is thrown away, no token of the user's."""
-        kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    def _environment(self, method: str, variables: Mapping[str, str]) -> dict[str, str]:
+        """A clean environment: none of our settings, a temporary home, no token of the user."""
+        passed = {name: os.environ[name] for name in PASSED_VARIABLES if name in os.environ}
         home = {"HOME": str(self.home), "TMPDIR": str(self.home)}
-        found = {**kept, **home, "KAGGLE_LLM_KAGGLE": str(self.mount), **more}
+        environment = {**passed, **home, "KAGGLE_LLM_KAGGLE": str(self.mount), **variables}
         if method == GUARD:
-            found["PYTHONPATH"] = os.pathsep.join([str(HERE / "guard"), *found.get("PYTHONPATH", "").split(os.pathsep)])
-        return found
+            folders = [str(HERE / "guard"), *environment.get("PYTHONPATH", "").split(os.pathsep)]
+            environment["PYTHONPATH"] = os.pathsep.join(folders)
+        return environment
 
 
 def _inside(sandbox: Sandbox, command: Sequence[str], method: str) -> list[str]:
-    """The command line that runs `command` inside."""
+    """The command line that runs `command` in the sandbox."""
     if method == GUARD:
         return list(command)
     plan = {
@@ -110,7 +111,7 @@ def _inside(sandbox: Sandbox, command: Sequence[str], method: str) -> list[str]:
 
 
 def covered_folders() -> list[Path]:
-    """Every folder of the repository, and of the checkout that the package comes from, but the environment's."""
+    """All folders of the repository and of the package's checkout, except that of the Python environment."""
     checkout = HERE.parents[2]
     repositories = {paths.root(), *([checkout] if (checkout / "pyproject.toml").is_file() else [])}
     folders = [folder for repository in repositories for folder in repository.iterdir() if folder.is_dir()]
@@ -118,7 +119,7 @@ def covered_folders() -> list[Path]:
 
 
 def kill_tree(pid: int) -> None:
-    """Kill a process and all below it: a notebook's kernel has a session of its own."""
+    """Kill a process and its descendants: a notebook's kernel has a session of its own."""
     import psutil
 
     with contextlib.suppress(psutil.NoSuchProcess):

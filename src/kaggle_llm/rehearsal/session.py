@@ -1,6 +1,6 @@
 """Sessions of one rehearsal: each is an execution of the bundle's notebook on a stand-in for /kaggle.
 
-Leaves in the session's folder log.txt and what KEPT names; the stand-in is gone afterwards.
+Leaves log.txt and KEPT_FILES in the session's folder; the stand-in is removed afterwards.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from kaggle_llm.rehearsal.stage import Depot, Layout, attach, fill_depot, stage_
 
 PUBLIC, RERUN, HOSTILE, REPLAY = "public", "rerun", "hostile", "replay"
 RERUN_VARIABLE = "KAGGLE_IS_COMPETITION_RERUN"
-ERROR = re.compile(r"[\w.]*(Error|Exception): ")
-POINTS_UP = "its log stands above"  # of an error of the boot script
+ERROR_LINE = re.compile(r"[\w.]*(Error|Exception): ")
+SEE_ABOVE = "see its log above"  # ends an error of the boot script that has another cause
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-GRACE = 120.0  # seconds after the limit until the notebook itself is killed
-KEPT = ("executed.ipynb", "submission.csv", "ranking.parquet", "prediction.json", "timing.json")
-MARKS = (*KEPT, "origin.json")  # what a prediction leaves in working/
-BESIDE = """
+KILL_GRACE_SECONDS = 120.0  # after the limit, until the notebook itself is killed
+KEPT_FILES = ("executed.ipynb", "submission.csv", "ranking.parquet", "prediction.json", "timing.json")
+PREDICTION_FILES = (*KEPT_FILES, "origin.json")  # left by a prediction in working/
+RUN_MODULE = """
 import subprocess, sys, time
 from pathlib import Path
 import boot
@@ -44,7 +44,7 @@ sys.exit(subprocess.run([python, m, module, *words], env=boot.environment(code, 
 
 @dataclass(frozen=True)
 class Site:
-    """What the sessions of a rehearsal share: the depot, one working folder and one home, and their limits."""
+    """Shared by all sessions of a rehearsal: the depot, one working folder, one home, and the limits."""
 
     folder: Path
     bundle: Path
@@ -61,13 +61,13 @@ class Site:
         return self.sandbox.kaggle / "working"
 
     def inside(self, path: Path) -> Path:
-        """Where the sandboxed process sees a path of the stand-in."""
+        """A path of the stand-in as the sandboxed process sees it."""
         return self.sandbox.mount / path.relative_to(self.sandbox.kaggle)
 
 
 @dataclass(frozen=True)
 class Session:
-    """What an execution left; its stand-in is there while `open_session` is open."""
+    """One execution of the notebook; its stand-in exists while `open_session` is open."""
 
     name: str
     layout: Layout
@@ -82,11 +82,11 @@ class Session:
     """Files below input/ that were written, changed or removed."""
 
     def run_module(self, module: str, log: Path) -> int:
-        """Exit code of another module of the bundle, started as the boot script starts the prediction."""
+        """Run another module of the bundle as the boot script runs the prediction; returns its exit code."""
         code, root = self.site.inside(self.code), self.site.sandbox.mount
         words = [module, str(code), str(root), str(self.site.limit)]
         environment = {"PYTHONPATH": str(code / "submission"), "PYTHONDONTWRITEBYTECODE": "1", RERUN_VARIABLE: "1"}
-        command = [sys.executable, "-c", BESIDE, *words]
+        command = [sys.executable, "-c", RUN_MODULE, *words]
         return self.site.sandbox.run(command, log, environment, self.site.limit)
 
 
@@ -94,7 +94,7 @@ class Session:
 def open_site(
     folder: Path, bundle: Path, settings: CompetitionSettings, shipped: Sequence[Model], limit: float, memory: int
 ) -> Iterator[Site]:
-    """A stand-in below `folder`, gone afterwards. shipped: the run's models. limit: seconds; memory: bytes."""
+    """A stand-in below `folder`, removed afterwards. shipped: the run's models. limit: seconds; memory: bytes."""
     kaggle, depot = folder / "kaggle", Depot(folder / "depot")
     (kaggle / "working").mkdir(parents=True)
     with tempfile.TemporaryDirectory(prefix="kaggle-llm-") as scratch:
@@ -112,14 +112,14 @@ def open_site(
 
 @contextmanager
 def open_session(site: Site, name: str, layout: Layout, test: bytes | None) -> Iterator[Session]:
-    """Stage, execute, keep what it wrote. test: test.csv; None: the competition's own, in no rerun.
+    """Stage, execute, keep the output. test: content of test.csv; None: the competition's own, not in a rerun.
 
-    The rerun finds working/ and the home as the public session left them, but for the prediction's own marks: what
-    somebody remembers of the public test is there. The others start with an empty working/.
+    The rerun starts with the home and working/ of the public session, without the prediction's own files: whatever an
+    experiment cached of the public test is there. The other sessions start with an empty working/.
     """
     folder = site.folder if name == RERUN else site.folder / name
     folder.mkdir(exist_ok=True)
-    clear_working(site.working, MARKS if name == RERUN else None)
+    clear_working(site.working, PREDICTION_FILES if name == RERUN else None)
     mount = site.sandbox.kaggle / "input"
     with attach(site.depot, mount, layout) as code:
         competition = stage_competition(site.settings, test, mount / layout.competitions / site.settings.name)
@@ -127,7 +127,7 @@ def open_session(site: Site, name: str, layout: Layout, test: bytes | None) -> I
 
 
 def clear_working(working: Path, names: tuple[str, ...] | None) -> None:
-    """Remove these, or everything."""
+    """Remove these files, or everything."""
     for path in list(working.iterdir()):
         if path.is_dir() and names is None:
             shutil.rmtree(path)
@@ -138,37 +138,37 @@ def clear_working(working: Path, names: tuple[str, ...] | None) -> None:
 def execute(site: Site, name: str, layout: Layout, folder: Path, competition: Competition, code: Path) -> Session:
     shutil.copyfile(site.bundle / "notebook.ipynb", site.working / "notebook.ipynb")
     runner = site.inside(code) / "src" / "kaggle_llm" / "rehearsal" / "execute.py"
-    seen = site.sandbox.mount / "working"
-    command = [sys.executable, str(runner), str(seen / "notebook.ipynb"), str(seen / "executed.ipynb")]
+    working = site.sandbox.mount / "working"
+    command = [sys.executable, str(runner), str(working / "notebook.ipynb"), str(working / "executed.ipynb")]
     environment = {"KAGGLE_LLM_LIMIT": str(site.limit), "PYTHONDONTWRITEBYTECODE": "1"}
     environment |= {} if name == PUBLIC else {RERUN_VARIABLE: "1"}
     before, log, usage = list_mount(site.sandbox.kaggle / "input"), folder / "log.txt", Usage(site.memory)
     start, error = time.monotonic(), ""
     try:
-        code_of_exit = site.sandbox.run(command, log, environment, site.limit + GRACE, usage)
-        if code_of_exit:
-            error = f"exit code {code_of_exit}: {find_error(log)}"
+        returned = site.sandbox.run(command, log, environment, site.limit + KILL_GRACE_SECONDS, usage)
+        if returned:
+            error = f"exit code {returned}: {find_prediction_error(log)}"
     except subprocess.TimeoutExpired:
-        error = f"still running {GRACE:.0f} s after the limit of {site.limit:.0f} s: killed"
+        error = f"still running {KILL_GRACE_SECONDS:.0f} s after the limit of {site.limit:.0f} s: killed"
     except MemoryError as stopped:
         error = f"killed: {stopped}"
     seconds = time.monotonic() - start
-    for kept in KEPT:
-        if (site.working / kept).is_file():
-            shutil.copyfile(site.working / kept, folder / kept)
+    for file in KEPT_FILES:
+        if (site.working / file).is_file():
+            shutil.copyfile(site.working / file, folder / file)
     after = list_mount(site.sandbox.kaggle / "input")
     written = sorted(path for path in {*before, *after} if before.get(path) != after.get(path))
     return Session(name, layout, site, folder, competition, code, seconds, usage, error, written)
 
 
 def list_mount(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of change of every file: what a read-only mount keeps."""
-    found = {path.relative_to(folder).as_posix(): path.stat() for path in folder.rglob("*") if path.is_file()}
-    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
+    """File → its size and time of change."""
+    stats = {path.relative_to(folder).as_posix(): path.stat() for path in folder.rglob("*") if path.is_file()}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
 def describe_session(session: Session) -> dict[str, object]:
-    """Its entry in the report."""
+    """The session's entry in the report."""
     path = session.folder / "prediction.json"
     rows = records.read_json(path)["rows"] if path.is_file() else None
     return {
@@ -180,19 +180,19 @@ def describe_session(session: Session) -> dict[str, object]:
     }
 
 
-def find_error(log: Path) -> str:
-    """The error that the prediction died of, else what the boot script said last."""
-    errors = [line for line in read_lines(log) if ERROR.match(line)]
-    own = [line for line in errors if not line.endswith(POINTS_UP)]
-    return [last_words(log), *errors[-1:], *own[-1:]][-1][-300:]
+def find_prediction_error(log: Path) -> str:
+    """The error that ended the prediction, else the last error of the boot script, else the last line."""
+    errors = [line for line in read_lines(log) if ERROR_LINE.match(line)]
+    own = [line for line in errors if not line.endswith(SEE_ABOVE)]
+    return [last_line(log), *errors[-1:], *own[-1:]][-1][-300:]
 
 
-def last_words(log: Path) -> str:
-    """The last line that says something."""
+def last_line(log: Path) -> str:
+    """The last line that is not empty."""
     return ["no output", *read_lines(log)][-1][-300:]
 
 
 def read_lines(log: Path) -> list[str]:
-    """Those that say something, without colours."""
+    """The lines that are not empty, without colours."""
     text = COLOUR.sub("", log.read_text(encoding="utf-8", errors="replace"))
     return [line.strip() for line in text.splitlines() if line.strip()]

@@ -1,6 +1,6 @@
 """The stand-in for /kaggle on disk: datasets and models as Kaggle mounts them, the competition with another test set.
 
-A bundle's datasets are put into a depot once; each session moves them to where one of the layouts mounts them.
+A bundle's datasets are put into a depot once; each session moves them to where its layout mounts them.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ OWNER = "rehearsal"
 
 @dataclass(frozen=True)
 class Layout:
-    """Where Kaggle mounts things below input/."""
+    """Where Kaggle mounts datasets, competitions and models below input/."""
 
     name: str
     datasets: str
     competitions: str
     models: str | None
-    """Of model sources; None: without their owner, as Kaggle did before."""
+    """Folder of model sources; None: model sources without their owner, as Kaggle mounted them before."""
 
 
 OWNED = Layout("input/datasets/<owner>/<slug>", f"datasets/{OWNER}", "competitions", "models")
@@ -53,7 +53,7 @@ NESTED = Layout("input/…/<slug>", f"moved/again/{OWNER}/datasets", "moved/agai
 
 @dataclass(frozen=True)
 class Depot:
-    """Datasets and model sources that no session has mounted at the moment."""
+    """Datasets and model sources that no session has mounted now."""
 
     folder: Path
 
@@ -76,19 +76,19 @@ def find_code(datasets: Path) -> Path:
 
 
 def fill_depot(bundle: Path, shipped: Sequence[Model], depot: Depot) -> None:
-    """The bundle's datasets, and of the models that it takes from Kaggle the folders that they have here."""
+    """Put the bundle's datasets into the depot, and the local folders of its Kaggle models."""
     for dataset in records.read_json(bundle / MANIFEST)["datasets"]:
         for path in records.list_files(bundle / dataset["folder"]):
-            place_file(path, depot.datasets / path.relative_to(bundle))
+            put_file(path, depot.datasets / path.relative_to(bundle))
     manifest = records.read_json(depot.code / MANIFEST)
     for model, described in zip(shipped, manifest["models"], strict=True):
-        for folder, place in ((model.folder, described["folder"]), (model.base, described.get("base"))):
-            for entry in manifest["sources"].get(place, ()):
-                place_file(Path(folder or "") / entry["path"], depot.sources / place / entry["path"])
+        for folder, source in ((model.folder, described["folder"]), (model.base, described.get("base"))):
+            for entry in manifest["sources"].get(source, ()):
+                put_file(Path(folder or "") / entry["path"], depot.sources / source / entry["path"])
 
 
-def place_file(source: Path, target: Path) -> None:
-    """A link where the sandbox mounts it read-only; else a copy, for nobody may write into the original."""
+def put_file(source: Path, target: Path) -> None:
+    """A link where the sandbox mounts it read-only; else a copy, to protect the original."""
     if find_method() == NAMESPACE:
         records.link_or_copy(source, target)
     else:
@@ -97,12 +97,12 @@ def place_file(source: Path, target: Path) -> None:
 
 
 def exchange_models(depot: Depot, models: Sequence[Model]) -> None:
-    """Other weights under the same names: what a replay runs."""
+    """Let the bundle use other models, for a replay."""
     manifest = records.read_json(depot.code / MANIFEST)
     with Hashes() as hashes:
 
         def add(folder: Path) -> str:
-            return add_model(depot.datasets, manifest["competition"], folder, hashes, place_file)
+            return add_model(depot.datasets, manifest["competition"], folder, hashes, put_file)
 
         manifest["models"] = [describe_model(model, add) for model in models]
     records.write_json(depot.code / MANIFEST, manifest)
@@ -115,26 +115,23 @@ def attach(depot: Depot, mount: Path, layout: Layout) -> Iterator[Path]:
     for path in sorted(depot.sources.glob("*/*/*/*/*")):
         source = path.relative_to(depot.sources)
         moves.append((path, mount / (layout.models or "") / (source if layout.models else Path(*source.parts[1:]))))
-    for away, there in moves:
-        there.parent.mkdir(parents=True, exist_ok=True)
-        away.rename(there)
+    for stored, mounted in moves:
+        mounted.parent.mkdir(parents=True, exist_ok=True)
+        stored.rename(mounted)
     try:
         yield find_code(mount / layout.datasets)
     finally:
-        for away, there in moves:
-            there.rename(away)
+        for stored, mounted in moves:
+            mounted.rename(stored)
         shutil.rmtree(mount)
 
 
 def stage_competition(settings: CompetitionSettings, test: bytes | None, folder: Path) -> Competition:
-    """The competition's folder with `test` as its test.csv and a sample submission of the same ids.
-
-    None: with its own ones, which everybody sees.
-    """
+    """Make the competition's folder with `test` as test.csv and a sample of its ids; None: the public files."""
     source = load_competition(settings)
     for path in records.list_files(source.folder):
         if test is None or path.name not in (f"{TEST}.csv", f"{SAMPLE}.csv"):
-            place_file(path, folder / path.relative_to(source.folder))
+            put_file(path, folder / path.relative_to(source.folder))
     if test is not None:
         (folder / f"{TEST}.csv").write_bytes(test)
         ids = load_competition(settings, folder).table(TEST)["id"].to_list()
@@ -143,10 +140,10 @@ def stage_competition(settings: CompetitionSettings, test: bytes | None, folder:
 
 
 def hidden_test(settings: CompetitionSettings, rows: int | None) -> tuple[pl.DataFrame, pl.DataFrame, str]:
-    """test.csv's rows, the truth of each (id, items), and where they come from.
+    """Rows of test.csv, their truth (id, items), and where they come from.
 
-    The competition's own hidden test where it has one (output/hidden/), else its training rows. rows: so many of
-    them, drawn with a fixed seed; above their number they are repeated under new ids.
+    The competition's hidden test where output/hidden/ has one, else its training rows. rows: so many of them, drawn
+    with a fixed seed; more rows than there are repeat them under new ids.
     """
     competition = load_competition(settings)
     hidden = paths.hidden_folder(competition.folder.name)

@@ -1,4 +1,4 @@
-"""What a session is judged by: one Check each."""
+"""The checks on a session: one function each."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from kaggle_llm.kaggle.predict import MANIFEST
 from kaggle_llm.rehearsal.checks import Check, compare_rankings, count_moved, largest_difference
 from kaggle_llm.rehearsal.memory_limit import describe_method, show_bytes
 from kaggle_llm.rehearsal.sandbox import find_method
-from kaggle_llm.rehearsal.session import Session, last_words
+from kaggle_llm.rehearsal.session import Session, last_line
 
 if TYPE_CHECKING:
     import polars as pl
 
 
 def check_bundle(bundle: Path, record: records.Record) -> Check:
-    """Is every file of the bundle what its manifest says, and is it the run as it stands?"""
+    """Does every file of the bundle match its manifest, and is it of the run as it is now?"""
     manifest = records.read_json(bundle / MANIFEST)
     if manifest["record"] != record.key:
         return Check("bundle", False, f"{record.kind} was made again since: run `kaggle-llm bundle` again")
@@ -32,11 +32,11 @@ def check_bundle(bundle: Path, record: records.Record) -> Check:
 
 
 def check_network(session: Session) -> Check:
-    """A connection to the outside must fail, and for the right reason, in a sandbox made like the notebook's."""
+    """A connection to the outside must fail for the right reason, in a sandbox like the notebook's."""
     probe = session.site.inside(session.code) / "src" / "kaggle_llm" / "rehearsal" / "probe.py"
     log = session.folder / "probe.txt"
     code = session.site.sandbox.run([sys.executable, str(probe), find_method()], log, {}, 60)
-    return Check("network", code == 0, f"{find_method()}: {last_words(log)}")
+    return Check("network", code == 0, f"{find_method()}: {last_line(log)}")
 
 
 def check_notebook(session: Session) -> Check:
@@ -44,29 +44,29 @@ def check_notebook(session: Session) -> Check:
 
 
 def check_time(session: Session) -> Check:
-    """The prediction ended by itself, and nothing was cut."""
+    """The prediction ended by itself, and no row was cut."""
     path, limit = session.folder / "prediction.json", session.site.limit
     if not path.is_file():
         return Check("time", False, f"the prediction did not end within the limit of {limit:.0f} s, or failed")
-    done = records.read_json(path)
-    cut = describe_cuts(done["cut"])
-    said = f"{done['seconds']:.0f} s of {limit:.0f} s for {done['rows']} rows"
-    return Check("time", not cut, ", ".join(filter(None, [said, cut])))
+    prediction = records.read_json(path)
+    cut = describe_cuts(prediction["cut"])
+    used = f"{prediction['seconds']:.0f} s of {limit:.0f} s for {prediction['rows']} rows"
+    return Check("time", not cut, ", ".join(filter(None, [used, cut])))
 
 
 def check_origin(session: Session) -> Check:
     """Code and models came from the mount, not from the repository."""
     path = session.site.working / "origin.json"
     if not path.is_file():
-        return Check("origin", False, "the prediction did not get as far as saying where it comes from")
+        return Check("origin", False, "the prediction ended before it wrote origin.json")
     origin = records.read_json(path)
     mount = session.site.sandbox.mount.resolve()
-    outside = {name: found for name, found in origin.items() if not Path(found).is_relative_to(mount)}
+    outside = {name: path for name, path in origin.items() if not Path(path).is_relative_to(mount)}
     return Check("origin", not outside, f"outside: {outside}" if outside else f"{', '.join(origin)} under the mount")
 
 
 def check_mount(sessions: Sequence[Session]) -> Check:
-    """Kaggle's mounts are read-only: nothing may have been written there."""
+    """Kaggle's mounts are read-only: nothing was written there."""
     written = [path for session in sessions for path in session.written]
     return Check("mount", not written, f"written: {written[:3]}" if written else "unchanged")
 
@@ -76,9 +76,9 @@ def check_memory(sessions: Sequence[Session]) -> Check:
     over = [session for session in sessions if session.usage.over]
     if over:
         return Check("memory", False, "; ".join(f"{session.name}: {session.usage}" for session in over))
-    most = max(sessions, key=lambda session: session.usage.peak)
-    peak, limit = show_bytes(most.usage.peak), show_bytes(most.usage.limit)
-    return Check("memory", True, f"peak {peak} of {limit} ({most.name}); {describe_method()}")
+    largest = max(sessions, key=lambda session: session.usage.peak)
+    peak, limit = show_bytes(largest.usage.peak), show_bytes(largest.usage.limit)
+    return Check("memory", True, f"peak {peak} of {limit} ({largest.name}); {describe_method()}")
 
 
 def check_submission(session: Session) -> tuple[pl.DataFrame | None, Check]:
@@ -94,31 +94,31 @@ def check_submission(session: Session) -> tuple[pl.DataFrame | None, Check]:
     return submission, Check("submission", not problems, detail)
 
 
-def check_whole(session: Session) -> Check:
-    """Under the session's name: the notebook, the submission and the time in one."""
-    found = [check_notebook(session), check_submission(session)[1], check_time(session)]
-    failed = [check.detail for check in found if not check.ok]
-    return Check(session.name, not failed, "; ".join(failed) or found[-1].detail)
+def check_session(session: Session) -> Check:
+    """The checks of notebook, submission and time as one, under the session's name."""
+    checks = [check_notebook(session), check_submission(session)[1], check_time(session)]
+    failed = [check.detail for check in checks if not check.ok]
+    return Check(session.name, not failed, "; ".join(failed) or checks[-1].detail)
 
 
 def check_hostile(session: Session, hostile: int, rerun: Path) -> Check:
-    """A valid submission, in which the healthy rows are answered as in the rerun (the folder with its ranking)."""
+    """A valid submission, with the healthy rows predicted as in the rerun. rerun: the folder with its ranking."""
     import polars as pl
 
-    whole = check_whole(session)
-    if not whole.ok:
-        return whole
+    check = check_session(session)
+    if not check.ok:
+        return check
     found, expected = (pl.read_parquet(folder / "ranking.parquet") for folder in (session.folder, rerun))
     found = found.join(expected.select("id"), on="id", how="semi")
     problems = compare_rankings(found, expected.join(found.select("id"), on="id", how="semi"))
     if problems:
-        return Check(session.name, False, f"beside hostile rows: {problems[0]}")
-    kinds = f"{hostile} hostile rows" if hostile else "no hostile rows, for read() reshapes test.csv"
-    return Check(session.name, True, f"{kinds}; {found.height} others as in the rerun")
+        return Check(session.name, False, f"among hostile rows: {problems[0]}")
+    rows = f"{hostile} hostile rows" if hostile else "no hostile rows, as read() reshapes test.csv"
+    return Check(session.name, True, f"{rows}; {found.height} others as in the rerun")
 
 
 def check_independence(session: Session) -> Check:
-    """A row alone, in another order and among other rows: by the bundle's own code in the same kind of sandbox."""
+    """A row is predicted alike alone, in another order and among other rows, by the bundle's code in the sandbox."""
     if not (session.site.working / "ranking.parquet").is_file():
         return Check("row independence", False, "there is no ranking.parquet to compare with")
     log = session.folder / "independence.txt"
@@ -126,17 +126,17 @@ def check_independence(session: Session) -> Check:
         code = session.run_module("kaggle_llm.rehearsal.independence", log)
     except subprocess.TimeoutExpired:
         return Check("row independence", False, f"not done after {session.site.limit:.0f} s")
-    return Check("row independence", code == 0, last_words(log))
+    return Check("row independence", code == 0, last_line(log))
 
 
 def check_replay(session: Session, fold: int, expected: pl.DataFrame) -> Check:
-    """The fold's out-of-fold rows, as computed by the training."""
+    """The replayed rows equal the fold's out-of-fold rows. expected: those rows, as training computed them."""
     import polars as pl
 
     path = session.folder / "ranking.parquet"
     if session.error or not path.is_file():
         return Check("replay", False, session.error or "the prediction wrote no ranking.parquet")
-    # A wide row of test.csv may bring siblings that another fold validated.
+    # A wide row of test.csv may have rows of other folds too.
     found = pl.read_parquet(path).join(expected.select("id"), on="id", how="semi")
     problems = compare_rankings(found, expected)
     if problems:

@@ -1,4 +1,4 @@
-"""Cosine similarity of sentence vectors over the documents."""
+"""Dense retrieval: cosine similarity of sentence vectors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class DenseIndex:
-    """Documents as vectors of unit length by the run's model `name`, exact search."""
+    """Exact search over unit vectors of the documents, made by the run's model `name`."""
 
     def __init__(self, run: Run, name: str, ids: Sequence[str], texts: Sequence[str], max_tokens: int) -> None:
         self.ids, self._run, self._name = list(ids), run, name
@@ -27,18 +27,18 @@ class DenseIndex:
     def search(self, ids: Sequence[str], queries: Sequence[str], k: int) -> pl.DataFrame:
         """RANKING of the k most similar documents for each query; scores are cosines.
 
-        Queries are embedded and scored one by one: in a batch, what stands beside a query moves its last bits, and
-        with them the order of near ties. So a row's candidates are the same alone and among others.
+        Queries are embedded and scored one by one: in a batch, the other queries change a vector's last bits and so the
+        order of near ties. A row's candidates are thus the same alone and among others.
         """
         import numpy as np
 
-        found, scores = [], []
+        items, scores = [], []
         for query in queries:
             similarity = self._documents @ self._run.engine(self._name).embed(self._encode([query]))[0]
             best = np.argsort(-similarity, kind="stable")[:k]
-            found.append([self.ids[i] for i in best])
+            items.append([self.ids[i] for i in best])
             scores.append(similarity[best].tolist())
-        return make_ranking(ids, found, scores)
+        return make_ranking(ids, items, scores)
 
     def _encode(self, texts: Sequence[str]) -> list[Prompt]:
         return encode_texts(self._tokenizer, texts, self.max_tokens)

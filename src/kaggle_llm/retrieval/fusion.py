@@ -1,4 +1,4 @@
-"""Several rankings into one."""
+"""Fuses several rankings into one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def fuse_by_rank(rankings: Sequence[pl.DataFrame], weights: Sequence[float], smoothing: float, k: int) -> pl.DataFrame:
-    """Reciprocal rank fusion: score(d) = Σ_r w_r / (smoothing + place_r(d)), the first k items.
+    """Reciprocal rank fusion: score(d) = Σ_r w_r / (smoothing + rank_r(d)), the first k items.
 
     rankings: RANKINGs of the same ids in the same order. Source: Cormack, Clarke, Büttcher, SIGIR 2009 (there with
     smoothing 60 and equal weights). Equal scores keep the order of the first ranking that names the item.
@@ -25,6 +25,6 @@ def fuse_by_rank(rankings: Sequence[pl.DataFrame], weights: Sequence[float], smo
     fused: list[dict[str, float]] = [{} for _ in ids]
     for ranking, weight in zip(rankings, weights, strict=True):
         for scores, items in zip(fused, ranking["items"].to_list(), strict=True):
-            for place, item in enumerate(items, start=1):
-                scores[item] = scores.get(item, 0.0) + weight / (smoothing + place)
+            for rank, item in enumerate(items, start=1):
+                scores[item] = scores.get(item, 0.0) + weight / (smoothing + rank)
     return top(make_ranking(ids, [list(row) for row in fused], [list(row.values()) for row in fused]), k)

@@ -1,4 +1,4 @@
-"""BM25 over the documents, by bm25s."""
+"""Lexical retrieval: BM25 by bm25s."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ class LexicalIndex:
         self.ids = list(ids)
         tokens = self._tokens(texts)
         if not any(tokens):
-            raise ValueError(f"none of {len(self.ids)} documents holds a word that could be searched for")
+            raise ValueError(f"none of {len(self.ids)} documents holds a word that can be searched for")
         self._index = bm25s.BM25(method="lucene")
         self._index.index(tokens, show_progress=False)
 
     def search(self, ids: Sequence[str], queries: Sequence[str], k: int) -> pl.DataFrame:
-        """RANKING of the k best documents for each query; among equal scores, and where no word of the query
-        occurs in any document, the documents' own order decides."""
+        """RANKING of the k best documents for each query; ties, and queries without a known word, keep the documents'
+        order."""
         import numpy as np
 
         k = min(k, len(self.ids))
-        found, scores = [], []
+        items, scores = [], []
         for words in self._tokens(queries):
             row = self._index.get_scores(words) if words else np.zeros(len(self.ids))
             best = np.argsort(-row, kind="stable")[:k]
-            found.append([self.ids[i] for i in best])
+            items.append([self.ids[i] for i in best])
             scores.append(row[best].tolist())
-        return make_ranking(ids, found, scores)
+        return make_ranking(ids, items, scores)
 
     @staticmethod
     def _tokens(texts: Sequence[str]) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""Hard negatives: what the retrieval itself puts beside the right document."""
+"""Hard negatives: wrong documents that the retrieval ranks near the right one."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 class NegativeSettings:
     first: int = 1
     last: int = 50
-    """Negatives are drawn from these places of a ranking, both included; the best place is 1."""
+    """Negatives are drawn from these ranks, both included; the best rank is 1."""
     per_query: int = 4
-    """Negatives of a query and one right document; 0: none are mined."""
+    """Negatives of a query and one right document; 0: none."""
     margin: float | None = 0.95
-    """The filter for false negatives: nothing above this share of the right document's score is drawn; null: no
-    filter, for scores that are no similarities."""
+    """Filter for false negatives: nothing above this share of the right document's score is drawn; null: no filter, for
+    scores that are no similarities."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.first <= self.last:
@@ -37,7 +37,7 @@ class NegativeSettings:
 
 @dataclass(frozen=True)
 class MinedPair:
-    """A query, one of its right items, and wrong ones that the retrieval took for right; all ids."""
+    """Ids of a query, one of its right items, and wrong ones that were ranked high."""
 
     id: str
     right: str
@@ -45,11 +45,10 @@ class MinedPair:
 
 
 def draw_groups(candidates: pl.DataFrame, truth: pl.DataFrame, size: int, depth: int, seed: int) -> list[Group]:
-    """One group a row: a right item and size − 1 wrong ones drawn from the row's first candidates; all shuffled.
+    """One group a row: a right item and size − 1 wrong ones from its first `depth` candidates; all shuffled.
 
-    candidates: RANKING of the rows that are trained on; truth: id, items. depth: wrong ones come from the first
-    `depth` places, which are what the reranker will see. A right item that the retrieval missed is put in, so that
-    no row is lost; a row whose candidates are too few gives a smaller group, never one of one.
+    candidates: RANKING of the training rows; truth: id, items. A right item that the retrieval missed is added, so that
+    no row is lost. A row with few candidates gives a smaller group, or none where no wrong candidate is left.
     """
     rng = random.Random(seed)
     right = dict(truth.select("id", "items").iter_rows())
@@ -69,10 +68,10 @@ def draw_groups(candidates: pl.DataFrame, truth: pl.DataFrame, size: int, depth:
 def mine_negatives(
     ranking: pl.DataFrame, truth: pl.DataFrame, settings: NegativeSettings, seed: int | str
 ) -> list[MinedPair]:
-    """Each row of the ranking with each of its right items: `per_query` wrong items drawn from the rank band.
+    """For each row and each of its right items, `per_query` wrong items drawn from the rank band.
 
-    ranking: RANKING of the rows that are trained on, best place first; truth: id, items. A pair whose band holds
-    fewer trusted items gets fewer, perhaps none. Raises ValueError for rows without truth.
+    ranking: RANKING of the training rows; truth: id, items. Pairs whose band holds fewer items that pass the filter get
+    fewer, or none. Raises ValueError for rows without truth.
     """
     rng = random.Random(seed)
     right = dict(truth.select("id", "items").iter_rows())
@@ -91,10 +90,10 @@ def mine_negatives(
 
 
 def highest_trusted(answer: str, items: Sequence[str], scores: Sequence[float], margin: float | None) -> float:
-    """The score above which a candidate is probably right too, though nobody marked it.
+    """The score above which a candidate is probably right too, though it is not labelled.
 
-    NV-Retriever's positive-aware filter (TopK-PercPos; Moreira et al., 2024): margin × the right item's score, and
-    as far below a negative one. A right item that is not ranked has at most the last score.
+    NV-Retriever's positive-aware filter (TopK-PercPos; Moreira et al., 2024): margin × the right item's score, and as
+    far below a negative one. A right item that is not ranked counts with the last score.
     """
     if margin is None or not items:
         return float("inf")
@@ -110,18 +109,18 @@ def rank_with_right(
     right: Mapping[str, Sequence[str]],
     depth: int,
 ) -> pl.DataFrame:
-    """RANKING of the `depth` documents nearest to each query, and behind them its right ones that are farther.
+    """RANKING of the `depth` documents nearest to each query, followed by its right ones that are farther away.
 
-    Vectors are [n, d] of unit length; queries and documents are their ids, right: ids of a query's right documents.
+    Vectors are [n, d] of unit length; queries and documents: their ids; right: query id → ids of right documents.
     """
     import numpy as np
 
-    places = {item: place for place, item in enumerate(documents)}
+    indices = {item: index for index, item in enumerate(documents)}
     items, scores = [], []
     for query, vector in zip(queries, query_vectors, strict=True):
         cosines = document_vectors @ vector
         best = np.argsort(-cosines, kind="stable")[:depth].tolist()
-        chosen = list(dict.fromkeys([*best, *(places[item] for item in right[query])]))
-        items.append([documents[place] for place in chosen])
+        chosen = list(dict.fromkeys([*best, *(indices[item] for item in right[query])]))
+        items.append([documents[index] for index in chosen])
         scores.append(cosines[chosen].tolist())
     return make_ranking(queries, items, scores)

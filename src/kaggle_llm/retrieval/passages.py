@@ -1,4 +1,4 @@
-"""Long documents as passages that overlap, and questions with options answered from the passages that they find."""
+"""Cuts long documents into overlapping passages, and answers multiple-choice questions with retrieved passages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from kaggle_llm.retrieval.rerank import rerank
 if TYPE_CHECKING:
     import polars as pl
 
-WORD = re.compile(r"\S{1,40}")  # a text without blanks is words, too
+WORD = re.compile(r"\S{1,40}")  # at most 40 characters: a text without blanks is cut too
 
 
 @dataclass
@@ -32,9 +32,9 @@ class PassageSettings:
     words: int = 60
     """Words of a passage."""
     overlap: int = 20
-    """Words that a passage shares with the next; the last one shares more."""
+    """Words that a passage shares with the next; the last passage may share more."""
     template: str = "{title}: {text}"
-    """What is searched and shown; {text} is the passage, {column} another text of its document."""
+    """Text of a passage for search and prompt: {text} is the passage, {column} another column of its document."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < self.words:
@@ -44,9 +44,9 @@ class PassageSettings:
 @dataclass
 class ContextSettings:
     depths: list[int] = field(default_factory=lambda: [1, 3])
-    """How many passages a question is asked with: each depth in turn, and the scores are averaged."""
+    """Numbers of passages in the prompt: a question is asked with each in turn, and the scores are averaged."""
     taught: int = 1
-    """The depth of the training's questions."""
+    """Number of passages in training prompts."""
 
     def __post_init__(self) -> None:
         if not self.depths or min(*self.depths, self.taught) < 0:
@@ -54,32 +54,32 @@ class ContextSettings:
 
 
 def cut_text(text: str, words: int, overlap: int) -> list[str]:
-    """Stretches of `words` words from left to right, each as it stands in the text; the last one is moved back, so
-    that it is as long as the others. A text without words is one stretch."""
-    places = [(found.start(), found.end()) for found in WORD.finditer(text)]
-    starts = range(0, max(len(places) - overlap, 1), words - overlap)
-    shown = [places[max(min(start, len(places) - words), 0) :][:words] for start in starts]
-    return [text[part[0][0] : part[-1][1]] if part else "" for part in shown]
+    """Passages of `words` words from left to right; the last one starts earlier so that it is as long as the others. A
+    text without words gives one empty passage."""
+    spans = [match.span() for match in WORD.finditer(text)]
+    starts = range(0, max(len(spans) - overlap, 1), words - overlap)
+    passages = [spans[max(min(start, len(spans) - words), 0) :][:words] for start in starts]
+    return [text[passage[0][0] : passage[-1][1]] if passage else "" for passage in passages]
 
 
 def cut_documents(documents: pl.DataFrame, settings: PassageSettings) -> pl.DataFrame:
-    """Documents (id, text and more) → passages: columns id, document (its id) and text (the filled template)."""
+    """The passages of documents (id, text and more): columns id, document (its id), text (the filled template)."""
     import polars as pl
 
     rows = [
-        (f"{document['id']}:{number}", document["id"], fill_template(settings.template, {**document, "text": part}))
+        (f"{document['id']}:{number}", document["id"], fill_template(settings.template, {**document, "text": text}))
         for document in documents.iter_rows(named=True)
-        for number, part in enumerate(cut_text(document["text"], settings.words, settings.overlap))
+        for number, text in enumerate(cut_text(document["text"], settings.words, settings.overlap))
     ]
     return pl.DataFrame(rows, schema=dict.fromkeys(("id", "document", "text"), pl.String()), orient="row")
 
 
 def report_recall(
-    found: pl.DataFrame, passages: pl.DataFrame, right: pl.DataFrame, depths: Sequence[int]
+    retrieved: pl.DataFrame, passages: pl.DataFrame, right: pl.DataFrame, depths: Sequence[int]
 ) -> dict[str, float]:
-    """Name → share of the rows whose right document one of the first passages belongs to, for each depth.
+    """Name → share of rows whose right document is among those of the first passages, for each depth; also printed.
 
-    found: RANKING of passages; right: id and document of every row. Printed, too.
+    retrieved: RANKING of passages; right: id and document of every row.
     """
     import polars as pl
 
@@ -87,25 +87,25 @@ def report_recall(
     truth = right.select("id", pl.concat_list("document").alias("items"))
     scores = {}
     for depth in depths:
-        items = [list(dict.fromkeys(documents[item] for item in row)) for row in top(found, depth)["items"]]
-        ranking = make_ranking(found["id"].to_list(), items, [range(0, -len(row), -1) for row in items])
+        items = [list(dict.fromkeys(documents[item] for item in row)) for row in top(retrieved, depth)["items"]]
+        ranking = make_ranking(retrieved["id"].to_list(), items, [range(0, -len(row), -1) for row in items])
         scores[f"document in the first {depth}"] = recall(max(depth, 1)).score(ranking, truth)
     print("; ".join(f"{name}: {score:.4f}" for name, score in scores.items()), flush=True)
     return scores
 
 
 def rank_alike(rows: pl.DataFrame, options: Sequence[str]) -> pl.DataFrame:
-    """RANKING of all options of every row in the order given: what is said of a row that nobody was asked about."""
-    places = [-float(place) for place in range(len(options))]
-    return make_ranking(rows["id"].to_list(), [options] * rows.height, [places] * rows.height)
+    """RANKING of all options in the given order, the same for every row: the fallback for rows without an answer."""
+    scores = [-float(rank) for rank in range(len(options))]
+    return make_ranking(rows["id"].to_list(), [options] * rows.height, [scores] * rows.height)
 
 
-def add_context(rows: pl.DataFrame, found: pl.DataFrame, passages: pl.DataFrame, depth: int) -> pl.DataFrame:
-    """The rows with a column `context`: the texts of their first passages, a line each. found: of the same rows."""
+def add_context(rows: pl.DataFrame, retrieved: pl.DataFrame, passages: pl.DataFrame, depth: int) -> pl.DataFrame:
+    """The rows with a column `context`: their first `depth` passages, a line each. retrieved: RANKING of passages."""
     import polars as pl
 
     texts = dict(passages.select("id", "text").iter_rows())
-    contexts = ["\n".join(texts[item] for item in items) for items in top(found, depth)["items"]]
+    contexts = ["\n".join(texts[item] for item in items) for items in top(retrieved, depth)["items"]]
     return rows.with_columns(context=pl.Series(contexts, dtype=pl.String()))
 
 
@@ -117,29 +117,29 @@ def answer_in_turn(
     budget: Budget,
     offer: Callable[[pl.DataFrame], None],
 ) -> pl.DataFrame:
-    """RANKING of the options of every row by log-odds, averaged over several forms of the same rows.
+    """RANKING of the options of every row by log-odds, averaged over several forms (prompts) of the same rows.
 
-    All rows are asked in the first form, then in each other one, the most uncertain rows first. A row that the budget
-    cut keeps what it has, at first the order given.
+    All rows are asked in the first form, then in the others, the most uncertain rows first. Rows that the budget cut
+    keep the answer of earlier forms, or the given order of the options.
     """
     rows = forms[0]
-    given = rank_alike(rows, options)
-    answers, complete = given, list[Any]()
+    fallback = rank_alike(rows, options)
+    answers, complete = fallback, list[Any]()
 
-    def join(said: pl.DataFrame) -> pl.DataFrame:
-        known = [select_rows(one, said["id"].to_list()) for one in complete]
-        return replace_rows(answers, average_rankings([*known, said]))
+    def join(scored: pl.DataFrame) -> pl.DataFrame:
+        earlier = [select_rows(ranking, scored["id"].to_list()) for ranking in complete]
+        return replace_rows(answers, average_rankings([*earlier, scored]))
 
-    def tell(said: pl.DataFrame) -> None:
-        offer(join(said))
+    def report(scored: pl.DataFrame) -> None:
+        offer(join(scored))
 
     for form in forms:
         order = most_uncertain_first(answers) if complete else rows["id"].to_list()
-        asked, candidates = select_rows(form, order), select_rows(given, order)
-        said = rerank(asked, candidates, len(options), prompts, engine, budget, tell)
-        answers = join(said)
+        asked, candidates = select_rows(form, order), select_rows(fallback, order)
+        scored = rerank(asked, candidates, len(options), prompts, engine, budget, report)
+        answers = join(scored)
         offer(answers)
-        if said.height < rows.height:
+        if scored.height < rows.height:
             break
-        complete.append(said)
+        complete.append(scored)
     return answers

@@ -1,4 +1,4 @@
-"""Candidates reordered by a language model that answers Yes or No."""
+"""Reorders candidates with a language model that answers Yes or No."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kaggle_llm.inference.progress import work_through
 if TYPE_CHECKING:
     import polars as pl
 
-CHUNK = 16  # rows that are scored at a time: the grain of the progress bar and of the time budget
+ROWS_A_CHUNK = 16  # the budget is checked and the progress bar moves between chunks
 
 
 def rerank(
@@ -28,8 +28,8 @@ def rerank(
 ) -> pl.DataFrame:
     """RANKING of the first `depth` candidates of each row by log-odds: log p(first label) − log p(second label).
 
-    rows and candidates: the same ids in the same order. Rows that the budget cut are not in the result.
-    on_progress: called with what there is so far, every minute.
+    rows and candidates: the same ids in the same order. Rows that the budget cut are missing. on_progress: called every
+    minute with the RANKING so far.
     """
     import polars as pl
 
@@ -40,11 +40,11 @@ def rerank(
     def answer(chunk: pl.DataFrame) -> pl.DataFrame:
         return _rerank_chunk(chunk, prompts, engine)
 
-    def tell(parts: Sequence[pl.DataFrame]) -> None:
+    def report(parts: Sequence[pl.DataFrame]) -> None:
         if on_progress:
             on_progress(pl.concat(parts))
 
-    parts = work_through(list(asked.iter_slices(CHUNK)), budget, "reranking", answer, tell)
+    parts = work_through(list(asked.iter_slices(ROWS_A_CHUNK)), budget, "reranking", answer, report)
     prompts.prompter.report_cuts()
     return pl.concat([pl.DataFrame(schema=ranking_schema()), *parts])
 
@@ -53,12 +53,12 @@ def _rerank_chunk(rows: pl.DataFrame, prompts: ItemPrompts, engine: Engine) -> p
     items = rows["candidates"].to_list()
     asked = [
         (row["id"], prompt)
-        for row, kept in zip(rows.iter_rows(named=True), items, strict=True)
-        for prompt in prompts.prompts(row, kept)
+        for row, row_items in zip(rows.iter_rows(named=True), items, strict=True)
+        for prompt in prompts.prompts(row, row_items)
     ]
     try:
         logprobs = engine.choices([prompt for _, prompt in asked], prompts.prompter.labels)
     except LengthError as error:
         raise ValueError(f"row {asked[error.index][0]!r}: {error}") from error
     log_odds = iter((logprobs[:, 0] - logprobs[:, 1]).tolist())
-    return make_ranking(rows["id"].to_list(), items, [[next(log_odds) for _ in kept] for kept in items])
+    return make_ranking(rows["id"].to_list(), items, [[next(log_odds) for _ in row_items] for row_items in items])

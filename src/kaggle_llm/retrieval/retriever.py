@@ -1,4 +1,4 @@
-"""Queries → candidates: BM25 and dense retrieval, fused by reciprocal rank."""
+"""Retrieves candidates for queries with BM25 and dense vectors, fused by reciprocal rank."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
     from kaggle_llm.inference.run import Run
 
-ROWS = 256  # that are searched for and fused at a time
+ROWS_A_SEARCH = 256  # searched and fused at a time
 
 
 @dataclass
 class RetrievalSettings:
     query: str
-    """What is searched for; {column} stands for a text of the row."""
+    """Template of the query: {column} is a column of the row."""
     document: str = "{text}"
-    """What is searched; {column} stands for a text of the document."""
+    """Template of the searched text: {column} is a column of the document."""
     k: int = 25
     """Candidates of a row."""
     depth: int = 100
-    """Places of each ranking that take part in the fusion."""
+    """Ranks of each retrieval that are fused."""
     smoothing: float = 60.0
-    """Reciprocal rank fusion's constant: the smaller, the more the first places count."""
+    """Reciprocal rank fusion's constant: the smaller, the more the first ranks count."""
     lexical_weight: float = 1.0
     dense_weight: float = 1.0
     max_tokens: int = 256
@@ -42,7 +42,7 @@ class RetrievalSettings:
 
 
 class Retriever:
-    """Both indices over documents: a frame of an id and texts. Uses the run's model `encoder`."""
+    """BM25 and dense index over documents (id and texts). Uses the run's model `encoder`."""
 
     def __init__(self, run: Run, documents: pl.DataFrame) -> None:
         self.settings: RetrievalSettings = run.config.retrieval
@@ -54,17 +54,17 @@ class Retriever:
     def search(self, rows: pl.DataFrame) -> pl.DataFrame:
         """RANKING of the first k candidates of each row.
 
-        Some rows at a time: the rankings that are fused have four times as many places, and their memory is that of a
-        part of the rows, however many there are.
+        Searches a few rows at a time, for the rankings before fusion are several times as long: so memory does not grow
+        with the number of rows.
         """
         import polars as pl
 
-        found = [self._search(part) for part in rows.iter_slices(ROWS)]
-        return pl.concat([pl.DataFrame(schema=ranking_schema()), *found])
+        parts = [self._search(part) for part in rows.iter_slices(ROWS_A_SEARCH)]
+        return pl.concat([pl.DataFrame(schema=ranking_schema()), *parts])
 
     def _search(self, rows: pl.DataFrame) -> pl.DataFrame:
         ids = rows["id"].to_list()
         queries = [fill_template(self.settings.query, row) for row in rows.iter_rows(named=True)]
-        found = [index.search(ids, queries, self.settings.depth) for index in (self.lexical, self.dense)]
+        rankings = [index.search(ids, queries, self.settings.depth) for index in (self.lexical, self.dense)]
         weights = (self.settings.lexical_weight, self.settings.dense_weight)
-        return fuse_by_rank(found, weights, self.settings.smoothing, self.settings.k)
+        return fuse_by_rank(rankings, weights, self.settings.smoothing, self.settings.k)

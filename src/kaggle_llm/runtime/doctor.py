@@ -1,6 +1,6 @@
-"""What a run would meet on two T4s: does each model fit, what is refused, by which kernels it runs, how long it takes.
+"""Check a run against two T4s: does each model fit, what is refused, which kernels run it, how long it takes.
 
-Reads files only: what the run ships, its config, the runtime's pins. Leaves nothing.
+Reads files only: the models that the run ships, its config, the runtime's pins. Leaves nothing on disk.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,28 +17,27 @@ from typing import Any
 from kaggle_llm.base import paths, records
 from kaggle_llm.base.tables import print_table
 from kaggle_llm.engines.engine import EngineSettings
-from kaggle_llm.inference.model import Model as Shipped
-from kaggle_llm.inference.model import read_models
+from kaggle_llm.inference.model import Model, read_models
 from kaggle_llm.runtime import rules_engine, rules_numbers, rules_runtime
 from kaggle_llm.runtime.case import Case
-from kaggle_llm.runtime.findings import Finding, is_refused
-from kaggle_llm.runtime.model_facts import Model, read_model
+from kaggle_llm.runtime.findings import Finding
+from kaggle_llm.runtime.model_facts import ModelFacts, read_model_facts
 from kaggle_llm.runtime.model_memory import judge_memory
 from kaggle_llm.runtime.pins import DEFAULT, Runtime, load_runtime
 from kaggle_llm.runtime.speed import judge_time
 from kaggle_llm.runtime.vllm_checks import ask_vllm, read_environment
 from kaggle_llm.runtime.work import Work, plan_work
 
-TEXT_TOKENS = 512  # of an encoder's text, assumed
-ALONE = {"engine": {"dtype": "float16"}}  # the config of a model without a run
-ASK = """
+TEXT_TOKENS = 512  # of an encoder's text: assumed
+NO_RUN_CONFIG = {"engine": {"dtype": "float16"}}  # the config of a model without a run
+COUNT_PROMPTS = """
 import json, sys
 from pathlib import Path
 from kaggle_llm.base.config import build_config
 from kaggle_llm.inference.run import import_predict
 predict = import_predict(Path(sys.argv[1]))
-asked = getattr(predict, "prompts_a_row", None)
-print(asked(build_config(json.loads(sys.argv[2]), predict.Config)) if asked else 1)
+count = getattr(predict, "prompts_a_row", None)
+print(count(build_config(json.loads(sys.argv[2]), predict.Config)) if count else 1)
 """
 
 
@@ -46,50 +45,52 @@ print(asked(build_config(json.loads(sys.argv[2]), predict.Config)) if asked else
 class Diagnosis:
     runtime: str
     findings: dict[str, list[Finding]]
-    """By model; those of the runtime itself under its name."""
+    """Model → its findings; those of the runtime under the runtime's name."""
 
     @property
     def refused(self) -> bool:
-        return any(is_refused(found) for found in self.findings.values())
+        return any(finding.level == "refused" for findings in self.findings.values() for finding in findings)
 
     def as_json(self) -> dict[str, Any]:
         """{"runtime", "refused", "findings": [{"model", "name", "level", "detail"}]}."""
-        flat = [{"model": model, **one._asdict()} for model, found in self.findings.items() for one in found]
-        return {"runtime": self.runtime, "refused": self.refused, "findings": flat}
+        rows = [
+            {"model": model, **finding._asdict()} for model, findings in self.findings.items() for finding in findings
+        ]
+        return {"runtime": self.runtime, "refused": self.refused, "findings": rows}
 
 
 def examine(run: str | None, runtime: str = DEFAULT, model: Path | None = None, rows: int | None = None) -> Diagnosis:
-    """Judge what `run` ships on `runtime`, or, before it is trained, the models that its config names.
+    """Judge the models that `run` ships on `runtime`; before it is trained, those that its config names.
 
-    model: judge this folder alone, under the run's config or without one. rows: that the time is estimated for.
-    Raises ValueError where neither is given, or for an unknown runtime.
+    model: judge only this folder, with the run's config if there is one. rows: of the test set, for the estimated time.
+    Raises ValueError without run and model, for an unknown runtime, and for an ensemble with untrained members.
     """
     pins = load_runtime(runtime)
     if run is None and model is None:
         raise ValueError("nothing to examine: give a run, or a model folder by --model")
-    config = read_config(run) if run else ALONE
+    config = read_run_config(run) if run else NO_RUN_CONFIG
     if members := list(config.get("members", ())):
-        if untrained := [one for one in members if records.read_record(paths.run_folder(one)) is None]:
+        if untrained := [member for member in members if records.read_record(paths.run_folder(member)) is None]:
             raise ValueError(f"{run} has members that are not trained: {', '.join(untrained)}")
         return join_diagnoses([examine(member, runtime, model, rows) for member in members], members)
-    models = [read_alone(model)] if model else list_models(run or "", config)
-    engine, asked = EngineSettings(**config.get("engine", {})), count_prompts(run, config) if run else 1
-    environment = {
-        **read_environment(list_sources(run)),
-        **{k: v for k, v in os.environ.items() if k.startswith("VLLM_")},
-    }
-    cases = [Case(one, engine, pins, plan_tokens(one, config, rows, asked), {}, environment) for one in models]
-    found = {case.model.name: list(examine_case(case)) for case in cases}
-    return Diagnosis(pins.name, {pins.name: list(judge_runtime(pins)), **found})
+    models = [read_folder(model)] if model else list_models(run or "", config)
+    engine, prompts = EngineSettings(**config.get("engine", {})), count_prompts(run, config) if run else 1
+    folders = [paths.root() / "submission", paths.experiment_folder(run)] if run else []
+    own = {name: value for name, value in os.environ.items() if name.startswith("VLLM_")}
+    environment = {**read_environment(folders), **own}
+    works = [plan_tokens(facts, config, rows, prompts) for facts in models]
+    cases = [Case(facts, engine, pins, work, {}, environment) for facts, work in zip(models, works, strict=True)]
+    findings = {case.model.name: list(examine_case(case)) for case in cases}
+    return Diagnosis(pins.name, {pins.name: judge_runtime(pins), **findings})
 
 
-def join_diagnoses(found: Sequence[Diagnosis], members: Sequence[str]) -> Diagnosis:
-    """Of an ensemble: what each of its members would meet, one after the other; the runtime is told once."""
-    runtime = found[0].runtime
-    findings = {runtime: found[0].findings[runtime]}
-    for member, one in zip(members, found, strict=True):
-        findings |= {f"{member}: {name}": said for name, said in one.findings.items() if name != runtime}
-    return Diagnosis(runtime, findings)
+def join_diagnoses(diagnoses: Sequence[Diagnosis], members: Sequence[str]) -> Diagnosis:
+    """Of an ensemble: the findings of all members, those of the runtime once."""
+    runtime = diagnoses[0].runtime
+    joined = {runtime: diagnoses[0].findings[runtime]}
+    for member, diagnosis in zip(members, diagnoses, strict=True):
+        joined |= {f"{member}: {name}": rows for name, rows in diagnosis.findings.items() if name != runtime}
+    return Diagnosis(runtime, joined)
 
 
 def examine_case(case: Case) -> Iterator[Finding]:
@@ -98,11 +99,11 @@ def examine_case(case: Case) -> Iterator[Finding]:
         answers = ask_vllm(case)
         if "error" in answers:
             why = f"the installed vLLM did not answer: {answers['error']}"
-            yield Finding("vllm", "warn", f"{why}; the table of known facts speaks for it")
+            yield Finding("vllm", "warn", f"{why}; the table of known facts is used instead")
         case = replace(case, answers={} if "error" in answers else answers)
     served = f"{'vllm' if case.on_vllm else 'transformers'}, {case.engine.dtype}"
-    settled = "; auto: training settles it by what it finds, and CV is computed with that"
-    yield Finding("engine", "ok", served + (settled if case.engine.kind == "auto" else ""))
+    auto = "; auto: training chooses it by what is installed, and CV is computed with that"
+    yield Finding("engine", "ok", served + (auto if case.engine.kind == "auto" else ""))
     yield from judge_memory(case)
     for rule in (*rules_runtime.RULES, *rules_numbers.RULES, *rules_engine.RULES):
         yield from rule(case)
@@ -115,8 +116,8 @@ def judge_runtime(runtime: Runtime) -> list[Finding]:
     ]
 
 
-def read_config(run: str) -> Mapping[str, Any]:
-    """The config that the run was made with; before that, the experiment's, checked by its schema."""
+def read_run_config(run: str) -> Mapping[str, Any]:
+    """The config that the run was trained with; before that the experiment's, checked by its schema."""
     experiment = paths.experiment_folder(run)
     record = records.read_record(paths.run_folder(run))
     if record is not None:
@@ -127,70 +128,63 @@ def read_config(run: str) -> Mapping[str, Any]:
     return asdict(load_config(experiment / "config.yaml", import_predict(experiment).Config))
 
 
-def list_models(run: str, config: Mapping[str, Any]) -> list[Model]:
-    """What the run ships; before it is complete, the model folders that its config names."""
+def list_models(run: str, config: Mapping[str, Any]) -> list[ModelFacts]:
+    """The models that the run ships; before it is complete, the model folders that its config names."""
     record = records.read_record(paths.run_folder(run))
     if record is None:
-        found = {name: paths.absolute(value) for name, value in find_folders(config)}
-        if not found:
+        folders = {key: paths.absolute(value) for key, value in find_model_folders(config)}
+        if not folders:
             raise ValueError(f"{run} is not trained and its config names no model folder that is here: give --model")
-        return [read_model(name, folder) for name, folder in found.items()]
+        return [read_model_facts(key, folder) for key, folder in folders.items()]
     return list(read_shipped(read_models(record.settings["ship"])))
 
 
-def read_shipped(shipped: Sequence[Shipped]) -> Iterator[Model]:
-    """The models of a run's ship, without what is no model."""
-    for one in shipped:
-        if one.base is not None or (one.folder / "config.json").is_file() or not one.folder.is_dir():
-            yield read_model(one.label, one.folder, one.base)
+def read_shipped(shipped: Sequence[Model]) -> Iterator[ModelFacts]:
+    """Of all that a run ships the models with weights; a folder that is missing raises FileNotFoundError."""
+    for model in shipped:
+        if model.base is not None or (model.folder / "config.json").is_file() or not model.folder.is_dir():
+            yield read_model_facts(model.label, model.folder, model.base)
 
 
-def find_folders(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def find_model_folders(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """(dotted key, value) of every setting that names a model folder."""
     for key, value in config.items():
         if isinstance(value, Mapping):
-            yield from find_folders(value, f"{prefix}{key}.")
+            yield from find_model_folders(value, f"{prefix}{key}.")
         elif isinstance(value, str) and value and (paths.absolute(value) / "config.json").is_file():
             yield f"{prefix}{key}", value
 
 
-def read_alone(folder: Path) -> Model:
-    """A folder by itself; an adapter's base by the name that it was trained on."""
+def read_folder(folder: Path) -> ModelFacts:
+    """One model folder; an adapter's base is found by the name in its adapter_config.json."""
     if not (folder / records.ADAPTER).is_file():
-        return read_model(folder.name, folder)
+        return read_model_facts(folder.name, folder)
     base = paths.absolute(str(records.read_json(folder / records.ADAPTER).get("base_model_name_or_path")))
-    return read_model(folder.name, folder, base)
+    return read_model_facts(folder.name, folder, base)
 
 
 def count_prompts(run: str, config: Mapping[str, Any]) -> int:
-    """How many prompts a row of the run has, by its predict.py; 1 where that does not say.
+    """Prompts of a row, by `prompts_a_row` of the run's predict.py; 1 where it has none.
 
-    Asked in a process of its own: one has the predict.py of one experiment, and an ensemble's members are several.
+    In a process of its own: a process can import the predict.py of one experiment, and an ensemble has several.
     """
     words = [str(paths.experiment_folder(run)), json.dumps(config)]
-    done = subprocess.run([sys.executable, "-c", ASK, *words], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", COUNT_PROMPTS, *words], capture_output=True, text=True, check=False)
     if done.returncode:
-        why = ["no word", *done.stderr.split("\n")[:-1]][-1].strip()
+        why = ["it printed nothing", *done.stderr.split("\n")[:-1]][-1].strip()
         raise ValueError(f"{run}: its predict.py does not say how many prompts a row has: {why}")
     return int(done.stdout.split()[-1])
 
 
-def plan_tokens(model: Model, config: Mapping[str, Any], rows: int | None, asked: int) -> Work:
-    """Prompts are for language models; an encoder or a head reads texts."""
-    work = plan_work(config, rows, asked)
+def plan_tokens(model: ModelFacts, config: Mapping[str, Any], rows: int | None, prompts: int) -> Work:
+    """Prompts for a language model; one text a row for an encoder or a head."""
+    work = plan_work(config, rows, prompts)
     if model.is_language_model:
         return work
     length = min(TEXT_TOKENS, model.longest)
     return Work(0, length, 1, 0, work.rows, f"one text of {length} tokens a row, assumed")
 
 
-def list_sources(run: str | None) -> Iterable[Path]:
-    """Where the notebook's process gets its variables from."""
-    if run is None:
-        return []
-    return [paths.root() / "submission", paths.experiment_folder(run)]
-
-
 def print_diagnosis(diagnosis: Diagnosis) -> None:
-    for model, found in diagnosis.findings.items():
-        print_table(model, ("check", "", "finding"), [list(one) for one in found])
+    for model, findings in diagnosis.findings.items():
+        print_table(model, ("check", "", "finding"), [list(finding) for finding in findings])

@@ -1,8 +1,7 @@
-"""What a check found: a name, a level, and a sentence with the way out. Standard library only."""
+"""The result of one check: a name, a level, and a sentence with the way out. Standard library only."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 Level = Literal["ok", "warn", "refused"]
@@ -12,7 +11,3 @@ class Finding(NamedTuple):
     name: str
     level: Level
     detail: str
-
-
-def is_refused(findings: Sequence[Finding]) -> bool:
-    return any(finding.level == "refused" for finding in findings)

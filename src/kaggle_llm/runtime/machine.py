@@ -1,4 +1,4 @@
-"""The real machine against a runtime, in the notebook's first cell. Standard library only.
+"""Compare the real machine with the runtime, in the notebook's first cell. Standard library only.
 
 The runtime comes as the mapping that a manifest holds (dataclasses.asdict of a Runtime): no YAML is read here.
 """
@@ -16,10 +16,10 @@ from typing import Any
 from kaggle_llm.runtime.findings import Finding, Level
 
 QUERY = "name,compute_cap,memory.total,driver_version"
-PATIENCE = 60.0  # seconds that nvidia-smi may take
+NVIDIA_SMI_TIMEOUT = 60.0  # seconds
 GIB = 2**30
-OUTPUT_GB = 1.0  # free in the folder of the notebook's output: submission.csv and logs
-OFF = "turn on the accelerator (two T4s) in the notebook's settings, or machine_shape in kernel-metadata.json"
+OUTPUT_GB = 1.0  # needed in the folder of the notebook's output: submission.csv and logs
+TURN_ON = "turn on the accelerator (two T4s) in the notebook's settings, or machine_shape in kernel-metadata.json"
 
 
 def check_machine(runtime: Mapping[str, Any], scratch: Path, working: Path) -> list[Finding]:
@@ -27,25 +27,25 @@ def check_machine(runtime: Mapping[str, Any], scratch: Path, working: Path) -> l
 
     scratch: where packages are installed; working: where the submission is written.
     """
-    machine, found = runtime["machine"], []
+    machine, findings = runtime["machine"], []
     try:
-        cards = list_cards()
+        cards = query_gpus()
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        found.append(Finding("GPUs", "refused", f"nvidia-smi says nothing ({error}): {OFF}"))
+        findings.append(Finding("GPUs", "refused", f"nvidia-smi says nothing ({error}): {TURN_ON}"))
     else:
-        found += list(judge_cards(cards, machine))
-    found.append(judge_image(runtime["image"]))
-    found += list(judge_disk(runtime, scratch, working))
-    return [*found, judge_python(runtime["image"]["python"])]
+        findings += check_gpus(cards, machine)
+    findings.append(check_image(runtime["image"]))
+    findings += check_free_space(runtime, scratch, working)
+    return [*findings, check_python(runtime["image"]["python"])]
 
 
-def list_cards() -> list[dict[str, str]]:
-    """name, compute_cap, memory.total (MiB) and driver_version of each GPU, as nvidia-smi says.
+def query_gpus() -> list[dict[str, str]]:
+    """name, compute_cap, memory.total (MiB) and driver_version of each GPU, by nvidia-smi.
 
     Raises OSError or SubprocessError where it is missing or fails, ValueError for an answer of another form.
     """
     command = ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader,nounits"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT, check=True)
     names = QUERY.split(",")
     lines = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
     if any(len(line) != len(names) for line in lines):
@@ -53,11 +53,13 @@ def list_cards() -> list[dict[str, str]]:
     return [dict(zip(names, line, strict=True)) for line in lines]
 
 
-def judge_cards(cards: list[dict[str, str]], machine: Mapping[str, Any]) -> Iterator[Finding]:
+def check_gpus(cards: list[dict[str, str]], machine: Mapping[str, Any]) -> Iterator[Finding]:
     wanted = machine["gpus"]
     names = ", ".join(card["name"] for card in cards) or "none"
     level: Level = "ok" if len(cards) >= wanted["count"] else "refused"
-    yield Finding("GPUs", level, f"{names}; the runtime has {wanted['count']}" + ("" if level == "ok" else f": {OFF}"))
+    yield Finding(
+        "GPUs", level, f"{names}; the runtime has {wanted['count']}" + ("" if level == "ok" else f": {TURN_ON}")
+    )
     if not cards:
         return
     capability = ".".join(map(str, wanted["capability"]))
@@ -75,18 +77,18 @@ def judge_cards(cards: list[dict[str, str]], machine: Mapping[str, Any]) -> Iter
     yield Finding("driver", "refused" if old else "ok", text + (": take a runtime of an older CUDA" if old else ""))
 
 
-def judge_image(image: Mapping[str, Any]) -> Finding:
-    """By KAGGLE_DOCKER_IMAGE, which Kaggle sets; the registry in it may differ, the digest says what it is."""
-    found, digest = os.environ.get("KAGGLE_DOCKER_IMAGE", ""), image["digest"]
-    if digest in found:
+def check_image(image: Mapping[str, Any]) -> Finding:
+    """By KAGGLE_DOCKER_IMAGE, which Kaggle sets: the registry in it may differ, the digest may not."""
+    running, digest = os.environ.get("KAGGLE_DOCKER_IMAGE", ""), image["digest"]
+    if digest in running:
         return Finding("image", "ok", digest)
-    if not found:
+    if not running:
         return Finding("image", "warn", f"KAGGLE_DOCKER_IMAGE is not set; the runtime is made for {digest}")
     way = "put the runtime's image into docker_image of kernel-metadata.json"
-    return Finding("image", "warn", f"{found}, the runtime is made for {digest}: {way}")
+    return Finding("image", "warn", f"{running}, the runtime is made for {digest}: {way}")
 
 
-def judge_disk(runtime: Mapping[str, Any], scratch: Path, working: Path) -> Iterator[Finding]:
+def check_free_space(runtime: Mapping[str, Any], scratch: Path, working: Path) -> Iterator[Finding]:
     for name, folder, needed in (("disk", scratch, runtime["site_gb"]), ("output disk", working, OUTPUT_GB)):
         free = shutil.disk_usage(folder).free / GIB
         text = f"{free:.1f} GB free in {folder}, {needed:.1f} are needed"
@@ -94,13 +96,13 @@ def judge_disk(runtime: Mapping[str, Any], scratch: Path, working: Path) -> Iter
         yield Finding(name, "ok" if free >= needed else "refused", text + ("" if free >= needed else way))
 
 
-def judge_python(wanted: str) -> Finding:
-    """Wheels are built for one minor version."""
-    found = ".".join(map(str, sys.version_info[:2]))
-    if found == wanted:
-        return Finding("Python", "ok", found)
+def check_python(wanted: str) -> Finding:
+    """The minor version has to match: wheels are built for one."""
+    running = ".".join(map(str, sys.version_info[:2]))
+    if running == wanted:
+        return Finding("Python", "ok", running)
     way = "its wheels do not install: pin the image in kernel-metadata.json"
-    return Finding("Python", "refused", f"{found}, the runtime is made for {wanted}: {way}")
+    return Finding("Python", "refused", f"{running}, the runtime is made for {wanted}: {way}")
 
 
 def read_version(text: str) -> tuple[int, ...]:

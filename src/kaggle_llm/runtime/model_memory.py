@@ -1,4 +1,4 @@
-"""Does a model fit: on a card, in the machine's memory while it is loaded, on the disk. By simple formulas."""
+"""Does a model fit on a card, in the machine's memory while it loads, and on the disk? By simple formulas."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from kaggle_llm.runtime import facts
 from kaggle_llm.runtime.case import Case
 from kaggle_llm.runtime.findings import Finding
-from kaggle_llm.runtime.model_facts import DTYPE_BYTES, FLOATS
+from kaggle_llm.runtime.machine import GIB
+from kaggle_llm.runtime.model_facts import DTYPE_BYTES
+from kaggle_llm.weights.checkpoint import is_float
 
-GIB = 2**30
-CONTEXT = 0.7 * GIB  # of a card that CUDA, its libraries and graphs take: assumed
-PROCESS = 3.0 * GIB  # of memory that Python with torch and CUDA takes: assumed
+CONTEXT = 0.7 * GIB  # of a card, taken by CUDA, its libraries and graphs: assumed
+PROCESS = 3.0 * GIB  # of memory, taken by Python with torch and CUDA: assumed
 BATCHED_TOKENS = 8192  # vLLM's defaults on cards below 70 GB
 SEQUENCES = 256
 FEW_SEQUENCES = 8
@@ -32,17 +33,21 @@ def judge_memory(case: Case) -> Iterator[Finding]:
 
 
 def kv_bytes(case: Case) -> float:
-    """Of one token on one card: 2 · layers · key/value heads · head size · bytes, heads shared out over the cards."""
-    model, kind = case.model, case.kv_cache_dtype
+    """Cache of one token on one card: 2 · layers · key/value heads · head size · bytes, heads split over the cards."""
+    model, dtype = case.model, case.kv_cache_dtype
     size = (
-        0.5 if kind.startswith("int4") else 1.0 if kind.startswith(("int8", "fp8")) else DTYPE_BYTES[case.engine.dtype]
+        0.5
+        if dtype.startswith("int4")
+        else 1.0
+        if dtype.startswith(("int8", "fp8"))
+        else DTYPE_BYTES[case.engine.dtype]
     )
     heads = max(1, model.kv_heads // case.tensor_parallel)
     return 2 * model.layers * heads * model.head_size * size
 
 
 def activation_bytes(case: Case, tokens: int, sequences: int) -> float:
-    """Of one forward: tokens · (4 · hidden + 3 · intermediate / cards) · bytes + 3 float32 logits of each sequence."""
+    """Of one forward pass: tokens · (4 · hidden + 3 · intermediate / cards) · bytes + 3 float32 logits a sequence."""
     model = case.model
     expert = model.number("moe_intermediate_size", default=0) * model.experts[1]
     width = 4 * model.hidden + 3 * max(model.intermediate, expert) / case.tensor_parallel
@@ -57,15 +62,15 @@ def weight_bytes(case: Case) -> float:
 
 
 def judge_vllm_card(case: Case) -> Finding:
-    card, given = case.runtime.machine.gpus.memory_gb * GIB, case.given
-    share = float(given.get("gpu_memory_utilization", facts.memory_utilization(case.version)))
-    weights = max(0.0, weight_bytes(case) - float(given.get("cpu_offload_gb", 0)) * GIB)
-    sequences = int(given.get("max_num_seqs", SEQUENCES))
-    activations = activation_bytes(case, int(given.get("max_num_batched_tokens", BATCHED_TOKENS)), sequences)
+    card, settings = case.runtime.machine.gpus.memory_gb * GIB, case.settings
+    share = float(settings.get("gpu_memory_utilization", facts.memory_utilization(case.version)))
+    weights = max(0.0, weight_bytes(case) - float(settings.get("cpu_offload_gb", 0)) * GIB)
+    sequences = int(settings.get("max_num_seqs", SEQUENCES))
+    activations = activation_bytes(case, int(settings.get("max_num_batched_tokens", BATCHED_TOKENS)), sequences)
     room = card * share - weights - activations - CONTEXT
-    if given.get("kv_cache_memory_bytes"):
-        room = min(float(given["kv_cache_memory_bytes"]), card - weights - activations - CONTEXT)
-    each = kv_bytes(case)
+    if settings.get("kv_cache_memory_bytes"):
+        room = min(float(settings["kv_cache_memory_bytes"]), card - weights - activations - CONTEXT)
+    token = kv_bytes(case)
     text = (
         f"{weights / GIB:.1f} GB weights + {activations / GIB:.1f} activations (estimate) + {CONTEXT / GIB:.1f} CUDA "
         f"(assumed) of {share:.0%} of {card / GIB:.2f} GB on each of {case.tensor_parallel} card(s)"
@@ -73,21 +78,21 @@ def judge_vllm_card(case: Case) -> Finding:
     length = case.max_model_len
     if room <= 0:
         return Finding("fits", "refused", f"{text}: nothing is left for keys and values; {ways_out(case)}")
-    if room < length * each:
+    if room < length * token:
         shorter = -(-case.work.longest // 16) * 16
-        advice = f"set engine.vllm.max_model_len={shorter}" if shorter * each <= room else ways_out(case)
+        advice = f"set engine.vllm.max_model_len={shorter}" if shorter * token <= room else ways_out(case)
         return Finding("fits", "refused", f"{text}; one sequence of max_model_len = {length} does not fit: {advice}")
-    together = int(room / (each * min(length, case.work.longest)))
+    together = int(room / (token * min(length, case.work.longest)))
     text += (
         f"; {room / GIB:.1f} GB of keys and values are {together} sequences of {min(length, case.work.longest)} tokens"
     )
     if together < min(sequences, FEW_SEQUENCES):
-        return Finding("fits", "warn", f"{text}: few at a time is slow; {ways_out(case)}")
+        return Finding("fits", "warn", f"{text}: so few at a time are slow; {ways_out(case)}")
     return Finding("fits", "ok", f"{text} at a time")
 
 
 def ways_out(case: Case) -> str:
-    """What makes a model smaller on a card."""
+    """Settings that make a model smaller on a card."""
     ways = [] if case.model.method else ["quantise it to 4 bits"]
     if case.on_vllm and case.tensor_parallel < case.runtime.machine.gpus.count:
         ways.append(f"engine.vllm.tensor_parallel_size={case.runtime.machine.gpus.count}")
@@ -113,7 +118,7 @@ def judge_transformers_card(case: Case) -> Finding:
 
 
 def name_unmodelled(case: Case) -> Iterator[Finding]:
-    """What the sums above leave out."""
+    """Parts of a model that the formulas above leave out."""
     model = case.model
     parts = {
         "multi-head latent attention: its cache is smaller than is counted": model.is_mla,
@@ -121,7 +126,7 @@ def name_unmodelled(case: Case) -> Iterator[Finding]:
         "linear attention: states are no keys and values, its layers count as full ones": model.has_linear_attention,
         "vision or audio parts: their activations are not counted": "text_config" in model.config,
     }
-    left_out = [text for text, there in parts.items() if there]
+    left_out = [text for text, present in parts.items() if present]
     if left_out:
         yield Finding("memory not modelled", "warn", "; ".join(left_out))
 
@@ -129,15 +134,15 @@ def name_unmodelled(case: Case) -> Iterator[Finding]:
 def judge_loading(case: Case) -> Finding:
     """Memory of the machine while all processes read the weights at once.
 
-    vLLM hands tensor for tensor to the card; transformers builds the whole model in memory first.
+    vLLM moves one tensor after the other to the card; transformers builds the whole model in memory first.
     """
     model, ram = case.model, case.runtime.machine.ram_gb * GIB
     size = DTYPE_BYTES[case.engine.dtype]
-    largest = max(one.size * size if one.dtype in FLOATS else one.bytes for one in model.tensors)
-    offloaded = float(case.given.get("cpu_offload_gb", 0)) * GIB
+    largest = max(tensor.size * size if is_float(tensor.dtype) else tensor.bytes for tensor in model.tensors)
+    offloaded = float(case.settings.get("cpu_offload_gb", 0)) * GIB
     held = 2.0 * largest + offloaded if case.on_vllm else weight_bytes(case)
     needed = case.processes * (PROCESS + held)
-    stored = sum(one.bytes for one in model.tensors)
+    stored = sum(tensor.bytes for tensor in model.tensors)
     text = (
         f"{case.processes} processes of {(PROCESS + held) / GIB:.1f} GB (estimate) while loading, of {ram / GIB:.0f} GB"
     )
@@ -150,7 +155,7 @@ def judge_loading(case: Case) -> Finding:
 
 
 def judge_disk(case: Case) -> Finding:
-    """Weights lie on a read-only mount; what is installed takes the disk outside /kaggle/working."""
+    """Weights stay on their read-only mount; installed packages take the disk outside /kaggle/working."""
     stored = sum(path.stat().st_size for path in case.model.weights.rglob("*") if path.is_file())
     scratch, site = case.runtime.machine.scratch_gb, case.runtime.site_gb
     text = f"packages take about {site:.0f} of {scratch:.0f} GB, weights of {stored / GIB:.1f} GB stay on their mount"

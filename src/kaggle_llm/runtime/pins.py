@@ -1,4 +1,4 @@
-"""Runtimes: a pinned Kaggle image, its machine, and the packages that are brought along, each with its reason.
+"""Runtimes: a pinned Kaggle image, its machine, and the packages that a wheelhouse brings, each with its reason.
 
 A runtime is a YAML file in runtimes/. A new one is a copy with other pins; nothing else names it.
 """
@@ -13,10 +13,10 @@ from typing import Any
 
 from kaggle_llm.base.config import load_config
 
-FOLDER = Path(__file__).parent / "runtimes"
-# The vLLM whose CPU build the tests here run for real, on the image that Kaggle gives new notebooks. It scores given
-# labels in one request, has Marlin kernels on a T4 and chooses a working attention backend by itself. A run without
-# vLLM loses nothing by it but the upload.
+RUNTIMES_FOLDER = Path(__file__).parent / "runtimes"
+# Its vLLM is the one whose CPU build the tests run, on the image that Kaggle gives new notebooks. It scores label
+# tokens in one request, has Marlin kernels on a T4 and chooses a working attention backend by itself. A run without
+# vLLM only pays for the larger upload.
 DEFAULT = "t4x2-vllm032"
 
 
@@ -36,7 +36,7 @@ class VllmPin:
 
 @dataclass
 class Image:
-    """Kaggle's Docker image and what it comes with."""
+    """Kaggle's Docker image and the packages in it."""
 
     digest: str
     ref: str
@@ -45,7 +45,7 @@ class Image:
     torch: str
     transformers: str
     companions: dict[str, str]
-    """What its torch was built or released with: where that torch is used, so are they."""
+    """Packages built or released with its torch: used wherever that torch is used."""
     why: str
 
 
@@ -81,25 +81,25 @@ class Runtime:
     image: Image
     machine: Machine
     cuda: str
-    """Of the torch that is used."""
+    """CUDA version of the torch that is used."""
     torch: Pin
     transformers: Pin
     vllm: VllmPin | None
     day: str
-    """RFC 3339. What nobody pins is never newer: the same pins give the same wheels, whenever they are collected."""
+    """RFC 3339. Packages without a pin are never newer than this, so the same pins always give the same wheels."""
     site_gb: float
-    """Disk that the packages take when installed, in GiB: an estimate; 0 where next to nothing is brought."""
+    """Disk that the installed packages take, in GiB: an estimate."""
     packages: dict[str, Pin] = field(default_factory=dict)
-    """What a wheelhouse is made of, beside torch, transformers and vllm where they are not the image's."""
+    """Pins of the wheelhouse beside torch, transformers and vllm."""
 
     def brought(self) -> dict[str, str]:
-        """Package → version of all that the wheelhouse pins; what the image has in this version stays out."""
+        """Package → version of all that the wheelhouse pins; what the image has in the pinned version is left out."""
         pins: dict[str, Any] = {"torch": self.torch, "transformers": self.transformers, "vllm": self.vllm}
         core = {name: pin.version for name, pin in pins.items() if pin and name not in self.kept()}
         return core | {name: pin.version for name, pin in self.packages.items()}
 
     def kept(self) -> dict[str, str]:
-        """Package → version of what the image has and a wheelhouse never brings beside it."""
+        """Package → version of what the image has and the wheelhouse must not bring again."""
         torch = {"torch": self.image.torch, **self.image.companions}
         transformers = {"transformers": self.image.transformers}
         return (torch if self.torch.version == self.image.torch else {}) | (
@@ -108,19 +108,14 @@ class Runtime:
 
 
 def list_runtimes() -> list[str]:
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return sorted(path.stem for path in RUNTIMES_FOLDER.glob("*.yaml"))
 
 
 @cache
 def load_runtime(name: str) -> Runtime:
-    """The runtime of this name; raises ValueError with the nearest one for an unknown name."""
-    known = list_runtimes()
-    if name not in known:
-        (nearest,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        raise ValueError(f"no runtime {name!r}, did you mean {nearest!r}? There are: {', '.join(known)}")
-    return load_config(FOLDER / f"{name}.yaml", Runtime)
-
-
-def default_runtime() -> Runtime:
-    """What a submission runs on where nothing else is said."""
-    return load_runtime(DEFAULT)
+    """The runtime of this name. Raises ValueError for an unknown name, with the nearest one."""
+    names = list_runtimes()
+    if name not in names:
+        (nearest,) = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+        raise ValueError(f"no runtime {name!r}, did you mean {nearest!r}? There are: {', '.join(names)}")
+    return load_config(RUNTIMES_FOLDER / f"{name}.yaml", Runtime)

@@ -1,4 +1,4 @@
-"""What a T4 refuses of a model's numbers: dtypes, head sizes, quantised weights. One rule a function."""
+"""Number formats that a T4 refuses: dtypes, head sizes, quantised weights. One function a rule."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from kaggle_llm.runtime import facts
 from kaggle_llm.runtime.case import Case
 from kaggle_llm.runtime.findings import Finding
 
-T4 = 75  # its capability, as vLLM writes it
-GONE_FROM = Version("0.32")  # bitsandbytes and GGUF left vLLM's core between 0.20.2 and 0.32.0 (#39583, #39612)
+T4_CAPABILITY = 75  # as vLLM writes it
+FORMATS_DROPPED = Version("0.32")  # bitsandbytes and GGUF, gone from vLLM's core since 0.19.1 (#39583, #39612)
 
 
 def judge_bfloat16(case: Case) -> Iterator[Finding]:
     if case.engine.dtype == "bfloat16":
-        yield Finding(
-            "dtype", "refused", "a T4 has no bfloat16: set engine.dtype=float16, or float32 where it overflows"
-        )
+        way = "set engine.dtype=float16, or float32 where it overflows"
+        yield Finding("dtype", "refused", f"a T4 has no bfloat16: {way}")
 
 
 def judge_float16_family(case: Case) -> Iterator[Finding]:
-    """Families whose activations leave float16's range."""
+    """Model families whose activations overflow in float16."""
     known = case.answer("float16_refused")
     families = case.model.types & set(known if known is not None else facts.FLOAT16_REFUSED)
     if case.engine.dtype != "float16" or not families:
@@ -33,9 +32,8 @@ def judge_float16_family(case: Case) -> Iterator[Finding]:
         why = f"vLLM refuses {family} in float16 ({case.source}), its activations overflow"
         yield Finding("dtype", "refused", f"{why}: serve it with engine.kind=transformers, engine.dtype=float32")
     else:
-        yield Finding(
-            "dtype", "warn", f"{family} overflows in float16, empty answers were seen: set engine.dtype=float32"
-        )
+        why = f"{family} overflows in float16, empty answers were seen"
+        yield Finding("dtype", "warn", f"{why}: set engine.dtype=float32")
 
 
 def judge_float32(case: Case) -> Iterator[Finding]:
@@ -63,43 +61,41 @@ def judge_head_size(case: Case) -> Iterator[Finding]:
     size = case.model.head_size
     if case.on_vllm and size > facts.LARGEST_HEAD:
         why = f"heads of {size} ask for more shared memory than the 64 KB of a T4 (#57712)"
-        yield Finding(
-            "head size", "refused", f"{why}: the largest is {facts.LARGEST_HEAD}; set engine.kind=transformers"
-        )
+        way = f"the largest is {facts.LARGEST_HEAD}; set engine.kind=transformers"
+        yield Finding("head size", "refused", f"{why}: {way}")
 
 
 def judge_removed_formats(case: Case) -> Iterator[Finding]:
-    wanted = {case.model.method, str(case.given.get("quantization", "")), str(case.given.get("load_format", ""))}
-    found = sorted(wanted & {"bitsandbytes", "gguf"})
-    if case.on_vllm and found and case.version >= GONE_FROM:
+    settings = {str(case.settings.get(name, "")) for name in ("quantization", "load_format")}
+    formats = sorted({case.model.method, *settings} & {"bitsandbytes", "gguf"})
+    if case.on_vllm and formats and case.version >= FORMATS_DROPPED:
         way = "quantise it with compressed-tensors, take --runtime t4x2-vllm019, or engine.kind=transformers"
-        yield Finding("quantisation", "refused", f"{found[0]} is gone from vLLM {case.version}: {way}")
+        yield Finding("quantisation", "refused", f"{formats[0]} is gone from vLLM {case.version}: {way}")
 
 
 def judge_mxfp4(case: Case) -> Iterator[Finding]:
     """gpt-oss and its format: kernels from capability 8.0 on."""
-    wanted = {case.model.method, str(case.given.get("quantization", ""))}
-    if "mxfp4" in wanted or "gpt_oss_mxfp4" in wanted:
+    if {case.model.method, str(case.settings.get("quantization", ""))} & {"mxfp4", "gpt_oss_mxfp4"}:
         why = "mxfp4 (gpt-oss) asks for capability 8.0 (#23203), a T4 has 7.5"
         yield Finding("quantisation", "refused", f"{why}: take a model in float16, or with 4-bit integer weights")
 
 
 def judge_quantisation(case: Case) -> Iterator[Finding]:
-    """The floor of the method, then of the scheme that vLLM takes for each group of weights."""
-    method = str(case.given.get("quantization") or case.model.method)
+    """The lowest capability for the method, then for the scheme that vLLM takes for each group of weights."""
+    method = str(case.settings.get("quantization") or case.model.method)
     if not case.on_vllm or not method or method in ("mxfp4", "gpt_oss_mxfp4", "bitsandbytes", "gguf"):
         return
-    asked = case.answer("quantisation")
-    if asked is None and case.answers.get("quantisation"):
+    answer = case.answer("quantisation")
+    if answer is None and case.answers.get("quantisation"):
         yield judge_no_answer(case, method, case.answers["quantisation"]["error"])
         return
-    floors = {method: facts.MIN_CAPABILITY.get(method)} | (table_schemes(case) if asked is None else {})
-    if asked is not None:
-        floors = {asked["method"]: asked["min_capability"], **asked["schemes"]}
-    high = {name: floor for name, floor in floors.items() if floor is not None and floor > T4}
-    if high:
-        names = ", ".join(f"{name} (asks for {floor / 10})" for name, floor in high.items())
-        way = "quantise it anew with 4-bit integer weights, or 8-bit integers"
+    floors = {method: facts.MIN_CAPABILITY.get(method)} | (table_schemes(case) if answer is None else {})
+    if answer is not None:
+        floors = {answer["method"]: answer["min_capability"], **answer["schemes"]}
+    too_high = {name: floor for name, floor in floors.items() if floor is not None and floor > T4_CAPABILITY}
+    if too_high:
+        names = ", ".join(f"{name} (asks for {floor / 10})" for name, floor in too_high.items())
+        way = "quantise it again, with 4-bit integer weights or 8-bit integers"
         yield Finding("quantisation", "refused", f"{names} does not run on a T4 (7.5), {case.source}: {way}")
     elif floors[next(iter(floors))] is None:
         yield Finding("quantisation", "warn", f"{method} is not known here, {case.source}: try it on a T4 first")
@@ -108,29 +104,31 @@ def judge_quantisation(case: Case) -> Iterator[Finding]:
 
 
 def judge_no_answer(case: Case, method: str, error: str) -> Finding:
-    """vLLM says so where it knows the question and not the format; else the question is what it does not know."""
+    """A ValueError of vLLM refuses the format; any other error means that this version cannot be asked."""
     if error.startswith(("NotImplementedError", "ValueError")):
-        way = "quantise it anew with 4-bit or 8-bit integer weights"
+        way = "quantise it again, with 4-bit or 8-bit integer weights"
         return Finding("quantisation", "refused", f"{method}: {error[:300]} ({case.source}): {way}")
     return Finding("quantisation", "warn", f"{method}: vLLM cannot be asked ({error[:200]}): try it on a T4 first")
 
 
 def judge_activations(case: Case) -> Iterator[Finding]:
-    """Activations that are rounded to floats of 8 or 4 bits elsewhere are not where the GPU has none."""
+    """Activations that other cards round to floats of 8 or 4 bits stay in float16 on a T4, which has neither."""
     rounded = any((group["activations"] or {}).get("type") == "float" for group in case.model.groups)
-    if case.on_vllm and (rounded or "fp8" in (case.model.method, case.given.get("quantization"))):
+    if case.on_vllm and (rounded or "fp8" in (case.model.method, case.settings.get("quantization"))):
         why = "a T4 has no floats of 8 bits: vLLM unpacks the weights and computes in float16"
-        yield Finding("precision", "warn", f"{why}, so scores differ from another card's; 8-bit integers would be kept")
+        yield Finding(
+            "precision", "warn", f"{why}, so scores differ from another card's; 8-bit integers are computed alike"
+        )
 
 
-def table_schemes(case: Case) -> dict[str, int | None]:
-    """Schemes of compressed-tensors by the table of 0.32.0, where no vLLM is here to be asked."""
+def table_schemes(case: Case) -> dict[str, int]:
+    """Schemes of compressed-tensors → lowest capability in 0.32.0, for where no vLLM is installed to be asked."""
     if case.model.method != "compressed-tensors":
         return {}
-    kinds = {str(case.model.quantisation.get("format", ""))}
-    kinds |= {str(one.get("format") or "") for one in (case.model.quantisation.get("config_groups") or {}).values()}
+    groups = (case.model.quantisation.get("config_groups") or {}).values()
+    formats = {str(group.get("format") or "") for group in (case.model.quantisation, *groups)}
     table = {"mxfp4-pack-quantized": 80, "nvfp4-pack-quantized": 75, "pack-quantized": 75, "float-quantized": 75}
-    return {kind: table.get(kind) for kind in sorted(kinds) if kind in table}
+    return {name: table[name] for name in sorted(formats & table.keys())}
 
 
 def judge_kernels(case: Case) -> Iterator[Finding]:
@@ -139,8 +137,7 @@ def judge_kernels(case: Case) -> Iterator[Finding]:
         return
     kernels = case.answer("kernels")
     if not kernels:
-        name = "Marlin" if case.version >= facts.MARLIN_FROM else "exllama, or AWQ's own"
-        yield Finding("kernel", "ok", f"{name}, {case.source}")
+        yield Finding("kernel", "ok", f"Marlin, {case.source}")
         return
     refused = {name: text for name, text in kernels.items() if text.startswith("refused")}
     for name, text in refused.items():
@@ -153,7 +150,7 @@ def judge_kernels(case: Case) -> Iterator[Finding]:
 
 
 def integer_weights(case: Case) -> dict[str, Any] | None:
-    """The first group of weights that a mixed-precision kernel computes; None for other formats."""
+    """The first group of weights that a mixed-precision kernel multiplies; None for other formats."""
     packed = case.model.method in ("gptq", "awq") or case.model.quantisation.get("format") == "pack-quantized"
     return case.model.groups[0] if packed and case.model.groups else None
 

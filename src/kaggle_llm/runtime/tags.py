@@ -1,4 +1,4 @@
-"""Which wheels an image takes: the tags of its Python and its glibc, whatever the Python that asks."""
+"""Which wheels an image takes: the tags of its Python and its glibc, whatever Python runs here."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ LEGACY = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}  # names of
 
 
 def list_platforms(glibc: str) -> list[str]:
-    """Platform tags that a Linux on x86 with this glibc takes, the newest first."""
+    """Platform tags of a Linux on x86 with this glibc, the newest first."""
     major, minor = map(int, glibc.split("."))
-    found = []
+    platforms = []
     for older in range(minor, 4, -1):
-        found.append(f"manylinux_{major}_{older}_x86_64")
-        found += [f"{LEGACY[older]}_x86_64"] if older in LEGACY else []
-    return [*found, "linux_x86_64"]
+        platforms.append(f"manylinux_{major}_{older}_x86_64")
+        platforms += [f"{LEGACY[older]}_x86_64"] if older in LEGACY else []
+    return [*platforms, "linux_x86_64"]
 
 
 @cache
@@ -40,13 +40,13 @@ def choose_wheel(wheels: Iterable[Path], image: Image) -> Path:
     from packaging.utils import parse_wheel_filename
 
     ranks = _rank_tags(image.python, image.glibc)
-    found = {path: parse_wheel_filename(path.name)[3] for path in sorted(wheels)}
-    fitting = {path: [ranks[tag] for tag in tags if tag in ranks] for path, tags in found.items()}
+    tags_of = {path: parse_wheel_filename(path.name)[3] for path in sorted(wheels)}
+    fitting = {path: [ranks[tag] for tag in tags if tag in ranks] for path, tags in tags_of.items()}
     if not any(fitting.values()):
-        path, tags = next(iter(found.items()))
+        path, tags = next(iter(tags_of.items()))
         name = f"cp{image.python.replace('.', '')}"
         raise ValueError(
             f"wheel {path.name} has the tag {', '.join(sorted(map(str, tags)))}, which this image does not take: "
             f"it takes {name}, abi3 of {name} and older, and none, for any or for manylinux up to glibc {image.glibc}"
         )
-    return min((path for path in found if fitting[path]), key=lambda path: min(fitting[path]))
+    return min((path for path in tags_of if fitting[path]), key=lambda path: min(fitting[path]))

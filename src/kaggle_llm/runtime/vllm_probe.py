@@ -1,8 +1,8 @@
-"""A process of its own that asks the installed vLLM what it would do on a GPU that is not here.
+"""Ask the installed vLLM what it would do on a GPU that is not here: a process of its own.
 
 `python -m kaggle_llm.runtime.vllm_probe` reads a question as JSON from its input and writes vLLM's answers as JSON to
-its output. vLLM's own checks decide; what this process adds is the platform that they ask: CUDA with the capability
-in the question, where the build may be for CPUs and no GPU may be present. Nothing is computed on a device.
+its output. vLLM's own checks decide; this process only makes them see a CUDA platform with the capability in the
+question, where the build may be for CPUs and no GPU may be present. Nothing is computed on a device.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-# What a vLLM of another version, or of another build, may say in the place of an answer.
+# What a vLLM of another version or build may raise instead of an answer.
 UNANSWERED = (
     ImportError,
     AttributeError,
@@ -30,7 +30,7 @@ UNANSWERED = (
     OSError,
 )
 CUDA_MODULES = ("vllm._C_stable_libtorch", "vllm.vllm_flash_attn._vllm_fa2_C")
-# Operations that vLLM asks when it is imported; their floors are capabilities 8.9 and 9.0.
+# Operations that vLLM calls when it is imported; they need capability 8.9 or 9.0.
 CUDA_QUESTIONS = (
     "cutlass_scaled_mm_supports_block_fp8",
     "cutlass_scaled_mm_supports_fp8",
@@ -40,7 +40,7 @@ CUDA_QUESTIONS = (
 
 
 def pretend_gpu(capability: tuple[int, int], memory_gb: float) -> Any:
-    """Make vLLM's current platform a CUDA one of `capability`; returns the platform's class."""
+    """Make vLLM's current platform CUDA with this capability; returns the platform's class."""
     import torch
 
     for name in CUDA_MODULES:
@@ -73,7 +73,7 @@ def pretend_gpu(capability: tuple[int, int], memory_gb: float) -> Any:
 
 
 def answer_question(question: dict[str, Any]) -> dict[str, Any]:
-    """Every answer under its name; {"error": …} where this vLLM cannot be asked so."""
+    """Question → answer; {"error": …} as the answer to what this vLLM cannot be asked."""
     import vllm
 
     platform = pretend_gpu(tuple(question["capability"]), question["memory_gb"])
@@ -91,7 +91,7 @@ def answer_question(question: dict[str, Any]) -> dict[str, Any]:
 
 
 def current_config(dtype: str) -> Any:
-    """vLLM's defaults, as the config that its layers find themselves in; of the model they ask the dtype only."""
+    """Context with vLLM's default config, which its layers read; of the model they need the dtype only."""
     import torch
     from vllm.config import VllmConfig, set_current_vllm_config
 
@@ -130,36 +130,35 @@ def ask_attention(platform: Any, question: dict[str, Any]) -> dict[str, Any]:
     import torch
     from vllm.v1.attention.selector import AttentionSelectorConfig
 
-    wanted = {**question["attention"], "dtype": getattr(torch, question["dtype"]), "block_size": None}
-    config = AttentionSelectorConfig(
-        **{name: wanted[name] for name in AttentionSelectorConfig._fields if name in wanted}
-    )
+    settings = {**question["attention"], "dtype": getattr(torch, question["dtype"]), "block_size": None}
+    known = {name: settings[name] for name in AttentionSelectorConfig._fields if name in settings}
+    config = AttentionSelectorConfig(**known)
     valid, refused = platform.get_valid_backends(platform.get_device_capability(), config)
-    found = {backend.name: reasons for backend, (_, reasons) in refused.items()}
-    return {"valid": [one.backend.name for one in valid], "refused": found}
+    reasons_of = {backend.name: reasons for backend, (_, reasons) in refused.items()}
+    return {"valid": [choice.backend.name for choice in valid], "refused": reasons_of}
 
 
 def ask_quantisation(question: dict[str, Any]) -> dict[str, Any] | None:
-    """{"method", "min_capability", "schemes": scheme → its own floor}; None for full precision."""
+    """{"method", "min_capability", "schemes": scheme → its own min_capability}; None for full precision."""
     from vllm.model_executor.layers.quantization import get_quantization_config
 
     config = question["quantisation"]
     if not config:
         return None
     method = get_quantization_config(config["quant_method"])
-    found = {"method": config["quant_method"], "min_capability": method.get_min_capability(), "schemes": {}}
-    if config["quant_method"] == "compressed-tensors":
-        found["schemes"] = {
-            type(scheme).__name__: scheme.get_min_capability()
-            for scheme in compressed_schemes(method.from_config(config))
-        }
-    return found
+    is_compressed = config["quant_method"] == "compressed-tensors"
+    schemes = compressed_schemes(method.from_config(config)) if is_compressed else []
+    return {
+        "method": config["quant_method"],
+        "min_capability": method.get_min_capability(),
+        "schemes": {type(scheme).__name__: scheme.get_min_capability() for scheme in schemes},
+    }
 
 
 def compressed_schemes(config: Any) -> list[Any]:
     """The schemes that vLLM takes for the groups of a compressed-tensors config on this GPU."""
     known = inspect.signature(config._get_scheme_from_parts).parameters
-    found = []
+    schemes = []
     for group in config.target_scheme_map.values():
         parts = {
             "weight_quant": group["weights"],
@@ -168,21 +167,21 @@ def compressed_schemes(config: Any) -> list[Any]:
             "format": group.get("format"),
             "layer_name": "model.layers.0.mlp.down_proj",
         }
-        found.append(config._get_scheme_from_parts(**{name: part for name, part in parts.items() if name in known}))
-    return found
+        schemes.append(config._get_scheme_from_parts(**{name: part for name, part in parts.items() if name in known}))
+    return schemes
 
 
 def ask_kernels(question: dict[str, Any]) -> dict[str, str]:
-    """For each layer of integer weights, its name → the kernel that vLLM takes, or "refused: reasons"."""
+    """Layer of integer weights → the kernel that vLLM takes, or "refused: reasons"."""
     import torch
     from vllm.model_executor.kernels.linear import choose_mp_linear_kernel
     from vllm.model_executor.kernels.linear.mixed_precision.MPLinearKernel import MPLinearLayerConfig
     from vllm.scalar_type import scalar_types
 
     known = {field.name for field in dataclasses.fields(MPLinearLayerConfig)}
-    found = {}
+    kernels = {}
     for name, layer in question["layers"].items():
-        wanted = {
+        settings = {
             **layer,
             "full_weight_shape": tuple(layer["full_weight_shape"]),
             "partition_weight_shape": tuple(layer["partition_weight_shape"]),
@@ -190,18 +189,18 @@ def ask_kernels(question: dict[str, Any]) -> dict[str, str]:
             "act_type": getattr(torch, question["dtype"]),
             "has_g_idx": False,
         }
-        config = MPLinearLayerConfig(**{key: value for key, value in wanted.items() if key in known})
+        config = MPLinearLayerConfig(**{key: value for key, value in settings.items() if key in known})
         try:
-            found[name] = choose_mp_linear_kernel(config).__name__
+            kernels[name] = choose_mp_linear_kernel(config).__name__
         except ValueError as error:
-            found[name] = f"refused: {error}"
-    return found
+            kernels[name] = f"refused: {error}"
+    return kernels
 
 
 def main() -> None:
     os.environ |= {"VLLM_LOGGING_LEVEL": "CRITICAL", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     question = json.load(sys.stdin)
-    output, sys.stdout = sys.stdout, sys.stderr  # vLLM talks to the output too
+    output, sys.stdout = sys.stdout, sys.stderr  # vLLM prints to the output too
     json.dump(answer_question(question), output)
 
 

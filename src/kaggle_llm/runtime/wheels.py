@@ -1,8 +1,8 @@
-"""The wheels of a runtime: from its pins to a lock for the image's Python and glibc, and the files of that lock.
+"""The wheels of a runtime: resolve its pins for the image's Python and glibc, download what the lock names.
 
-uv resolves, because pip evaluates the conditions of requirements for the Python that runs it; pip downloads. Both ask
-the indexes of the user's own settings. Leaves in the folder given: lock.txt (name==version and the hash of the one
-wheel taken), and wheels/ with the wheels and SHA256SUMS, whose lines are hash, name of the file, name of the wheel.
+uv resolves, because pip evaluates environment markers for the Python that runs it; pip downloads. Both use the indexes
+of the user's own settings. Leaves in the target folder lock.txt (name==version and the hash of the chosen wheel), and
+wheels/ with the wheels and SHA256SUMS, whose lines are hash, name of the file, name of the wheel.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from kaggle_llm.base import records
 from kaggle_llm.runtime.pins import Image, Runtime
 from kaggle_llm.runtime.tags import choose_wheel, list_platforms
 
-LOCKED = re.compile(r"^(?P<name>[\w.-]+)==(?P<version>\S+)(?P<hashes>(?:[ \\\n]+--hash=sha256:[0-9a-f]{64})+)$", re.M)
-NEVER = "9999-01-01T00:00:00Z"  # the day of what is pinned itself
+PIN = re.compile(r"^(?P<name>[\w.-]+)==(?P<version>\S+)(?P<hashes>(?:[ \\\n]+--hash=sha256:[0-9a-f]{64})+)$", re.M)
+NO_DAY = "9999-01-01T00:00:00Z"  # for packages with a pin of their own
 
 
 @dataclass(frozen=True)
-class Locked:
+class LockedPackage:
     """One package of the lock."""
 
     name: str
     version: str
     hashes: frozenset[str]
-    """sha256 of each of its files, the wheels for other machines too."""
+    """sha256 of each of its files, wheels for other machines too."""
 
 
 def collect_wheels(runtime: Runtime, downloads: Path, target: Path) -> None:
-    """Resolve, download what is not in `downloads` yet, check, and put it into `target`.
+    """Resolve, download what is not in `downloads` yet, check the hashes, and link it into `target`.
 
-    Raises ValueError for pins that do not go together and for a wheel that the image does not take, RuntimeError
+    Raises ValueError for pins that exclude each other and for a wheel that the image does not take, RuntimeError
     where the download fails: the next call goes on with what arrived.
     """
     resolved = resolve_pins(runtime)
@@ -50,7 +50,7 @@ def collect_wheels(runtime: Runtime, downloads: Path, target: Path) -> None:
 
 
 def describe_pins(runtime: Runtime) -> dict[str, Any]:
-    """All that decides which wheels are taken."""
+    """Everything that decides which wheels are chosen."""
     image = asdict(runtime.image)
     about = {name: image[name] for name in ("python", "glibc")}
     return {"runtime": runtime.name, **about, "day": runtime.day, "pins": runtime.brought(), "kept": runtime.kept()}
@@ -63,7 +63,7 @@ def resolve_pins(runtime: Runtime) -> str:
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate"]
     command += ["--python-version", image.python, "--python-platform", platform]
     command += ["--no-python-downloads", "--only-binary", ":all:", "--generate-hashes", "--exclude-newer", runtime.day]
-    command += [word for name in (*pins, *kept) for word in ("--exclude-newer-package", f"{name}={NEVER}")]
+    command += [word for name in (*pins, *kept) for word in ("--exclude-newer-package", f"{name}={NO_DAY}")]
     command += [word for name in kept for word in ("--no-emit-package", name)]
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -82,7 +82,7 @@ def write_requirements(path: Path, pins: Mapping[str, str], stand_ins: Path | No
 
 
 def write_stand_ins(folder: Path, kept: Mapping[str, str]) -> Path:
-    """Empty wheels of the image's own builds, which no index has: what asks for them is checked, nothing follows."""
+    """Empty wheels for the image's own builds, which no index has: requirements on them are still checked."""
     folder.mkdir()
     for name, version in kept.items():
         if "+" in version:
@@ -95,7 +95,7 @@ def write_stand_ins(folder: Path, kept: Mapping[str, str]) -> Path:
 
 
 def download_wheels(resolved: str, image: Image, downloads: Path) -> None:
-    """pip's own words show how far it is; a wheel that lies there with the right hash is not asked for again."""
+    """pip shows its own progress; a wheel that is there with the right hash is not downloaded again."""
     downloads.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory() as name:
         lock = Path(name) / "lock.txt"
@@ -108,36 +108,38 @@ def download_wheels(resolved: str, image: Image, downloads: Path) -> None:
         done = subprocess.run(command, check=False)
     if done.returncode:
         raise RuntimeError(
-            f"pip download ended with exit code {done.returncode}: its words stand above; what arrived is kept, "
+            f"pip download ended with exit code {done.returncode}: see its output above; what arrived is kept, "
             f"the same command goes on"
         )
 
 
-def read_lock(resolved: str) -> dict[str, Locked]:
+def read_lock(resolved: str) -> dict[str, LockedPackage]:
     """name → package of uv's lock. Raises ValueError for a line of another form."""
-    found = {
-        match["name"]: Locked(match["name"], match["version"], frozenset(re.findall(r"sha256:(\w+)", match["hashes"])))
-        for match in LOCKED.finditer(resolved)
+    packages = {
+        match["name"]: LockedPackage(
+            match["name"], match["version"], frozenset(re.findall(r"sha256:(\w+)", match["hashes"]))
+        )
+        for match in PIN.finditer(resolved)
     }
-    rest = LOCKED.sub("", resolved).split()
+    rest = PIN.sub("", resolved).split()
     if rest:
         raise ValueError(f"uv's lock has a line that is no pin with hashes: {' '.join(rest[:3])}")
-    return found
+    return packages
 
 
-def choose_wheels(locked: Mapping[str, Locked], downloads: Path, image: Image) -> dict[str, Path]:
-    """name → the wheel of each package: of its version, with one of its hashes, and the best for the image.
+def choose_wheels(locked: Mapping[str, LockedPackage], downloads: Path, image: Image) -> dict[str, Path]:
+    """name → the best wheel for the image among those with one of the package's hashes.
 
     Raises ValueError for a wheel that the image does not take, FileNotFoundError where a package has none.
     """
-    found = defaultdict(list)
+    wheels = defaultdict(list)
     for name, wheel in list_wheels(downloads):
         if name in locked and records.hash_file(wheel) in locked[name].hashes:
-            found[name].append(wheel)
-    missing = [f"{name}=={package.version}" for name, package in locked.items() if name not in found]
+            wheels[name].append(wheel)
+    missing = [f"{name}=={package.version}" for name, package in locked.items() if name not in wheels]
     if missing:
         raise FileNotFoundError(f"no wheel of {', '.join(missing)} arrived in {downloads}")
-    return {name: choose_wheel(found[name], image) for name in locked}
+    return {name: choose_wheel(wheels[name], image) for name in locked}
 
 
 def list_wheels(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -148,10 +150,10 @@ def list_wheels(folder: Path) -> Iterator[tuple[str, Path]]:
         yield parse_wheel_filename(path.name)[0], path
 
 
-def write_wheelhouse(chosen: Mapping[Locked, Path], target: Path) -> None:
+def write_wheelhouse(chosen: Mapping[LockedPackage, Path], target: Path) -> None:
     """lock.txt and wheels/ from the packages and their wheels, as links."""
     lock, sums = [], []
-    for package, wheel in sorted(chosen.items(), key=lambda one: one[0].name):
+    for package, wheel in sorted(chosen.items(), key=lambda pair: pair[0].name):
         digest, stored = records.hash_file(wheel), store_name(wheel.name)
         records.link_or_copy(wheel, target / "wheels" / stored)
         lock.append(f"{package.name}=={package.version} --hash=sha256:{digest}\n")

@@ -1,1 +1,1 @@
-"""One kind of work each: what it asks the model and reads of its answers, and its examples and loss (*_training.py)."""
+"""One kind of work each: its prompts and how answers are read; its examples and loss (*_training.py)."""

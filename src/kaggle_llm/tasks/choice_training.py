@@ -1,7 +1,7 @@
-"""Choice: a causal LM gives each option a score, and the loss is cross-entropy over the softmax of the scores.
+"""Trains a causal LM to choose: it scores each option, and the loss is cross-entropy over the softmax of the scores.
 
-labels: the options are answers behind one prompt (Yes/No, classes, the letters of a list); an option's score is its
-label's logit. pointwise: the options are candidates, each behind the same shared tokens; an option's score is its
+Form labels: the options are answers to one prompt (Yes/No, classes, the letters of a list); an option's score is its
+label's logit. Form pointwise: the options are candidates, each after the same shared tokens; an option's score is its
 log-odds, first label minus second. The vocabulary's normaliser cancels out in both.
 """
 
@@ -19,28 +19,28 @@ from kaggle_llm.tasks.distillation import DistillationSettings, soft_choice_loss
 if TYPE_CHECKING:
     import torch
 
-    from kaggle_llm.training.base_model import Kind
+    from kaggle_llm.training.base_model import ModelKind
 
 
 @dataclass
 class ChoiceSettings:
     form: Literal["pointwise", "labels"] = "pointwise"
     group_size: int = 8
-    """Candidates of a row in training: the right one and hard negatives (pointwise, and lists with letters)."""
+    """Candidates of a row in training: a right one and hard negatives (pointwise, and lists with letters)."""
 
     def __post_init__(self) -> None:
         if self.group_size < 2:
-            raise ValueError(f"group_size = {self.group_size}: a group has a right candidate and a wrong one at least")
+            raise ValueError(f"group_size = {self.group_size}: a group needs a right and a wrong candidate")
 
 
 class ChoiceTask:
-    """Examples are TokenGroups: with one candidate and a target for each label, or one for each candidate.
+    """Examples are TokenGroups. Form labels: one candidate, a target for each label. pointwise: a target for each
+    candidate.
 
-    labels: token ids, one token each. Raises ValueError for a label of several tokens, and for pointwise with other
-    than two labels.
+    labels: token ids. Raises ValueError for a label of several tokens, and for pointwise with other than two labels.
     """
 
-    kind: Kind = "causal"
+    kind: ModelKind = "causal"
     padded = False
 
     def __init__(
@@ -49,7 +49,7 @@ class ChoiceTask:
         self.settings, self.distillation = settings, distillation or DistillationSettings()
         if any(len(label) != 1 for label in labels):
             lengths = [len(label) for label in labels]
-            raise ValueError(f"prompt.labels are of {lengths} tokens: training needs one each, choose other words")
+            raise ValueError(f"prompt.labels have {lengths} tokens: training needs one token each, choose other words")
         self.labels = [label[0] for label in labels]
         if len(set(self.labels)) < len(self.labels):
             raise ValueError(f"labels {self.labels}: two of them are the same token")
@@ -63,7 +63,7 @@ class ChoiceTask:
         return len(example)
 
     def weight(self, example: TokenGroup) -> float:
-        """Raises ValueError where the target is not one value for each option."""
+        """1; raises ValueError where the target has not one value for each option."""
         pointwise = self.settings.form == "pointwise"
         options = len(example.candidates) if pointwise else len(self.labels)
         if len(example.target) != options or not (pointwise or len(example.candidates) == 1):
@@ -74,7 +74,7 @@ class ChoiceTask:
         return 1.0
 
     def loss(self, model: Any, examples: Sequence[TokenGroup]) -> torch.Tensor:
-        """Sum over examples of their cross-entropy, distilled where they have a teacher."""
+        """Sum over examples of their cross-entropy, with distillation where they have a teacher."""
         import torch
 
         packed = pack([(example.shared, example.candidates) for example in examples])
@@ -85,7 +85,7 @@ class ChoiceTask:
         else:
             scores = list(logits)
         losses = [
-            soft_choice_loss(one, example.target, example.teacher, self.distillation)
-            for one, example in zip(scores, examples, strict=True)
+            soft_choice_loss(row, example.target, example.teacher, self.distillation)
+            for row, example in zip(scores, examples, strict=True)
         ]
         return torch.stack(losses).sum()

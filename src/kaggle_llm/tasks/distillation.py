@@ -1,7 +1,7 @@
-"""Soft labels: a teacher's saved out-of-fold scores, beside the hard ones.
+"""Distillation: a teacher's saved out-of-fold scores as soft labels beside the hard ones.
 
-A row that the teacher was trained on would teach the student the teacher's memory, not its judgement: it is refused
-unless the config says so, and then recorded in teacher.json.
+Rows that the teacher was trained on are refused, for their scores show its memory, not its judgement; the config can
+allow them, and teacher.json records them.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 @dataclass
 class DistillationSettings:
     teacher: str = ""
-    """A run whose oof.parquet teaches, or a parquet file with id, items, scores (log-probabilities up to a constant)
-    and fold; empty: hard labels only."""
+    """A run with an oof.parquet, or a parquet file with id, items, scores (log-probabilities up to a constant) and
+    fold; empty: hard labels only."""
     weight: float = 0.5
-    """Share of the soft loss; the hard one has the rest."""
+    """Weight of the soft loss; the hard loss has 1 − weight."""
     temperature: float = 1.0
     cosine: float = 0.0
     """Weight of 1 − cos(teacher's probabilities, student's), added to the loss."""
     allow_in_sample: bool = False
-    """Also take the scores of rows that the teacher was trained on (fold −1, or no fold known)."""
+    """Also use scores of rows that the teacher was trained on (fold −1, or no fold known)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight <= 1:
@@ -49,29 +49,29 @@ class Teacher:
 
 
 def load_teacher(settings: DistillationSettings) -> Teacher:
-    """Raises FileNotFoundError where there is no such run or file, ValueError for rows that are refused."""
+    """The teacher's scores; raises FileNotFoundError without such a run or file, ValueError for in-sample rows."""
     import polars as pl
 
     frame = read_teacher_rows(settings.teacher)
-    known = frame["fold"] if "fold" in frame.columns else pl.Series([None] * frame.height, dtype=pl.Int64())
-    in_sample = frame.filter(known.fill_null(ALWAYS_TRAIN) == ALWAYS_TRAIN)["id"].to_list()
+    folds = frame["fold"] if "fold" in frame.columns else pl.Series([None] * frame.height, dtype=pl.Int64())
+    in_sample = frame.filter(folds.fill_null(ALWAYS_TRAIN) == ALWAYS_TRAIN)["id"].to_list()
     if in_sample and not settings.allow_in_sample:
         raise ValueError(
             f"teacher {settings.teacher}: it was trained on {len(in_sample)} of its {frame.height} rows (fold −1, or "
             f"no fold known), first {in_sample[:3]}: use out-of-fold scores, or set distillation.allow_in_sample=true"
         )
     rows = frame.select("id", "items", "scores").iter_rows()
-    return Teacher({i: dict(zip(items, scores, strict=True)) for i, items, scores in rows}, in_sample)
+    return Teacher({row: dict(zip(items, scores, strict=True)) for row, items, scores in rows}, in_sample)
 
 
 def attach_teacher(groups: Sequence[Group], teacher: Teacher) -> list[Group]:
-    """Groups with the teacher's scores of their items; one with an item that it did not score keeps hard labels.
+    """The groups with the teacher's scores; a group with an item that it did not score keeps hard labels only.
 
-    Raises ValueError where the teacher knows none of a group's row: its file is about other rows.
+    Raises ValueError for a row without any scores: the file belongs to other rows.
     """
-    lost = [group.id for group in groups if group.id not in teacher.scores]
-    if lost:
-        raise ValueError(f"the teacher has no scores for {len(lost)} of {len(groups)} rows, first {lost[:3]}")
+    unscored = [group.id for group in groups if group.id not in teacher.scores]
+    if unscored:
+        raise ValueError(f"the teacher has no scores for {len(unscored)} of {len(groups)} rows, first {unscored[:3]}")
     taught, hard = [], 0
     for group in groups:
         scores = teacher.scores[group.id]
@@ -84,7 +84,7 @@ def attach_teacher(groups: Sequence[Group], teacher: Teacher) -> list[Group]:
 
 
 def record_teacher(settings: DistillationSettings, teacher: Teacher, groups: Sequence[Group], folder: Path) -> None:
-    """teacher.json: who taught, and which of the trained rows it knew from its own training."""
+    """Write teacher.json: the teacher, and which training rows it was trained on itself."""
     trained = {group.id for group in groups}
     in_sample = sorted(trained & set(teacher.in_sample))
     records.write_json(folder / "teacher.json", {"teacher": settings.teacher, "in_sample": in_sample})
@@ -96,20 +96,19 @@ def soft_choice_loss(
     teacher: Sequence[float] | None,
     settings: DistillationSettings,
 ) -> torch.Tensor:
-    """One row's loss over k options; scores [k].
+    """Loss of one row over k options; scores [k].
 
     (1 − w)·CE(target, softmax(s)) + w·T²·KL(softmax(t/T) ‖ softmax(s/T)) + c·(1 − cos(softmax(t/T), softmax(s/T))).
     Source: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015, section 2 (there without cosine).
     """
     from torch.nn.functional import cosine_similarity, kl_div
 
-    wanted = scores.new_tensor(target)
-    hard = -(wanted * scores.log_softmax(0)).sum()
+    hard = -(scores.new_tensor(target) * scores.log_softmax(0)).sum()
     if teacher is None:
         return hard
-    heat = settings.temperature
-    taught = (scores.new_tensor(teacher) / heat).softmax(0)
-    student = (scores / heat).log_softmax(0)
-    soft = heat**2 * kl_div(student, taught, reduction="sum")
-    angle: torch.Tensor = 1 - cosine_similarity(student.exp(), taught, dim=0)
-    return (1 - settings.weight) * hard + settings.weight * soft + settings.cosine * angle
+    temperature = settings.temperature
+    taught = (scores.new_tensor(teacher) / temperature).softmax(0)
+    student = (scores / temperature).log_softmax(0)
+    soft = temperature**2 * kl_div(student, taught, reduction="sum")
+    distance: torch.Tensor = 1 - cosine_similarity(student.exp(), taught, dim=0)
+    return (1 - settings.weight) * hard + settings.weight * soft + settings.cosine * distance

@@ -1,10 +1,10 @@
-"""A bi-encoder that learns which documents answer a query, by sentence-transformers' trainer.
+"""Trains a bi-encoder for retrieval with sentence-transformers' trainer.
 
 The loss is cached multiple negatives ranking (GradCache): softmax over the cosines of a query with its document, the
-other documents of the batch, and hard negatives mined with the weights at the begin of an epoch. No document that is
-right for a query of the batch stands in it twice or as a negative. One run of the trainer spans all epochs, and what
-was mined lies beside the checkpoints, so that a killed training goes on with the same negatives and the same learning
-rate. Leaves a whole sentence-transformers folder, an adapter merged in fp32, that Engine.embed() reads; log.jsonl.
+other documents of the batch, and hard negatives mined with the weights at the start of an epoch. No right document of
+a query in the batch is in it twice or as a negative. One run of the trainer spans all epochs, and mined negatives are
+kept beside the checkpoints, so that a killed training resumes with the same negatives and learning rate. Leaves a whole
+sentence-transformers folder (an adapter is merged in fp32) that Engine.embed() reads; and log.jsonl.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from kaggle_llm.base import processes, records
 from kaggle_llm.base.fingerprint import hash_code
 from kaggle_llm.engines.prompts import encode_texts
 from kaggle_llm.retrieval.negatives import MinedPair, NegativeSettings, mine_negatives, rank_with_right
-from kaggle_llm.training.base_model import Kind, attach_adapter, loading_options, trainable_parameters
+from kaggle_llm.training.base_model import ModelKind, attach_adapter, make_loading_options, trainable_parameters
 from kaggle_llm.training.checkpoints import Checkpoints
 from kaggle_llm.training.padding import pad_right
 from kaggle_llm.training.plan import within_budget
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
-from kaggle_llm.training.trainer import Job, describe_job, make_arguments, run_trainer
+from kaggle_llm.training.trainer import Job, describe_job, make_arguments, run_trainer, use_one_gpu
 
 if TYPE_CHECKING:
     import numpy as np
     import polars as pl
     import torch
 
-WEIGHTS = "trained.safetensors"  # of a checkpoint
+CHECKPOINT_WEIGHTS = "trained.safetensors"
 
 
 @dataclass
 class EmbeddingSettings:
     pooling: Literal["model", "mean", "last"] = "model"
-    """model: as the base's modules.json says. mean: over all tokens, for encoders. last: the last token's state, for
-    causal models."""
+    """model: as in the base's modules.json. mean: over all tokens, for encoders. last: last token's state, for causal
+    models."""
     temperature: float = 0.05
     """Cosines are divided by it: the lower, the more the hardest negatives count."""
     max_tokens: int = 256
-    """Tokens of a query or document that are read: the same as in retrieval."""
+    """Tokens of a query or document; set it as in retrieval."""
     negatives: NegativeSettings = field(default_factory=NegativeSettings)
     refresh: bool = True
-    """Mine hard negatives anew at the begin of each epoch; false: only once, with the base model."""
+    """Mine hard negatives anew at the start of each epoch; false: once, with the base model."""
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -56,12 +56,12 @@ class EmbeddingSettings:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts by id, as prediction reads them (prefixes such as "query: " included), and who belongs to whom."""
+    """Texts by id, as in prediction (prefixes such as "query: " included), and the right documents."""
 
     queries: Mapping[str, str]
     documents: Mapping[str, str]
     right: Mapping[str, Sequence[str]]
-    """Ids of a query's right documents."""
+    """Query id → ids of its right documents."""
 
     def right_texts(self, query: str) -> list[str]:
         return [self.documents[item] for item in self.right[query]]
@@ -69,11 +69,11 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one process computes in one step."""
+    """Training pairs of one process in one step."""
 
     epoch: int
-    members: list[int]
-    """Places of the pairs."""
+    pairs: list[int]
+    """Indices of the pairs."""
 
 
 def train_embedder(
@@ -85,9 +85,9 @@ def train_embedder(
 ) -> None:
     """Train on every right document of every query in `truth` and save the whole model into job.folder.
 
-    queries, documents: texts by id; truth: id, items. `training.tokens` counts queries and right documents; under
-    several processes each contrasts its own share of `training.batch`. Raises ValueError for ids without a text, a
-    base without what `pooling` asks for, and where no pair fits into the budget.
+    queries, documents: texts by id; truth: id, items. `training.tokens` counts queries and right documents. Each of
+    several processes contrasts its own share of `training.batch`. Raises ValueError for ids without a text, a base that
+    does not fit `pooling`, and where no pair fits into the budget.
     """
     right = {row: list(dict.fromkeys(items)) for row, items in truth.select("id", "items").iter_rows()}
     corpus = Corpus(queries, documents, right)
@@ -114,15 +114,15 @@ def train_embedder(
 
 def check_corpus(corpus: Corpus) -> None:
     """Raises ValueError naming the truth's queries and documents that have no text."""
-    lost = [query for query in corpus.right if query not in corpus.queries]
-    unknown = [item for items in corpus.right.values() for item in items if item not in corpus.documents]
-    for name, ids in (("queries", lost), ("documents", unknown)):
+    queries = [query for query in corpus.right if query not in corpus.queries]
+    documents = [item for items in corpus.right.values() for item in items if item not in corpus.documents]
+    for name, ids in (("queries", queries), ("documents", documents)):
         if ids:
             raise ValueError(f"truth names {len(ids)} {name} without a text, first {ids[:3]}")
 
 
 def load_embedder(settings: EmbeddingSettings, job: Job, device: str | None = None) -> Any:
-    """A SentenceTransformer of job.base with what job.lora says trainable.
+    """A SentenceTransformer of job.base, trainable as job.lora says.
 
     Raises ValueError where pooling = model and the base is no sentence-transformers folder, and where max_tokens is
     more than the model's context.
@@ -130,7 +130,7 @@ def load_embedder(settings: EmbeddingSettings, job: Job, device: str | None = No
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
-    options = loading_options(job.lora, job.training, job.seed)
+    options = make_loading_options(job.lora, job.training, job.seed)
     if settings.pooling == "model":
         if not (job.base / "modules.json").is_file():
             raise ValueError(f"{job.base} has no modules.json: set embedding.pooling to mean, or last if it is causal")
@@ -140,30 +140,30 @@ def load_embedder(settings: EmbeddingSettings, job: Job, device: str | None = No
         mode = "mean" if settings.pooling == "mean" else "lasttoken"
         pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode=mode)
         model = SentenceTransformer(modules=[transformer, pooling, Normalize()], device=device)
-    finish_loading(model, "masked", settings.max_tokens, job)  # an adapter without a head of its own
+    finish_loading(model, "masked", settings.max_tokens, job)  # masked: an adapter without a head
     return model
 
 
-def finish_loading(model: Any, kind: Kind, max_tokens: int, job: Job) -> None:
+def finish_loading(model: Any, kind: ModelKind, max_tokens: int, job: Job) -> None:
     """Limit the length of texts and attach the adapter to a SentenceTransformer or CrossEncoder."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None and max_tokens > context:
-        raise ValueError(f"max_tokens = {max_tokens}, but {job.base} reads {context} at most")
+        raise ValueError(f"max_tokens = {max_tokens}, but {job.base} reads at most {context}")
     model.max_seq_length = max_tokens
     if job.lora.method != "full":
         model[0].model = attach_adapter(model[0].model, kind, job.lora)
 
 
 def write_untrained(settings: EmbeddingSettings, base: Path, folder: Path) -> None:
-    """The base as the folder that training would leave after no step: to evaluate before training with."""
+    """Save the untrained base in the form that training leaves, to evaluate it before training."""
     job = Job(base, folder, LoraSettings(method="full"), TrainingSettings(), seed=0)
     load_embedder(settings, job, "cpu").save_pretrained(str(folder), create_model_card=False)
 
 
 def save_whole(model: Any, load: Callable[[Job, str], Any], job: Job) -> None:
-    """Write the trained SentenceTransformer or CrossEncoder with tokenizer into job.folder.
+    """Write the trained SentenceTransformer or CrossEncoder with its tokenizer into job.folder.
 
-    An adapter is merged into the base's own weights in fp32, whatever it was trained on (NF4, bfloat16).
+    An adapter is merged into the base's weights in fp32, also where it was trained in NF4 or bfloat16.
     load: (job, device) → the untrained model with its adapter.
     """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
@@ -183,12 +183,12 @@ def save_whole(model: Any, load: Callable[[Job, str], Any], job: Job) -> None:
 def choose_pairs(
     corpus: Corpus, tokenizer: Any, settings: EmbeddingSettings, budget: int | None
 ) -> list[tuple[str, str]]:
-    """(query, right document) ids of the first pairs within the budget of tokens; says how many texts are cut."""
+    """(query, right document) ids of the first pairs within the budget of tokens; prints how many texts are cut."""
     pairs = [(query, item) for query, items in corpus.right.items() for item in items]
-    one_more = settings.max_tokens + 1
-    read = [corpus.queries[query] for query, _ in pairs], [corpus.documents[item] for _, item in pairs]
-    lengths = [[len(ids) for ids in encode_texts(tokenizer, texts, one_more)] for texts in read]
-    sums = [sum(min(length, settings.max_tokens) for length in both) for both in zip(*lengths, strict=True)]
+    one_more = settings.max_tokens + 1  # a text of so many tokens is cut
+    columns = [corpus.queries[query] for query, _ in pairs], [corpus.documents[item] for _, item in pairs]
+    lengths = [[len(ids) for ids in encode_texts(tokenizer, texts, one_more)] for texts in columns]
+    sums = [sum(min(length, settings.max_tokens) for length in pair) for pair in zip(*lengths, strict=True)]
     kept = pairs[: within_budget(sums, budget)]
     if not kept:
         raise ValueError(f"training.tokens = {budget}: not even the first of {len(pairs)} pairs fits")
@@ -202,10 +202,11 @@ def choose_pairs(
 def plan_batches(
     pairs: Sequence[tuple[str, str]], corpus: Corpus, size: int, epochs: int, seed: int, world: int = 1
 ) -> list[Batch]:
-    """Batches of all epochs, in each step one for each process, drawn anew each epoch; every pair once an epoch.
+    """Batches of all epochs, one for each process in every step, shuffled anew each epoch; every pair once an epoch.
 
-    No two pairs of a batch share a query or a right document, by text: in-batch negatives are never right. That can
-    take more batches than pairs / size; an epoch repeats its first batches until the processes have equally many.
+    No two pairs of a batch share the text of a query or right document, so that in-batch negatives are never right.
+    That can take more batches than pairs / size; an epoch repeats its first batches until all processes have equally
+    many.
     """
     import torch
     from datasets import Dataset
@@ -214,24 +215,23 @@ def plan_batches(
     texts = [[corpus.queries[query], *corpus.right_texts(query)] for query, _ in pairs]
     width = max(len(row) for row in texts)
     filled = [row + row[:1] * (width - len(row)) for row in texts]
-    columns = {str(place): list(column) for place, column in enumerate(zip(*filled, strict=True))}
-    dataset = Dataset.from_dict(columns)
+    dataset = Dataset.from_dict({str(i): list(column) for i, column in enumerate(zip(*filled, strict=True))})
     sampler = NoDuplicatesBatchSampler(dataset, size, drop_last=False, generator=torch.Generator(), seed=seed)
     batches: list[Batch] = []
     for epoch in range(epochs):
         sampler.set_epoch(epoch)
-        drawn = [Batch(epoch, members) for members in sampler]
+        drawn = [Batch(epoch, indices) for indices in sampler]
         batches += drawn + [drawn[i % len(drawn)] for i in range(-len(drawn) % world)]
     return batches
 
 
 class HardNegatives:
-    """What was mined for each epoch: by rank 0, kept in a file that a resumed training reads."""
+    """Hard negatives of each epoch: mined by the first process, kept in a file that a resumed training reads."""
 
     def __init__(self, mine: Callable[[int], list[MinedPair]], folder: Path, refresh: bool) -> None:
         self.mine, self.folder, self.refresh = mine, folder, refresh
         self._epoch = -1
-        self._found: dict[tuple[str, str], list[str]] = {}
+        self._negatives: dict[tuple[str, str], list[str]] = {}
 
     def find(self, epoch: int) -> dict[tuple[str, str], list[str]]:
         """Ids of the negatives of each (query, right document) in this epoch."""
@@ -241,15 +241,15 @@ class HardNegatives:
             if processes.is_first() and not path.is_file():
                 records.write_json(path, [asdict(pair) for pair in self.mine(epoch)])
             rows = processes.share(records.read_json(path) if processes.is_first() else None)
-            self._found = {(row["id"], row["right"]): row["negatives"] for row in rows}
+            self._negatives = {(row["id"], row["right"]): row["negatives"] for row in rows}
             self._epoch = epoch
-        return self._found
+        return self._negatives
 
 
 def mine_epoch(
     model: Any, corpus: Corpus, pairs: Sequence[tuple[str, str]], settings: EmbeddingSettings, job: Job, epoch: int
 ) -> list[MinedPair]:
-    """Hard negatives of the training pairs with the weights as they are now; says how many there are."""
+    """Hard negatives of the training pairs by the current weights; prints how many there are."""
     import polars as pl
 
     if settings.negatives.per_query == 0:
@@ -257,8 +257,11 @@ def mine_epoch(
     size = max(1, job.training.batch_tokens // settings.max_tokens)
     queries = list(dict.fromkeys(query for query, _ in pairs))
     embed = partial(embed_texts, model, max_tokens=settings.max_tokens, size=size)
-    asked, found = embed([corpus.queries[query] for query in queries]), embed(list(corpus.documents.values()))
-    ranking = rank_with_right(queries, asked, list(corpus.documents), found, corpus.right, settings.negatives.last)
+    query_vectors = embed([corpus.queries[query] for query in queries])
+    document_vectors = embed(list(corpus.documents.values()))
+    ranking = rank_with_right(
+        queries, query_vectors, list(corpus.documents), document_vectors, corpus.right, settings.negatives.last
+    )
     truth = pl.DataFrame({"id": queries, "items": [list(corpus.right[query]) for query in queries]})
     mined = mine_negatives(ranking, truth, settings.negatives, f"{job.seed} {epoch}")
     count, without = sum(len(pair.negatives) for pair in mined), sum(not pair.negatives for pair in mined)
@@ -267,29 +270,29 @@ def mine_epoch(
 
 
 def embed_texts(model: Any, texts: Sequence[str], max_tokens: int, size: int) -> np.ndarray:
-    """[n, d] vectors of unit length as the engine would compute them with these weights, `size` texts at a time.
+    """[n, d] unit vectors as the engine would compute them with these weights, `size` texts at a time.
 
-    (The library's encode() puts texts into the chat template of a model that has one; the engine does not.)
+    (The library's encode() would use the chat template of a model that has one; the engine does not.)
     """
     import numpy as np
     import torch
 
     prompts = encode_texts(model.tokenizer, texts, max_tokens)
-    order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))
+    longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     vectors = np.empty((len(prompts), model.get_embedding_dimension()), dtype=np.float32)
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        for start in range(0, len(order), size):
-            part = order[start : start + size]
-            found = model(pad_right(model, [prompts[place] for place in part]))["sentence_embedding"].float()
-            vectors[part] = torch.nn.functional.normalize(found, dim=-1).cpu().numpy()
+        for start in range(0, len(prompts), size):
+            part = longest_first[start : start + size]
+            states = model(pad_right(model, [prompts[i] for i in part]))["sentence_embedding"].float()
+            vectors[part] = torch.nn.functional.normalize(states, dim=-1).cpu().numpy()
     model.train(was_training)
     return vectors
 
 
 def make_loss(model: Any, settings: EmbeddingSettings, batch_tokens: int) -> Any:
-    """Cached multiple negatives ranking, which computes at most `batch_tokens` tokens at a time."""
+    """Cached multiple negatives ranking that computes at most `batch_tokens` tokens at a time."""
     from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 
     size = max(1, batch_tokens // settings.max_tokens)
@@ -306,11 +309,11 @@ def encode_batch(
 ) -> list[dict[str, torch.Tensor]]:
     """Input of the loss: the batch's queries, their documents, and the hard negatives of all of them, each once.
 
-    A hard negative of one query that is right for another one is left out.
+    A hard negative that is right for another query of the batch is left out.
     """
-    chosen = [pairs[place] for place in batch.members]
-    found = negatives.find(batch.epoch)
-    mined = [corpus.documents[item] for pair in chosen for item in found.get(pair, [])]
+    chosen = [pairs[i] for i in batch.pairs]
+    by_pair = negatives.find(batch.epoch)
+    mined = [corpus.documents[item] for pair in chosen for item in by_pair.get(pair, [])]
     right = {text for query, _ in chosen for text in corpus.right_texts(query)}
     columns = [
         [corpus.queries[query] for query, _ in chosen],
@@ -328,11 +331,11 @@ def make_planned_trainer(
     collect: Callable[[Any, Any], tuple[list[Any], Any]],
     step: Callable[[Any, Any, Any], torch.Tensor] | None = None,
 ) -> Any:
-    """sentence-transformers' trainer of the model's kind, which goes through planned batches in their order.
+    """sentence-transformers' trainer for a SentenceTransformer or CrossEncoder, over planned batches in their order.
 
-    values: TrainingArguments. collect: (model, batch) → features and labels as the loss takes them. step: (trainer,
-    model, batch) → loss, gradients computed; by default the library's. It writes no model card, and its checkpoints
-    hold the trained weights only.
+    values: of TrainingArguments. collect: (model, batch) → features and labels for the loss. step: (trainer, model,
+    batch) → loss, after its backward pass; by default the library's. It writes no model card, and its checkpoints hold
+    trained weights only.
     """
     from safetensors.torch import load_file, save_file
     from sentence_transformers import CrossEncoder, SentenceTransformerTrainer
@@ -343,7 +346,7 @@ def make_planned_trainer(
 
     class PlannedTrainer(parent):
         def get_train_dataloader(self) -> Any:
-            loader = DataLoader(list(batches), batch_size=1, collate_fn=lambda drawn: {"batch": drawn[0]})
+            loader = DataLoader(list(batches), batch_size=1, collate_fn=lambda items: {"batch": items[0]})
             return self.accelerator.prepare(loader)
 
         def collect_features(self, inputs: dict[str, Any]) -> tuple[list[Any], Any]:
@@ -361,13 +364,11 @@ def make_planned_trainer(
             weights = {name: weight.detach().contiguous() for name, weight in trainable_parameters(self.model)}
             folder = Path(output_dir or self.args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(weights, folder / WEIGHTS)
+            save_file(weights, folder / CHECKPOINT_WEIGHTS)
 
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-            self.model.load_state_dict(load_file(Path(resume_from_checkpoint) / WEIGHTS), strict=False)
+            self.model.load_state_dict(load_file(Path(resume_from_checkpoint) / CHECKPOINT_WEIGHTS), strict=False)
 
     arguments = parent.training_args_class(**values)
-    # Two visible GPUs in one process would make the Trainer replicate the model: that is what torchrun is for.
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1
+    use_one_gpu(arguments)
     return PlannedTrainer(model=model, args=arguments, loss=loss)

@@ -1,6 +1,6 @@
-"""What a sequence head says, as a RANKING or as VALUES; and the simplest rules that it has to beat.
+"""A sequence head's logits as RANKING or VALUES, and the baselines that it has to beat.
 
-A head that starts at random has no "before" of its own: it is rank_prior or mean_values of the training fold.
+A new head starts at random, so its score before training is that of rank_prior or predict_mean.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 def rank_classes(ids: Sequence[str], logits: Sequence[np.ndarray], labels: Sequence[str]) -> pl.DataFrame:
-    """A RANKING of all labels; scores are log-probabilities. logits: [labels] a row."""
+    """RANKING of all labels; scores are log-probabilities. logits: [labels] a row."""
     scores = [row - np.logaddexp.reduce(row) for row in _as_rows(logits, len(labels))]
     return make_ranking(ids, [list(labels)] * len(scores), scores)
 
 
-def read_values(ids: Sequence[str], logits: Sequence[np.ndarray], targets: int = 1) -> pl.DataFrame:
-    """VALUES: the head's numbers as they are. logits: [targets] a row."""
+def predict_values(ids: Sequence[str], logits: Sequence[np.ndarray], targets: int = 1) -> pl.DataFrame:
+    """VALUES: the logits as they are. logits: [targets] a row."""
     return make_values(ids, _as_rows(logits, targets))
 
 
-def read_levels(ids: Sequence[str], logits: Sequence[np.ndarray], levels: int) -> pl.DataFrame:
-    """VALUES: the expected level, counted from 0; thresholds.py makes levels of it. logits: [levels − 1] a row."""
+def predict_levels(ids: Sequence[str], logits: Sequence[np.ndarray], levels: int) -> pl.DataFrame:
+    """VALUES: the expected level, from 0 on; thresholds.py rounds it to levels. logits: [levels − 1] a row."""
     return make_values(ids, expected_level(_as_rows(logits, levels - 1))[:, None])
 
 
@@ -38,16 +38,16 @@ def expected_level(logits: np.ndarray) -> np.ndarray:
 
 
 def rank_prior(ids: Sequence[str], labels: Sequence[str], targets: Sequence[Sequence[float]]) -> pl.DataFrame:
-    """The training rows' shares of the labels as everyone's RANKING; targets [rows, labels].
+    """RANKING of every row by the labels' shares in training; targets: [training rows, labels].
 
-    One is added to every count (Laplace), so that a label that no row has keeps a finite score.
+    One is added to every count (Laplace), so that a label without rows has a finite score.
     """
     counts = np.asarray(targets, dtype=np.float64).reshape(-1, len(labels)).sum(axis=0) + 1
     return make_ranking(ids, [list(labels)] * len(ids), [np.log(counts / counts.sum())] * len(ids))
 
 
-def mean_values(ids: Sequence[str], values: Sequence[float]) -> pl.DataFrame:
-    """The training rows' mean value or level as everyone's VALUES."""
+def predict_mean(ids: Sequence[str], values: Sequence[float]) -> pl.DataFrame:
+    """VALUES of every row: the mean value or level of the training rows."""
     return make_values(ids, [[float(np.mean(values))]] * len(ids))
 
 

@@ -1,7 +1,7 @@
-"""Classification, regression and ordinal targets: a head on an encoder or a causal model, one answer a row.
+"""Trains a head on an encoder or a causal model: classification, regression or ordinal targets, one a row.
 
-The head is new and starts at random: give it its own training.head_learning_rate. What it says is ranked in
-tasks/heads.py, beside the simplest rules that it has to beat.
+The head is new and starts at random: give it its own training.head_learning_rate. tasks/heads.py turns its logits into
+predictions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kaggle_llm.training.padding import pad_right
 if TYPE_CHECKING:
     import torch
 
-    from kaggle_llm.training.base_model import Kind
+    from kaggle_llm.training.base_model import ModelKind
 
 PROBLEMS = {  # transformers' word for each task
     "classification": "single_label_classification",
@@ -30,41 +30,40 @@ PROBLEMS = {  # transformers' word for each task
 class HeadSettings:
     task: Literal["classification", "regression", "ordinal"]
     labels: list[str] = field(default_factory=list)
-    """Classes, or an ordinal target's levels from the lowest to the highest; none for regression."""
+    """Classes, or the levels of an ordinal target, lowest first; none for regression."""
 
     def __post_init__(self) -> None:
         if self.task == "regression" and self.labels:
             raise ValueError(f"labels = {self.labels}: a regression has none; set labels=[]")
         if self.task != "regression" and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
-            raise ValueError(f"labels = {self.labels}: {self.task} needs two or more, each another one")
+            raise ValueError(f"labels = {self.labels}: {self.task} needs two or more different ones")
 
 
 @dataclass(frozen=True)
 class HeadExample:
     ids: tuple[int, ...]
     target: tuple[float, ...]
-    """Classification: a share for each label, hard or soft, sums to 1. Regression: one value.
-    Ordinal: see ordinal_target."""
+    """Classification: a share for each label, sums to 1. Regression: one value. Ordinal: see ordinal_target."""
     teacher: tuple[float, ...] | None = None
-    """A teacher's scores (log-probabilities up to a constant) of the labels; for classification only."""
+    """A teacher's scores of the labels (log-probabilities up to a constant); for classification only."""
 
 
 def class_target(label: str, labels: Sequence[str]) -> tuple[float, ...]:
-    """All on one label; raises ValueError for a label that is not among `labels`."""
+    """One-hot target of a label; raises ValueError for a label that is not among `labels`."""
     if label not in labels:
         raise ValueError(f"target {label!r} is none of the labels {list(labels)}")
     return tuple(float(label == other) for other in labels)
 
 
 def ordinal_target(level: int, levels: int) -> tuple[float, ...]:
-    """[levels − 1]: is the level more than 0, more than 1, …; raises ValueError outside 0 … levels − 1."""
+    """[levels − 1] answers: level > 0, level > 1, …; raises ValueError outside 0 … levels − 1."""
     if not 0 <= level < levels:
         raise ValueError(f"level {level}: there are {levels}, counted from 0")
     return tuple(float(level > j) for j in range(levels - 1))
 
 
 def name_outputs(settings: HeadSettings) -> list[str]:
-    """What each of the head's logits is about."""
+    """A name for each of the head's logits."""
     if settings.task == "regression":
         return ["value"]
     if settings.task == "ordinal":
@@ -73,7 +72,7 @@ def name_outputs(settings: HeadSettings) -> list[str]:
 
 
 def check_targets(settings: HeadSettings, examples: Sequence[HeadExample]) -> None:
-    """Raises ValueError where there is nothing to learn: no example, or the same answer in all of them.
+    """Raises ValueError where nothing can be learned: no example, or the same target in all of them.
 
     Call it with the examples of a fold before training on them.
     """
@@ -81,38 +80,37 @@ def check_targets(settings: HeadSettings, examples: Sequence[HeadExample]) -> No
         raise ValueError(f"no example to train a {settings.task} head on: the fold is empty")
     check_widths(settings, examples)
     targets = {example.target for example in examples}
-    if len(targets) == 1:  # one class only, also as shares: they sum to 1
+    if len(targets) == 1:  # also one class as shares: they sum to 1
         raise ValueError(
-            f"all {len(examples)} examples have the target {targets.pop()} for {name_outputs(settings)}: there is one "
-            f"answer only; stratify the folds by the target"
+            f"all {len(examples)} examples have the target {targets.pop()} for {name_outputs(settings)}: there is "
+            f"nothing to learn; stratify the folds by the target"
         )
 
 
 def check_widths(settings: HeadSettings, examples: Sequence[HeadExample]) -> None:
-    """Raises ValueError for a target that is not what the task's HeadExample.target says."""
+    """Raises ValueError for a target that is not as HeadExample.target describes it."""
     width = len(name_outputs(settings))
     for example in examples:
-        target, sums = example.target, settings.task == "classification"
+        target, is_classification = example.target, settings.task == "classification"
         if len(target) != width or not all(map(math.isfinite, target)):
             raise ValueError(f"target {target}: a {settings.task} head here has {width} finite value(s)")
-        if sums and (min(target) < 0 or abs(sum(target) - 1) > 1e-3):
+        if is_classification and (min(target) < 0 or abs(sum(target) - 1) > 1e-3):
             raise ValueError(f"target {target}: shares of the labels are 0 or more and sum to 1")
-        if example.teacher is not None and (not sums or len(example.teacher) != width):
+        if example.teacher is not None and (not is_classification or len(example.teacher) != width):
             raise ValueError(f"teacher {example.teacher}: only classification has one, with a score for each label")
 
 
 class HeadTask:
-    """Loss of a row, with logits z and target t:
+    """Loss of a row with logits z and target t:
 
-    classification: −Σ t·log softmax(z), distilled where the example has a teacher.
+    classification: −Σ t·log softmax(z), with distillation where the example has a teacher.
     regression: (z − t)².
-    ordinal: −Σⱼ tⱼ·log σ(zⱼ) + (1 − tⱼ)·log(1 − σ(zⱼ)), one binary question "more than level j?" for each level but
+    ordinal: −Σⱼ tⱼ·log σ(zⱼ) + (1 − tⱼ)·log(1 − σ(zⱼ)), a binary question "more than level j?" for each level but
     the highest. Source: Niu et al., Ordinal Regression with Multiple Output CNN for Age Estimation, 2016, equation 2
-    without weights. (CORAL, Cao, Mirjalili, Raschka, 2020, has the same loss, and one direction for all questions,
-    which transformers' heads have not.)
+    without weights. (CORAL, Cao, Mirjalili, Raschka, 2020, has the same loss but one weight vector for all questions.)
     """
 
-    kind: Kind = "sequence"
+    kind: ModelKind = "sequence"
     padded = True
 
     def __init__(self, settings: HeadSettings, distillation: DistillationSettings | None = None) -> None:
@@ -147,6 +145,6 @@ class HeadTask:
             ]
             return torch.stack(losses).sum()
         target = logits.new_tensor([example.target for example in examples])
-        measure = mse_loss if self.settings.task == "regression" else binary_cross_entropy_with_logits
-        loss: torch.Tensor = measure(logits, target, reduction="sum")
+        loss_function = mse_loss if self.settings.task == "regression" else binary_cross_entropy_with_logits
+        loss: torch.Tensor = loss_function(logits, target, reduction="sum")
         return loss

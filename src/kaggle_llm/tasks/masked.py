@@ -1,8 +1,8 @@
-"""Masked language modelling: an encoder reads on in the competition's texts before it is trained for its task.
+"""Masked language modelling: further pretraining of an encoder on the competition's texts.
 
-Masks are drawn where examples are made, `draws` times a chunk as BERT's own data were (10 times there), and not
-anew in the loss: an example is then the same in whatever batch it comes, and a killed training goes on with the
-same bits. So training.epochs repeats the masks; raise masked.draws for new ones.
+Masks are drawn when examples are made, `draws` times a chunk (10 times in BERT's own data), not in the loss: an example
+is then the same in any batch, and a killed training resumes with the same bits. So training.epochs repeats the masks;
+raise masked.draws for new ones.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from kaggle_llm.training.base_model import Kind
+    from kaggle_llm.training.base_model import ModelKind
 
 EVALUATION_BATCH = 16
 
@@ -31,11 +31,11 @@ EVALUATION_BATCH = 16
 @dataclass
 class MaskedSettings:
     probability: float = 0.15
-    """Share of a chunk's tokens that are to be found again."""
+    """Share of a chunk's tokens that the model has to predict."""
     max_tokens: int = 256
-    """Tokens of a chunk, special ones included."""
+    """Tokens of a chunk, special tokens included."""
     draws: int = 1
-    """How often a chunk is among the examples, each time with another mask."""
+    """Examples of each chunk, each with another mask."""
 
     def __post_init__(self) -> None:
         if not 0 < self.probability < 1:
@@ -47,68 +47,68 @@ class MaskedSettings:
 @dataclass(frozen=True)
 class MaskedExample:
     ids: tuple[int, ...]
-    """As the model sees them."""
-    places: tuple[int, ...]
-    """Of the tokens to be found again."""
+    """Token ids with masks in them."""
+    positions: tuple[int, ...]
+    """Positions of the tokens to predict."""
     originals: tuple[int, ...]
-    """What stood there."""
+    """Token ids to predict there."""
 
 
 def make_chunks(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[Prompt]:
-    """Texts cut into pieces of at most `max_tokens` tokens, special ones included; no piece holds two texts.
+    """Texts cut into chunks of at most `max_tokens` tokens, special ones included; no chunk holds two texts.
 
-    Pieces without a word are left out, and counted. Raises ValueError where the model cannot read pieces so long.
+    Chunks of special tokens only are left out, and counted. Raises ValueError where the model's context is shorter.
     """
     if max_tokens > tokenizer.model_max_length:
-        raise ValueError(f"max_tokens = {max_tokens}: the model reads {tokenizer.model_max_length} at most")
+        raise ValueError(f"max_tokens = {max_tokens}: the model reads at most {tokenizer.model_max_length}")
     if not texts:
         return []
-    found = tokenizer(list(texts), truncation=True, max_length=max_tokens, return_overflowing_tokens=True)["input_ids"]
+    chunks = tokenizer(list(texts), truncation=True, max_length=max_tokens, return_overflowing_tokens=True)["input_ids"]
     special = set(tokenizer.all_special_ids)
-    chunks = [chunk for chunk in found if not special.issuperset(chunk)]
-    if len(chunks) < len(found):
-        print(f"{len(found) - len(chunks)} of {len(found)} chunks hold no word and are left out", flush=True)
-    return chunks
+    kept = [chunk for chunk in chunks if not special.issuperset(chunk)]
+    if len(kept) < len(chunks):
+        print(f"{len(chunks) - len(kept)} of {len(chunks)} chunks hold no word and are left out", flush=True)
+    return kept
 
 
 def mask_chunks(
     tokenizer: PreTrainedTokenizerBase, chunks: Sequence[Prompt], settings: MaskedSettings, seed: int
 ) -> list[MaskedExample]:
-    """Every chunk `draws` times. A mask depends on the seed, the draw and the chunk's place alone.
+    """`draws` examples of every chunk. A mask depends only on the seed, the draw and the chunk's index.
 
     Raises ValueError for a tokenizer without a mask token.
     """
     if tokenizer.mask_token_id is None:
         raise ValueError(f"tokenizer {tokenizer.name_or_path} has no mask token: masked language models are encoders")
     return [
-        mask_chunk(tokenizer, chunk, settings.probability, random.Random(f"{seed} {draw} {place}"))
+        mask_chunk(tokenizer, chunk, settings.probability, random.Random(f"{seed} {draw} {index}"))
         for draw in range(settings.draws)
-        for place, chunk in enumerate(chunks)
+        for index, chunk in enumerate(chunks)
     ]
 
 
 def mask_chunk(
     tokenizer: PreTrainedTokenizerBase, chunk: Prompt, probability: float, rng: random.Random
 ) -> MaskedExample:
-    """Of the tokens that are not special, that share (rounded, one at least) is chosen; of the chosen ones 80 % become
-    the mask token, 10 % any token, 10 % stay. Source: Devlin et al., BERT, 2019, section 3.1 and appendix A.1.
+    """Choose that share of the tokens that are not special (rounded, at least one); 80 % of the chosen ones become the
+    mask token, 10 % a random token, 10 % stay. Source: Devlin et al., BERT, 2019, section 3.1 and appendix A.1.
     """
-    ordinary = [place for place, token in enumerate(chunk) if token not in tokenizer.all_special_ids]
-    places = sorted(rng.sample(ordinary, max(1, round(probability * len(ordinary)))))
+    ordinary = [position for position, token in enumerate(chunk) if token not in tokenizer.all_special_ids]
+    positions = sorted(rng.sample(ordinary, max(1, round(probability * len(ordinary)))))
     ids = list(chunk)
-    for place in places:
-        fate = rng.random()
-        if fate < 0.8:
-            ids[place] = tokenizer.mask_token_id
-        elif fate < 0.9:
-            ids[place] = rng.randrange(len(tokenizer))
-    return MaskedExample(tuple(ids), tuple(places), tuple(chunk[place] for place in places))
+    for position in positions:
+        draw = rng.random()
+        if draw < 0.8:
+            ids[position] = tokenizer.mask_token_id
+        elif draw < 0.9:
+            ids[position] = rng.randrange(len(tokenizer))
+    return MaskedExample(tuple(ids), tuple(positions), tuple(chunk[position] for position in positions))
 
 
 class MaskedTask:
     """Cross-entropy of every chosen token over the vocabulary."""
 
-    kind: Kind = "masked"
+    kind: ModelKind = "masked"
     padded = True
 
     def config(self) -> dict[str, Any]:
@@ -118,17 +118,17 @@ class MaskedTask:
         return len(example.ids)
 
     def weight(self, example: MaskedExample) -> float:
-        return float(len(example.places))
+        return float(len(example.positions))
 
     def loss(self, model: Any, examples: Sequence[MaskedExample]) -> torch.Tensor:
-        """Sum over chosen tokens; no other position meets the vocabulary matrix."""
+        """Sum over chosen tokens; logits are computed at their positions only."""
         import torch
         from torch.nn.functional import cross_entropy
 
         batch = pad_right(model, [example.ids for example in examples])
-        rows = [row for row, example in enumerate(examples) for _ in example.places]
-        places = [place for example in examples for place in example.places]
-        with only_positions(unwrap(model).get_output_embeddings(), rows, places):
+        rows = [row for row, example in enumerate(examples) for _ in example.positions]
+        positions = [position for example in examples for position in example.positions]
+        with only_positions(unwrap(model).get_output_embeddings(), rows, positions):
             logits = model(**batch).logits.float()
         originals = [token for example in examples for token in example.originals]
         loss: torch.Tensor = cross_entropy(logits, torch.tensor(originals, device=logits.device), reduction="sum")
@@ -136,14 +136,14 @@ class MaskedTask:
 
 
 @contextmanager
-def only_positions(vocabulary: Any, rows: Sequence[int], places: Sequence[int]) -> Iterator[None]:
-    """Within, the module that makes logits of hidden states [batch, tokens, d] gets [places, d] only.
+def only_positions(vocabulary: Any, rows: Sequence[int], positions: Sequence[int]) -> Iterator[None]:
+    """Inside, the module that turns hidden states [batch, tokens, d] into logits gets [positions, d] only.
 
-    A hook, because models give their MLM heads different names and only some take labels to be sparse by.
+    A hook, because MLM heads have different names and only some can skip positions by themselves.
     """
 
     def choose(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
-        return (inputs[0][rows, places],)
+        return (inputs[0][rows, positions],)
 
     hook = vocabulary.register_forward_pre_hook(choose)
     try:
@@ -153,9 +153,9 @@ def only_positions(vocabulary: Any, rows: Sequence[int], places: Sequence[int]) 
 
 
 def masked_log_loss(folder: Path, examples: Sequence[MaskedExample], seed: int = 0) -> float:
-    """Mean loss (nats) of the chosen tokens under the model of a folder, in fp32: before and after training alike.
+    """Mean loss (nats) of the chosen tokens by the model of a folder in fp32, to compare before and after training.
 
-    An MLM head that the folder lacks is drawn with `seed`, as training would; transformers warns of it.
+    An MLM head that the folder lacks is initialised with `seed`, as in training; transformers warns of it.
     """
     import torch
     from transformers import AutoModelForMaskedLM, set_seed
@@ -172,8 +172,8 @@ def masked_log_loss(folder: Path, examples: Sequence[MaskedExample], seed: int =
 
 
 def unigram_log_loss(chunks: Sequence[Prompt], examples: Sequence[MaskedExample], vocabulary: int) -> float:
-    """The same of a model that knows only how often each token stands in `chunks` (one added to every count)."""
+    """The loss of a model that knows only each token's frequency in `chunks` (one is added to every count)."""
     counts = Counter(token for chunk in chunks for token in chunk)
     total = sum(counts.values()) + vocabulary
-    asked = [token for example in examples for token in example.originals]
-    return -math.fsum(math.log((counts[token] + 1) / total) for token in asked) / len(asked)
+    originals = [token for example in examples for token in example.originals]
+    return -math.fsum(math.log((counts[token] + 1) / total) for token in originals) / len(originals)

@@ -1,4 +1,4 @@
-"""Two answers to one problem, and who prefers which: rows of such a competition as questions of choice.py."""
+"""Which of two answers is preferred: rows of such a competition as questions of choice.py."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 ANSWERS = ("answer_a", "answer_b")
 
 
-def make_pairs(rows: pl.DataFrame, labels: Sequence[str], shares: Sequence[str] = ()) -> list[Question]:
-    """A question of each row. labels: of the first answer, of the second, and of a tie.
+def make_pair_questions(rows: pl.DataFrame, labels: Sequence[str], shares: Sequence[str] = ()) -> list[Question]:
+    """A question for each row. labels: for the first answer, the second, and a tie.
 
-    shares: columns with how much each label is right, in training. Pairs that say little are reported, not special: of
-    equal answers, asked in both orders, none is preferred.
+    shares: in training, columns with the share of each label. Rows with equal or empty answers are asked like others,
+    and reported.
     """
     same = rows.filter(rows[ANSWERS[0]] == rows[ANSWERS[1]])
     empty = rows.filter((rows[ANSWERS[0]].str.strip_chars() == "") | (rows[ANSWERS[1]].str.strip_chars() == ""))
-    for what, found in (("two answers that are the same", same), ("an empty answer", empty)):
-        if found.height:
-            print(f"{found.height} row(s) with {what}, first {found['id'].head(3).to_list()}", flush=True)
+    for fault, faulty in (("two answers that are the same", same), ("an empty answer", empty)):
+        if faulty.height:
+            print(f"{faulty.height} row(s) with {fault}, first {faulty['id'].head(3).to_list()}", flush=True)
     return [
         Question(
             row,
@@ -49,25 +49,25 @@ def rank_pairs(
     budget: Budget,
     on_progress: Callable[[pl.DataFrame], None],
 ) -> pl.DataFrame:
-    """`rank_options` of the rows' pairs."""
-    return rank_options(make_pairs(rows, labels), prompter, engine, settings, budget, on_progress)
+    """`choice.rank_options` on the rows' pairs."""
+    return rank_options(make_pair_questions(rows, labels), prompter, engine, settings, budget, on_progress)
 
 
 def list_pair_examples(
     rows: pl.DataFrame, labels: Mapping[str, str], prompter: Prompter, settings: OrderSettings, seed: int
 ) -> list[TokenGroup]:
-    """`list_examples` of the rows' pairs in the orders that prediction asks. labels: label → its column of shares."""
-    pairs = make_pairs(rows, list(labels), list(labels.values()))
-    return list_examples(pairs, prompter, settings.orders, shuffle=False, seed=seed)
+    """`choice.list_examples` on the rows' pairs, in the orders of prediction. labels: label → its column of shares."""
+    questions = make_pair_questions(rows, list(labels), list(labels.values()))
+    return list_examples(questions, prompter, settings.orders, shuffle=False, seed=seed)
 
 
 def normalise(shares: Sequence[float]) -> tuple[float, ...]:
-    """Shares that were written with few digits sum to 1 again."""
+    """Shares scaled to sum to 1: rounded ones do not."""
     return tuple(share / sum(shares) for share in shares)
 
 
 def rank_even(rows: pl.DataFrame, labels: Sequence[str]) -> pl.DataFrame:
-    """RANKING of all rows with all labels alike."""
+    """RANKING with the same score for all labels of every row."""
     ids = rows["id"].to_list()
     even = [[-math.log(len(labels))] * len(labels)] * len(ids)
     return make_ranking(ids, [list(labels)] * len(ids), even)

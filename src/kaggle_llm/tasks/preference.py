@@ -1,13 +1,13 @@
-"""Which of two answers people prefer: a policy tuned by DPO, or a reward model, by TRL's trainers.
+"""Trains on preferences between two answers with TRL: DPO, or a reward model.
 
-Leaves what trainer.run_trainer leaves: an adapter or a whole model, and log.jsonl; a reward model is a sequence head
-with one label, whose reward is Engine.logits(). PPO and GRPO are out: they generate while they train.
+Leaves an adapter or a whole model, and log.jsonl. A reward model has a sequence head with one label: its reward is
+Engine.logits(). PPO and GRPO are not supported: they generate while they train.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,7 +25,7 @@ from kaggle_llm.training.base_model import load_trainable, trainable_parameters
 from kaggle_llm.training.checkpoints import Checkpoints
 from kaggle_llm.training.plan import within_budget
 from kaggle_llm.training.settings import TrainingSettings
-from kaggle_llm.training.trainer import Job, describe_job, make_arguments, run_trainer
+from kaggle_llm.training.trainer import Job, describe_job, make_arguments, run_trainer, use_one_gpu
 
 if TYPE_CHECKING:
     import torch
@@ -34,38 +34,43 @@ if TYPE_CHECKING:
 @dataclass
 class PreferenceSettings:
     kind: Literal["dpo", "reward"]
-    """dpo: the policy itself learns (Rafailov et al., 2023). reward: a head gives every answer a number."""
+    """dpo: the language model itself learns (Rafailov et al., 2023). reward: a head scores every answer."""
     beta: float = 0.1
-    """dpo: how dearly a step away from the base model is paid for."""
+    """dpo: penalty for moving away from the base model."""
     max_tokens: int = 1024
-    """Of a prompt with one of its completions; longer completions lose their ends."""
+    """Tokens of a prompt with one of its completions; longer completions are cut at the end."""
 
     def __post_init__(self) -> None:
         if not 0 < self.beta < math.inf:
             raise ValueError(f"beta = {self.beta}: must be more than 0")
         if self.max_tokens < 2:
-            raise ValueError(f"max_tokens = {self.max_tokens}: a prompt and a completion take 2 at least")
+            raise ValueError(f"max_tokens = {self.max_tokens}: a prompt and a completion need at least 2")
 
 
 @dataclass(frozen=True)
 class PreferenceExample:
-    """Token ids; the completions end with the end of text. A tie has no chosen one: leave it out."""
+    """Token ids; completions end with the end-of-text token. Leave ties out."""
 
     prompt: tuple[int, ...]
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]
 
     def __len__(self) -> int:
-        """Tokens that training computes: the prompt stands before both completions."""
+        """Tokens that training computes: both completions, each with the prompt."""
         return 2 * len(self.prompt) + len(self.chosen) + len(self.rejected)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt with its longer completion."""
+        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
 
 
 def train_preference(settings: PreferenceSettings, pairs: Sequence[PreferenceExample], job: Job) -> None:
     """Train on the first pairs within `training.tokens` and save into job.folder.
 
-    With an adapter DPO's reference is the base without it; with method full it is a second, frozen copy of the base.
-    Raises ValueError for pairs that say nothing (fit_pairs), those longer than the model's context, and steps that
-    cannot be shared among the processes.
+    DPO's reference is the base without the adapter, or with method full a second, frozen copy of the base. Raises
+    ValueError for pairs that cannot be trained on (fit_pairs) or are longer than the model's context, and where the
+    processes cannot share a step equally.
     """
     fitted = fit_pairs(pairs, settings.max_tokens)
     kept = fitted[: within_budget([len(pair) for pair in fitted], job.training.tokens)]
@@ -81,72 +86,72 @@ def train_preference(settings: PreferenceSettings, pairs: Sequence[PreferenceExa
     steps = job.training.epochs * math.ceil(math.ceil(len(kept) / (size * processes.world())) / parts)
     values = make_arguments(job, checkpoints, steps)
     values |= {"per_device_train_batch_size": size, "gradient_accumulation_steps": parts}
-    run_trainer(make_trainer(settings, kept, values, job), job, checkpoints)
+    run_trainer(make_preference_trainer(settings, kept, values, job), job, checkpoints)
 
 
 def fit_pairs(pairs: Sequence[PreferenceExample], max_tokens: int) -> list[PreferenceExample]:
-    """The pairs with completions cut where they are longer; how many is printed.
+    """The pairs with completions cut to max_tokens; prints how many were cut.
 
-    Raises ValueError with their places for pairs with an empty part, with a prompt that leaves no room, and with two
-    completions that are the same, as they are or as they are cut.
+    Raises ValueError with the indices of pairs that have an empty part, a prompt that leaves no room, or two equal
+    completions, before or after cutting.
     """
     _refuse(pairs, lambda pair: not (pair.prompt and pair.chosen and pair.rejected), "has an empty part: leave it out")
-    room = f"has a prompt of preference.max_tokens = {max_tokens} or more: raise it, or lower prompt.budgets"
-    _refuse(pairs, lambda pair: len(pair.prompt) >= max_tokens, room)
+    too_long = f"has a prompt of preference.max_tokens = {max_tokens} or more: raise it, or lower prompt.budgets"
+    _refuse(pairs, lambda pair: len(pair.prompt) >= max_tokens, too_long)
     same = "has two completions that are the same: leave it out"
     _refuse(pairs, lambda pair: pair.chosen == pair.rejected, same)
     fitted = []
     for pair in pairs:
-        left = max_tokens - len(pair.prompt)
-        fitted.append(replace(pair, chosen=pair.chosen[:left], rejected=pair.rejected[:left]))
+        room = max_tokens - len(pair.prompt)
+        fitted.append(replace(pair, chosen=pair.chosen[:room], rejected=pair.rejected[:room]))
     cut = sum(len(after) < len(before) for after, before in zip(fitted, pairs, strict=True))
     if cut and processes.is_first():
         print(f"{cut} of {len(pairs)} pairs are longer than preference.max_tokens = {max_tokens}: cut", flush=True)
-    alike = f"differs only behind preference.max_tokens = {max_tokens}: raise it, or leave it out"
+    alike = f"differs only after preference.max_tokens = {max_tokens}: raise it, or leave it out"
     _refuse(fitted, lambda pair: pair.chosen == pair.rejected, alike)
     return fitted
 
 
-def _refuse(pairs: Sequence[PreferenceExample], is_bad: Any, why: str) -> None:
-    places = [place for place, pair in enumerate(pairs) if is_bad(pair)]
-    if places:
-        more = ", …" if len(places) > 10 else ""
-        shown = ", ".join(str(place) for place in places[:10])
-        raise ValueError(f"{len(places)} of {len(pairs)} pairs, the first is 0: {shown}{more}: each {why}")
+def _refuse(pairs: Sequence[PreferenceExample], is_bad: Callable[[PreferenceExample], bool], fault: str) -> None:
+    """Raises ValueError with the indices of bad pairs."""
+    bad = [str(i) for i, pair in enumerate(pairs) if is_bad(pair)]
+    if bad:
+        more = ", …" if len(bad) > 10 else ""
+        raise ValueError(f"{len(bad)} of {len(pairs)} pairs, the first is 0: {', '.join(bad[:10])}{more}: each {fault}")
 
 
 def split_batch(pairs: Sequence[PreferenceExample], training: TrainingSettings, world: int) -> tuple[int, int]:
-    """Pairs that a process computes at a time, and how many times make its share of `training.batch`.
+    """(pairs that a process computes at a time, how many times it does so in a step of `training.batch` pairs).
 
-    As many as keep to `batch_tokens` with both completions of all padded to the longest; one alone may break it.
+    As many as fit into `batch_tokens` with both completions of all padded to the longest, at least one.
     """
     if training.batch % world:
         raise ValueError(f"training.batch = {training.batch} is no multiple of the {world} processes")
     share = training.batch // world
-    longest = max(len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for pair in pairs)
+    longest = max(pair.longest for pair in pairs)
     fit = max(1, training.batch_tokens // (2 * longest))
     size = max(count for count in range(1, share + 1) if share % count == 0 and count <= fit)
     return size, share // size
 
 
-def make_trainer(
+def make_preference_trainer(
     settings: PreferenceSettings, pairs: Sequence[PreferenceExample], values: dict[str, Any], job: Job
 ) -> Any:
-    """TRL's DPOTrainer or RewardTrainer on token ids, which reports to nobody and writes no model card.
+    """TRL's DPOTrainer or RewardTrainer on token ids, without telemetry and model card.
 
-    values: TrainingArguments. Dropout is off, as TRL has it, unless lora.dropout asks for it.
+    values: of TrainingArguments. Dropout is off, as in TRL, unless lora.dropout is set.
     """
     import trl
     from datasets import Dataset
 
     dpo = settings.kind == "dpo"
-    maker: Any = trl.DPOTrainer if dpo else trl.RewardTrainer
+    parent: Any = trl.DPOTrainer if dpo else trl.RewardTrainer
 
-    class PairTrainer(maker):
+    class PairTrainer(parent):
         loss_is_scaled_for_ga = True
 
         def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
-            """Token ids already."""
+            """Unchanged: the rows are token ids already."""
             return dataset
 
         def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: Any) -> int:
@@ -155,7 +160,7 @@ def make_trainer(
         def compute_loss(
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> torch.Tensor:
-            """This part of the mean over the step's pairs: TRL would let those of a short last part count more."""
+            """This part's share of the mean over the step's pairs: TRL would weigh a short last part more."""
             count = len(inputs["input_ids"]) // 2
             return super().compute_loss(model, inputs) * (count / num_items_in_batch)
 
@@ -167,20 +172,19 @@ def make_trainer(
 
     values = values | {"max_length": None, "disable_dropout": not job.lora.dropout}
     arguments = trl.DPOConfig(**values, beta=settings.beta) if dpo else trl.RewardConfig(**values)
-    if arguments.n_gpu > 1:  # two visible GPUs in one process: that is what torchrun is for
-        arguments._n_gpu = 1
+    use_one_gpu(arguments)
     model = load_preference(settings, pairs, job)
     rows = Dataset.from_list([make_row(settings, pair) for pair in pairs])
     trainer = PairTrainer(model=model, args=arguments, train_dataset=rows, processing_class=padding_tokenizer(job.base))
     if "ref" in getattr(model, "peft_config", {}):
-        model.delete_adapter("ref")  # TRL's copy of the new adapter; without it the reference is the bare base
+        model.delete_adapter("ref")  # TRL's copy of the new adapter: the reference is then the bare base
     for _, weight in trainable_parameters(model):
-        weight.data = weight.data.float()  # TRL makes QLoRA's bfloat16
+        weight.data = weight.data.float()  # TRL turns QLoRA's to bfloat16
     return trainer
 
 
 def make_row(settings: PreferenceSettings, pair: PreferenceExample) -> dict[str, list[int]]:
-    """A pair as TRL's collators take it: the reward model reads prompt and completion as one text."""
+    """A pair for TRL's collators; the reward model reads prompt and completion as one text."""
     if settings.kind == "dpo":
         return {"prompt_ids": [*pair.prompt], "chosen_ids": [*pair.chosen], "rejected_ids": [*pair.rejected]}
     return {"chosen_ids": [*pair.prompt, *pair.chosen], "rejected_ids": [*pair.prompt, *pair.rejected]}
@@ -192,7 +196,7 @@ def load_preference(settings: PreferenceSettings, pairs: Sequence[PreferenceExam
         model = load_trainable(job.base, "causal", job.lora, job.training, job.seed)
     else:
         model = load_trainable(job.base, "sequence", job.lora, job.training, job.seed, num_labels=1)
-    longest = max(len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for pair in pairs)
+    longest = max(pair.longest for pair in pairs)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", math.inf)
     if longest > context:
         raise ValueError(f"a pair of {longest} tokens, {job.base.name} takes {context}: lower preference.max_tokens")
@@ -200,7 +204,7 @@ def load_preference(settings: PreferenceSettings, pairs: Sequence[PreferenceExam
 
 
 def padding_tokenizer(base: Path) -> Any:
-    """With the padding that engines use: a head pools before it, so training must take the same."""
+    """The tokenizer with the padding of the engines: a head reads the last token before it."""
     tokenizer = load_tokenizer(base)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
@@ -211,12 +215,12 @@ def padding_tokenizer(base: Path) -> Any:
 
 
 def prefer(scores: np.ndarray) -> float:
-    """Share of the pairs whose chosen completion scores higher; a draw counts half. scores: [n, 2] chosen, rejected.
+    """Share of pairs whose chosen completion scores higher; ties count half. scores: [n, 2] chosen, rejected.
 
-    The simplest rule that a reward model has to beat is score_lengths.
+    The baseline of a reward model is score_lengths.
     """
     if not len(scores):
-        raise ValueError("no pairs to prefer one of")
+        raise ValueError("no pairs to score: give one or more")
     difference = scores[:, 0] - scores[:, 1]
     return float(np.mean((difference > 0) + 0.5 * (difference == 0)))
 
@@ -224,10 +228,10 @@ def prefer(scores: np.ndarray) -> float:
 def score_pairs(
     settings: PreferenceSettings, folder: Path, pairs: Sequence[PreferenceExample], engine: EngineSettings
 ) -> np.ndarray:
-    """[n, 2] scores of chosen and rejected by the model in `folder`: the base or the merged one, never an adapter.
+    """[n, 2] scores of chosen and rejected by the model in `folder`: a base or merged model, no adapter.
 
-    dpo: mean log-probability of the completion's tokens. The implicit reward β·(log π − log π_ref) would be 0 for all
-    before training, and a sum would prefer what is short. reward: the head's number.
+    dpo: mean log-probability of the completion's tokens (a sum would prefer short ones; the implicit reward
+    β·(log π − log π_ref) is 0 for all before training). reward: the head's logit.
     """
     fitted = fit_pairs(pairs, settings.max_tokens)
     score = score_completions if settings.kind == "dpo" else score_rewards
@@ -235,12 +239,12 @@ def score_pairs(
 
 
 def score_lengths(pairs: Sequence[PreferenceExample]) -> np.ndarray:
-    """[n, 2] tokens: the rule that the longer completion is the better one."""
+    """[n, 2] numbers of tokens: the rule that the longer completion is better."""
     return np.array([[len(pair.chosen), len(pair.rejected)] for pair in pairs], dtype=np.float64).reshape(-1, 2)
 
 
 def score_rewards(folder: Path, pairs: Sequence[PreferenceExample], settings: EngineSettings) -> np.ndarray:
-    """[n, 2] rewards, by the engine."""
+    """[n, 2] rewards by the engine."""
     engine = make_engine(folder, settings)
     texts = [[*pair.prompt, *completion] for pair in pairs for completion in (pair.chosen, pair.rejected)]
     try:
@@ -250,7 +254,7 @@ def score_rewards(folder: Path, pairs: Sequence[PreferenceExample], settings: En
 
 
 def score_completions(folder: Path, pairs: Sequence[PreferenceExample], settings: EngineSettings) -> np.ndarray:
-    """[n, 2] mean log-probabilities of a completion's tokens; raises ValueError where they are not finite."""
+    """[n, 2] mean log-probabilities of the completions' tokens; raises ValueError where they are not finite."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -278,7 +282,7 @@ def score_completions(folder: Path, pairs: Sequence[PreferenceExample], settings
 def sum_logprobs(model: Any, pairs: Sequence[PreferenceExample]) -> torch.Tensor:
     """[n, 2] log-probabilities of whole completions after their prompts, which are computed once.
 
-    The model was loaded with attention.register_segments().
+    The model must have been loaded with attention.register_segments().
     """
     import torch
 
@@ -294,5 +298,5 @@ def sum_logprobs(model: Any, pairs: Sequence[PreferenceExample]) -> torch.Tensor
     completions = [completion for pair in pairs for completion in (pair.chosen, pair.rejected)]
     logits = compute_logits(model, packed, keep)
     targets = torch.tensor([token for completion in completions for token in completion], device=logits.device)
-    found = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
-    return torch.stack([part.sum() for part in found.split([len(each) for each in completions])]).reshape(-1, 2)
+    logprobs = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    return torch.stack([part.sum() for part in logprobs.split(list(map(len, completions)))]).reshape(-1, 2)

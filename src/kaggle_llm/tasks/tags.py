@@ -1,4 +1,4 @@
-"""Tags of tokens for rows of texts: by a token head over overlapping windows, and by the simplest rules."""
+"""Tags the tokens of rows of texts: with a token head over overlapping windows, or with regular expressions."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     import polars as pl
     from transformers import PreTrainedTokenizerBase
 
-CHUNK = 64  # texts that are tagged at a time: the grain of the time budget
+ROWS_A_CHUNK = 64  # the budget is checked between chunks
 
 
 @dataclass
 class TagSettings:
     types: list[str]
-    """Of the spans."""
+    """Types of the spans."""
 
     def __post_init__(self) -> None:
         self.tags = bio_tags(self.types)
@@ -42,41 +42,41 @@ class TagSettings:
 
 @dataclass(frozen=True)
 class Tagger:
-    """The way from a text to the tokens of its windows, for training and prediction alike."""
+    """Cuts texts into windows of tokens, in the same way for training and prediction."""
 
     tokenizer: PreTrainedTokenizerBase
     tags: Sequence[str]
-    """O, and B- and I- of every type."""
+    """O, and B- and I- for every type."""
     windows: WindowSettings
     column: str
-    """Of the rows, with the text."""
+    """The rows' column with the text."""
 
     def cut(self, rows: pl.DataFrame) -> list[list[Window]]:
         """The windows of every row's text."""
         return [windows(self.tokenizer, text, self.windows) for text in rows[self.column].to_list()]
 
     def label(self, rows: pl.DataFrame, items: Sequence[Sequence[str]]) -> list[tuple[Window, list[int]]]:
-        """Every window of every text, each with its tokens' places in `tags`. items: "start:end:TYPE" of every row."""
+        """Every window of every text, with the index in `tags` of each token. items: "start:end:TYPE" of every row."""
         return [
-            (window, labels_of(window, [parse_item(item) for item in own], self.tags))
-            for cut, own in zip(self.cut(rows), items, strict=True)
-            for window in cut
+            (window, labels_of(window, [parse_item(item) for item in row_items], self.tags))
+            for row_windows, row_items in zip(self.cut(rows), items, strict=True)
+            for window in row_windows
         ]
 
     def ask(self, rows: pl.DataFrame, engine: Engine) -> pl.DataFrame:
-        """id, the text, and of its tokens starts, ends, outside, tags and scores, as in spans.TokenTags."""
+        """id, text, and starts, ends, outside, tags and scores of its tokens, as in spans.TokenTags."""
         import polars as pl
 
         cut = self.cut(rows)
-        prompts = [window.ids for own in cut for window in own]
+        prompts = [window.ids for row_windows in cut for window in row_windows]
         logits = iter(engine.logits(prompts) if prompts else [])
-        found = [read_tags(own, list(islice(logits, len(own))), self.tags) for own in cut]
+        tagged = [read_tags(row_windows, list(islice(logits, len(row_windows))), self.tags) for row_windows in cut]
         columns = {
-            "starts": [[start for start, _ in one.offsets] for one in found],
-            "ends": [[end for _, end in one.offsets] for one in found],
-            "outside": [one.outside for one in found],
-            "tags": [one.tags for one in found],
-            "scores": [one.scores for one in found],
+            "starts": [[start for start, _ in row.offsets] for row in tagged],
+            "ends": [[end for _, end in row.offsets] for row in tagged],
+            "outside": [row.outside for row in tagged],
+            "tags": [row.tags for row in tagged],
+            "scores": [row.scores for row in tagged],
         }
         return pl.DataFrame({"id": rows["id"], "text": rows[self.column], **columns}, schema=tagged_schema())
 
@@ -84,17 +84,17 @@ class Tagger:
 def tagged_schema() -> dict[str, pl.DataType]:
     import polars as pl
 
-    numbers, places = pl.List(pl.Float64()), pl.List(pl.Int64())
+    numbers, offsets = pl.List(pl.Float64()), pl.List(pl.Int64())
     return {
-        **{"id": pl.String(), "text": pl.String(), "starts": places, "ends": places},
+        **{"id": pl.String(), "text": pl.String(), "starts": offsets, "ends": offsets},
         **{"outside": numbers, "tags": pl.List(pl.String()), "scores": numbers},
     }
 
 
 def list_tags(tagged: pl.DataFrame) -> Iterator[tuple[str, str, TokenTags]]:
-    """Id, text and TokenTags of every row that `Tagger.ask` gave."""
-    for row_id, text, starts, ends, *others in tagged.iter_rows():
-        yield row_id, text, TokenTags(list(zip(starts, ends, strict=True)), *others)
+    """(id, text, TokenTags) of every row of `Tagger.ask`'s frame."""
+    for row_id, text, starts, ends, *rest in tagged.iter_rows():
+        yield row_id, text, TokenTags(list(zip(starts, ends, strict=True)), *rest)
 
 
 def tag_texts(
@@ -104,9 +104,9 @@ def tag_texts(
     budget: Budget,
     on_progress: Callable[[pl.DataFrame], None] | None = None,
 ) -> pl.DataFrame:
-    """What `Tagger.ask` says, some rows at a time; what the budget cut is not in it.
+    """`Tagger.ask`, a chunk of rows at a time; rows that the budget cut are missing.
 
-    Texts without a token are told. on_progress: called with what there is so far, every minute.
+    Prints the number of texts without a token. on_progress: called with the rows so far, every minute.
     """
     import polars as pl
 
@@ -115,35 +115,34 @@ def tag_texts(
         empty.extend(tagged.filter(pl.col("starts").list.len() == 0)["id"].to_list())
         return tagged
 
-    def tell(parts: Sequence[pl.DataFrame]) -> None:
+    def report(parts: Sequence[pl.DataFrame]) -> None:
         if on_progress:
             on_progress(pl.concat(parts))
 
     empty: list[str] = []
-    nothing = ask(rows.clear())
-    parts = work_through(list(rows.iter_slices(CHUNK)), budget, "tagging", ask, tell)
+    no_rows = ask(rows.clear())
+    parts = work_through(list(rows.iter_slices(ROWS_A_CHUNK)), budget, "tagging", ask, report)
     if empty:
         print(f"{len(empty)} row(s) whose text has no token, first {empty[:3]}", flush=True)
-    return pl.concat([nothing, *parts])
+    return pl.concat([no_rows, *parts])
 
 
 def tag_by_rules(rows: pl.DataFrame, column: str, rules: Mapping[str, str]) -> pl.DataFrame:
-    """RANKING of what regular expressions find, from left to right with score 0. rules: type → expression."""
-    found = [find_by_rules(text, rules) for text in rows[column].to_list()]
-    items = [[span.to_item() for span in spans] for spans in found]
-    return make_ranking(rows["id"].to_list(), items, [[0.0] * len(own) for own in items])
+    """RANKING of the matches of regular expressions, from left to right with score 0. rules: type → expression."""
+    items = [[span.to_item() for span in find_by_rules(text, rules)] for text in rows[column].to_list()]
+    return make_ranking(rows["id"].to_list(), items, [[0.0] * len(row_items) for row_items in items])
 
 
 def find_by_rules(text: str, rules: Mapping[str, str]) -> list[Span]:
-    """Spans that do not overlap: of two the one that begins first, then the earlier rule's."""
-    found = [
-        Span(*match.span(), kind)
-        for kind, rule in rules.items()
+    """Matches that do not overlap: of two the one that begins first, then the earlier rule's."""
+    matches = [
+        Span(*match.span(), span_type)
+        for span_type, rule in rules.items()
         for match in re.finditer(rule, text)
         if match.end() > match.start()
     ]
     spans: list[Span] = []
-    for span in sorted(found, key=lambda span: span.start):
+    for span in sorted(matches, key=lambda span: span.start):
         if not spans or spans[-1].end <= span.start:
             spans.append(span)
     return spans

@@ -1,6 +1,6 @@
-"""Token classification: a label for each token, such as the BIO tags that spans.py makes and reads.
+"""Trains token classification: a label for each token, such as the BIO tags of competition/spans.py.
 
-Overlapping windows of a long text are examples of their own: a token in two of them is trained on in both.
+Each window of a long text is an example: a token in two overlapping windows is trained on in both.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from kaggle_llm.training.padding import pad_right
 if TYPE_CHECKING:
     import torch
 
-    from kaggle_llm.training.base_model import Kind
+    from kaggle_llm.training.base_model import ModelKind
 
 
 @dataclass
@@ -25,20 +25,20 @@ class TokenSettings:
 
     def __post_init__(self) -> None:
         if len(self.labels) < 2 or len(set(self.labels)) < len(self.labels):
-            raise ValueError(f"labels = {self.labels}: two or more are needed, each another one")
+            raise ValueError(f"labels = {self.labels}: two or more different ones are needed")
 
 
 @dataclass(frozen=True)
 class TokenExample:
     ids: tuple[int, ...]
     labels: tuple[int, ...]
-    """[ids] places in TokenSettings.labels; −100 for tokens that carry no loss."""
+    """Of each token: index in TokenSettings.labels, or −100 for tokens without a loss."""
 
 
 class TokenTask:
     """Cross-entropy of every labelled token."""
 
-    kind: Kind = "token"
+    kind: ModelKind = "token"
     padded = True
 
     def __init__(self, settings: TokenSettings) -> None:
@@ -56,17 +56,17 @@ class TokenTask:
         return len(example.ids)
 
     def weight(self, example: TokenExample) -> float:
-        """Labelled tokens; raises ValueError where there is none, or a label that is none of the settings'."""
-        found = [label for label in example.labels if label != NO_LABEL]
-        if len(example.labels) != len(example.ids) or not found:
+        """Number of labelled tokens; raises ValueError where there is none, or a label is out of range."""
+        labels = [label for label in example.labels if label != NO_LABEL]
+        if len(example.labels) != len(example.ids) or not labels:
             raise ValueError(
-                f"an example of {len(example.ids)} tokens has {len(example.labels)} labels, {len(found)} of them with "
+                f"an example of {len(example.ids)} tokens has {len(example.labels)} labels, {len(labels)} of them with "
                 f"a loss: give one to each token (−100: none), and leave out examples without any"
             )
-        wrong = sorted({label for label in found if not 0 <= label < len(self.settings.labels)})
+        wrong = sorted({label for label in labels if not 0 <= label < len(self.settings.labels)})
         if wrong:
             raise ValueError(f"label(s) {wrong}: there are {len(self.settings.labels)}, counted from 0")
-        return float(len(found))
+        return float(len(labels))
 
     def loss(self, model: Any, examples: Sequence[TokenExample]) -> torch.Tensor:
         """Sum over labelled tokens."""

@@ -1,4 +1,4 @@
-"""Generation: supervised fine-tuning on completions only; no token of the prompt meets the vocabulary matrix."""
+"""Supervised fine-tuning on completions only: no logits are computed for the prompt's tokens."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     import polars as pl
     import torch
 
-    from kaggle_llm.training.base_model import Kind
+    from kaggle_llm.training.base_model import ModelKind
 
 
 @dataclass(frozen=True)
 class CompletionExample:
-    """Token ids; the completion ends with the end of text, or the model never learns to stop."""
+    """Token ids; the completion ends with the end-of-text token, or the model never learns to stop."""
 
     prompt: tuple[int, ...]
     completion: tuple[int, ...]
 
 
 def make_completions(prompter: Prompter, rows: pl.DataFrame, truth: pl.DataFrame) -> list[CompletionExample]:
-    """An example of each row's prompt with its first right text behind a blank; texts that were cut are reported.
+    """An example of each row: its prompt, a blank and its first right text; prints how many texts were cut.
 
     truth: id and items, in the order of the rows.
     """
@@ -42,9 +42,9 @@ def make_completions(prompter: Prompter, rows: pl.DataFrame, truth: pl.DataFrame
 
 
 class GenerationTask:
-    """Cross-entropy of the completions' tokens, a mean over all tokens of a step."""
+    """Cross-entropy of the completions' tokens, averaged over all tokens of a step."""
 
-    kind: Kind = "causal"
+    kind: ModelKind = "causal"
     padded = False
 
     def config(self) -> dict[str, Any]:
@@ -57,11 +57,11 @@ class GenerationTask:
         return float(len(example.completion))
 
     def loss(self, model: Any, examples: Sequence[CompletionExample]) -> torch.Tensor:
-        """Sum over the completions' tokens of −log p(token | what stands before it)."""
+        """Sum over the completions' tokens of −log p(token | all tokens before it)."""
         import torch
 
         packed = pack([(example.prompt + example.completion, [()]) for example in examples])
-        # The logits behind a token are about the next one: from the prompt's last token to the last but one of all.
+        # A token's logits predict the next one: keep those from the prompt's last token to the last but one of all.
         counts = [len(example.completion) for example in examples]
         keep = np.concatenate([np.arange(end - n, end) for end, n in zip(packed.ends, counts, strict=True)])
         targets = torch.tensor([token for example in examples for token in example.completion])

@@ -1,7 +1,7 @@
-"""A base model made trainable (adapter, quantised base, or all weights), and what training leaves of it.
+"""Loads a base model for training (with an adapter, quantised, or all weights trainable) and saves what was trained.
 
 Leaves adapter_config.json and adapter_model.safetensors, or with method full a whole model folder; both with the
-config.json of the trained model, which knows the size of a head.
+trained model's config.json, which holds the size of a head.
 """
 
 from __future__ import annotations
@@ -18,35 +18,36 @@ from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 if TYPE_CHECKING:
     import torch
 
-Kind = Literal["causal", "sequence", "token", "masked"]
-CLASSES: dict[Kind, tuple[str, str]] = {  # transformers' class, PEFT's task type
+ModelKind = Literal["causal", "sequence", "token", "masked"]
+CLASSES: dict[ModelKind, tuple[str, str]] = {  # transformers' class, PEFT's task type
     "causal": ("AutoModelForCausalLM", "CAUSAL_LM"),
     "sequence": ("AutoModelForSequenceClassification", "SEQ_CLS"),
     "token": ("AutoModelForTokenClassification", "TOKEN_CLS"),
     "masked": ("AutoModelForMaskedLM", "FEATURE_EXTRACTION"),
 }
-HEADS = ["classifier", "score"]  # transformers' names of what PEFT trains whole for SEQ_CLS and TOKEN_CLS
+HEAD_NAMES = ["classifier", "score"]  # modules that PEFT trains whole for SEQ_CLS and TOKEN_CLS
 
 
 def load_trainable(
-    base: Path, kind: Kind, lora: LoraSettings, training: TrainingSettings, seed: int, **config: Any
+    base: Path, kind: ModelKind, lora: LoraSettings, training: TrainingSettings, seed: int, **config: Any
 ) -> Any:
-    """The model of `base` with what `lora` says trainable, on the CPU or this process's GPU.
+    """The model of `base`, trainable as `lora` says.
 
-    config: changes of its config, such as num_labels or attn_implementation. A new head is drawn with `seed`.
+    config: changes to its config, such as num_labels or attn_implementation. A new head is initialised with `seed`.
     Raises ValueError where the device cannot compute in `training.dtype`.
     """
     import transformers
 
-    config |= loading_options(lora, training, seed, HEADS if kind in ("sequence", "token") else None)
-    maker = getattr(transformers, CLASSES[kind][0])
+    config |= make_loading_options(lora, training, seed, HEAD_NAMES if kind in ("sequence", "token") else None)
+    model_class = getattr(transformers, CLASSES[kind][0])
     with adaptable(base) as options:
-        model, info = maker.from_pretrained(base, local_files_only=True, output_loading_info=True, **config | options)
+        config |= options
+        model, info = model_class.from_pretrained(base, local_files_only=True, output_loading_info=True, **config)
     if kind == "sequence" and model.config.get_text_config().pad_token_id is None:  # decoders pool before the padding
         model.config.get_text_config().pad_token_id = load_tokenizer(base).pad_token_id or 0
     if lora.method == "full":
         return model
-    return attach_adapter(model, kind, lora, find_drawn(model, info["missing_keys"], base, lora))
+    return attach_adapter(model, kind, lora, find_random_modules(model, info["missing_keys"], base, lora))
 
 
 def check_quantised(base: Path, lora: LoraSettings) -> None:
@@ -58,24 +59,25 @@ def check_quantised(base: Path, lora: LoraSettings) -> None:
         raise ValueError(f"base {base} is quantised ({method}): set lora.method=lora or rslora, not {lora.method}")
     if rounds_activations(base):
         raise ValueError(
-            f"base {base} rounds its activations, which lets no gradient through: train on GPTQ or AWQ weights, or "
-            f"on the model that it was made from"
+            f"base {base} rounds its activations, which stops gradients: train on GPTQ or AWQ weights, or "
+            f"on the model that it was quantised from"
         )
 
 
-def loading_options(
+def make_loading_options(
     lora: LoraSettings, training: TrainingSettings, seed: int, unquantised: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Precision for from_pretrained, and the seed that a new head is drawn with. unquantised: modules that qlora
-    leaves as they are.
+    """Precision options for from_pretrained; also seeds the initialisation of a new head.
+
+    unquantised: modules that qlora does not quantise.
     """
     import torch
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()  # "Loading weights" of a second or two, in every log
+    transformers.utils.logging.disable_progress_bar()  # "Loading weights": noise in every log
     transformers.set_seed(seed)
     check_precision(training.dtype)
-    # All weights are trained in fp32, by autocast in half precision; frozen ones may lie in half precision.
+    # Trained weights are fp32, under autocast in half precision; frozen ones may be stored in half precision.
     dtype = torch.float32 if lora.method == "full" else getattr(torch, training.dtype)
     if lora.method != "qlora":
         return {"dtype": dtype}
@@ -89,25 +91,24 @@ def loading_options(
     return {"dtype": dtype, "quantization_config": quantised}
 
 
-def find_drawn(model: Any, missing: Iterable[str], base: Path, lora: LoraSettings) -> list[str]:
-    """Modules beside the head whose matrices `base` lacks (DeBERTa's pooler, an encoder's MLM head): drawn at random.
+def find_random_modules(model: Any, missing: Iterable[str], base: Path, lora: LoraSettings) -> list[str]:
+    """Randomly initialised modules beside the head, whose matrices `base` lacks: DeBERTa's pooler, an MLM head.
 
-    Raises ValueError for qlora: they would be trained in 4 bits.
+    missing: parameters that `base` lacks. Raises ValueError for qlora, which would train these modules in 4 bits.
     """
-    matrices = {key.rpartition(".")[0] for key in missing if model.get_parameter(key).ndim > 1}
-    drawn = sorted(name for name in matrices if not set(HEADS) & set(name.split(".")))
-    if drawn and lora.method == "qlora":
-        raise ValueError(f"model {base} has no weights for {drawn}, and qlora cannot train them: set lora.method=lora")
-    return drawn
+    modules = {key.rpartition(".")[0] for key in missing if model.get_parameter(key).ndim > 1}
+    random = sorted(name for name in modules if not set(HEAD_NAMES) & set(name.split(".")))
+    if random and lora.method == "qlora":
+        raise ValueError(f"model {base} has no weights for {random}, and qlora cannot train them: set lora.method=lora")
+    return random
 
 
-def attach_adapter(model: Any, kind: Kind, lora: LoraSettings, drawn: Sequence[str] = ()) -> Any:
-    """A PeftModel; a head, and what was drawn at random, is trained whole and saved beside it."""
+def attach_adapter(model: Any, kind: ModelKind, lora: LoraSettings, random: Sequence[str] = ()) -> Any:
+    """A PeftModel; a head and the `random` modules are trained whole and saved with the adapter."""
     from peft import LoraConfig, get_peft_model
 
-    # Named here, PEFT keeps LoRA out of them; by itself it puts LoRA into a token head and then cannot save the head.
-    whole = [*drawn, *(HEADS if kind in ("sequence", "token") else [])]
-
+    # If they are not named here, PEFT puts LoRA into a token head and then cannot save the head.
+    whole = [*random, *(HEAD_NAMES if kind in ("sequence", "token") else [])]
     adapter = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
@@ -118,8 +119,8 @@ def attach_adapter(model: Any, kind: Kind, lora: LoraSettings, drawn: Sequence[s
         task_type=CLASSES[kind][1],
         modules_to_save=whole or None,
     )
-    # bitsandbytes packs 4-bit weights for the CPU at their first use in eval mode (mining, an evaluation); packed ones
-    # let no gradient through, and it does not say so.
+    # bitsandbytes packs 4-bit weights for the CPU at their first use in eval mode (mining, an evaluation), and packed
+    # weights silently stop gradients.
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
@@ -127,7 +128,7 @@ def attach_adapter(model: Any, kind: Kind, lora: LoraSettings, drawn: Sequence[s
 
 
 def save_trained(model: Any, base: Path, folder: Path) -> None:
-    """The adapter or all weights, with the tokenizer of `base`: a folder without a path of this machine."""
+    """Save the adapter or all weights, with the tokenizer of `base`. No path of this machine is written."""
     if hasattr(model, "peft_config"):
         model.peft_config["default"].base_model_name_or_path = paths.relative(base)
         model.get_base_model().config.save_pretrained(folder)

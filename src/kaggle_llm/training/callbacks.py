@@ -1,4 +1,4 @@
-"""What every trainer does beside training: a bar, a log, whole checkpoints, and a stop where numbers break."""
+"""Callbacks of every trainer: progress bar, log, complete checkpoints, and a stop at a non-finite loss."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ from kaggle_llm.training.checkpoints import Checkpoints
 
 
 def make_callbacks(checkpoints: Checkpoints, log: Path) -> list[Any]:
-    """The bar and the log, the stop before a broken step becomes a checkpoint, and the mark of a whole one."""
+    """The progress bar, the log (which stops at a non-finite loss), and the mark of complete checkpoints."""
     from transformers import ProgressCallback, TrainerCallback
 
-    class Bar(ProgressCallback):
-        """Steps, time left, loss and learning rate in one line instead of a line a step."""
+    class ProgressBar(ProgressCallback):
+        """Steps, time left, loss and learning rate in one updating line."""
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if self.training_bar is not None and "loss" in (logs or {}):
                 shown = {"loss": f"{logs['loss']:.4f}", "rate": f"{logs.get('learning_rate', math.nan):.1e}"}
                 self.training_bar.set_postfix(shown, refresh=False)
 
-    class Log(TrainerCallback):
-        """One JSON line an entry, as it comes; a resumed training's begins with what was there."""
+    class JsonLog(TrainerCallback):
+        """One JSON line a log entry; a resumed training keeps its earlier entries."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.is_world_process_zero:
                 log.write_text("".join(json.dumps(row) + "\n" for row in state.log_history), encoding="utf-8")
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            check_finite(logs or {}, state.global_step, args)
+            check_loss(logs or {}, state.global_step, args)
             if state.is_world_process_zero:
                 with log.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(state.log_history[-1]) + "\n")
 
-    class Mark(TrainerCallback):
+    class CompleteMark(TrainerCallback):
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            processes.share(None)  # others may still be writing their random state
+            processes.share(None)  # wait for the others, which write their random state
             if state.is_world_process_zero:
                 checkpoints.complete(state.global_step)
 
-    return [Bar(), Log(), Mark()]
+    return [ProgressBar(), JsonLog(), CompleteMark()]
 
 
-def check_finite(logs: dict[str, float], step: int, args: Any) -> None:
+def check_loss(logs: dict[str, float], step: int, args: Any) -> None:
     """Raises ValueError for a NaN or infinite loss or gradient, before the step becomes a checkpoint.
 
     Under fp16's loss scaler an infinite gradient is normal: the scaler skips its step.

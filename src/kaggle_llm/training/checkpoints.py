@@ -1,4 +1,4 @@
-"""Checkpoints that a killed training goes on from: beside the folder that is made, gone when it is complete.
+"""Checkpoints from which a killed training resumes, kept beside its output folder until that is complete.
 
 <folder>.checkpoints/<key>/checkpoint-<step>/; one without COMPLETE was being written when the process died.
 """
@@ -16,7 +16,7 @@ COMPLETE = "complete.json"
 
 
 class Checkpoints:
-    """What a training with the same settings, examples, base and seed left behind; others' are removed.
+    """The checkpoints of one training; those of other settings, examples, bases or seeds are removed.
 
     about: all that the trained weights depend on, as JSON.
     """
@@ -26,27 +26,22 @@ class Checkpoints:
         self.folder = self.parent / records.hash_json(dict(about))[:16]
 
     def open(self) -> Path | None:
-        """Remove what cannot be used, and name the latest complete checkpoint."""
+        """Remove unusable checkpoints and return the latest complete one."""
         for other in self.parent.glob("*"):
             if other != self.folder:
                 shutil.rmtree(other, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
-        for half in self._all():
-            if not (half / COMPLETE).is_file():
-                shutil.rmtree(half)
-        found = sorted(self._all(), key=_step)
-        return found[-1] if found else None
+        complete = []
+        for checkpoint in self.folder.glob("checkpoint-*"):
+            if (checkpoint / COMPLETE).is_file():
+                complete.append(checkpoint)
+            else:
+                shutil.rmtree(checkpoint)
+        return max(complete, key=lambda checkpoint: int(checkpoint.name.rpartition("-")[2]), default=None)
 
     def complete(self, step: int) -> None:
-        """The checkpoint of `step` is whole: written last."""
+        """Mark the checkpoint of `step` as complete: the last write to it."""
         records.write_json(self.folder / f"checkpoint-{step}" / COMPLETE, {"step": step})
 
     def remove(self) -> None:
         shutil.rmtree(self.parent, ignore_errors=True)
-
-    def _all(self) -> list[Path]:
-        return list(self.folder.glob("checkpoint-*"))
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])

@@ -1,4 +1,4 @@
-"""Learning rates apart: LoRA's A and B, a head, the token embeddings."""
+"""Separate learning rates for LoRA's A and B, a head, and the token embeddings."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 from kaggle_llm.training.settings import TrainingSettings
 
-# PEFT keeps a trained head under modules_to_save; without an adapter it stands beside the backbone.
-HEAD = re.compile(r"modules_to_save|(^|\.)(score|classifier|pooler)\.")
+# PEFT keeps a trained head under modules_to_save; without an adapter it is beside the backbone.
+HEAD_PARAMETER = re.compile(r"modules_to_save|(^|\.)(score|classifier|pooler)\.")
 
 
 def group_parameters(model: Any, training: TrainingSettings) -> list[dict[str, Any]]:
-    """torch's parameter groups of all that is trained, one for each learning rate and weight decay.
+    """torch's parameter groups of all trained weights, one for each learning rate and weight decay.
 
-    Biases and norms (vectors) are not decayed.
+    Biases and norms (vectors) have no weight decay.
     """
     tables = {id(module.weight) for module in model.modules() if type(module).__name__ == "Embedding"}
     groups: dict[tuple[float, float], dict[str, Any]] = {}
@@ -30,11 +30,11 @@ def group_parameters(model: Any, training: TrainingSettings) -> list[dict[str, A
 
 def choose_rate(name: str, is_embedding: bool, training: TrainingSettings) -> float:
     """The learning rate of a parameter by its name."""
-    own = None
+    rate = None
     if is_embedding:
-        own = training.embedding_learning_rate
+        rate = training.embedding_learning_rate
     elif "lora_B" in name or "lora_embedding_B" in name:
-        own = training.lora_b_learning_rate
-    elif HEAD.search(name) and "lora_" not in name:
-        own = training.head_learning_rate
-    return training.learning_rate if own is None else own
+        rate = training.lora_b_learning_rate
+    elif HEAD_PARAMETER.search(name) and "lora_" not in name:
+        rate = training.head_learning_rate
+    return training.learning_rate if rate is None else rate

@@ -1,4 +1,4 @@
-"""Rows of tokens as one padded batch, as encoders and heads are trained on them."""
+"""Makes padded batches of token ids, on which encoders and heads are trained."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def pad_right(model: Any, rows: Sequence[Prompt]) -> dict[str, torch.Tensor]:
     """input_ids and attention_mask, [rows, longest], on the model's device.
 
-    Padded with the id in the model's config: causal models with a head read the last token before it, and RoBERTa
-    counts positions without it.
+    Padded with the pad token of the model's config: causal models with a head read the last token before it, and
+    RoBERTa does not count its positions.
     """
     import torch
 

@@ -1,7 +1,7 @@
-"""Which examples make a step, and which of them each process computes together: batches made by tokens, not rows.
+"""Plans which examples make a step, and which of them a process computes together: batches by tokens, not rows.
 
-A step holds `training.batch` examples, drawn anew each epoch. They are split into parts of at most `batch_tokens`
-tokens, the same number of parts on every process and as equal in length as they go, so that no process waits.
+A step holds `training.batch` examples, shuffled anew each epoch. They are split into parts of at most `batch_tokens`
+tokens: equally many parts for every process, as equal in length as possible, so that no process waits.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from kaggle_llm.training.settings import TrainingSettings
 
 @dataclass(frozen=True)
 class Share:
-    """What one process computes in one step."""
+    """The work of one process in one step."""
 
     parts: list[list[int]]
-    """Places of the examples that are computed together. An empty part keeps step with the other processes."""
+    """Indices of examples that are computed together; a part is empty where other processes have more of them."""
     weight: float
     """Loss units (tokens, rows, groups) of the whole step, over all processes."""
 
@@ -34,7 +34,7 @@ def plan_training(
 ) -> list[Share]:
     """Shares of all steps of all epochs: step by step, in each step process by process.
 
-    lengths: tokens of every example. weights: its loss units. padded: are a part's examples padded to the longest?
+    lengths: tokens of every example. weights: its loss units. padded: whether a part is padded to its longest example.
     """
     shares = []
     for epoch in range(training.epochs):
@@ -49,8 +49,9 @@ def plan_training(
 
 
 def split_step(step: Sequence[int], lengths: Sequence[int], padded: bool, budget: int, world: int) -> list[list[int]]:
-    """A step's examples in the smallest multiple of `world` parts that keep to the budget, part i for process
-    i mod world; one example alone may break the budget.
+    """Split a step into the smallest multiple of `world` parts within the budget, part i for process i mod world.
+
+    A single example may exceed the budget.
     """
     split = split_padded if padded else split_packed
     longest_first = sorted(step, key=lambda i: (-lengths[i], i))
@@ -62,13 +63,13 @@ def split_step(step: Sequence[int], lengths: Sequence[int], padded: bool, budget
 
 
 def measure(part: Sequence[int], lengths: Sequence[int], padded: bool) -> int:
-    """Tokens that a part takes, padding included."""
-    found = [lengths[i] for i in part]
-    return max(found, default=0) * len(found) if padded else sum(found)
+    """Tokens of a part, padding included."""
+    tokens = [lengths[i] for i in part]
+    return max(tokens, default=0) * len(tokens) if padded else sum(tokens)
 
 
 def split_packed(longest_first: Sequence[int], lengths: Sequence[int], count: int) -> list[list[int]]:
-    """Each example to the shortest part so far (Graham's longest-processing-time rule, 1969)."""
+    """Add each example to the shortest part so far (Graham's longest-processing-time rule, 1969)."""
     parts: list[list[int]] = [[] for _ in range(count)]
     for i in longest_first:
         min(parts, key=lambda part: (measure(part, lengths, False), len(part))).append(i)
@@ -76,7 +77,7 @@ def split_packed(longest_first: Sequence[int], lengths: Sequence[int], count: in
 
 
 def split_padded(longest_first: Sequence[int], lengths: Sequence[int], count: int) -> list[list[int]]:
-    """Neighbours in length together, cut so that the largest part, padding included, is as small as it can be."""
+    """Group examples of similar length so that the largest part, padding included, is as small as possible."""
     caps = range(lengths[longest_first[0]], len(longest_first) * lengths[longest_first[0]] + 1)
     smallest = bisect_left(caps, True, key=lambda cap: len(fill_parts(longest_first, lengths, cap)) <= count)
     parts = fill_parts(longest_first, lengths, caps[smallest])
@@ -84,7 +85,7 @@ def split_padded(longest_first: Sequence[int], lengths: Sequence[int], count: in
 
 
 def fill_parts(longest_first: Sequence[int], lengths: Sequence[int], cap: int) -> list[list[int]]:
-    """One part after the other, each filled up to `cap` padded tokens."""
+    """Fill one part after the other up to `cap` padded tokens."""
     parts: list[list[int]] = [[]]
     for i in longest_first:
         if parts[-1] and measure([*parts[-1], i], lengths, True) > cap:
@@ -94,7 +95,7 @@ def fill_parts(longest_first: Sequence[int], lengths: Sequence[int], cap: int) -
 
 
 def within_budget(lengths: Sequence[int], tokens: int | None) -> int:
-    """How many of the first examples have at most `tokens` tokens together."""
+    """How many of the first examples have at most `tokens` tokens in total; None: no limit."""
     total = 0
     for count, length in enumerate(lengths):
         total += length

@@ -1,4 +1,4 @@
-"""What an experiment says about its training: the adapter, and how the trainer goes through the examples.
+"""The config sections `lora` and `training`.
 
 The defaults are those that Kagglers converged on: r = 16 on all linear layers, learning rate 2e-4, 8 rows a step,
 one epoch with warm-up and linear decay.
@@ -31,32 +31,32 @@ class LoraSettings:
 class TrainingSettings:
     epochs: int = 1
     tokens: int | None = None
-    """At most so many tokens of examples are trained on in an epoch (those of the first examples); null: all."""
+    """Train on the first examples, at most so many tokens an epoch; null: all."""
     batch: int = 8
-    """Examples whose gradients make one step, over all processes."""
+    """Examples in one step, over all processes."""
     batch_tokens: int = 2048
-    """Tokens that one process computes at a time: the memory that training takes is proportional to it."""
+    """Tokens that one process computes at a time: memory is proportional to it."""
     learning_rate: float = 2e-4
-    """Of LoRA's A, and of whatever has no rate of its own below."""
+    """Of all weights that have no rate of their own below."""
     lora_b_learning_rate: float | None = None
-    """LoRA+ (Hayou, Ghosh, Yu, 2024) trains B faster than A."""
+    """LoRA+ (Hayou, Ghosh, Yu, 2024): trains B faster than A."""
     head_learning_rate: float | None = None
     embedding_learning_rate: float | None = None
     """Of the token embeddings where they are trained (method full)."""
     schedule: Literal["linear", "cosine"] = "linear"
     warmup: float = 0.1
-    """Share of the steps in which the learning rate rises; then it falls to 0."""
+    """Share of the steps in which the learning rate rises, before it falls to 0."""
     weight_decay: float = 0.0
     clip: float = 1.0
     """Largest norm of a step's gradient."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the frozen weights and of the computation; what is trained stays float32. float16 uses a loss scaler."""
+    """Of frozen weights and of the computation; trained weights are float32. float16 uses a loss scaler."""
     gradient_checkpointing: bool = False
-    """Compute activations twice and keep few of them: less memory, a third more time."""
+    """Recompute activations instead of keeping them: less memory, a third more time."""
     checkpoint_steps: int = 100
-    """Steps between two checkpoints that a killed run goes on from."""
+    """Steps between two checkpoints, from which a killed run resumes."""
     track: Literal["off", "tensorboard", "wandb", "wandb-offline"] = "off"
-    """Where the log goes beside log.jsonl, which is always written."""
+    """Tracker that gets the log too; log.jsonl is always written."""
 
     def __post_init__(self) -> None:
         if self.tokens is not None and self.tokens < 1:

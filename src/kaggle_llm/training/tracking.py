@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases by a config word. What is logged: settings, git state, parents, the curve."""
+"""TensorBoard and Weights & Biases, chosen by `training.track`: they get settings, git state, parents and losses."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any, Literal
 
 
 @contextmanager
-def tracking(word: str, folder: Path, about: Mapping[str, Any]) -> Iterator[list[Any]]:
-    """The trainer's callbacks for the tracker `word`, whose files go into `folder`.
+def tracking(tracker: str, folder: Path, about: Mapping[str, Any]) -> Iterator[list[Any]]:
+    """The trainer's callbacks for a tracker (training.track), whose files go into `folder`.
 
-    about: run, config, git state and parents, attached to the run. No environment, no key, no machine is sent along.
+    about: run, config, git state and parents, sent with the run; no environment variables, keys or machine data are.
     """
-    if word == "off":
+    if tracker == "off":
         yield []
-    elif word == "tensorboard":
+    elif tracker == "tensorboard":
         yield from _tensorboard(folder, about)
     else:
-        yield from _wandb("offline" if word == "wandb-offline" else "online", folder, about)
+        yield from _wandb("offline" if tracker == "wandb-offline" else "online", folder, about)
 
 
 def _tensorboard(folder: Path, about: Mapping[str, Any]) -> Iterator[list[Any]]:
@@ -37,7 +37,7 @@ def _wandb(mode: Literal["online", "offline"], folder: Path, about: Mapping[str,
     from transformers.integrations import WandbCallback
 
     folder.mkdir(parents=True, exist_ok=True)
-    # Not wandb's own look at the machine: command line, host, git remote with whatever token stands in it.
+    # Keep wandb from reading the machine itself: command line, host, git remote with a token in it.
     settings = wandb.Settings(disable_git=True, disable_code=True, x_disable_meta=True, x_disable_machine_info=True)
     run = wandb.init(
         project=about.get("competition", "kaggle-llm"),
@@ -48,6 +48,6 @@ def _wandb(mode: Literal["online", "offline"], folder: Path, about: Mapping[str,
         settings=settings,
     )
     try:
-        yield [WandbCallback()]  # it finds the open run and logs into it
+        yield [WandbCallback()]  # logs into the open run
     finally:
         run.finish()

@@ -1,7 +1,7 @@
-"""Fine-tuning of a task's examples, by transformers' Trainer with steps that are planned by tokens.
+"""Fine-tunes a model on a task's examples, with transformers' Trainer and steps planned by tokens.
 
-Leaves what models.save_trained leaves, and log.jsonl. Killed at any step, the next start goes on from the last
-checkpoint (checkpoints.py); on a CPU with the same number of threads it ends with the same bits.
+Leaves what base_model.save_trained leaves, and log.jsonl. A killed training resumes from its last checkpoint
+(checkpoints.py); on a CPU with the same number of threads the result has the same bits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from kaggle_llm.base import paths, processes, records
 from kaggle_llm.base.device import describe_device
 from kaggle_llm.base.fingerprint import hash_code, hash_module_of, plain_value
-from kaggle_llm.training.base_model import Kind, check_quantised, load_trainable, save_trained
+from kaggle_llm.training.base_model import ModelKind, check_quantised, load_trainable, save_trained
 from kaggle_llm.training.callbacks import make_callbacks
 from kaggle_llm.training.checkpoints import Checkpoints
 from kaggle_llm.training.optimizer import group_parameters
@@ -31,44 +31,42 @@ from kaggle_llm.training.tracking import tracking
 if TYPE_CHECKING:
     import torch
 
-E = TypeVar("E", contravariant=True)
+Example = TypeVar("Example", contravariant=True)
 
-# Set by accelerate launch; checkpoints of one kind do not load into another.
-LAUNCHER = (
+# Set by accelerate launch; a checkpoint of one launcher does not load into another.
+LAUNCHER_VARIABLES = (
     "ACCELERATE_USE_FSDP",
     "FSDP_VERSION",
     "FSDP_STATE_DICT_TYPE",
     "ACCELERATE_USE_DEEPSPEED",
     "ACCELERATE_DEEPSPEED_ZERO_STAGE",
 )
+KEYED_PACKAGES = ("torch", "transformers", "peft")  # a training's result depends on their versions
 
 
-PACKAGES = ("torch", "transformers", "peft")  # whose versions a training depends on
+class Task(Protocol[Example]):
+    """The part of a training that differs between tasks: what its examples weigh and their loss."""
 
-
-class Task(Protocol[E]):
-    """What a kind of training says about its examples; everything else is the same for all of them."""
-
-    kind: Kind
+    kind: ModelKind
     padded: bool
-    """Are examples that are computed together padded to the longest?"""
+    """Whether examples that are computed together are padded to the longest."""
 
     def config(self) -> dict[str, Any]:
-        """Changes of the model's config, such as num_labels or attn_implementation."""
+        """Changes to the model's config, such as num_labels or attn_implementation."""
 
-    def length(self, example: E) -> int:
-        """Tokens."""
+    def length(self, example: Example) -> int:
+        """Number of tokens."""
 
-    def weight(self, example: E) -> float:
-        """Loss units: what the loss is a mean over (1 a row or group, or its loss tokens)."""
+    def weight(self, example: Example) -> float:
+        """Loss units, over which the loss is a mean: 1 a row or group, or the number of tokens with a loss."""
 
-    def loss(self, model: Any, examples: Sequence[E]) -> torch.Tensor:
-        """Sum over the examples' loss units; a scalar."""
+    def loss(self, model: Any, examples: Sequence[Example]) -> torch.Tensor:
+        """Scalar: sum over the examples' loss units."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """Where a training starts from and what it leaves where."""
+    """A training's base model, output folder, settings and seed."""
 
     base: Path
     folder: Path
@@ -82,11 +80,11 @@ class Job:
         check_quantised(self.base, self.lora)
 
 
-def fine_tune(task: Task[E], examples: Sequence[E], job: Job) -> None:
+def fine_tune(task: Task[Example], examples: Sequence[Example], job: Job) -> None:
     """Train on the first examples within `training.tokens` and save the adapter (or all weights) into job.folder.
 
-    Raises ValueError where no example fits into the budget and where the loss is not finite, MemoryError with peak
-    figures and the settings to change where a GPU's memory is not enough.
+    Raises ValueError where no example fits into the budget or the loss is not finite, MemoryError with the peak and the
+    settings to change where GPU memory runs out.
     """
     kept = keep_within(task, examples, job.training)
     lengths = [task.length(example) for example in kept]
@@ -104,13 +102,13 @@ def fine_tune(task: Task[E], examples: Sequence[E], job: Job) -> None:
     }
     checkpoints = Checkpoints(job.folder, describe_job(job, about))
     model = load_trainable(job.base, task.kind, job.lora, job.training, job.seed, **task.config())
-    check_lengths(lengths, model)
+    check_context(lengths, model)
     arguments = make_arguments(job, checkpoints, len(shares) // processes.world())
     trainer = make_step_trainer(model, arguments, task, kept, shares)
     run_trainer(trainer, job, checkpoints)
 
 
-def keep_within(task: Task[E], examples: Sequence[E], training: TrainingSettings) -> Sequence[E]:
+def keep_within(task: Task[Example], examples: Sequence[Example], training: TrainingSettings) -> Sequence[Example]:
     """The first examples, as many as `training.tokens` allows; raises ValueError where that is none."""
     kept = examples[: within_budget([task.length(example) for example in examples], training.tokens)]
     if not kept:
@@ -119,33 +117,33 @@ def keep_within(task: Task[E], examples: Sequence[E], training: TrainingSettings
 
 
 def describe_training(task: Task[Any], job: Job) -> dict[str, Any]:
-    """All that trained weights depend on but for the examples, the base and the code: the settings of a step's key."""
+    """All that trained weights depend on, except examples, base and code: the settings in a training's key."""
     return {
         "task": describe_task(task),
         "lora": asdict(job.lora),
         "training": describe_settings(job.training),
         "launcher": describe_launcher(),
         "device": "cpu" if describe_device() == "cpu" else "cuda",
-        "versions": {name: version for name, version in records.package_versions().items() if name in PACKAGES},
+        "versions": {name: version for name, version in records.package_versions().items() if name in KEYED_PACKAGES},
     }
 
 
 def describe_task(task: Task[Any]) -> dict[str, Any]:
-    """Its class and its settings."""
+    """Name of its class, and its settings."""
     return {"name": type(task).__name__, **{name: plain_value(value) for name, value in vars(task).items()}}
 
 
 def describe_settings(training: TrainingSettings) -> dict[str, Any]:
-    """Without what only saves or logs."""
+    """The settings without those that only save or log."""
     return {name: value for name, value in asdict(training).items() if name not in ("checkpoint_steps", "track")}
 
 
 def describe_launcher() -> dict[str, Any]:
     """How many processes train, and how they share the model."""
-    return {"world": processes.world(), **{name: os.environ.get(name) for name in LAUNCHER}}
+    return {"world": processes.world(), **{name: os.environ.get(name) for name in LAUNCHER_VARIABLES}}
 
 
-def check_lengths(lengths: Sequence[int], model: Any) -> None:
+def check_context(lengths: Sequence[int], model: Any) -> None:
     """Raises ValueError where an example is longer than the model's context."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     long = [length for length in lengths if limit and length > limit]
@@ -157,10 +155,16 @@ def check_lengths(lengths: Sequence[int], model: Any) -> None:
 
 
 def describe_job(job: Job, about: Mapping[str, Any]) -> dict[str, Any]:
-    """All that the trained weights depend on, for Checkpoints. about: examples, their kind's settings and code."""
-    settings = {"lora": asdict(job.lora), "training": describe_settings(job.training), "launcher": describe_launcher()}
-    known = {"base": records.hash_content(job.base), "seed": job.seed, "trainer": hash_code(__name__)}
-    return {**known, **settings, **about}
+    """All that the trained weights depend on, for Checkpoints. about: the task's examples, settings and code."""
+    return {
+        "base": records.hash_content(job.base),
+        "seed": job.seed,
+        "trainer": hash_code(__name__),
+        "lora": asdict(job.lora),
+        "training": describe_settings(job.training),
+        "launcher": describe_launcher(),
+        **about,
+    }
 
 
 def make_arguments(job: Job, checkpoints: Checkpoints, steps: int) -> dict[str, Any]:
@@ -198,9 +202,9 @@ def make_arguments(job: Job, checkpoints: Checkpoints, steps: int) -> dict[str, 
 
 
 def make_step_trainer(
-    model: Any, values: dict[str, Any], task: Task[E], examples: Sequence[E], shares: Sequence[Share]
+    model: Any, values: dict[str, Any], task: Task[Example], examples: Sequence[Example], shares: Sequence[Share]
 ) -> Any:
-    """A Trainer whose dataset is the plan: an item is what one process computes in one step."""
+    """A Trainer whose dataset is the plan: an item is the share of one process in one step."""
     from torch.utils.data import SequentialSampler
     from transformers import Trainer, TrainingArguments
 
@@ -214,55 +218,60 @@ def make_step_trainer(
             share = inputs["share"]
             losses = []
             for number, part in enumerate(share.parts, start=1):
-                # FSDP that waits would keep whole gradients on every card: what it is there to avoid.
-                now = number == len(share.parts) or self.is_fsdp_enabled
-                wait = nullcontext() if now else self.accelerator.no_sync(model)
-                with wait, self.compute_loss_context_manager():
+                is_last = number == len(share.parts)
+                # Under no_sync FSDP would keep whole gradients on every card, which it is there to avoid.
+                sync = nullcontext() if is_last or self.is_fsdp_enabled else self.accelerator.no_sync(model)
+                with sync, self.compute_loss_context_manager():
                     chosen = [examples[i] for i in part] or examples[:1]
                     scale = processes.world() / share.weight if part else 0.0
                     loss = task.loss(model, chosen) * scale
-                    self.add_gradient(loss, number == len(share.parts))
+                    self.add_gradient(loss, is_last)
                 losses.append(loss.detach())
                 trim_heap(self.args.device.type)
             return sum(losses)
 
-        def add_gradient(self, loss: torch.Tensor, last: bool) -> None:
-            if self.is_deepspeed_enabled:  # its engine reduces and steps where accelerate says so, not under no_sync
-                self.accelerator.gradient_state._set_sync_gradients(last)
+        def add_gradient(self, loss: torch.Tensor, is_last: bool) -> None:
+            if self.is_deepspeed_enabled:  # its engine syncs and steps by accelerate's flag, not by no_sync
+                self.accelerator.gradient_state._set_sync_gradients(is_last)
                 self.accelerator.backward(loss, scale_wrt_gas=False)
             else:
                 self.accelerator.backward(loss)
 
     arguments = TrainingArguments(**values)
-    # Two visible GPUs in one process would make the Trainer replicate the model: that is what torchrun is for.
+    use_one_gpu(arguments)
+
+    def unpack(batch: list[Share]) -> dict[str, Share]:
+        return {"share": batch[0]}  # a share is a batch already
+
+    return StepTrainer(model=model, args=arguments, train_dataset=list(shares), data_collator=unpack)
+
+
+def use_one_gpu(arguments: Any) -> None:
+    """Keep the Trainer from replicating the model over all visible GPUs: several GPUs are torchrun's job."""
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1
-    return StepTrainer(model=model, args=arguments, train_dataset=list(shares), data_collator=_only)
 
 
 def trim_heap(device: str) -> None:
-    """On a CPU, give back what activations took: glibc keeps pieces that the next part's do not fit into."""
+    """On a CPU, return the activations' memory to the system: glibc keeps freed pieces too small for the next part."""
     if device == "cpu" and sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
-        if trim:
-            trim(0)
-
-
-def _only(batch: list[Share]) -> dict[str, Share]:
-    """A share is a batch already."""
-    (share,) = batch
-    return {"share": share}
+        malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+        if malloc_trim:
+            malloc_trim(0)
 
 
 def run_trainer(
     trainer: Any, job: Job, checkpoints: Checkpoints, save: Callable[[Any, Path, Path], None] = save_trained
 ) -> None:
-    """Train with any of transformers' trainers, from the latest checkpoint on; save(model, base, folder) at the end."""
+    """Train with any of transformers' trainers from the latest checkpoint, then save(model, base, folder)."""
     from torch.optim import AdamW
     from transformers import PrinterCallback, ProgressCallback
 
     if trainer.args.world_size != processes.world():
-        raise RuntimeError(f"{processes.world()} processes train {trainer.args.world_size} apart: each would go alone")
+        seen = trainer.args.world_size
+        raise RuntimeError(
+            f"{processes.world()} processes were launched, the trainer sees {seen}: they would train apart"
+        )
     trainer.optimizer_cls_and_kwargs = (AdamW, {"params": group_parameters(trainer.model, job.training)})
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
@@ -271,22 +280,22 @@ def run_trainer(
     for callback in make_callbacks(checkpoints, log):
         trainer.add_callback(callback)
     if latest and processes.is_first():
-        print(f"going on from {latest.name.replace('-', ' of step ')} of {trainer.args.max_steps} steps", flush=True)
-    word = job.training.track if processes.is_first() else "off"
-    with tracking(word, job.folder.parent / "tracking", job.about) as trackers:
+        print(f"resuming from {latest.name.replace('-', ' of step ')} of {trainer.args.max_steps} steps", flush=True)
+    tracker = job.training.track if processes.is_first() else "off"
+    with tracking(tracker, job.folder.parent / "tracking", job.about) as trackers:
         for callback in trackers:
             trainer.add_callback(callback)
         train_within_memory(trainer, latest)
-    whole = gather_weights(trainer)
+    model = gather_weights(trainer)
     if processes.is_first():
-        save(whole, job.base, job.folder)
+        save(model, job.base, job.folder)
         records.write_json(job.folder / records.WEIGHTS, describe_weights(job))
         (job.folder / "log.jsonl").write_bytes(log.read_bytes())
         checkpoints.remove()
 
 
 def describe_weights(job: Job) -> dict[str, Any]:
-    """weights.json: what was trained from what; merging needs it to know its base again."""
+    """The content of weights.json, by which merging recognises the base."""
     return {
         "stage": "adapter" if (job.folder / records.ADAPTER).is_file() else "trained",
         "parents": {"base": paths.relative(job.base)},
@@ -297,14 +306,14 @@ def describe_weights(job: Job) -> dict[str, Any]:
 
 
 def gather_weights(trainer: Any) -> Any:
-    """The model with all its trained weights: under FSDP and ZeRO-3 each process holds a part, all must call this."""
+    """The model with all its trained weights. Every process must call it: under FSDP and ZeRO-3 each holds a part."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     model = trainer.model
     if trainer.is_fsdp_enabled:
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         state = get_model_state_dict(model, options=options)
-        for name in getattr(model, "_tied_weights_keys", None) or ():  # gathered apart, they would be written twice
+        for name in getattr(model, "_tied_weights_keys", None) or ():  # tied weights would be written twice
             state.pop(name, None)
     elif trainer.is_deepspeed_enabled:
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
@@ -315,7 +324,7 @@ def gather_weights(trainer: Any) -> Any:
 
 
 def train_within_memory(trainer: Any, latest: Path | None) -> None:
-    """trainer.train(); a GPU that is too small is reported with its figures and the way out."""
+    """trainer.train(); raises MemoryError with figures and the way out where the GPU's memory is too small."""
     import torch
 
     try:

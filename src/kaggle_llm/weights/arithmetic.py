@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kaggle_llm.weights.checkpoint import BLOCK
+from kaggle_llm.weights.checkpoint import BLOCK_ELEMENTS
 
 if TYPE_CHECKING:
     import torch
@@ -104,7 +104,7 @@ def find_cut(base: torch.Tensor, tensor: torch.Tensor, density: float) -> Cut:
     if kept >= count:
         return Cut(0.0, count)
     sizes = torch.empty(count)
-    for part, x, y in zip(sizes.split(BLOCK), _pieces(tensor), _pieces(base), strict=True):
+    for part, x, y in zip(sizes.split(BLOCK_ELEMENTS), _pieces(tensor), _pieces(base), strict=True):
         torch.sub(x.float(), y.float(), out=part).abs_()
     values = sizes.numpy()
     values.partition(count - kept)  # in place, where torch.kthvalue needs three copies
@@ -154,4 +154,4 @@ def dare(
 
 
 def _pieces(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    yield from tensor.flatten().split(BLOCK)
+    yield from tensor.flatten().split(BLOCK_ELEMENTS)

@@ -1,4 +1,4 @@
-"""Checkpoints of safetensors, read and written tensor by tensor: a model is never whole in memory.
+"""Safetensors checkpoints, read and written tensor by tensor: a model is never whole in memory.
 
 Leaves in a folder: the shards, and model.safetensors.index.json where there is more than one.
 """
@@ -27,32 +27,38 @@ if TYPE_CHECKING:
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-TEXTS = {".json", ".txt", ".model", ".jinja", ".tiktoken"}  # what lies beside the weights of a model
-DTYPES = {  # safetensors' name → torch's
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U8": "uint8",
-    "BOOL": "bool",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
+TEXT_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".tiktoken"}  # config, tokenizer, chat template
+DTYPES = {  # safetensors' name → torch's name, bits of an element
+    "F64": ("float64", 64),
+    "F32": ("float32", 32),
+    "F16": ("float16", 16),
+    "BF16": ("bfloat16", 16),
+    "I64": ("int64", 64),
+    "I32": ("int32", 32),
+    "I16": ("int16", 16),
+    "I8": ("int8", 8),
+    "U64": ("uint64", 64),
+    "U32": ("uint32", 32),
+    "U16": ("uint16", 16),
+    "U8": ("uint8", 8),
+    "BOOL": ("bool", 8),
+    "F8_E4M3": ("float8_e4m3fn", 8),
+    "F8_E5M2": ("float8_e5m2", 8),
+    "F8_E8M0": ("float8_e8m0fnu", 8),
+    "F4": ("float4_e2m1fn_x2", 4),
 }
-NAMES = {torch_name: name for name, torch_name in DTYPES.items()}
-BLOCK = 2**19  # elements that are computed and written at a time: in fp32 they fit into a core's cache
-ROWS = 16  # a block's rows are a multiple of it: the matrix product then has the bits of the whole one
-WAITING = 64  # blocks that are computed while the disk is busy
-SYNC = 2**27  # bytes after which what was written is sent to the disk, while the next ones are computed
-HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
+SAFETENSORS_NAMES = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
+ELEMENT_BITS = dict(DTYPES.values())  # by torch's name
+BLOCK_ELEMENTS = 2**19  # computed and written at a time: in fp32 they fit into a core's cache
+ROWS_MULTIPLE = 16  # of a block's rows: the matrix product then has the bits of the whole one
+WAITING_BLOCKS = 64  # computed while the disk is busy
+SYNC_BYTES = 2**27  # after so many written bytes an fsync, while the next blocks are computed
+MAX_HEADER_BYTES = 100_000_000  # as in the safetensors library
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a tensor lies: `size` bytes from `start` on in `file`."""
+class StoredTensor:
+    """A tensor in a safetensors file: `size` bytes from byte `start` on."""
 
     file: Path
     dtype: str
@@ -63,58 +69,55 @@ class Place:
 
 
 class Checkpoint:
-    """The tensors of a model folder by name. Headers are checked at once, data are mapped when they are read.
+    """The tensors of a model folder by name. Headers are checked at once, data are memory-mapped when read.
 
     Raises FileNotFoundError for a missing shard, ValueError for a pickle checkpoint, a truncated or corrupt file, and
-    an index that does not say what the shards hold.
+    an index that does not match the shards.
     """
 
     def __init__(self, folder: Path, files: Sequence[Path] | None = None) -> None:
         self.folder = folder
-        self.tensors: dict[str, Place] = {}
+        self.tensors: dict[str, StoredTensor] = {}
         for file in list_shards(folder) if files is None else files:
-            for name, place in read_header(file).items():
+            for name, tensor in read_header(file).items():
                 if name in self.tensors:
                     raise ValueError(f"{folder} has {name} in {self.tensors[name].file.name} and in {file.name}")
-                self.tensors[name] = place
+                self.tensors[name] = tensor
         if files is None:
             check_index(self)
         self._mapped: tuple[Path, mmap.mmap] | None = None
 
     @property
     def shards(self) -> dict[str, list[str]]:
-        """File name → its tensors, in the order in which they lie there."""
-        found: dict[str, list[str]] = {}
-        for name, place in sorted(self.tensors.items(), key=lambda item: (item[1].file, item[1].start)):
-            found.setdefault(place.file.name, []).append(name)
-        return found
+        """File name → names of its tensors in the file's order."""
+        shards: dict[str, list[str]] = {}
+        for name, tensor in sorted(self.tensors.items(), key=lambda item: (item[1].file, item[1].start)):
+            shards.setdefault(tensor.file.name, []).append(name)
+        return shards
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor, as stored; its memory is the file's, mapped for reading: compute from it, never in place.
-
-        Raises KeyError for a name that the checkpoint has not.
-        """
+        """The tensor as stored. Its memory is the mapped file: never change it in place. Raises KeyError."""
         import warnings
 
         import torch
 
-        place = self.tensors[name]
-        dtype = getattr(torch, place.dtype)
-        if not place.size:
-            return torch.empty(place.shape, dtype=dtype)
+        tensor = self.tensors[name]
+        dtype = getattr(torch, tensor.dtype)
+        if not tensor.size:
+            return torch.empty(tensor.shape, dtype=dtype)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
-            flat = torch.frombuffer(self._map(place.file), dtype=torch.uint8, count=place.size, offset=place.start)
-        if place.start % dtype.itemsize:  # files by other writers need not be aligned
+            flat = torch.frombuffer(self._map(tensor.file), dtype=torch.uint8, count=tensor.size, offset=tensor.start)
+        if tensor.start % dtype.itemsize:  # other writers' files need not be aligned
             flat = flat.clone()
-        return flat.view(dtype).view(place.shape)
+        return flat.view(dtype).view(tensor.shape)
 
     def _map(self, file: Path) -> mmap.mmap:
-        """One shard at a time, and of it no more than is in use: what was read before leaves the memory."""
+        """The mapped shard; only one is mapped, and pages that were read before leave the memory."""
         if self._mapped is None or self._mapped[0] != file:
             with file.open("rb") as opened:
                 self._mapped = (file, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
-        self._mapped[1].madvise(mmap.MADV_DONTNEED)  # whoever still uses a tensor of it reads it again, unknowingly
+        self._mapped[1].madvise(mmap.MADV_DONTNEED)  # tensors still in use are paged in again
         return self._mapped[1]
 
 
@@ -122,94 +125,94 @@ def list_shards(folder: Path) -> list[Path]:
     """The safetensors files of a model folder, as its index names them or all that lie there."""
     index = folder / INDEX
     if index.is_file():
-        if (folder / SINGLE).is_file():  # transformers would take the one, others the other
-            raise ValueError(f"{folder} has {SINGLE} and {INDEX}, two models: remove the one that is not meant")
+        if (folder / SINGLE).is_file():  # which of them is loaded depends on the library
+            raise ValueError(f"{folder} has {SINGLE} and {INDEX}, two models: remove the wrong one")
         names = sorted(set(read_index(index).values()))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise FileNotFoundError(f"{folder} lacks {len(missing)} of {len(names)} shards, first {missing[0]}")
         return [folder / name for name in names]
-    found = [folder / SINGLE] if (folder / SINGLE).is_file() else sorted(folder.glob("*.safetensors"))
-    if not found:
+    files = [folder / SINGLE] if (folder / SINGLE).is_file() else sorted(folder.glob("*.safetensors"))
+    if not files:
         pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
         if pickles:
             raise ValueError(
                 f"{folder} holds {pickles[0]}, a pickle, which can run any code when it is opened: convert it to "
-                f"safetensors with save_pretrained on a machine that may be lost"
+                f"safetensors with save_pretrained, on a machine that you can afford to lose"
             )
-        raise FileNotFoundError(f"{folder} holds no safetensors: no model is there")
-    return found
+        raise FileNotFoundError(f"{folder} holds no safetensors: give the folder of a model")
+    return files
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Tensor name → file name, of a file in the same folder."""
+    """Tensor name → name of its file in the same folder."""
     try:
         index = dict(records.read_json(path)["weight_map"].items())
         outside = [file for file in index.values() if Path(file).name != file]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no index of shards: {error!r}") from error
     if outside or not index:
-        raise ValueError(f"{path} is no index of shards: it names {outside[0] if outside else 'none'}")
+        raise ValueError(f"{path} is no index of shards: it names {outside[0] if outside else 'no file'}")
     return index
 
 
 def check_index(checkpoint: Checkpoint) -> None:
-    """Raises ValueError where an index names a tensor that its shard has not."""
+    """Raises ValueError where the index names a tensor that its shard lacks."""
     path = checkpoint.folder / INDEX
     if not path.is_file():
         return
     index = read_index(path)
-    places = {name: place.file.name for name, place in checkpoint.tensors.items()}
-    wrong = sorted(name for name, file in index.items() if places.get(name) != file)
+    files = {name: tensor.file.name for name, tensor in checkpoint.tensors.items()}
+    wrong = sorted(name for name, file in index.items() if files.get(name) != file)
     if wrong:
-        raise ValueError(f"{path} has {wrong[0]} in {index[wrong[0]]}, which does not hold it ({len(wrong)} such)")
+        raise ValueError(
+            f"{path} names {wrong[0]} in {index[wrong[0]]}, which does not hold it ({len(wrong)} tensor(s) in all)"
+        )
 
 
-def read_header(file: Path) -> dict[str, Place]:
-    """The tensors of one safetensors file. Format: https://huggingface.co/docs/safetensors, "Format"."""
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors file by name. Format: https://huggingface.co/docs/safetensors, "Format".
+
+    Raises ValueError for a truncated or corrupt file.
+    """
     size = file.stat().st_size
     try:
         with file.open("rb") as opened:
             (length,) = struct.unpack("<Q", opened.read(8))
-            if length > min(size - 8, HEADER_LIMIT):
+            if length > min(size - 8, MAX_HEADER_BYTES):
                 raise ValueError(f"a header of {length} bytes in a file of {size}")
             header = json.loads(opened.read(length))
             header.pop("__metadata__", None)
-            places = {name: _place(file, entry, 8 + length) for name, entry in header.items()}
-        check_places(places, 8 + length, size)
+            tensors = {name: _parse_entry(file, entry, 8 + length) for name, entry in header.items()}
+        check_layout(tensors, 8 + length, size)
     except (struct.error, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is truncated or no safetensors file: {error}; fetch or make it again") from error
-    return places
+        raise ValueError(f"{file} is truncated or no safetensors file: {error}; download or make it again") from error
+    return tensors
 
 
-def check_places(places: Mapping[str, Place], start: int, size: int) -> None:
-    """Raises ValueError unless the tensors fill the file from `start` on, without holes and one after the other."""
-    for name, place in sorted(places.items(), key=lambda item: (item[1].start, item[1].size)):
-        if place.start != start:
-            raise ValueError(f"{name} begins at byte {place.start}, where {start} was to follow")
-        start += place.size
+def check_layout(tensors: Mapping[str, StoredTensor], start: int, size: int) -> None:
+    """Raises ValueError unless the tensors follow each other without gaps from byte `start` to the file's end."""
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].size)):
+        if tensor.start != start:
+            raise ValueError(f"{name} begins at byte {tensor.start} instead of {start}")
+        start += tensor.size
     if start != size:
-        raise ValueError(f"its header speaks of {start} bytes, the file has {size}")
+        raise ValueError(f"its header needs {start} bytes, the file has {size}")
 
 
-def _place(file: Path, entry: Mapping[str, Any], offset: int) -> Place:
+def _parse_entry(file: Path, entry: Mapping[str, Any], offset: int) -> StoredTensor:
+    """A tensor from its entry in the header; offset: where the data begin."""
     start, end = entry["data_offsets"]
     numbers = (start, end, *entry["shape"])
     if not all(type(number) is int and number >= 0 for number in numbers):
-        raise ValueError(f"offsets and shape of a tensor are whole numbers, these are {list(numbers)}")
+        raise ValueError(f"offsets and shape of a tensor must be whole numbers from 0 on, got {list(numbers)}")
     if entry["dtype"] not in DTYPES:
-        raise ValueError(f"dtype {entry['dtype']} is not known: {sorted(DTYPES)} are")
-    place = Place(file, DTYPES[entry["dtype"]], tuple(entry["shape"]), offset + start, end - start)
-    if place.size != prod(place.shape) * itemsize(place.dtype):
-        raise ValueError(f"{place.size} bytes for a tensor of {place.dtype} {place.shape}")
-    return place
-
-
-def itemsize(dtype: str) -> int:
-    """Bytes of an element."""
-    import torch
-
-    return int(getattr(torch, dtype).itemsize)
+        raise ValueError(f"unknown dtype {entry['dtype']}, known are {sorted(DTYPES)}")
+    dtype, bits = DTYPES[entry["dtype"]]
+    tensor = StoredTensor(file, dtype, tuple(entry["shape"]), offset + start, end - start)
+    if tensor.size * 8 != prod(tensor.shape) * bits:
+        raise ValueError(f"{tensor.size} bytes for a tensor of {dtype} {tensor.shape}")
+    return tensor
 
 
 def is_float(dtype: str) -> bool:
@@ -222,7 +225,7 @@ def is_float(dtype: str) -> bool:
 
 @dataclass(frozen=True)
 class Output:
-    """A tensor to be written. `blocks` gives its rows in order, in its dtype, not all at once."""
+    """A tensor to write. `blocks` yields its rows in order and in its dtype, a few at a time."""
 
     name: str
     dtype: str
@@ -232,38 +235,38 @@ class Output:
     @property
     def size(self) -> int:
         """Bytes."""
-        return prod(self.shape) * itemsize(self.dtype)
+        return prod(self.shape) * ELEMENT_BITS[self.dtype] // 8
 
 
 def row_blocks(shape: Sequence[int]) -> Iterator[slice]:
-    """Slices of the first dimension with about BLOCK elements each; one of everything for a scalar."""
+    """Slices of the first dimension with about BLOCK_ELEMENTS elements each; for a scalar one slice of all."""
     if not shape:
         yield slice(None)
         return
-    step = max(ROWS, BLOCK // max(prod(shape[1:]), 1) // ROWS * ROWS)
+    step = max(ROWS_MULTIPLE, BLOCK_ELEMENTS // max(prod(shape[1:]), 1) // ROWS_MULTIPLE * ROWS_MULTIPLE)
     yield from (slice(start, start + step) for start in range(0, shape[0], step))
 
 
 def copy_tensor(checkpoint: Checkpoint, name: str, dtype: str | None = None) -> Output:
-    """`name` of a checkpoint as it is; floats in `dtype` where one is given."""
+    """Tensor `name` of a checkpoint as it is; floats are cast to `dtype` where one is given."""
     import torch
 
-    place = checkpoint.tensors[name]
-    wanted = dtype if dtype and is_float(place.dtype) else place.dtype
+    stored = checkpoint.tensors[name]
+    written = dtype if dtype and is_float(stored.dtype) else stored.dtype
 
     def blocks() -> Iterator[torch.Tensor]:
         tensor = checkpoint.read(name)
-        for rows in row_blocks(place.shape):
-            yield tensor[rows if place.shape else ...].to(getattr(torch, wanted))
+        for rows in row_blocks(stored.shape):
+            yield tensor[rows if stored.shape else ...].to(getattr(torch, written))
 
-    return Output(name, wanted, place.shape, blocks)
+    return Output(name, written, stored.shape, blocks)
 
 
 def write_shards(folder: Path, shards: Mapping[str, Sequence[Output]]) -> None:
     """Write every shard (file name → tensors), and the index where there are several.
 
-    A second thread writes and syncs while the next block is computed. Raises ValueError naming a tensor with
-    non-finite values, OSError where the disk is full; the caller removes the folder.
+    Raises ValueError naming a tensor with non-finite values, OSError where the disk is full; the caller removes the
+    folder then.
     """
     from tqdm import tqdm
 
@@ -277,16 +280,15 @@ def write_shards(folder: Path, shards: Mapping[str, Sequence[Output]]) -> None:
             writer.put(folder / file)
             write_tensors(writer, outputs, bar.update)
     if list(shards) != [SINGLE]:
-        places = {output.name: file for file, outputs in shards.items() for output in outputs}
-        records.write_json(
-            folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
-        )
+        files = {output.name: file for file, outputs in shards.items() for output in outputs}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
+        records.write_json(folder / INDEX, index)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """For many small operations: handing each of them to all cores costs more than it gains, on a busy machine twenty
-    times as much, and the writer needs a core.
+    """Computes with one thread of torch: for many small operations, spreading each over all cores costs more than it
+    gains (twenty times as much on a busy machine), and the writer needs a core.
     """
     import torch
 
@@ -298,8 +300,8 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def write_file(file: Path, outputs: Sequence[Output], report: Callable[[int], object]) -> None:
-    """One safetensors file; `report` is told the bytes of every block."""
+def write_safetensors(file: Path, outputs: Sequence[Output], report: Callable[[int], object]) -> None:
+    """Write one safetensors file; `report` is called with the bytes of every block."""
     with Writer() as writer:
         writer.put(file)
         write_tensors(writer, outputs, report)
@@ -310,13 +312,13 @@ def write_tensors(writer: Writer, outputs: Sequence[Output], report: Callable[[i
     for output in outputs:
         written = 0
         for block in output.blocks():
-            check_finite(block, output.name)
+            check_weights_finite(block, output.name)
             data = to_bytes(block)
             writer.put(data)
             written += data.nbytes
             report(data.nbytes)
         if written != output.size:
-            raise ValueError(f"{output.name}: {written} bytes were made of {output.size}")
+            raise ValueError(f"{output.name}: {written} bytes were written, its header says {output.size}")
 
 
 def make_header(outputs: Sequence[Output]) -> memoryview:
@@ -325,15 +327,19 @@ def make_header(outputs: Sequence[Output]) -> memoryview:
     start = 0
     for output in outputs:
         offsets = [start, start + output.size]
-        header[output.name] = {"dtype": NAMES[output.dtype], "shape": list(output.shape), "data_offsets": offsets}
+        header[output.name] = {
+            "dtype": SAFETENSORS_NAMES[output.dtype],
+            "shape": list(output.shape),
+            "data_offsets": offsets,
+        }
         start += output.size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return memoryview(struct.pack("<Q", len(text)) + text)
 
 
-def check_finite(block: torch.Tensor, name: str) -> None:
-    """Raises ValueError for an infinite or NaN value. Where there is one their sum, one fast pass, is not finite."""
+def check_weights_finite(block: torch.Tensor, name: str) -> None:
+    """Raises ValueError for an infinite or NaN value. A finite sum, one fast pass, shows that there is none."""
     import torch
 
     if not is_float(str(block.dtype).removeprefix("torch.")) or torch.isfinite(block.sum()):
@@ -341,7 +347,7 @@ def check_finite(block: torch.Tensor, name: str) -> None:
     bad = int((~torch.isfinite(block)).sum())
     if bad:  # else the sum alone is too large
         raise ValueError(
-            f"{name} has {bad} non-finite values in {block.dtype}: a member is broken, or float16 is too narrow for it"
+            f"{name} has {bad} non-finite values in {block.dtype}: the weights are broken, or too large for float16"
         )
 
 
@@ -352,16 +358,16 @@ def to_bytes(block: torch.Tensor) -> memoryview:
 
 
 class Writer:
-    """Files that another thread writes and syncs, so that computing, copying and the disk work at the same time."""
+    """Writes and syncs files in a second thread, while the next blocks are computed."""
 
     def __init__(self) -> None:
-        self._items: queue.Queue[Path | memoryview | None] = queue.Queue(maxsize=WAITING)
+        self._items: queue.Queue[Path | memoryview | None] = queue.Queue(maxsize=WAITING_BLOCKS)
         self._error: OSError | None = None
         self._file, self._descriptor, self._unsynced = Path(), -1, 0
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def put(self, item: Path | memoryview) -> None:
-        """The next bytes, or the file that they go into from now on. Raises the OSError of an earlier item."""
+        """Queue bytes, or the file that the following bytes go into. Raises the OSError of an earlier item."""
         if self._error:
             raise self._error
         self._items.put(item)
@@ -370,14 +376,14 @@ class Writer:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         self._items.put(None)
         self._thread.join()
-        if self._error and kind is None:
+        if self._error and error_type is None:
             raise self._error
 
     def _work(self) -> None:
-        """Goes on taking items after an error, so that nobody waits for a place in the queue."""
+        """Takes items even after an error, so that `put` never blocks on a full queue."""
         while (item := self._items.get()) is not None:
             if not self._error:
                 self._try(item)
@@ -392,7 +398,7 @@ class Writer:
             if isinstance(item, Path):
                 self._file, self._descriptor = item, os.open(item, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
         except OSError as error:
-            error.filename = str(self._file)  # a full disk says which
+            error.filename = str(self._file)
             self._error = self._error or error
 
     def _write(self, block: memoryview) -> None:
@@ -400,7 +406,7 @@ class Writer:
             done = os.write(self._descriptor, block)
             block = block[done:]
             self._unsynced += done
-        if self._unsynced >= SYNC:
+        if self._unsynced >= SYNC_BYTES:
             os.fdatasync(self._descriptor)
             self._unsynced = 0
 
@@ -414,19 +420,19 @@ class Writer:
             os.close(descriptor)
 
 
-# what lies beside the weights -------------------------------------------------------------------------------
+# beside the weights -----------------------------------------------------------------------------------------
 
 
-def copy_texts(source: Path, folder: Path) -> None:
-    """Config, tokenizer, chat template, generation config and what else lies beside the weights of a model."""
+def copy_text_files(source: Path, folder: Path) -> None:
+    """Copy config, tokenizer, chat template, generation config and the like from one model folder to another."""
     for path in records.list_files(source):
         relative = path.relative_to(source)
         ours = path.name in (INDEX, records.WEIGHTS, records.RECORD) or path.name.startswith("adapter_")
-        if path.suffix in TEXTS and not ours and not any(part.startswith(".") for part in relative.parts):
+        if path.suffix in TEXT_SUFFIXES and not ours and not any(part.startswith(".") for part in relative.parts):
             (folder / relative).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / relative)
 
 
 def fill_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """`folder` as `fill` makes it, complete or absent."""
+    """Make `folder` with `fill`: afterwards it is complete or absent."""
     records.make_folder(folder, fill, finish=lambda made: None)

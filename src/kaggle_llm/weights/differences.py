@@ -1,4 +1,4 @@
-"""How far the answers of two stages of a model lie apart. Pure functions on what `recorder` noted."""
+"""How far the answers of two stages of a model differ: pure functions on the calls that `recorder` recorded."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Differences:
-    """Of one stage's answers to the same prompts from another's; None where the kind of answer has no such figure."""
+    """Between two stages' answers to the same prompts; None where this kind of answer has no such figure."""
 
     prompts: int
     other_prompts: int
     """Prompts that differ: another tokenizer, chat template or candidate."""
     largest: float | None
-    """|Δ log-probability| over all labels (choices), |Δ| of logits or of vectors."""
+    """Largest |Δ log-probability| over all labels (choices), or |Δ| of logits or vectors."""
     mean: float | None
     kl: float | None
     """Mean KL(before ‖ after) over the labels and "anything else", in nats."""
@@ -31,35 +31,34 @@ class Differences:
 
 
 def find_differences(before: Sequence[Call], after: Sequence[Call]) -> Differences:
-    """Raises ValueError where the two made other calls: another predict.py or other settings."""
+    """Compare call by call; raises ValueError where the calls differ: another predict.py or other settings."""
     import numpy as np
 
-    kinds = [[call.kind for call in calls] for calls in (before, after)]
-    asked = [[prompt for call in calls for prompt in call.prompts] for calls in (before, after)]
-    if kinds[0] != kinds[1] or len(asked[0]) != len(asked[1]):
-        raise ValueError(f"{len(asked[0])} and {len(asked[1])} prompts in {len(kinds[0])} and {len(kinds[1])} calls")
-    other = sum(first != second for first, second in zip(*asked, strict=True))
+    methods = [[call.method for call in calls] for calls in (before, after)]
+    prompts = [[prompt for call in calls for prompt in call.prompts] for calls in (before, after)]
+    if methods[0] != methods[1] or len(prompts[0]) != len(prompts[1]):
+        counts = f"{len(prompts[0])} and {len(prompts[1])} prompts in {len(methods[0])} and {len(methods[1])} calls"
+        raise ValueError(f"the two stages were asked otherwise: {counts}")
     pairs = list(zip(before, after, strict=True))
-    texts = sum(a != b for first, second in pairs for a, b in zip(first.texts, second.texts, strict=True))
     values = [(stack(first), stack(second)) for first, second in pairs if len(first.answers)]
     if any(a.shape != b.shape for a, b in values):
-        raise ValueError("the two stages answered in other shapes: other labels or another head")
+        raise ValueError("the answers of the two stages differ in shape: other labels or another head")
     gaps = np.concatenate([np.abs(a - b).ravel() for a, b in values]) if values else np.empty(0)
-    choices = [pair for pair, (first, _) in zip(values, pairs, strict=False) if first.kind == "choices"]
-    both = [np.concatenate(side) for side in zip(*choices, strict=True)] if choices else []
+    choices = [pair for pair, (first, _) in zip(values, pairs, strict=False) if first.method == "choices"]
+    logs = [np.concatenate(stage) for stage in zip(*choices, strict=True)] if choices else []
     return Differences(
-        prompts=len(asked[0]),
-        other_prompts=other,
+        prompts=len(prompts[0]),
+        other_prompts=sum(first != second for first, second in zip(*prompts, strict=True)),
         largest=float(gaps.max()) if gaps.size else None,
         mean=float(gaps.mean()) if gaps.size else None,
-        kl=float(divergence(*both).mean()) if both else None,
-        spearman=rank_correlation(*(log_odds(side) for side in both)) if both else None,
-        other_texts=texts,
+        kl=float(divergence(*logs).mean()) if logs else None,
+        spearman=rank_correlation(*(log_odds(stage) for stage in logs)) if logs else None,
+        other_texts=sum(a != b for first, second in pairs for a, b in zip(first.texts, second.texts, strict=True)),
     )
 
 
 def stack(call: Call) -> np.ndarray:
-    """A call's answers as one array in fp64; logits of tokens one below the other."""
+    """A call's answers as one fp64 array [rows, columns]; logits of tokens have a row a token."""
     import numpy as np
 
     rows = [np.atleast_2d(np.asarray(row, dtype=np.float64)) for row in call.answers]
@@ -67,7 +66,7 @@ def stack(call: Call) -> np.ndarray:
 
 
 def divergence(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """[n] KL(p ‖ q) = Σ p·(log p − log q) of log-probabilities [n, k] over k labels and all that is none of them."""
+    """[n] KL(p ‖ q) = Σ p·(log p − log q) of log-probabilities [n, k] over k labels and "anything else"."""
     import numpy as np
 
     def with_rest(logs: np.ndarray) -> np.ndarray:
@@ -86,7 +85,7 @@ def log_odds(logs: np.ndarray) -> np.ndarray:
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float | None:
-    """Spearman's, equal values sharing the mean rank; None where one of them is constant."""
+    """Spearman's, ties sharing their mean rank; None where one side is constant."""
     from scipy.stats import spearmanr
 
     if first.size < 2 or not first.std() or not second.std():

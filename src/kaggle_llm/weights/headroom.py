@@ -1,4 +1,4 @@
-"""How near a model's activations come to what float16 can hold: the overflow that only a T4 shows, seen anywhere."""
+"""How near a model's activations come to float16's limit: finds on any machine the overflow that only a T4 shows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kaggle_llm.engines.prompts import Prompt
 from kaggle_llm.engines.transformers_engine import TransformersEngine
 
 LIMIT = 65504.0  # the largest number of float16 (IEEE 754 binary16)
-BLOCK = re.compile(r"^(.*?\.\d+)(\.|$)")  # layers.7.mlp.down_proj → layers.7
+LAYER_NAME = re.compile(r"^(.*?\.\d+)(\.|$)")  # layers.7.mlp.down_proj → layers.7
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,20 @@ class Headroom:
         return [name for name, value in self.layers.items() if not value <= LIMIT]
 
 
-def measure_headroom(model: Path, prompts: Sequence[Prompt], kind: str, base: Path | None = None) -> Headroom:
+def measure_headroom(model: Path, prompts: Sequence[Prompt], method: str, base: Path | None = None) -> Headroom:
     """Run the prompts through a model folder (with `base`: an adapter on it) in float32 and watch every module.
 
-    kind: what the engine is asked for, such as choices. What a module takes and what it gives both count: a product
-    that enters down_proj is no module's result.
+    method: the engine's, such as choices. Inputs of modules count as well as outputs: the product that enters
+    down_proj is no module's output.
     """
     engine = TransformersEngine(model, EngineSettings(dtype="float32"), base)
     layers: dict[str, float] = {}
-    hooks = [part.register_forward_hook(watch(name, layers)) for name, part in engine.module(kind).named_modules()]
+    hooks = [part.register_forward_hook(watch(name, layers)) for name, part in engine.module(method).named_modules()]
     try:
-        if kind in ("embed", "logits"):
-            getattr(engine, kind)(prompts)
+        if method in ("embed", "logits"):
+            getattr(engine, method)(prompts)
         else:
-            engine.choices(prompts, [(0,)])  # any label: the model runs over the prompts
+            engine.choices(prompts, [(0,)])  # the label does not matter: the model runs over the prompts
     finally:
         for hook in hooks:
             hook.remove()
@@ -55,19 +55,19 @@ def measure_headroom(model: Path, prompts: Sequence[Prompt], kind: str, base: Pa
 
 
 def watch(name: str, layers: dict[str, float]) -> Any:
-    """A forward hook that notes the largest absolute value under the name of the block that the module lies in."""
-    found = BLOCK.match(name)
-    layer = found.group(1) if found else name
+    """A forward hook that records the largest absolute value of the layer that module `name` belongs to."""
+    match = LAYER_NAME.match(name)
+    layer = match.group(1) if match else name
 
     def hook(_: Any, inputs: tuple[Any, ...], output: Any) -> None:
         outputs = output if isinstance(output, tuple) else (output,)
         for value in (*inputs, *outputs):
-            note(value, layer, layers)
+            record_largest(value, layer, layers)
 
     return hook
 
 
-def note(value: Any, layer: str, layers: dict[str, float]) -> None:
+def record_largest(value: Any, layer: str, layers: dict[str, float]) -> None:
     import torch
 
     if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():

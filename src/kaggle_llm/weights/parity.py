@@ -1,6 +1,6 @@
-"""The gate at every stage: adapter attached → merged → quantised → the engine that ships, on the same held-out rows.
+"""Compares the stages of a model on the same held-out rows: adapter attached → merged → quantised → engine that ships.
 
-Leaves output/<run>/parity.json and parity.png. All answers come from `run.answer`, so predict.py decides what is asked.
+Leaves output/<run>/parity.json and parity.png. All answers come through `inference.run.answer`, that is predict.py.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     import polars as pl
 
 PARITY = "parity.json"
-ENOUGH = 100  # rows that the metric's interval needs to say anything
+MIN_ROWS = 100  # with fewer rows the metric's interval is too wide to decide
 SMOKE_ROWS = 8
-HEADROOM_PROMPTS = 64  # spread over the rows
+HEADROOM_PROMPTS = 64  # spread over all prompts
 
 Status = Literal["passed", "failed", "undecided"]
 
@@ -42,15 +42,15 @@ Status = Literal["passed", "failed", "undecided"]
 @dataclass
 class ParitySettings:
     rows: int = 200
-    """Held-out rows on which the metric decides: quantised weights, half precision, another engine."""
+    """Held-out rows where the metric decides: quantised weights, half precision, another engine."""
     exact_rows: int = 32
-    """Held-out rows for stages that have to give the same numbers: adapter attached and merged, in float32."""
+    """Held-out rows where numbers must be equal: adapter attached and merged, in float32."""
     largest: float = 1e-4
-    """|Δ log-probability| that float32 allows between adapter and merged weights."""
+    """Largest |Δ log-probability| allowed between adapter and merged weights in float32."""
     largest_engine: float = 1e-3
     """The same between two engines in float32."""
     loss: float = 0.02
-    """What the metric may lose: the upper end of the 95 % interval of the paired loss."""
+    """Largest loss of the metric allowed: upper end of the 95 % interval of the paired difference."""
 
     def __post_init__(self) -> None:
         if self.rows < self.exact_rows or self.exact_rows < 1:
@@ -59,12 +59,12 @@ class ParitySettings:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one stage said: first on the rows that the exact stages share, then on the rest."""
+    """The answers of one stage: on the exact_rows first rows, then on the rest."""
 
     rankings: list[pl.DataFrame]
     calls: list[list[Call]]
     bad: int
-    """Non-finite scores; the stage has no answers then."""
+    """Number of non-finite scores; where there are any, the stage has no answers."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Step:
     score_before: float | None
     score: float | None
     loss: tuple[float, float, float] | None
-    """What the metric loses (positive: worse), and its paired 95 % interval."""
+    """Loss of the metric (positive: worse), and its paired 95 % interval."""
     non_finite: int
     differences: Differences | None
 
@@ -88,15 +88,13 @@ class Step:
 def check_parity(run: str, rows: int | None = None, again: bool = False) -> dict[str, Any]:
     """Compare the stages of every model that `run` ships; write and return parity.json.
 
-    rows: at most so many, whatever the config says. again: also where parity.json is of these very weights.
-    Raises FileNotFoundError where the run is not complete or a stage is gone.
+    rows: at most so many, instead of the config's. again: also where parity.json belongs to these weights. Raises
+    FileNotFoundError where the run is not complete or a stage is gone.
     """
-    record = records.read_record(paths.run_folder(run))
-    if record is None:
-        raise FileNotFoundError(f"{run} is no complete run: finish its train.py first")
-    known = read_parity(run)
-    if known and not again and known["record"] == record.key and known["rows"] == rows:
-        return known
+    record = records.read_complete(run)
+    previous = read_parity(run)
+    if previous and not again and previous["record"] == record.key and previous["rows"] == rows:
+        return previous
     exp = paths.experiment_folder(run)
     config = load_config(paths.run_folder(run) / "config.yaml", import_predict(exp).Config)
     settings = getattr(config, "parity", ParitySettings())
@@ -104,16 +102,19 @@ def check_parity(run: str, rows: int | None = None, again: bool = False) -> dict
         settings = replace(settings, rows=rows, exact_rows=min(rows, settings.exact_rows))
     start = time.monotonic()
     gate = Gate(exp, config, load_competition(config.competition), settings, run)
-    steps = [step for unit in gate.units(record) for step in gate.check(unit)]
+    steps = [step for tested in gate.list_tested(record) for step in gate.check(tested)]
     report = {
         "run": run,
         "record": record.key,
         "rows": rows,
-        "status": worst([step.status for step in steps] + [gate.headroom_status(config)]),
+        "status": worst_status([step.status for step in steps] + [gate.headroom_status()]),
         "settings": asdict(settings),
         "note": describe_cv(record.settings["config"]),
         "steps": [asdict(step) for step in steps],
-        "headroom": {name: describe_headroom(found) for name, found in gate.headroom.items()},
+        "headroom": {
+            name: {"limit": LIMIT, "largest": headroom.largest, "over": headroom.over, "layers": headroom.layers}
+            for name, headroom in gate.headroom.items()
+        },
         "seconds": round(time.monotonic() - start, 1),
     }
     records.write_json(paths.run_folder(run) / PARITY, report)
@@ -123,7 +124,7 @@ def check_parity(run: str, rows: int | None = None, again: bool = False) -> dict
 
 
 def report_parity(run: str, smoke: bool = False) -> None:
-    """What a train.py ends with: the table of the stages that it made. A smoke run's few rows decide nothing."""
+    """Check parity at the end of a train.py and print the table. A smoke run has too few rows to decide."""
     if processes.is_first():
         print_parity(check_parity(run, SMOKE_ROWS if smoke else None))
 
@@ -134,7 +135,7 @@ def read_parity(run: str) -> dict[str, Any] | None:
 
 
 def find_fault(run: str) -> str:
-    """Why `run` must not be uploaded as it is; "" where its parity was passed or it has no stages to compare."""
+    """Why `run` must not be uploaded yet; "" where parity passed or there are no stages to compare."""
     record, report = records.read_record(paths.run_folder(run)), read_parity(run)
     if record is None:
         return "the run is not complete"
@@ -147,23 +148,23 @@ def find_fault(run: str) -> str:
         made = [path for path in own if (path / records.WEIGHTS).is_file()]
         return f"parity of {paths.relative(made[0])} was never checked: kaggle-llm parity {run}" if made else ""
     if report["record"] != record.key:
-        return f"parity is of other weights than the run's: kaggle-llm parity {run}"
+        return f"parity.json belongs to other weights than the run's: kaggle-llm parity {run}"
     if report["status"] == "passed":
         return ""
     reasons = [f"{step['before']} → {step['after']}: {step['reason']}" for step in report["steps"] if step["reason"]]
     return f"parity {report['status']}: {'; '.join(reasons) or 'activations overflow in float16'}"
 
 
-def worst(statuses: Sequence[Status]) -> Status:
+def worst_status(statuses: Sequence[Status]) -> Status:
     return next((status for status in ("failed", "undecided") if status in statuses), "passed")
 
 
 @dataclass(frozen=True)
-class Unit:
-    """One set of models that answers by itself, and the rows that it was not trained on."""
+class TestedModels:
+    """Models that answer together, and rows that they were not trained on."""
 
     fold: int | None
-    """In an ensemble of folds."""
+    """None where no ensemble of folds ships."""
     models: Sequence[Model]
     rows: pl.DataFrame
 
@@ -176,8 +177,8 @@ class Gate:
         self.truth = competition.truth(competition.table(TRAIN))
         self.headroom: dict[str, Headroom] = {}
 
-    def units(self, record: records.Record) -> Iterator[Unit]:
-        """What ships; of an ensemble every member with its own fold's rows."""
+    def list_tested(self, record: records.Record) -> Iterator[TestedModels]:
+        """The models that ship; of an ensemble each member with the rows of its fold."""
         import polars as pl
 
         oof = pl.read_parquet(paths.run_folder(self.run) / "oof.parquet", columns=["id", "fold"])
@@ -186,25 +187,25 @@ class Gate:
         for fold, (member, models) in zip(folds, members.items(), strict=False):
             ids = oof.filter(pl.col("fold") == fold).head(self.settings.rows).select("id")
             train = self.competition.unlabelled(self.competition.table(TRAIN))
-            yield Unit(member, models, ids.join(train, on="id", how="left", maintain_order="left"))
+            yield TestedModels(member, models, ids.join(train, on="id", how="left", maintain_order="left"))
 
-    def check(self, unit: Unit) -> Iterator[Step]:
-        """Every step of every model of the unit."""
-        for model in (one for one in unit.models if one.member is None):  # each member has a gate of its own
-            stages = list_stages(model, unit.models, self.config.engine)
-            if not stages:
+    def check(self, tested: TestedModels) -> Iterator[Step]:
+        """Every step between the stages of every model."""
+        for model in tested.models:
+            stages = list_stages(model, tested.models, self.config.engine)
+            if model.member is not None or not stages:  # an ensemble's member has its own parity
                 continue
-            name, label, last = model.name, replace(model, fold=unit.fold).label, None
+            name, label, last = model.name, replace(model, fold=tested.fold).label, None
             for number, stage in enumerate(stages):
-                steps = stages[max(number, 1) : number + 2]  # the ones that lead here and away
-                found = self.ask(name, stage, unit.rows, exact_only=all(after.exact for after in steps))
+                compared = stages[max(number, 1) : number + 2]  # this stage with the one before, the next with this
+                answers = self.ask(name, stage, tested.rows, exact_only=all(after.exact for after in compared))
                 if last is not None:
-                    yield self.judge(label, name, *last, stage, found)
-                last = stage, found
-            self.measure(label, name, stages[-1], found)
+                    yield self.judge(label, name, *last, stage, answers)
+                last = stage, answers
+            self.measure(label, name, stages[-1], answers)
 
     def ask(self, name: str, stage: Stage, rows: pl.DataFrame, exact_only: bool) -> Answer:
-        """The stage's answers; exact_only: to the first rows, which is all that its neighbours are compared on."""
+        """The stage's answers to all rows; exact_only: to the exact_rows first ones."""
         cut = self.settings.exact_rows
         parts = [rows.head(cut)] if exact_only or rows.height <= cut else [rows.head(cut), rows.tail(-cut)]
         print(f"{self.run}: {name}, {stage.name}: {sum(part.height for part in parts)} rows", flush=True)
@@ -216,62 +217,64 @@ class Gate:
                     rankings.append(answer(self.exp, run, part))
                 except NonFiniteError as error:
                     return Answer([], [], error.bad)
-                except (KeyError, OSError) as error:  # predict.py looks for a file of another form
+                except (KeyError, OSError) as error:  # predict.py looks for a file that this stage lacks
                     raise ValueError(
-                        f"parity: predict.py cannot answer with {name} as {stage.name} ({error}): let it ask "
-                        f"run.engine({name!r}) and the tokenizer only, which every form has"
+                        f"parity: predict.py cannot answer with {name} as {stage.name} ({error}): let it use only "
+                        f"run.engine({name!r}) and the tokenizer, which every stage has"
                     ) from error
                 calls.append(list(run.calls))
         return Answer(rankings, calls, 0)
 
-    def judge(self, label: str, name: str, stage: Stage, found: Answer, after: Stage, answers: Answer) -> Step:
+    def judge(self, label: str, name: str, stage: Stage, first: Answer, after: Stage, second: Answer) -> Step:
         """The step from one stage to the next, on the rows that both answered."""
         import polars as pl
 
-        common = min(len(found.rankings), len(answers.rankings), 1 if after.exact else 2)
+        common = min(len(first.rankings), len(second.rankings), 1 if after.exact else 2)
         if not common:
-            bad = found.bad + answers.bad
+            bad = first.bad + second.bad
             reason = f"{bad} non-finite scores"
             return Step(label, stage.name, after.name, 0, "failed", reason, None, None, None, bad, None)
-        before, ranking = (pl.concat(one.rankings[:common]) for one in (found, answers))
-        calls = ([call for part in one.calls[:common] for call in part] for one in (found, answers))
+        before, ranking = (pl.concat(answer.rankings[:common]) for answer in (first, second))
+        calls = ([call for part in answer.calls[:common] for call in part] for answer in (first, second))
         differences = find_differences(*calls)
         loss = self.find_loss(ranking, before)
         limit = self.settings.largest if after.name == "merged" else self.settings.largest_engine
-        faults = [*find_other_texts(name, stage, after), *judge_prompts(differences)]
+        faults = compare_tokenizers(name, stage, after)
+        if differences.other_prompts:
+            faults.append(f"{differences.other_prompts} of {differences.prompts} prompts differ")
         status, reason = judge_exact(differences, limit) if after.exact else self.judge_loss(loss, ranking.height)
         if faults:
             status, reason = "failed", "; ".join([*faults, *([reason] if status == "failed" else [])])
-        scored, score = (self.competition.metric.score(one, self.truth) for one in (before, ranking))
+        score_before, score = (self.competition.metric.score(frame, self.truth) for frame in (before, ranking))
         rows = ranking.height
-        return Step(label, stage.name, after.name, rows, status, reason, scored, score, loss, 0, differences)
+        return Step(label, stage.name, after.name, rows, status, reason, score_before, score, loss, 0, differences)
 
     def find_loss(self, ranking: pl.DataFrame, before: pl.DataFrame) -> tuple[float, float, float]:
-        """What the metric loses from `before` to `ranking`, with the ends of its interval in this order."""
+        """(loss, low, high): what the metric loses from `before` to `ranking`, and its interval."""
         metric = self.competition.metric
         difference, low, high = paired_difference(metric, ranking, before, self.truth)
         return (0 - difference, 0 - high, 0 - low) if metric.greater_is_better else (difference, low, high)
 
     def judge_loss(self, loss: tuple[float, float, float], rows: int) -> tuple[Status, str]:
-        if rows < ENOUGH:
-            return "undecided", f"{rows} rows, {ENOUGH} are needed"
+        if rows < MIN_ROWS:
+            return "undecided", f"{rows} rows, {MIN_ROWS} are needed"
         if loss[2] > self.settings.loss:
             return "failed", f"the metric may lose {loss[2]:.4f} (95 %), {self.settings.loss} is allowed"
         return "passed", ""
 
-    def measure(self, label: str, name: str, stage: Stage, found: Answer) -> None:
-        """Headroom of the last stage, on prompts that the rows asked; none where it gave no answers."""
-        calls = [call for part in found.calls for call in part]
+    def measure(self, label: str, name: str, stage: Stage, answers: Answer) -> None:
+        """Measure the headroom of the last stage on prompts of its calls, where it has any."""
+        calls = [call for part in answers.calls for call in part]
         prompts = [prompt for call in calls for prompt in call.prompts]
         if not prompts:
             return
         model = find_model(stage.models, name)
         spread = prompts[:: max(1, len(prompts) // HEADROOM_PROMPTS)]
-        self.headroom[label] = measure_headroom(model.folder, spread, calls[0].kind, model.base)
+        self.headroom[label] = measure_headroom(model.folder, spread, calls[0].method, model.base)
 
-    def headroom_status(self, config: Any) -> Status:
-        half = config.engine.dtype == "float16"
-        return "failed" if half and any(found.over for found in self.headroom.values()) else "passed"
+    def headroom_status(self) -> Status:
+        half = self.config.engine.dtype == "float16"
+        return "failed" if half and any(headroom.over for headroom in self.headroom.values()) else "passed"
 
 
 def judge_exact(differences: Differences, limit: float) -> tuple[Status, str]:
@@ -282,14 +285,9 @@ def judge_exact(differences: Differences, limit: float) -> tuple[Status, str]:
     return "passed", ""
 
 
-def judge_prompts(differences: Differences) -> list[str]:
-    other = differences.other_prompts
-    return [f"{other} of {differences.prompts} prompts are others"] if other else []
-
-
-def find_other_texts(name: str, stage: Stage, after: Stage) -> list[str]:
-    """What the tokenizers of two stages do otherwise: vocabulary and chat template, used by these prompts or not."""
-    first, second = (load_tokenizer(find_model(one.models, name).folder) for one in (stage, after))
+def compare_tokenizers(name: str, stage: Stage, after: Stage) -> list[str]:
+    """Differences in vocabulary and chat template between two stages, whether these prompts show them or not."""
+    first, second = (load_tokenizer(find_model(each.models, name).folder) for each in (stage, after))
     faults = []
     if first.get_vocab() != second.get_vocab():
         faults.append("another vocabulary")
@@ -298,36 +296,32 @@ def find_other_texts(name: str, stage: Stage, after: Stage) -> list[str]:
     return faults
 
 
-def describe_headroom(found: Headroom) -> dict[str, Any]:
-    return {"limit": LIMIT, "largest": found.largest, "over": found.over, "layers": found.layers}
-
-
 def print_parity(report: Mapping[str, Any]) -> None:
     """The table of the steps, and a line of headroom for each model."""
     if not report["steps"]:
-        print(f"{report['run']}: one form of every model ships, so there is no parity to check")
+        print(f"{report['run']}: every model has one stage only, so there is no parity to check")
         return
     columns = ("model", "step", "rows", "max |Δ|", "mean |Δ|", "KL", "Spearman", "loss of the metric", "non-finite", "")
-    print_table(f"{report['run']}: parity {report['status']}", columns, [describe_step(one) for one in report["steps"]])
-    for name, found in report["headroom"].items():
-        over = f"; OVERFLOW in float16: {', '.join(found['over'])}" if found["over"] else ""
-        share = found["largest"] / found["limit"]
-        print(f"{name}: largest activation {found['largest']:.0f}, {share:.1%} of what float16 holds{over}")
+    print_table(f"{report['run']}: parity {report['status']}", columns, [format_step(step) for step in report["steps"]])
+    for name, headroom in report["headroom"].items():
+        over = f"; OVERFLOW in float16: {', '.join(headroom['over'])}" if headroom["over"] else ""
+        share = headroom["largest"] / headroom["limit"]
+        print(f"{name}: largest activation {headroom['largest']:.0f}, {share:.1%} of float16's limit{over}")
 
 
-def describe_step(step: Mapping[str, Any]) -> list[str]:
-    found, loss = step["differences"] or {}, step["loss"]
+def format_step(step: Mapping[str, Any]) -> list[str]:
+    differences, loss = step["differences"] or {}, step["loss"]
     return [
         step["model"],
         f"{step['before']} → {step['after']}",
         str(step["rows"]),
-        *(show(found.get(key), "{:.2g}") for key in ("largest", "mean", "kl")),
-        show(found.get("spearman"), "{:.4f}"),
+        *(format_number(differences.get(key), "{:.2g}") for key in ("largest", "mean", "kl")),
+        format_number(differences.get("spearman"), "{:.4f}"),
         "–" if loss is None else f"{loss[0]:+.4f} [{loss[1]:+.4f}, {loss[2]:+.4f}]",
         str(step["non_finite"]),
         f"{step['status']}{': ' if step['reason'] else ''}{step['reason']}",
     ]
 
 
-def show(value: float | None, form: str) -> str:
-    return "–" if value is None else form.format(value)
+def format_number(value: float | None, pattern: str) -> str:
+    return "–" if value is None else pattern.format(value)

@@ -1,4 +1,4 @@
-"""parity.png: what each stage changes, and how near activations come to float16's limit."""
+"""Draws parity.png: what each stage changes, and how near activations come to float16's limit."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def draw_gaps(axes: Any, report: Mapping[str, Any]) -> None:
 
 def draw_losses(axes: Any, report: Mapping[str, Any]) -> None:
     steps = [step for step in report["steps"] if step["loss"]]
-    for place, step in enumerate(steps):
+    for position, step in enumerate(steps):
         value, low, high = step["loss"]
         colour = COLOURS[step["status"]]
-        axes.errorbar(place, value, [[value - low], [high - value]], fmt="o", capsize=6, color=colour)
+        axes.errorbar(position, value, [[value - low], [high - value]], fmt="o", capsize=6, color=colour)
     axes.axhline(report["settings"]["loss"], color="grey", linestyle=":", label="limit of the interval's upper end")
     axes.axhline(0, color="black", linewidth=0.5)
     axes.set_xticks(range(len(steps)), [f"{name_step(step)}\n{step['rows']} rows" for step in steps])
@@ -55,12 +55,12 @@ def draw_losses(axes: Any, report: Mapping[str, Any]) -> None:
 
 
 def draw_layers(axes: Any, report: Mapping[str, Any]) -> None:
-    for name, found in report["headroom"].items():
-        values = [max(value, 1e-3) for value in found["layers"].values()]
+    for name, headroom in report["headroom"].items():
+        values = [max(value, 1e-3) for value in headroom["layers"].values()]
         axes.plot(values, marker=".", label=name)
-        for place, (layer, value) in enumerate(found["layers"].items()):
-            if layer in found["over"]:
-                axes.annotate(layer, (place, max(value, 1e-3)), rotation=60, fontsize=7)
-        axes.axhline(found["limit"], color=COLOURS["failed"], linestyle=":")
-    axes.set(yscale="log", title="largest activation by layer; dotted: float16 ends", xlabel="layer, as it runs")
+        for position, (layer, value) in enumerate(headroom["layers"].items()):
+            if layer in headroom["over"]:
+                axes.annotate(layer, (position, max(value, 1e-3)), rotation=60, fontsize=7)
+        axes.axhline(headroom["limit"], color=COLOURS["failed"], linestyle=":")
+    axes.set(yscale="log", title="largest activation by layer; dotted: float16's limit", xlabel="layer in order")
     axes.legend(fontsize=8)

@@ -1,8 +1,7 @@
-"""A model in 4 or 8 bits by llm-compressor, a process in an environment of its own (`make quantise`).
+"""Quantises a model to 4 or 8 bits with llm-compressor, in a process and environment of its own (`make quantise`).
 
 Leaves weights in compressed-tensors' format, which vLLM and transformers load, with their config.json; tokenizer, chat
-template and generation config as they were; and weights.json, which names the parent, the settings and the rows that
-were calibrated on.
+template and generation config unchanged; and weights.json, which names parent, settings and calibration rows.
 """
 
 from __future__ import annotations
@@ -24,21 +23,21 @@ from typing import Any, Literal
 from kaggle_llm.base import paths, records
 from kaggle_llm.engines.prompts import Prompt
 from kaggle_llm.engines.quantised import read_quantisation
-from kaggle_llm.weights.checkpoint import INDEX, Checkpoint, copy_texts, fill_folder, is_float
+from kaggle_llm.weights.checkpoint import INDEX, Checkpoint, copy_text_files, fill_folder, is_float
 
-GROUP_SIZES = (128, 64, 32)  # of vLLM's Marlin kernels, which compute W4A16 on a T4
+GROUP_SIZES = (128, 64, 32)  # those of vLLM's Marlin kernels, which compute W4A16 on a T4
 GROUPWISE = ("gptq", "awq")
-EMBEDDINGS = ("embed", "wte", "wpe")  # parts of the names of matrices that are no linear layers
-ENVIRONMENT = {
+EMBEDDING_NAMES = ("embed", "wte", "wpe")  # in names of matrices that are no linear layers
+WORKER_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "LLM_COMPRESSOR_LOG_LEVEL": "ERROR",  # until the worker sets up its own log
     "PYTHONUNBUFFERED": "1",
 }
-BAR = re.compile(r"\d+%\||it/s|s/it")  # what tqdm writes
+PROGRESS_BAR = re.compile(r"\d+%\||it/s|s/it")  # what tqdm writes
 CURSOR_UP = "\x1b[A"
-LAST_LINES = 25  # of the process's output, in the message of its failure
+LAST_LINES = 25  # lines of the worker's output in an error message
 
 
 @dataclass
@@ -48,11 +47,11 @@ class QuantizeSettings:
     group_size: int = 128
     """Columns that share a scale (gptq, awq): 128, 64 or 32."""
     rows: int = 128
-    """Training rows whose prompts are calibrated on."""
+    """Training rows whose prompts are used for calibration."""
     tensor_parallel_size: int = 1
-    """GPUs over which the engine that ships spreads each layer: no group may lie on two of them."""
+    """GPUs that share each layer in the engine that ships: no group may lie on two of them."""
     ignore: list[str] = field(default_factory=lambda: ["lm_head"])
-    """Linear layers that stay as they are: names, or re:<regular expression> from the name's beginning on."""
+    """Linear layers that are not quantised: names, or re:<regular expression> that matches from the start."""
 
     def __post_init__(self) -> None:
         if self.group_size not in GROUP_SIZES:
@@ -64,18 +63,18 @@ class QuantizeSettings:
 
 
 def check_group_size(model: Path, settings: QuantizeSettings) -> None:
-    """Raises ValueError where a group would not end with a linear layer's columns on one GPU.
+    """Raises ValueError where the groups do not divide the columns that a GPU holds of a linear layer.
 
     Reads headers only. The message names the largest group size that fits all layers.
     """
     if settings.scheme not in GROUPWISE:
         return
-    columns = list_linear(model, settings.ignore)
+    columns = list_linear_layers(model, settings.ignore)
     cards, size = settings.tensor_parallel_size, settings.group_size
     wrong = [name for name, count in columns.items() if count % (cards * size)]
     if not wrong:
         return
-    fitting = [known for known in GROUP_SIZES if not any(count % (cards * known) for count in columns.values())]
+    fitting = [other for other in GROUP_SIZES if not any(count % (cards * other) for count in columns.values())]
     divided = f" / {cards} GPUs" if cards > 1 else ""
     shown = ", ".join(f"{name} ({columns[name]}{divided} columns)" for name in wrong[:3])
     way_out = f"set quantize.group_size={fitting[0]}" if fitting else "no size fits: add them to quantize.ignore"
@@ -85,30 +84,30 @@ def check_group_size(model: Path, settings: QuantizeSettings) -> None:
     )
 
 
-def list_linear(model: Path, ignore: Sequence[str] = ()) -> dict[str, int]:
-    """Name of every linear layer that would be quantised → its columns, from the headers of the safetensors."""
-    found = {}
-    for name, place in Checkpoint(model).tensors.items():
-        layer, _, kind = name.rpartition(".")
-        embedding = any(part in layer for part in EMBEDDINGS)
-        if kind == "weight" and len(place.shape) == 2 and not embedding and not is_ignored(layer, ignore):
-            found[layer] = place.shape[1]
-    return found
+def list_linear_layers(model: Path, ignore: Sequence[str] = ()) -> dict[str, int]:
+    """Linear layer that would be quantised → its columns, from the headers of the safetensors files."""
+    columns = {}
+    for name, tensor in Checkpoint(model).tensors.items():
+        layer, _, ending = name.rpartition(".")
+        embedding = any(part in layer for part in EMBEDDING_NAMES)
+        if ending == "weight" and len(tensor.shape) == 2 and not embedding and not is_ignored(layer, ignore):
+            columns[layer] = tensor.shape[1]
+    return columns
 
 
 def is_ignored(layer: str, ignore: Sequence[str]) -> bool:
-    """As compressed-tensors matches names."""
-    return any(re.match(one[3:], layer) if one.startswith("re:") else one == layer for one in ignore)
+    """Whether `ignore` names the layer, by the rules of compressed-tensors."""
+    return any(re.match(rule[3:], layer) if rule.startswith("re:") else rule == layer for rule in ignore)
 
 
 def quantize(
     model: Path, ids: Sequence[str], prompts: Sequence[Prompt], settings: QuantizeSettings, folder: Path, seed: int
 ) -> None:
-    """`model` quantised as `settings` say, calibrated on `prompts`, which were made of the training rows `ids`.
+    """Quantise `model` into `folder`, calibrated on `prompts`, one for each of the training rows `ids`.
 
     `folder` is complete or absent afterwards. Raises ValueError for a source that is no full-precision causal LM, a
-    group size that does not fit, and a result that cannot be used; FileNotFoundError without the environment;
-    RuntimeError with its last lines where llm-compressor fails.
+    group size that does not fit, and an unusable result; FileNotFoundError without the environment; RuntimeError with
+    its last lines where llm-compressor fails.
     """
     if settings.scheme == "none":
         raise ValueError("quantize.scheme = none: nothing to do, set gptq, awq or smoothquant")
@@ -116,14 +115,14 @@ def quantize(
         raise ValueError(f"{len(ids)} ids and {len(prompts)} prompts: each row needs one prompt that is not empty")
     check_source(model)
     check_group_size(model, settings)
-    fill_folder(folder, partial(_fill, model, list(ids), prompts, settings, seed))
+    fill_folder(folder, partial(_fill_quantised, model, list(ids), prompts, settings, seed))
 
 
-def _fill(
+def _fill_quantised(
     model: Path, ids: list[str], prompts: Sequence[Prompt], settings: QuantizeSettings, seed: int, folder: Path
 ) -> None:
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix=".job-", dir=folder) as scratch:  # of a model's size: not in /tmp
+    with tempfile.TemporaryDirectory(prefix=".job-", dir=folder) as scratch:  # as large as a model: not in /tmp
         made, versions = Path(scratch, "model"), Path(scratch, "versions.json")
         job = {
             "model": str(model.absolute()),
@@ -136,8 +135,8 @@ def _fill(
             "prompts": [list(prompt) for prompt in prompts],
         }
         run_worker(job, Path(scratch, "job.json"))
-        check_result(made, list_linear(model, settings.ignore))
-        copy_texts(model, folder)
+        check_result(made, list_linear_layers(model, settings.ignore))
+        copy_text_files(model, folder)
         for path in made.iterdir():
             if path.suffix == ".safetensors" or path.name in (INDEX, "config.json"):
                 path.replace(folder / path.name)
@@ -154,7 +153,7 @@ def _fill(
 
 
 def check_source(model: Path) -> None:
-    """Raises ValueError for what cannot be quantised: an adapter, quantised weights, a model with a head."""
+    """Raises ValueError for an adapter, quantised weights, and models that are no causal LMs."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     name = paths.relative(model)
@@ -169,11 +168,11 @@ def check_source(model: Path) -> None:
         raise ValueError(f"{name} is {architectures[0]}: llm-compressor quantises causal language models here")
 
 
-# the process -------------------------------------------------------------------------------------------------
+# the worker process -------------------------------------------------------------------------------------------------
 
 
 def find_python() -> Path:
-    """The python of the environment with llm-compressor."""
+    """Python of the environment with llm-compressor; raises FileNotFoundError where that is missing."""
     python = paths.root() / ".venv-quantise" / "bin" / "python"
     if not python.is_file():
         raise FileNotFoundError(f"{paths.relative(python)} is missing: run `make quantise` for llm-compressor")
@@ -181,14 +180,11 @@ def find_python() -> Path:
 
 
 def run_worker(job: Mapping[str, Any], path: Path) -> None:
-    """Quantise in the other environment; raises RuntimeError with the last lines where it fails.
-
-    `path`: where the job is written for it.
-    """
+    """Write the job to `path` and run quantize_worker.py on it; raises RuntimeError with its last lines."""
     command = [str(find_python()), str(Path(__file__).with_name("quantize_worker.py")), str(path)]
     path.write_text(json.dumps(job), encoding="utf-8")
-    # Thousands of small operations: waiting threads that spin would take the cores from those that work.
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **ENVIRONMENT}
+    # Thousands of small operations: threads that spin while they wait would take the cores from those that work.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **WORKER_ENVIRONMENT}
     last: deque[str] = deque(maxlen=LAST_LINES)
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
@@ -206,9 +202,9 @@ def run_worker(job: Mapping[str, Any], path: Path) -> None:
 
 
 def show_line(line: str, last: deque[str]) -> None:
-    """Print what the process says as it comes; of its progress bars one line for each part of the model (a layer)."""
+    """Print a line of the worker's output; of its progress bars one line for each part (layer) of the model."""
     line = line.replace(CURSOR_UP, "").strip()
-    if BAR.search(line):
+    if PROGRESS_BAR.search(line):
         done = re.match(r"\((\d+/\d+)\): Propagating: *100%", line)
         line = f"quantising: part {done[1]} done" if done else ""
     if line and line not in last:
@@ -217,19 +213,19 @@ def show_line(line: str, last: deque[str]) -> None:
 
 
 def check_result(folder: Path, layers: Mapping[str, int]) -> None:
-    """Raises ValueError for another format than compressed-tensors', a layer left out, and non-finite values."""
+    """Raises ValueError for another format than compressed-tensors', layers left out, and non-finite values."""
     import torch
 
     method = read_quantisation(folder).get("quant_method")
     if method != "compressed-tensors":
         raise ValueError(f"llm-compressor left a model with quant_method {method!r}, not compressed-tensors")
     checkpoint = Checkpoint(folder)
-    left = [layer for layer in layers if f"{layer}.weight_scale" not in checkpoint.tensors]
-    if left:
+    skipped = [layer for layer in layers if f"{layer}.weight_scale" not in checkpoint.tensors]
+    if skipped:
         raise ValueError(
-            f"llm-compressor did not quantise {len(left)} of {len(layers)} linear layers, first {left[0]}: "
-            f"add them to quantize.ignore if that is meant"
+            f"llm-compressor did not quantise {len(skipped)} of {len(layers)} linear layers, first {skipped[0]}: "
+            f"add them to quantize.ignore if that is intended"
         )
-    for name, place in checkpoint.tensors.items():
-        if is_float(place.dtype) and not torch.isfinite(checkpoint.read(name)).all():
-            raise ValueError(f"{name} is not finite after quantising: is the source, or is a prompt too long for it?")
+    for name, tensor in checkpoint.tensors.items():
+        if is_float(tensor.dtype) and not torch.isfinite(checkpoint.read(name)).all():
+            raise ValueError(f"{name} is not finite after quantising: is the source finite, is a prompt too long?")

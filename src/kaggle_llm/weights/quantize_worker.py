@@ -1,6 +1,6 @@
 """Quantises one model with llm-compressor: `python quantize_worker.py job.json`, by the python of .venv-quantise.
 
-A script apart: llm-compressor's pins conflict with vLLM's, so nothing of this package is imported here.
+A separate script: llm-compressor's pins conflict with vLLM's, so nothing of this package is imported here.
 Leaves in job["output"] the weights in compressed-tensors' format and config.json; in job["versions"] a JSON file with
 the versions of the libraries.
 """
@@ -13,8 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-SHOWN = ("WARNING", "ERROR", "CRITICAL")
-PACKAGES = ("llmcompressor", "compressed-tensors", "transformers", "torch")
+SHOWN_LOG_LEVELS = ("WARNING", "ERROR", "CRITICAL")
+REPORTED_PACKAGES = ("llmcompressor", "compressed-tensors", "transformers", "torch")
 
 
 def main(job: dict[str, Any]) -> None:
@@ -32,26 +32,28 @@ def main(job: dict[str, Any]) -> None:
         num_calibration_samples=len(job["prompts"]),
     )
     model.save_pretrained(job["output"], save_compressed=True)
-    Path(job["versions"]).write_text(json.dumps({name: metadata.version(name) for name in PACKAGES}), encoding="utf-8")
+    Path(job["versions"]).write_text(
+        json.dumps({name: metadata.version(name) for name in REPORTED_PACKAGES}), encoding="utf-8"
+    )
 
 
 def prepare_library() -> None:
-    """Warnings without a figure for every matrix; AWQ on a machine without a GPU."""
+    """Silence the log line of every matrix, and make AWQ run on a machine without a GPU."""
     import torch
     from llmcompressor.pipelines.cache import IntermediatesCache
     from loguru import logger
 
     logger.remove()
-    logger.add(sys.stderr, format="{level}: {message}", filter=lambda record: record["level"].name in SHOWN)
+    logger.add(sys.stderr, format="{level}: {message}", filter=lambda record: record["level"].name in SHOWN_LOG_LEVELS)
     if not torch.accelerator.is_available():
-        # AWQ pins what it keeps for a quick way to the GPU, and fails where there is none (llmcompressor 0.14.0.1).
+        # AWQ pins its cache in memory for the GPU, and fails where there is none (llmcompressor 0.14.0.1).
         IntermediatesCache.pin_memory = lambda *_: None
 
 
 def make_recipe(job: dict[str, Any]) -> list[Any]:
     """GPTQ with symmetric and AWQ with asymmetric 4-bit groups: vLLM's Marlin kernels take both on a T4.
 
-    SmoothQuant: int8 weights by GPTQ, one scale a row; int8 activations, one scale a token, made as they come.
+    SmoothQuant: int8 weights by GPTQ, one scale a row; int8 activations, one scale a token, computed at run time.
     """
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
@@ -72,14 +74,14 @@ def make_recipe(job: dict[str, Any]) -> list[Any]:
             "symmetric": job["scheme"] == "gptq",
         },
     }
-    where = {"config_groups": {"group_0": groups}, "ignore": ignore}
+    modifier = {"config_groups": {"group_0": groups}, "ignore": ignore}
     if job["scheme"] == "gptq":
-        return [GPTQModifier(**where)]
-    return [AWQModifier(duo_scaling="both"), QuantizationModifier(**where)]
+        return [GPTQModifier(**modifier)]
+    return [AWQModifier(duo_scaling="both"), QuantizationModifier(**modifier)]
 
 
 def make_loader(prompts: list[list[int]]) -> Any:
-    """One prompt at a time, as long as it is: no padding that would be calibrated on."""
+    """Batches of one prompt: padding would be part of the calibration."""
     import torch
     from torch.utils.data import DataLoader
 

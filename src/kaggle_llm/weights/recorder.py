@@ -1,4 +1,4 @@
-"""What every engine of a run answered, written down beside the ranking: what parity compares."""
+"""Records what a run asks an engine and what it answers: parity compares that, and quantising calibrates on it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kaggle_llm.competition.competition import Competition
-from kaggle_llm.engines.engine import Completion, Engine, EngineSettings, Sampling
+from kaggle_llm.engines.engine import Completion, Engine, EngineSettings, EngineWrapper, Sampling
 from kaggle_llm.engines.maker import make_engine
 from kaggle_llm.engines.prompts import Prompt
 from kaggle_llm.inference.model import Model
@@ -22,60 +22,59 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of an engine: what it was asked and what it said."""
+    """One call of an engine, with its answers."""
 
-    kind: str
+    method: str
     """choices, logits, embed or generate."""
     prompts: list[tuple[int, ...]]
     answers: Sequence[np.ndarray] | np.ndarray
     """choices: [n, k]; embed: [n, d]; logits: an array for each prompt; generate: none."""
     texts: list[list[str]]
-    """generate: of every prompt."""
+    """generate: the texts of every prompt."""
 
 
-class RecordingEngine:
-    """An engine that notes what passes through it."""
+class RecordingEngine(EngineWrapper):
+    """An engine that appends every call to `calls`."""
 
     def __init__(self, engine: Engine, calls: list[Call]) -> None:
-        self.engine, self.calls = engine, calls
+        super().__init__(engine)
+        self.calls = calls
 
     def choices(self, prompts: Sequence[Prompt], labels: Sequence[Prompt]) -> np.ndarray:
         answers = self.engine.choices(prompts, labels)
-        self._note("choices", prompts, answers)
+        self._record("choices", prompts, answers)
         return answers
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
         answers = self.engine.generate(prompts, sampling)
-        self._note("generate", prompts, [], [[one.text for one in found] for found in answers])
+        texts = [[completion.text for completion in completions] for completions in answers]
+        self._record("generate", prompts, [], texts)
         return answers
 
     def embed(self, prompts: Sequence[Prompt]) -> np.ndarray:
         answers = self.engine.embed(prompts)
-        self._note("embed", prompts, answers)
+        self._record("embed", prompts, answers)
         return answers
 
     def logits(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
         answers = self.engine.logits(prompts)
-        self._note("logits", prompts, answers)
+        self._record("logits", prompts, answers)
         return answers
 
-    def close(self) -> None:
-        self.engine.close()
-
-    def _note(
+    def _record(
         self,
-        kind: str,
+        method: str,
         prompts: Sequence[Prompt],
         answers: Sequence[np.ndarray] | np.ndarray,
         texts: Sequence[list[str]] = (),
     ) -> None:
-        self.calls.append(Call(kind, [tuple(prompt) for prompt in prompts], answers, list(texts)))
+        self.calls.append(Call(method, [tuple(prompt) for prompt in prompts], answers, list(texts)))
 
 
 class RecordingRun(Run):
-    """A Run that notes what the engine of the model `watched` answered, in `calls`.
+    """A Run that records the calls of the model `watched`'s engine in `calls`.
 
-    settings: of that engine; the other models keep the config's. keep_for: as of Run.
+    settings: of that engine; the other models keep the config's. keep_for: as in Run.
     """
 
     def __init__(
@@ -89,7 +88,7 @@ class RecordingRun(Run):
     ) -> None:
         super().__init__(config, competition, models, keep_for=keep_for)
         self.watched = watched
-        self.settings = replace(settings, workers=0) if settings else None  # stages one after the other, all alike
+        self.settings = replace(settings, workers=0) if settings else None  # every stage in one process
         self.calls: list[Call] = []
 
     def open_engine(self, model: Model) -> Engine:
@@ -103,20 +102,20 @@ class RecordingRun(Run):
 def collect_prompts(
     exp: Path, name: str, config: Any, competition: Competition, models: Sequence[Model], rows: pl.DataFrame, run: str
 ) -> list[tuple[int, ...]]:
-    """For each row one of the prompts that predict.score gives to model `name`; ValueError where it gives none.
+    """For each row one of the prompts that predict.score gives to model `name`, drawn with the config's seed.
 
-    rows: unlabelled; run: whose training asks.
+    rows: without labels. run: the run that is trained. Raises ValueError where a row gives no prompt.
     """
     from tqdm import tqdm
 
     rng = random.Random(config.seed)
-    found = []
-    with RecordingRun(name, config, competition, models, keep_for=run) as asked:
+    chosen = []
+    with RecordingRun(name, config, competition, models, keep_for=run) as recording:
         for row in tqdm(rows.iter_slices(1), "calibration prompts", rows.height, mininterval=5.0):
-            asked.calls.clear()
-            score_rows(exp, asked, row)
-            prompts = [prompt for call in asked.calls for prompt in call.prompts]
+            recording.calls.clear()
+            score_rows(exp, recording, row)
+            prompts = [prompt for call in recording.calls for prompt in call.prompts]
             if not prompts:
-                raise ValueError(f"row {row['id'][0]!r}: predict asks {name} nothing, so nothing can be calibrated on")
-            found.append(rng.choice(prompts))
-    return found
+                raise ValueError(f"row {row['id'][0]!r}: predict.py sends {name} no prompt that could be calibrated on")
+            chosen.append(rng.choice(prompts))
+    return chosen

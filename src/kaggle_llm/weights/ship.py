@@ -12,9 +12,9 @@ Ship = Literal["fold0", "folds", "average", "full"]
 
 
 def describe_cv(config: Mapping[str, Any]) -> str:
-    """What the CV of a run says about what it ships; "" where it is the score of just that.
+    """Why the CV of a run is not the score of what it ships; "" where it is.
 
-    config: as its record has it. Models that it takes from other runs count too, as far as those runs are here.
+    config: the one in its record. Also looks at the runs that it takes models from, where they are on this machine.
     """
     how = config.get("ship", "fold0")
     note = {

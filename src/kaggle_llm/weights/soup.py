@@ -22,9 +22,9 @@ from kaggle_llm.weights import arithmetic
 from kaggle_llm.weights.checkpoint import (
     Checkpoint,
     Output,
-    check_finite,
+    check_weights_finite,
     copy_tensor,
-    copy_texts,
+    copy_text_files,
     fill_folder,
     is_float,
     row_blocks,
@@ -77,7 +77,7 @@ def fill_soup(members: Sequence[Path], settings: SoupSettings, base: Path | None
     soup = Soup(members, settings, base)
     soup.check()
     write_shards(folder, soup.shards())
-    copy_texts(members[0], folder)
+    copy_text_files(members[0], folder)
     if settings.dtype != "members":
         config = records.read_json(folder / "config.json")
         config.pop("torch_dtype", None)
@@ -125,7 +125,7 @@ class Soup:
             dtypes = {member.tensors[name].dtype: member.folder for member in self.members}
             if len(dtypes) > 1 and self.settings.dtype == "members":
                 found = " and ".join(f"{dtype} in {folder}" for dtype, folder in dtypes.items())
-                raise ValueError(f"{name} is {found}: say which the merged model has, soup.dtype=float32 for one")
+                raise ValueError(f"{name} is {found}: say which the merged model has, --dtype float32 for one")
         if self.base:
             check_names(first, self.base)
 
@@ -183,7 +183,7 @@ class Soup:
         for rows in row_blocks(shape):
             blocks = [tensor[rows] if shape else tensor for tensor in tensors]
             for parent, block in zip(parents, blocks, strict=True):
-                check_finite(block, f"{parent.folder}: {name}")
+                check_weights_finite(block, f"{parent.folder}: {name}")
             yield mix(blocks)
 
 
@@ -225,21 +225,19 @@ def check_settings(settings: SoupSettings, members: Sequence[Path], base: Path |
     if count < 2:
         raise ValueError(f"{count} members {[str(member) for member in members]}: name two checkpoints or more")
     if method == "slerp" and (count != 2 or weights):
-        raise ValueError(
-            f"slerp goes from one member to another by soup.t, without weights: {count} members, {weights}"
-        )
+        raise ValueError(f"slerp goes from one member to another by --t, without weights: {count} members, {weights}")
     if (method in WITH_BASE) != (base is not None):
         raise ValueError(
-            f"soup.method = {method}, base = {base}: {' and '.join(WITH_BASE)} need the base model, others none"
+            f"method = {method}, base = {base}: {' and '.join(WITH_BASE)} need the base model, others none"
         )
     if weights and len(weights) != count:
-        raise ValueError(f"soup.weights = {weights}: {len(weights)} for {count} members; give one each")
+        raise ValueError(f"weights = {weights}: {len(weights)} for {count} members; give one each")
     if weights and (not all(map(math.isfinite, weights)) or abs(sum(weights)) < 1e-8):
-        raise ValueError(f"soup.weights = {weights}: give numbers whose sum is not 0")
+        raise ValueError(f"weights = {weights}: give numbers whose sum is not 0")
     if not 0 < settings.density <= 1:
-        raise ValueError(f"soup.density = {settings.density}: the share that is kept, above 0 and up to 1")
+        raise ValueError(f"density = {settings.density}: the share that is kept, above 0 and up to 1")
     if not 0 <= settings.t <= 1:
-        raise ValueError(f"soup.t = {settings.t}: 0 is the first member, 1 the second, merged models lie between")
+        raise ValueError(f"t = {settings.t}: 0 is the first member, 1 the second, merged models lie between")
 
 
 def check_configs(members: Sequence[Path], base: Path | None) -> None:

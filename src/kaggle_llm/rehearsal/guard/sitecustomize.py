@@ -1,7 +1,7 @@
-"""Refuse every connection but to this machine: Python imports this first where a rehearsal puts it on PYTHONPATH.
+"""Refuse every connection except to this machine: Python imports this first when a rehearsal puts it on PYTHONPATH.
 
-Used where namespaces are not to be had. Child processes inherit it through the environment; programs that are not
-Python are not held back, which is why the report names the method.
+Used where there are no namespaces. Child processes inherit it through the environment; programs other than Python are
+not stopped, so the report names the method.
 """
 
 import ipaddress
