@@ -381,6 +381,24 @@ def test_a_decision_comes_back_as_it_was_saved(tmp_path: Path, value: Any) -> No
         assert load_decided(tmp_path / "decision", type(value)) == decided
 
 
+def test_a_field_that_somebody_adds_to_a_decision_is_kept_by_its_fit() -> None:
+    @dataclass(frozen=True)
+    class Cut(Blend):
+        length: int = 3
+
+    @dataclass(frozen=True)
+    class Named(Temperature):
+        name: str = ""
+
+    scored = drawn()
+    rows = dict(scored.retrieved.select("id", "items").iter_rows())
+    fitted = Cut(length=5).fit(scored, truth(**{row: items[1] for row, items in rows.items()}), METRIC)
+    assert fitted.weight != Cut().weight and fitted == Cut(fitted.weight, 5)
+    shares = ranking(a={"x": math.log(0.7), "y": math.log(0.3)}, b={"x": math.log(0.6), "y": math.log(0.4)})
+    named = Named(name="n").fit(shares, truth(a="x", b="y"), log_loss(("x", "y")))
+    assert named.value != 1 and named == Named(named.value, "n")
+
+
 def test_a_saved_blend_decides_as_before(tmp_path: Path) -> None:
     scored = drawn()
     true = truth(**{row: items[2] for row, items in scored.retrieved.select("id", "items").iter_rows()})

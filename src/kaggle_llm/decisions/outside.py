@@ -6,7 +6,7 @@ if single tokens were scored, because a token added beside a span makes the whol
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from kaggle_llm.competition.rankings import make_ranking
@@ -30,9 +30,8 @@ class OutsideThreshold:
 
     def fit(self, tagged: pl.DataFrame, truth: pl.DataFrame, metric: Metric) -> OutsideThreshold:
         """The threshold of GRID with the best metric; of equals the first."""
-        return max(
-            map(OutsideThreshold, GRID), key=lambda value: metric.sign * metric.score(value.apply(tagged), truth)
-        )
+        tried = [replace(self, value=value) for value in GRID]
+        return max(tried, key=lambda threshold: metric.sign * metric.score(threshold.apply(tagged), truth))
 
     def apply(self, tagged: pl.DataFrame) -> pl.DataFrame:
         """The frame of `tags.tag_texts` → RANKING of spans, scored by their mean log-probability."""

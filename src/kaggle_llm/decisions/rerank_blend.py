@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from kaggle_llm.competition.rankings import make_ranking
@@ -60,7 +60,7 @@ class Blend:
         def loss(weight: float) -> float:
             return sum(loss_of_right(weight * scores + prior, right) for scores, prior, right in rows)
 
-        return Blend(float(minimize_scalar(loss, bounds=(0.0, LARGEST), method="bounded").x))
+        return replace(self, weight=float(minimize_scalar(loss, bounds=(0.0, LARGEST), method="bounded").x))
 
     def _list_right(self, scored: Reranked, truth: pl.DataFrame) -> Iterator[tuple[np.ndarray, np.ndarray, list[int]]]:
         """Of rows with right and wrong reranked candidates: scores, −log(rank), and the places of the right ones."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from kaggle_llm.competition.metrics import log_loss
@@ -37,7 +37,7 @@ class Temperature:
 
         low, high = RANGE
         result = minimize_scalar(loss, bounds=(1 / high, 1 / low), method="bounded", options={"xatol": 1e-6})
-        return Temperature(1 / float(result.x))
+        return replace(self, value=1 / float(result.x))
 
     def apply(self, ranking: pl.DataFrame) -> pl.DataFrame:
         """RANKING of log-probabilities (up to a constant in each row) → RANKING of scaled, normalised ones."""

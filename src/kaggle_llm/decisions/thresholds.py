@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from kaggle_llm.competition.metrics import quadratic_kappa
@@ -41,7 +41,7 @@ class Thresholds:
         if len(set(levels.tolist())) < 2:
             return self
         cuts = fit_thresholds(values["values"].list.first().to_numpy(), levels, len(self.labels))
-        return Thresholds(self.labels, tuple(cuts.tolist()))
+        return replace(self, cuts=tuple(cuts.tolist()))
 
     def apply(self, values: pl.DataFrame) -> pl.DataFrame:
         """VALUES, of which the first target counts → RANKING of one label a row, score 0."""

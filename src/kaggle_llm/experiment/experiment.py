@@ -209,7 +209,9 @@ class Experiment:
         predicted = Predicted(part.fold, rows["id"].to_list(), after, before, run.fallback, bool(part.learned))
         self._predicted.append(predicted)
         score = Scores([predicted], self.predict, self.config, self.competition, self.train, fit=False).score
-        print(f"{self.name}: {part.name}: {self.competition.metric.name} {score:.4f} on {rows.height} rows", flush=True)
+        note = ", its decision not fitted yet" if hasattr(self.predict, "decision") else ""
+        metric = self.competition.metric.name
+        print(f"{self.name}: {part.name}: {metric} {score:.4f} on {rows.height} rows{note}", flush=True)
 
     def _write_scores(self, also: Mapping[str, float]) -> dict[str, Any]:
         """oof.parquet, the decisions, and metrics.json."""
