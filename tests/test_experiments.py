@@ -14,6 +14,8 @@ import polars as pl
 import pytest
 from workspace import ROOT, Workspace, copy_workspace, read_answers, succeed
 
+from kaggle_llm.base import records
+
 PACKAGE = ROOT / "src" / "kaggle_llm"
 SMOKE = "exp002_rerank--smoke"
 # train.py where nothing can be computed by a model, and nothing trained.
@@ -272,6 +274,25 @@ def test_a_copy_is_a_new_experiment_with_zero_edits(trained: Workspace) -> None:
     difference = subprocess.run(["diff", "-r", "-x", "__pycache__", source, copy], capture_output=True, check=False)
     assert difference.returncode == 0 and not difference.stdout
     assert {path.name for path in trained.output.iterdir()} - outputs == {"exp900_copy--smoke"}
+
+
+def test_two_trained_models_of_a_part_keep_their_own_folders(trained: Workspace, tmp_path: Path) -> None:
+    exp = trained.root / "exp" / "exp901_two"
+    shutil.copytree(trained.root / "exp" / "exp002_rerank", exp)
+    train = (exp / "train.py").read_text()
+    learn = '        part.learn("reranker", task, make_groups)\n'
+    second = '        part.learn("second", task, lambda part: make_groups(part)[1:])\n'
+    (exp / "train.py").write_text(train.replace(learn, learn + second))
+    succeed(trained.train("exp901_two", "--smoke", "models.second=input/models/SmolLM2-135M-Instruct", "run=a"))
+    fold = trained.output / "exp901_two--a-smoke" / "fold0"
+    base = trained.root / "input" / "models" / "SmolLM2-135M-Instruct"
+    record = json.loads((fold.parent / "record.json").read_text())
+    folders = {model["name"]: model["folder"] for model in record["settings"]["ship"]}
+    for name, own in (("reranker", fold), ("second", fold / "second")):
+        assert folders[name] == (own / "merged").relative_to(trained.root).as_posix()
+        inputs = json.loads((own / "merged" / "record.json").read_text())["inputs"]
+        assert inputs["adapter"] == records.hash_content(own / "adapter"), f"{name} is merged from its own adapter"
+        assert inputs["base"] == records.hash_content(base)
 
 
 def test_new_copies_and_remembers_the_parent(trained: Workspace) -> None:

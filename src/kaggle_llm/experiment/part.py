@@ -109,7 +109,7 @@ class Part:
 
     def stem(self, name: str) -> str:
         """The folder of a model's steps: the part's own for its first model, a subfolder for others."""
-        return self.name if not self.learned or name in self.learned else f"{self.name}/{name}"
+        return self.name if name == next(iter(self.learned), name) else f"{self.name}/{name}"
 
     def finish(self, name: str, base: Model, trained: Path) -> None:
         """Bring model `name` into the form that predicts: adapter attached or merged, quantised if asked."""
@@ -146,14 +146,13 @@ class Part:
 
     def merge(self, name: str, weights: Mapping[str, Path], settings: SoupSettings) -> None:
         """Merge model `name` from other runs' weights. weights: run → folder."""
-        base = find_model(self.models, name).folder if settings.method in WITH_BASE else None
-        make = partial(merge_checkpoints, list(weights.values()), settings=settings, base=base)
-        inputs = {**weights, "base": base, "code": hash_code("kaggle_llm.weights.soup")}
-        stem = self.stem(name)
-        self.learned[name] = self.experiment.steps.make(f"{stem}/merged", make, {"merge": settings}, inputs)
-        self.models = replace_model(self.models, Model(name, self.learned[name]))
-        if self.config.quantize.scheme != "none":
-            self.quantize(name, stem)
+        base = find_model(self.models, name)
+        needed = base.folder if settings.method in WITH_BASE else None
+        make = partial(merge_checkpoints, list(weights.values()), settings=settings, base=needed)
+        inputs = {**weights, "base": needed, "code": hash_code("kaggle_llm.weights.soup")}
+        step = f"{self.stem(name)}/merged"
+        self.learned[name] = self.experiment.steps.make(step, make, {"merge": settings}, inputs)
+        self.finish(name, base, self.learned[name])
 
     def average(self, parts: Sequence[Part]) -> None:
         """Average the adapters that the folds trained, and bring them into the form that predicts."""
