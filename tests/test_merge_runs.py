@@ -10,6 +10,7 @@ from workspace import Workspace, copy_workspace, succeed
 
 from kaggle_llm.weights.soup import SoupSettings, merge_checkpoints
 
+SEED1 = "python exp/exp002_rerank/train.py seed=1 run=seed1 --smoke"
 FIRST, SECOND = "exp002_rerank--smoke", "exp002_rerank--seed1-smoke"
 
 
@@ -37,6 +38,7 @@ def test_two_runs_are_merged_fold_by_fold_scored_and_bundled(two_seeds: Workspac
     shipped = (two_seeds.output / "bundles" / run.name).glob("*-weights-*/*/model.safetensors")
     assert any(path.samefile(run / "fold0" / "merged" / "model.safetensors") for path in shipped)
     again = succeed(two_seeds.cli("trace", run.name, "--again")).splitlines()
+    assert {"python exp/exp002_rerank/train.py --smoke", SEED1} <= set(again[:-1]), "the runs come first"
     assert again[-1] == f"kaggle-llm merge {FIRST} {SECOND} {' '.join(options)}"
 
 
@@ -48,6 +50,8 @@ def test_two_runs_are_merged_fold_by_fold_scored_and_bundled(two_seeds: Workspac
         ([FIRST, SECOND, "--method", "mean"], "method"),
         (["exp001_retrieve--smoke", FIRST], "trained no model"),
         ([FIRST, SECOND, "--method", "slerp", "--t", "2"], "t = 2.0"),
+        ([FIRST, SECOND, "--name", "seed1"], "is a trained run: choose another --name"),
+        ([FIRST, SECOND, "--name", "a/b"], "run = 'a/b'"),
     ],
 )
 def test_what_cannot_be_merged_is_one_clear_error(two_seeds: Workspace, words: list[str], said: str) -> None:

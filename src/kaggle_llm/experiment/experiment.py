@@ -22,7 +22,7 @@ from kaggle_llm.experiment.part import Part
 from kaggle_llm.experiment.recorded import hash_prediction, read_answers
 from kaggle_llm.experiment.scores import Predicted, Scores, print_metrics, with_cells
 from kaggle_llm.experiment.steps import Steps, describe_changes
-from kaggle_llm.inference.borrowed import check_held_out, check_member_runs, find_fold, find_shipped
+from kaggle_llm.inference.borrowed import check_held_out, check_member_runs, find_fold, find_shipped, list_lenders
 from kaggle_llm.inference.cross_fit import DECISION_MODEL
 from kaggle_llm.inference.model import Model, check_folds_match, describe_models, join_folds, replace_model
 from kaggle_llm.inference.run import Run, import_predict, score_rows
@@ -36,10 +36,19 @@ Ask = Callable[["pl.DataFrame", Any, Run], "pl.DataFrame"]  # (rows, the result 
 
 
 class Experiment:
-    """What `start` returns. command: the command that makes this run again."""
+    """What `start` returns. command: makes this run again. merged: runs whose weights it merges."""
 
-    def __init__(self, exp: Path, name: str, config: Any, smoke: bool, command: Sequence[str] = ()) -> None:
-        self.exp, self.name, self.config, self.smoke, self.command = exp, name, config, smoke, list(command)
+    def __init__(
+        self,
+        exp: Path,
+        name: str,
+        config: Any,
+        smoke: bool,
+        command: Sequence[str] = (),
+        merged: Sequence[str] = (),
+    ) -> None:
+        self.exp, self.name, self.config, self.smoke = exp, name, config, smoke
+        self.command, self.merged = list(command), list(merged)
         self.started = time.monotonic()
         self.steps = Steps(name, config.seed)
         self.folder = self.steps.folder
@@ -178,6 +187,7 @@ class Experiment:
             "ship": describe_models(models),
             "fold_models": {str(part.fold): describe_models(self._of_fold(part)) for part in self.fold_parts},
             "command": self.command,
+            "runs": [*list_lenders(asdict(self.config)), *self.merged],
         }
         inputs = {path.name: records.hash_file(path) for path in sorted(self.competition.folder.glob("*.csv"))}
         inputs |= {model.label: records.hash_content(model.folder) for model in models}

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from kaggle_llm.base import paths, records
-from kaggle_llm.base.arguments import Arguments, run_name
+from kaggle_llm.base.arguments import parse_arguments, run_name
 from kaggle_llm.base.config import load_config
 from kaggle_llm.experiment.experiment import Experiment
 from kaggle_llm.experiment.part import Part
@@ -36,8 +36,10 @@ def merge_runs(runs: Sequence[str], settings: SoupSettings, name: str) -> str:
         raise ValueError(f"{runs[0]} has ship = average: merge runs that ship fold0, folds or full")
     trained = list_trained(runs[0], record)
     smoke = bool(records.read_json(paths.run_folder(runs[0]) / "metrics.json")["smoke"])
+    merged = run_name(exp.name, parse_arguments([f"run={name}", *["--smoke"] * smoke]))
+    check_name(merged)
     command = ["kaggle-llm", "merge", *runs, *describe_options(settings), "--name", name]
-    experiment = Experiment(exp, run_name(exp.name, Arguments([], name, smoke)), config, smoke, command)
+    experiment = Experiment(exp, merged, config, smoke, command, runs)
     validated = {fold: experiment.rows_of(fold)["id"].to_list() for fold in experiment.folds}
     for run in runs:
         check_held_out({model: f"{run}:{model}" for model in trained}, validated)
@@ -47,6 +49,13 @@ def merge_runs(runs: Sequence[str], settings: SoupSettings, name: str) -> str:
     experiment.score()
     experiment.ship()
     return experiment.name
+
+
+def check_name(run: str) -> None:
+    """Raises FileExistsError where the run of that name was trained: its scores would be overwritten."""
+    folder = paths.run_folder(run)
+    if any(folder.glob("**/adapter")) or any(folder.glob("**/trained")):
+        raise FileExistsError(f"{paths.relative(folder)} is a trained run: choose another --name")
 
 
 def describe_options(settings: SoupSettings) -> list[str]:

@@ -155,6 +155,8 @@ class Ancestry:
         ]
         shipped = read_models(record.settings["ship"])
         parents = [self.parent(model.label, record.inputs[model.label], model.folder) for model in shipped]
+        runs = [paths.run_folder(run) for run in record.settings["runs"]]
+        parents += [self.artefact(other) for other in runs if records.read_record(other)]
         raw = {name: digest for name, digest in record.inputs.items() if name.endswith(RAW_SUFFIX)}
         parents += [self.raw(name, digest, config["competition"]) for name, digest in raw.items()]
         return TraceNode(f"run {folder.name}", details, parents, list(self.training_commands(folder, record)))
