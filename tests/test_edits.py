@@ -8,6 +8,8 @@ behind the model.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import random
@@ -87,10 +89,13 @@ def rename_local(text: str, rng: random.Random) -> str:
 
 
 def add_row(text: str, rng: random.Random) -> str:
-    """A row of train.csv in front, so that it is among those that are trained on."""
-    head, *rows = text.splitlines()
-    new = rng.choice(rows).split(",", 1)
-    return "\n".join([head, f"x{rng.randrange(10**6)},{new[1]}", *rows, ""])
+    """A row of train.csv in front, so that it is among those that are trained on; its words in no row's order."""
+    head, *rows = csv.reader(io.StringIO(text))
+    cells = [cell.split() for cell in rng.choice(rows)[1:]]
+    new = [f"x{rng.randrange(10**6)}", *(" ".join(rng.sample(words, len(words))) for words in cells)]
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows([head, new, *rows])
+    return file.getvalue()
 
 
 AFTER = "    return Reranked(retrieved, rerank("
