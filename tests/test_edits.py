@@ -98,7 +98,6 @@ def add_row(text: str, rng: random.Random) -> str:
     return file.getvalue()
 
 
-AFTER = "    return Reranked(retrieved, rerank("
 EDITS = {
     "comments": Edit(tuple(CODE), add_comment),
     "a local name": Edit((f"{EXP}/predict.py",), rename_local),

@@ -32,6 +32,7 @@ HEAVY |= {
     "datasketch",
     "wandb",
     "rouge_score",
+    "sacrebleu",
     "scipy",
     "matplotlib",
     "compressed_tensors",

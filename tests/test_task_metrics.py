@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -10,16 +11,26 @@ import pytest
 from kaggle_llm.competition.metrics import (
     Metric,
     accuracy,
+    bleu,
     bootstrap_interval,
+    chrf,
     exact_match,
+    f_beta,
     log_loss,
+    matthews_correlation,
+    mean_reciprocal_rank,
+    ndcg,
     normalise_answer,
+    numeric_match,
     paired_difference,
     pearson,
+    precision,
     quadratic_weighted_kappa,
     repetition,
+    roc_auc,
     root_mean_squared_error,
     rouge,
+    sharpened_cosine,
     span_f_beta,
     spearman,
     words,
@@ -143,10 +154,128 @@ def test_kappa_refuses_what_is_no_level() -> None:
         metric.score(answers(["mid"], ["low"]), true(["mid", "low"], ["mid"]))
 
 
+def test_precision_and_reciprocal_ranks_by_hand() -> None:
+    ranking, truth = answers(["a", "b", "c"], ["x", "y"], []), true(["b", "c"], ["a"], ["a"])
+    assert precision(2).rows(ranking, truth).tolist() == [1 / 2, 0.0, 0.0]
+    assert precision(5).rows(ranking, truth).tolist() == [2 / 5, 0.0, 0.0]
+    assert mean_reciprocal_rank().rows(ranking, truth).tolist() == [1 / 2, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("k", [1, 3, 8])
+def test_ndcg_of_graded_items_is_that_of_scikit_learn(k: int) -> None:
+    from sklearn.metrics import ndcg_score
+
+    rng = np.random.default_rng(k)
+    grades, scores = rng.integers(0, 4, (30, 8)), rng.normal(size=(30, 8))
+    grades[:, 0] = 1  # a row without a right item has no best order
+    names = [f"d{item}" for item in range(8)]
+    ranking = make_ranking([f"r{i}" for i in range(30)], [names] * 30, scores.tolist())
+    right = [[name for name, grade in zip(names, row, strict=True) if grade] for row in grades]
+    truth = true(*right).with_columns(grades=pl.Series([[float(grade) for grade in row if grade] for row in grades]))
+    assert ndcg(k).score(ranking, truth) == pytest.approx(ndcg_score(grades, scores, k=k), abs=1e-12)
+    binary = ndcg_score(grades > 0, scores, k=k)
+    assert ndcg(k).score(ranking, truth.drop("grades")) == pytest.approx(binary, abs=1e-12)
+    assert ndcg(k).rows(answers([]), true(["a"])).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("average", ["macro", "micro", "weighted"])
+@pytest.mark.parametrize("beta", [0.5, 1, 2])
+def test_f_beta_and_matthews_correlation_are_those_of_scikit_learn(beta: float, average: str) -> None:
+    from sklearn.metrics import fbeta_score, matthews_corrcoef
+
+    right, _, ranking = drawn_labels(60, 3, LEVELS)
+    guess = [items[0] for items in ranking["items"].to_list()]
+    expected = fbeta_score(right, guess, beta=beta, labels=LEVELS, average=average)
+    assert f_beta(beta, LEVELS, average).score(ranking, true(*ones(right))) == pytest.approx(expected, abs=1e-12)
+    assert matthews_correlation().score(ranking, true(*ones(right))) == pytest.approx(matthews_corrcoef(right, guess))
+
+
+def test_macro_f_beta_counts_a_label_that_is_never_predicted_as_zero() -> None:
+    """F1 of a is 2/3 (one hit, one too many), of b 0, of c, which does not occur, 0."""
+    score = f_beta(1, ["a", "b", "c"]).score(answers(["a"], ["a"]), true(["a"], ["b"]))
+    assert score == pytest.approx(2 / 9, abs=1e-15)
+
+
+def test_the_area_under_the_curve_is_that_of_scikit_learn_with_equal_probabilities() -> None:
+    from scipy.special import softmax
+    from sklearn.metrics import roc_auc_score
+
+    labels = ["0", "1"]
+    right, scores, _ = drawn_labels(80, 5, labels)
+    scores = np.round(scores)  # many are equal
+    ranking = make_ranking([f"r{i}" for i in range(80)], [labels] * 80, scores.tolist())
+    expected = roc_auc_score([label == "1" for label in right], softmax(scores, axis=1)[:, 1])
+    assert roc_auc().score(ranking, true(*ones(right))) == pytest.approx(expected, abs=1e-12)
+    sure = make_ranking(["r0", "r1"], [labels] * 2, [[0.0, 800.0], [0.0, 900.0]])  # both probabilities are 1.0
+    assert roc_auc().score(sure, true(["0"], ["1"])) == 1.0
+
+
+def test_the_area_under_the_curve_is_averaged_over_targets_or_groups() -> None:
+    """Rows 0 to 3; target 0 has one of four pairs wrong, target 1 none right; group g has only one class."""
+    values = make_values(["r0", "r1", "r2", "r3"], [[0.1, 0.9], [0.7, 0.8], [0.6, 0.2], [0.9, 0.1]])
+    truth = make_values(["r0", "r1", "r2", "r3"], [[0, 0], [0, 0], [1, 1], [1, 1]])
+    assert roc_auc().score(values, truth) == pytest.approx((3 / 4 + 0) / 2)
+    ranking = make_ranking(truth["id"].to_list(), [["1", "0"]] * 4, [[p, 0] for p in (0.1, 0.7, 0.6, 0.9)])
+    groups = true(["0"], ["0"], ["1"], ["1"]).with_columns(rule=pl.Series(["g", "h", "h", "h"]))
+    assert roc_auc(by="rule").score(ranking, groups) == pytest.approx(1 / 2)
+    with pytest.raises(ValueError, match=r"auc of 2 row\(s\) of one class is not defined"):
+        roc_auc().score(ranking[:2], groups)
+
+
+def test_a_weighted_log_loss_by_hand() -> None:
+    """−(1·log ½ + 3·log ¼) / (1 + 3)."""
+    half, quarter = math.log(1 / 2), math.log(1 / 4)
+    ranking = make_ranking(["r0", "r1"], [["a", "b"]] * 2, [[half, half], [math.log(3 / 4), quarter]])
+    metric = log_loss(["a", "b"], {"a": 1.0, "b": 3.0})
+    assert metric.score(ranking, true(["a"], ["b"])) == pytest.approx(-(half + 3 * quarter) / 4)
+    even = log_loss(["a", "b"], {"a": 2.0, "b": 2.0})
+    assert even.score(ranking, true(["a"], ["b"])) == pytest.approx(
+        log_loss(["a", "b"]).score(ranking, true(["a"], ["b"]))
+    )
+
+
+def test_corpus_scores_are_those_of_sacrebleu_also_with_several_references() -> None:
+    import sacrebleu
+
+    texts = ["the cat sat on a mat", "it rains", "नमस्ते दुनिया"]
+    right = [["the cat sat on the mat"], ["it is raining", "it rains today"], ["नमस्ते दुनिया"]]
+    references = [[row[0] for row in right], [None, "it rains today", None]]
+    ranking, truth = answers(*ones(texts)), true(*right)
+    assert bleu().score(ranking, truth) == pytest.approx(sacrebleu.corpus_bleu(texts, references).score, abs=1e-9)
+    assert chrf().score(ranking, truth) == pytest.approx(sacrebleu.corpus_chrf(texts, references).score, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("text", "right", "expected"),
+    [("1,234", "1234", 1.0), ("0.51", "0.5", 1.0), ("0.52", "0.5", 0.0), ("about 5", "5", 0.0), ("1e3", "1005", 0.0)],
+)
+def test_a_number_is_matched_within_its_tolerance(text: str, right: str, expected: float) -> None:
+    assert numeric_match(0.011).score(answers([text]), true(["x", right])) == expected
+
+
+def test_a_relative_tolerance_is_of_the_larger_number() -> None:
+    assert numeric_match(relative=0.01).rows(answers(["100"], ["100"]), true(["101"], ["102"])).tolist() == [1.0, 0.0]
+
+
+def test_the_sharpened_cosine_is_a_power_of_the_encoder_s(pico_encoder: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    texts = ["a first text", "another one entirely"]
+    first, second = SentenceTransformer(str(pico_encoder)).encode(texts, normalize_embeddings=True)
+    metric = sharpened_cosine(str(pico_encoder))
+    assert metric.score(answers(texts[:1], []), true(texts[1:], ["x"])) == pytest.approx(
+        float(first @ second) ** 3 / 2, abs=1e-6
+    )
+    assert metric.score(answers(texts[:1]), true(texts)) == pytest.approx(1.0, abs=1e-6)
+
+
 def test_root_mean_squared_error_by_hand() -> None:
     metric = root_mean_squared_error()
     assert metric.score(numbers(1.5, -2.0), numbers(4.5, 2.0)) == pytest.approx(math.sqrt((9 + 16) / 2))
     assert not metric.greater_is_better
+    columns = make_values(["r0", "r1"], [[3.0, 1.0], [4.0, 1.0]])
+    zeros = make_values(["r0", "r1"], [[0.0, 0.0], [0.0, 0.0]])
+    assert metric.score(columns, zeros) == pytest.approx((math.sqrt((9 + 16) / 2) + 1) / 2)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -226,6 +355,7 @@ def test_an_unknown_rouge_is_refused_when_it_is_made() -> None:
         rouge("rouge-l")
 
 
+NAMED = {"numeric_match": ["1", "2", "3", "4"], "bleu": [f"{level} is one of four levels" for level in LEVELS]}
 VALUED = ("rmse", "pearson", "spearman")
 ALL: list[Callable[[], Metric]] = [
     accuracy,
@@ -234,6 +364,16 @@ ALL: list[Callable[[], Metric]] = [
     lambda: span_f_beta(5),
     exact_match,
     lambda: rouge("rougeL"),
+    lambda: f_beta(1, LEVELS),
+    matthews_correlation,
+    lambda: log_loss(LEVELS, {level: 1.0 + place for place, level in enumerate(LEVELS)}),
+    lambda: roc_auc("mid"),
+    lambda: ndcg(3),
+    lambda: precision(1),
+    mean_reciprocal_rank,
+    chrf,
+    bleu,
+    numeric_match,
     root_mean_squared_error,
     pearson,
     spearman,
@@ -254,6 +394,10 @@ def test_the_bootstrap_takes_every_metric_and_finds_the_better_answers(make: Cal
         worse = numbers(*(values + 3 * rng.normal(size=60)))
     if metric.name == "f5":
         better, worse = top(better, 1), top(worse, 1)
+    if metric.name in NAMED:
+        names = dict(zip(LEVELS, NAMED[metric.name], strict=True))
+        named = pl.col("items").list.eval(pl.element().replace_strict(names))
+        better, worse, truth = (frame.with_columns(named) for frame in (better, worse, truth))
     low, high = bootstrap_interval(metric, worse, truth, draws=100)
     assert low < metric.score(worse, truth) < high
     difference, first, last = paired_difference(metric, better, worse, truth, draws=100)

@@ -186,6 +186,7 @@ def mean_reciprocal_rank(scores: np.ndarray) -> float:
     return float((1 / (1 + (rows[:, 1:] > rows[:, :1]).sum(1))).mean())
 
 
+@pytest.mark.release
 def test_half_precision_differs_by_what_batches_alone_do(
     questions: list[list[Prompt]], prompter: Prompter, record_property: Any
 ) -> None:
