@@ -43,7 +43,7 @@ def load_trainable(
     config |= make_loading_options(lora, training, seed, HEAD_NAMES if kind in ("sequence", "token") else None)
     model_class = getattr(transformers, CLASSES[kind][0])
     with adaptable(base) as options:
-        config |= options
+        config |= options | choose_placement()
         model, info = model_class.from_pretrained(
             base, local_files_only=True, output_loading_info=True, **config, **choose_placement()
         )
