@@ -57,9 +57,7 @@ CASES: list[tuple[type[Competition], list[str], str, list[list[str]], list[str]]
 ]
 
 
-@pytest.mark.parametrize(
-    ("form", "targets", "cell", "items", "cells"), CASES, ids=lambda case: getattr(case, "__name__", "")
-)
+@pytest.mark.parametrize(("form", "targets", "cell", "items", "cells"), CASES, ids=["items", "label", "text", "spans"])
 def test_answers_become_cells_and_cells_answers(
     make: Any, form: type[Competition], targets: list[str], cell: str, items: list[list[str]], cells: list[str]
 ) -> None:
@@ -71,11 +69,6 @@ def test_answers_become_cells_and_cells_answers(
     assert competition.check_submission(submission) == []
     width = getattr(form, "cut", None) or (1 if form is Level else None)
     assert competition.ranking_of(submission)["items"].to_list() == [row[:width] for row in items]
-    assert (
-        0
-        <= competition.metric.score(competition.ranking_of(submission), competition.truth(competition.table("train")))
-        <= 1
-    )
 
 
 @pytest.mark.parametrize(
@@ -109,9 +102,8 @@ def test_a_probability_is_the_softmax_of_both_labels_in_any_order(make: Any, odd
     assert first == pytest.approx(expected) and second == pytest.approx(1 - expected)
     back = competition.ranking_of(competition.submission(ranking))
     assert sorted(back["items"][0]) == ["0", "1"]
-    assert competition.submission(back)["answer"].cast(pl.Float64).to_list() == pytest.approx(
-        [first, second], abs=1e-12
-    )
+    again = competition.submission(back)["answer"].cast(pl.Float64).to_list()
+    assert again == pytest.approx([first, second], abs=1e-12)
 
 
 def test_a_target_that_is_no_label_is_refused(make: Any) -> None:
