@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 
 MANIFEST = "MANIFEST.json"
-LIMIT = 9 * 3600 - 600.0  # seconds; Kaggle's usual limit counts from before the notebook starts
+OFFERED = "offered.json"  # left by predict.py with the first submission that is more than the sample
+USUAL_HOURS, SPARE_SECONDS = 9.0, 600.0  # Kaggle's time limit counts from before the notebook starts
 LAYOUTS = ("datasets/*/*", "*")  # how Kaggle mounts datasets now, and did before; else all of the mount is searched
 TICK_SECONDS = 60.0  # between two lines with the time left
 TRIAL_BYTES = 2**20  # that must fit into the working folder
@@ -277,13 +278,19 @@ def run_process(command: list[str], folder: Path, variables: dict[str, str], dea
     return None if late.is_set() else returned
 
 
+def find_limit(code: Path) -> float:
+    """Seconds of this session: KAGGLE_LLM_LIMIT, else the hours of the bundle's competition, less a spare."""
+    hours = read_manifest(code).get("hours", USUAL_HOURS)
+    return float(os.environ.get("KAGGLE_LLM_LIMIT") or max(hours * 3600 - SPARE_SECONDS, 0))
+
+
 def main(code: Path, root: Path) -> None:
     """Run the prediction of the bundle `code` with its log; kill it at the time limit.
 
     root: the folder of Kaggle's input/ and working/. The submission.csv of before a kill stays valid.
     Raises RuntimeError where the process fails, or is killed before it wrote a submission.
     """
-    limit, start = float(os.environ.get("KAGGLE_LLM_LIMIT", LIMIT)), time.time()
+    limit, start = find_limit(code), time.time()
     compare_machine(code, root)
     command, working = predict_command(code, root, start + limit), root / "working"
     site = install_wheels(code, root)
@@ -293,6 +300,9 @@ def main(code: Path, root: Path) -> None:
         raise RuntimeError(f"killed at the limit of {limit:.0f} s, before any submission was written")
     if returned is None:
         print(f"killed at the limit of {limit:.0f} s: submission.csv is the last one that was written")
+    elif returned and (working / OFFERED).is_file():
+        print(f"WARNING: THE PREDICTION FAILED with exit code {returned}, its error is in the log above.")
+        print("WARNING: submission.csv is the last one that it offered; all better answers are lost.")
     elif returned:
         raise RuntimeError(f"prediction ended with exit code {returned}: see its log above")
     else:
@@ -311,7 +321,9 @@ def write_timing(working: Path, installed: float, seconds: float) -> None:
 def show_result(working: Path) -> None:
     """Print the rows, the time, what was cut, and the first lines of submission.csv."""
     path = working / "prediction.json"
-    prediction = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"ended": "by the time limit"}
+    prediction = (
+        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"ended": "early: see the log above"}
+    )
     for name in ("rows", "cut", "seconds", "load_seconds", "ended"):
         if name in prediction:
             print(f"{name:14}{'nothing' if prediction[name] == {} else prediction[name]}")

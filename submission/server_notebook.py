@@ -21,7 +21,7 @@ import boot
 
 from kaggle_llm.kaggle.server import open_server, run_server
 
-deadline = time.time() + float(os.environ.get("KAGGLE_LLM_LIMIT", boot.LIMIT))
+deadline = time.time() + boot.find_limit(boot_script.parents[1])
 boot.compare_machine(boot_script.parents[1], KAGGLE)
 site = boot.install_wheels(boot_script.parents[1], KAGGLE)
 os.environ |= boot.environment(boot_script.parents[1], site)  # for the model's process: the bundle's own packages

@@ -81,7 +81,7 @@ def answer_offline(workspace: Workspace, run: str, folder: Path, replay: int | N
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KAGGLE_LLM_ROOT", str(workspace.root))
         with open_run_site(run, folder) as site:
-            rehearse_rerun(site, hidden_test(site.settings, None)[0], found)
+            rehearse_rerun(site, *hidden_test(site.settings, None)[:2], found)
             if replay is not None:
                 replay_fold(site, run, read_complete(run), replay, found)
     checks = {check.name: check for check in found.checks}

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import polars as pl
 import pytest
@@ -20,6 +21,8 @@ from workspace import ROOT, Workspace, succeed
 
 import kaggle_llm.rehearsal.sandbox as sandbox
 from kaggle_llm.base.records import read_complete
+from kaggle_llm.competition.competition import Competition
+from kaggle_llm.rehearsal import rehearse
 from kaggle_llm.rehearsal.checks import compare_rankings, largest_difference
 from kaggle_llm.rehearsal.drills import run_drills
 from kaggle_llm.rehearsal.memory_limit import Usage
@@ -79,8 +82,8 @@ def test_what_depends_on_other_rows_or_on_changed_code_is_caught(light: Workspac
     """A prediction that looks at the number of rows, put in after training: CV is not what ships."""
     found = Results()
     with open_light_site(light, tmp_path / "site", "start = [n + rows.height % 7 for n in start]") as site:
-        test = hidden_test(site.settings, 9)[0]
-        rehearse_rerun(site, test, found)
+        test, truth, _ = hidden_test(site.settings, 9)
+        rehearse_rerun(site, test, truth, found)
         rehearse_hostile(site, test, found)
         replay_fold(site, LIGHT, read_complete(LIGHT), 0, found)
     assert {check.name for check in found.checks if not check.ok} == {"row independence", "hostile", "replay"}
@@ -123,16 +126,107 @@ def test_a_failing_prediction_ends_in_a_report_that_says_why(light: Workspace) -
     assert said.startswith("exit code 1: ValueError: ") and "6 rows asked, 2 rows ranked" in said
 
 
+@pytest.fixture
+def tables(light: Workspace) -> Iterator[dict[str, Path]]:
+    """The files of the hidden test and of the competition, to be changed; as they were again afterwards."""
+    folders = light.output / "hidden" / "demo-misconceptions", light.root / "input" / "demo-misconceptions"
+    paths = [path for folder in folders for path in folder.glob("*.csv")]
+    contents = [path.read_bytes() for path in paths]
+    for path in paths:
+        path.unlink()  # it may be a hard link
+        path.write_bytes(contents[paths.index(path)])
+    yield {f"{path.parent.parent.name}/{path.stem}": path for path in paths}
+    for path, content in zip(paths, contents, strict=True):
+        path.write_bytes(content)
+
+
+@pytest.mark.timeout(400)
+def test_whole_numbers_are_ids_that_no_hostile_row_takes(
+    light: Workspace, tmp_path: Path, tables: dict[str, Path]
+) -> None:
+    """The rows of the hidden test that are not among the hostile ones have the next numbers."""
+    starts = {"input/test": 0, "input/sample_submission": 0, "hidden/test": 3, "hidden/solution": 3, "input/train": 9}
+    for name, start in starts.items():
+        rows = pl.read_csv(tables[name], infer_schema=False)
+        rows.with_columns(id=pl.int_range(start, start + pl.len()).cast(pl.String)).write_csv(tables[name])
+    with open_light_site(light, tmp_path / "site") as site:
+        found, (test, truth, _) = Results(), hidden_test(site.settings, None)
+        rehearse_rerun(site, test, truth, found)
+        rehearse_hostile(site, test, found)
+        answered = pl.read_parquet(found.sessions[1].folder / "ranking.parquet")["id"].cast(pl.Int64)
+    assert all(check.ok for check in found.checks), found.checks
+    assert test["id"].to_list() == ["3", "4", "5", "6", "7", "8"]
+    last = pl.read_csv(tables["input/train"])["id"].max()
+    assert sorted(answered) == [3, 4, 5, 6, *range(last + 1, last + 17)]
+
+
+@pytest.mark.timeout(400)
+def test_rows_without_a_label_are_predicted_and_not_scored(
+    light: Workspace, tmp_path: Path, tables: dict[str, Path]
+) -> None:
+    """One has an empty label, one is missing in the solution."""
+    rows = pl.read_csv(tables["hidden/solution"], infer_schema=False)
+    labels = [None, *rows["misconception_id"][1:]]
+    rows.with_columns(misconception_id=pl.Series(labels))[:-1].write_csv(tables["hidden/solution"])
+    with open_light_site(light, tmp_path / "site") as site:
+        found, (test, truth, _) = Results(), hidden_test(site.settings, None)
+        rehearse_rerun(site, test, truth, found)
+        metric = found.sessions[0].competition.metric
+        ranking = pl.read_parquet(site.folder / "ranking.parquet")
+    assert all(check.ok for check in found.checks) and test.height == 6
+    assert (found.scored_rows, found.score) == (4, metric.score(ranking[1:-1], truth))
+
+
+@pytest.mark.timeout(400)
+def test_a_submission_is_scored_while_its_test_set_is_mounted(
+    light: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where rows vary in number, the cells alone do not name the rows of the test set."""
+    original = Competition.ranking_of
+
+    def ranking_of(self: Competition, submission: pl.DataFrame) -> pl.DataFrame:
+        assert self.table("test")["id"].to_list() == submission["id"].to_list()
+        return original(self, submission)
+
+    monkeypatch.setattr(Competition, "ranking_of", ranking_of)
+    with open_light_site(light, tmp_path / "site") as site:
+        rehearse_rerun(site, *hidden_test(site.settings, None)[:2], found := Results())
+    assert all(check.ok for check in found.checks), found.checks
+    assert found.score is not None
+
+
+def test_a_metric_that_fails_is_a_failed_check(tmp_path: Path) -> None:
+    competition: Any = SimpleNamespace(ranking_of=lambda submission: submission.select("nothing"))
+    session: Any = SimpleNamespace(competition=competition, folder=tmp_path)
+    score_rerun(session, pl.DataFrame({"id": ["a"]}), pl.DataFrame({"id": ["a"]}), found := Results())
+    (check,) = found.checks
+    assert (check.name, check.ok, found.score) == ("score", False, None)
+    assert check.detail.startswith("ColumnNotFoundError: ") and "Traceback" in (tmp_path / "error.txt").read_text()
+
+
+def test_whatever_fails_leaves_a_report(light: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    bundle_edited(light)
+    monkeypatch.setattr(rehearse, "rehearse_public", fail)
+    report = rehearse.rehearse(LIGHT)
+    (failed,) = (check for check in report["checks"] if not check["ok"])
+    assert (report["ok"], report["score"], failed["name"]) == (False, None, "rehearsal")
+    assert failed["detail"].startswith("OSError: no space left on device (output/rehearsals/")
+    assert report == report_of(light, LIGHT)
+
+
 @pytest.mark.timeout(400)
 def test_no_and_one_row_are_rehearsed(light: Workspace, tmp_path: Path) -> None:
     with open_light_site(light, tmp_path / "site") as site:
         for rows in (0, 1):
             found, (test, truth, _) = Results(), hidden_test(site.settings, rows)
-            submission = rehearse_rerun(site, test, found)
+            rehearse_rerun(site, test, truth, found)
             rehearse_hostile(site, test, found)
             assert all(check.ok for check in found.checks), found.checks
-            assert submission is not None and submission.height == truth.height == rows
-            assert (score_rerun(found.sessions[0], submission, truth) is None) == (rows == 0)
+            assert found.submission is not None and found.submission.height == truth.height == rows
+            assert (found.score is None) == (rows == 0)
             asked = describe_session(found.sessions[1])["rows"]
             assert asked == 16 + (rows or 4), "hostile rows need healthy ones"
 
@@ -168,7 +262,7 @@ def without_unshare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 def test_without_namespaces_the_guard_rehearses_the_same(light: Workspace, tmp_path: Path) -> None:
     with open_light_site(light, tmp_path / "site") as site:
         found = Results()
-        rehearse_rerun(site, hidden_test(site.settings, None)[0], found)
+        rehearse_rerun(site, *hidden_test(site.settings, None)[:2], found)
         drills = run_drills(site)
     checks = {check.name: check for check in [*found.checks, *drills]}
     assert all(check.ok for check in checks.values()), checks

@@ -30,7 +30,7 @@ def by_name(found: Results) -> dict[str, Check]:
 def public_and_rerun(site: Site) -> Results:
     found = Results()
     rehearse_public(site, found)
-    rehearse_rerun(site, hidden_test(site.settings, None)[0], found)
+    rehearse_rerun(site, *hidden_test(site.settings, None)[:2], found)
     return found
 
 
@@ -80,8 +80,8 @@ def test_what_the_public_run_left_is_no_answer_of_the_rerun(light: Workspace, tm
 )
 def test_what_breaks_on_hostile_rows_only_is_caught(light: Workspace, tmp_path: Path, edit: str, words: str) -> None:
     with open_light_site(light, tmp_path / "site", edit) as site:
-        found, test = Results(), hidden_test(site.settings, None)[0]
-        rehearse_rerun(site, test, found)
+        found, (test, truth, _) = Results(), hidden_test(site.settings, None)
+        rehearse_rerun(site, test, truth, found)
         assert all(check.ok for check in found.checks)
         rehearse_hostile(site, test, found)
     assert not by_name(found)["hostile"].ok and words in by_name(found)["hostile"].detail

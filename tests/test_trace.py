@@ -30,7 +30,7 @@ def test_a_copied_submission_is_traced_to_the_raw_csv(rehearsed: Workspace, tmp_
     commands = succeed(rehearsed.cli("trace", str(copy), "--again")).splitlines()
     assert commands[-3] == "python exp/exp001_retrieve/train.py --smoke"
     assert commands[-2].startswith(f"kaggle-llm bundle {LIGHT} --runtime ")
-    assert commands[-1] == f"kaggle-llm rehearse {LIGHT} --limit 9h --replay 0"
+    assert commands[-1] == f"kaggle-llm rehearse {LIGHT} --replay 0"
 
 
 @pytest.mark.parametrize(("older", "newer"), [("exp001_a", "exp009_z"), ("exp009_z", "exp001_a")])

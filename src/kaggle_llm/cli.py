@@ -238,7 +238,7 @@ def trace(
 def rehearse(
     run: RunName,
     rows: Annotated[int | None, typer.Option(min=0, help="rows of the hidden test, resampled")] = None,
-    limit: Annotated[str, typer.Option(help="time limit of a session, such as 9h or 30m")] = "9h",
+    limit: Annotated[str | None, typer.Option(help="of a session, such as 30m; default: competition.hours")] = None,
     replay: Annotated[int | None, typer.Option(help="also replay this fold's validation rows")] = None,
     memory: Annotated[str | None, typer.Option(help="of all processes, such as 29GB; default: the runtime's")] = None,
 ) -> None:

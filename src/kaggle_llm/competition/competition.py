@@ -11,7 +11,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kaggle_llm.base import paths
 from kaggle_llm.base.folders import list_competitions
@@ -33,6 +33,17 @@ class CompetitionSettings:
     """Folder with the CSV files; empty: input/<name>."""
     hidden_rows: int | None = None
     """Rows of the hidden test according to the competition's page; `submit` extrapolates the time to them."""
+    hours: float = 9.0
+    """Time limit of a notebook by the competition's rules: of the bundle's notebook, rehearsals, doctor and submit."""
+
+    def __post_init__(self) -> None:
+        if not self.hours > 0:
+            raise ValueError(f"competition.hours = {self.hours}: must be more than 0, usually 9")
+
+
+def read_hours(config: Mapping[str, Any]) -> float:
+    """competition.hours of a recorded config; the default where it has none."""
+    return float(config.get("competition", {}).get("hours", CompetitionSettings.hours))
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,10 @@ class Table:
     """The column whose groups of rows should stay on one side of a split; empty: the target."""
     numbers: tuple[str, ...] = ()
     """Target columns of LabelColumns (each label's share) and of NumberColumns (the right values)."""
+
+    def targets(self) -> list[str]:
+        """The columns that only labelled tables have, but for the group."""
+        return [name for name in dict.fromkeys([self.target, *self.numbers]) if name]
 
     def columns(self) -> list[str]:
         return [name for name in dict.fromkeys([self.id, *self.texts, self.target, self.group, *self.numbers]) if name]

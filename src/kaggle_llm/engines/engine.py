@@ -90,10 +90,21 @@ class LengthError(ValueError):
         super().__init__(index, length, limit, folder)
         self.index, self.length, self.limit, self.folder = index, length, limit, folder
 
+    def at(self, index: int) -> LengthError:
+        """The same error, with the prompt's index in a caller's list."""
+        return type(self)(index, self.length, self.limit, self.folder)
+
     def __str__(self) -> str:
         return (
             f"prompt {self.index} has {self.length} tokens, {self.folder} takes 1 to {self.limit}: set prompt.budgets"
         )
+
+
+class PromptMemoryError(LengthError):
+    """A prompt that does not fit into the GPU's memory, even alone; limit: half of its tokens."""
+
+    def __str__(self) -> str:
+        return f"prompt {self.index} of {self.length} tokens does not fit into the GPU's memory with {self.folder}"
 
 
 class Engine(Protocol):

@@ -69,7 +69,7 @@ class Sentinel(EngineWrapper):
         try:
             return [first, ask(prompts[FIRST_PROMPTS:])] if len(prompts) > FIRST_PROMPTS else [first]
         except LengthError as error:
-            raise LengthError(error.index + FIRST_PROMPTS, error.length, error.limit, error.folder) from error
+            raise error.at(error.index + FIRST_PROMPTS) from error
 
     def _check_head(self, prompts: Sequence[Prompt], logits: list[np.ndarray]) -> None:
         """Raises SickModelError where the logits are a constant, but for the last digits."""

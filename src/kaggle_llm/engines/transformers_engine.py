@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from kaggle_llm.engines.engine import (
     check_scores_finite,
 )
 from kaggle_llm.engines.generation import Generator, pad_rows
+from kaggle_llm.engines.memory import AnswerT, ask_within_memory
 from kaggle_llm.engines.prompts import Prompt
 from kaggle_llm.engines.quantised import adaptable
 from kaggle_llm.engines.scoring import can_share, read_tokens, score_labels, score_shared
@@ -58,7 +59,8 @@ class TransformersEngine:
         empty labels, empty or too long prompts, and non-finite scores.
         """
         self._check_lengths(prompts, max(map(len, labels), default=1) - 1)
-        scores = score_labels(prompts, labels, self._score_tokens)
+        rows = self._ask(lambda part: list(score_labels(part, labels, self._score_tokens)), prompts)
+        scores = np.stack(rows) if rows else np.empty((0, len(labels)))
         check_scores_finite(scores, self.folder)
         return scores
 
@@ -68,38 +70,22 @@ class TransformersEngine:
         Raises ValueError for prompts that are empty or leave no room for a token, and for an unsupported regex.
         """
         self._check_lengths(prompts, 1)
-        return self._generator.generate(prompts, sampling)
+        return self._ask(lambda part: self._generator.generate(part, sampling), prompts)
 
     def embed(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """[n, d] sentence vectors of unit length, pooled by the model's own sentence-transformers modules."""
-        import torch
-
-        vectors: np.ndarray | None = None
-        with torch.inference_mode():
-            for batch in self._batches(prompts):
-                pooled = self._sentence(self._pad_right([prompts[i] for i in batch]))["sentence_embedding"].float()
-                unit = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
-                if vectors is None:
-                    vectors = np.empty((len(prompts), unit.shape[1]), dtype=np.float32)
-                vectors[batch] = unit
-        if vectors is None:
+        rows = self._ask(self._embed, prompts)
+        if not rows:
             return np.empty((0, self._sentence.get_embedding_dimension()), dtype=np.float32)
-        check_scores_finite(vectors, self.folder)
+        check_scores_finite(vectors := np.stack(rows), self.folder)
         return vectors
 
     def logits(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
         """A head's logits: [labels] of a sequence head, [tokens, labels] of a token head."""
-        import torch
-
-        rows: dict[int, np.ndarray] = {}
-        with torch.inference_mode():
-            for batch in self._batches(prompts):
-                out = self._head(**self._pad_right([prompts[i] for i in batch])).logits.float().cpu().numpy()
-                for i, row in zip(batch, out, strict=True):
-                    rows[i] = row[: len(prompts[i])] if row.ndim == 2 else row
-        for row in rows.values():
+        rows = self._ask(self._read_head, prompts)
+        for row in rows:
             check_scores_finite(row, self.folder)
-        return [rows[i] for i in range(len(prompts))]
+        return rows
 
     def module(self, method: str) -> Any:
         """The torch module behind a method: choices, generate, embed or logits."""
@@ -218,6 +204,33 @@ class TransformersEngine:
         if not shares:
             print(f"{self.folder}: its attention cannot share prefixes, each prompt is computed alone")
         return shares
+
+    def _ask(self, ask: Callable[[Sequence[Prompt]], list[AnswerT]], prompts: Sequence[Prompt]) -> list[AnswerT]:
+        return ask_within_memory(ask, prompts, self.folder)
+
+    def _embed(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
+        """[d] vectors of unit length."""
+        import torch
+
+        vectors: dict[int, np.ndarray] = {}
+        with torch.inference_mode():
+            for batch in self._batches(prompts):
+                pooled = self._sentence(self._pad_right([prompts[i] for i in batch]))["sentence_embedding"].float()
+                unit = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
+                vectors |= zip(batch, unit, strict=True)
+        return [vectors[i] for i in range(len(prompts))]
+
+    def _read_head(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
+        """[labels], or [tokens, labels], logits."""
+        import torch
+
+        rows: dict[int, np.ndarray] = {}
+        with torch.inference_mode():
+            for batch in self._batches(prompts):
+                out = self._head(**self._pad_right([prompts[i] for i in batch])).logits.float().cpu().numpy()
+                for i, row in zip(batch, out, strict=True):
+                    rows[i] = row[: len(prompts[i])] if row.ndim == 2 else row
+        return [rows[i] for i in range(len(prompts))]
 
     def _last_logits(self, rows: Sequence[Prompt]) -> torch.Tensor:
         """[n, vocabulary] logits after each row; rows are padded on the left, so that all end at the last position."""

@@ -191,7 +191,7 @@ class KeepingEngine(EngineWrapper):
         try:
             return ask([prompts[index] for index in part])
         except LengthError as error:
-            raise LengthError(part[error.index], error.length, error.limit, error.folder) from error
+            raise error.at(part[error.index]) from error
 
 
 def first_indices(keys: Iterable[tuple[bytes, int]]) -> list[int]:

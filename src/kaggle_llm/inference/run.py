@@ -26,6 +26,7 @@ from kaggle_llm.competition.rankings import (
 from kaggle_llm.engines.engine import Engine
 from kaggle_llm.engines.loading import note_loading
 from kaggle_llm.engines.maker import choose_kind, make_engine
+from kaggle_llm.engines.memory import CuttingEngine
 from kaggle_llm.engines.prompts import Prompt
 from kaggle_llm.engines.sentinel import Sentinel
 from kaggle_llm.inference.answers import AnswerFile, KeepingEngine, describe_answers
@@ -92,7 +93,7 @@ class Run:
                 return Sentinel(make_engine(model.folder, self.config.engine, model.base), model.folder)
 
         if not self.keep_for:
-            return load()
+            return CuttingEngine(load())
         path = open_entry("answers", self._describe(model), model.folder, self.keep_for, ".sqlite")
         return KeepingEngine(load, AnswerFile(path))
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kaggle_llm.base import paths, records
+from kaggle_llm.competition.competition import read_hours
 from kaggle_llm.decisions.member_blend import MEMBERS
 from kaggle_llm.experiment.recorded import has_changed
 from kaggle_llm.inference.model import Model, describe_model, list_folders, read_models
@@ -68,7 +69,7 @@ def fill_bundle(run: str, runtime: str, target: Path, hashes: Hashes) -> None:
     wheels = add_wheels(target, runtime)
     about: dict[str, Any] = {"run": run, "experiment": run.split("--")[0], "competition": competition, "models": models}
     about["sources"] = {source: list_model(folder, hashes) for folder, source in sources.items()}
-    about |= {"wheels": wheels, "runtime": asdict(load_runtime(runtime))}
+    about |= {"wheels": wheels, "runtime": asdict(load_runtime(runtime)), "hours": read_hours(config)}
     code = make_slug(f"{competition}-{run}", "code")
     add_code(target / code, run, config.get("members", []))
     seal_dataset(target / code, "code", about, hashes)

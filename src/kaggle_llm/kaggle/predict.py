@@ -2,7 +2,8 @@
 
 python -m kaggle_llm.kaggle.predict --bundle DIR --competition DIR --place SLUG=DIR --working DIR --deadline EPOCH
 
-submission.csv is a copy of the sample submission from the first seconds on, and is replaced by better ones. Also leaves
+submission.csv is a copy of the sample submission from the first seconds on, and is replaced by better ones: then there
+is offered.json, and an error later costs the better answers, not the submission (boot.py). Also leaves
 origin.json (the folders that code and models were loaded from) and prediction.json (rows, rows that the time limit cut
 in each step, seconds, seconds of checks and loading, the hash of the bundle's content).
 """
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 MANIFEST = "MANIFEST.json"
+OFFERED = "offered.json"  # its presence says that submission.csv is more than the sample
 HASHED_BELOW = 100 * 2**20  # bytes; larger files are hashed while an engine loads them
 
 
@@ -96,6 +98,7 @@ def offer_submission(competition: Competition, working: Path, ranking: pl.DataFr
     """Write a better submission.csv during the prediction; where that fails, the one before stays."""
     with keep_going_on_full_disk():
         write_submission(competition, working, ranking)
+        records.write_json(working / OFFERED, {"rows": ranking.height})
         print(f"offered a submission of {ranking.height} rows", flush=True)
 
 

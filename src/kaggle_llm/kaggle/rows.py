@@ -26,5 +26,8 @@ def draw_rows(test: pl.DataFrame, id_column: str, rows: int) -> tuple[pl.DataFra
 
 
 def rename_rows(frame: pl.DataFrame, names: pl.DataFrame) -> pl.DataFrame:
-    """The rows of a frame with a column id under their new ids, in the order of `names` (columns id and old)."""
-    return names.join(frame.rename({"id": "old"}), on="old", maintain_order="left").drop("old")
+    """The rows of a frame with a column id under their new ids, in the order of `names` (columns id and old).
+
+    Rows that the frame lacks are left out.
+    """
+    return names.join(frame.rename({"id": "old"}), on="old", how="inner", maintain_order="left").drop("old")

@@ -90,7 +90,10 @@ def show_expectations(run: str, manifest: dict[str, Any]) -> None:
         return
     rows, source = hidden_rows(run)
     print(describe_timed(timed), flush=True)
-    print(f"{extrapolate_hours(timed['timing'], rows):.2f} h for {rows} rows ({source})", flush=True)
+    hours, limit = extrapolate_hours(timed["timing"], rows), manifest["hours"]
+    print(f"{hours:.2f} h of {limit:g} h (competition.hours) for {rows} rows ({source})", flush=True)
+    if hours > limit:
+        print("WARNING: it will not end in time; rows that are cut get the fallback", file=sys.stderr)
 
 
 def read_timed(manifest: dict[str, Any]) -> dict[str, Any] | None:

@@ -7,13 +7,21 @@ log.txt; public/, hostile/ and replay/ with the same of the other sessions; dril
 from __future__ import annotations
 
 import shlex
+import traceback
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kaggle_llm.base import paths, records
-from kaggle_llm.competition.competition import CompetitionSettings, load_competition
+from kaggle_llm.competition.competition import (
+    TEST,
+    TRAIN,
+    Competition,
+    CompetitionSettings,
+    load_competition,
+    read_csv,
+)
 from kaggle_llm.inference.model import read_models
 from kaggle_llm.kaggle.bundle import identify_bundle
 from kaggle_llm.kaggle.predict import MANIFEST
@@ -63,55 +71,66 @@ class Results:
 
     sessions: list[Session] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
+    submission: pl.DataFrame | None = None
+    """The rerun's; None where it cannot be read."""
+    score: float | None = None
+    """The metric of the rerun's submission on the rows that have a label; None where there are none."""
+    scored_rows: int = 0
 
 
 def rehearse(
-    run: str, rows: int | None = None, limit: str = "9h", replay: int | None = None, memory: str | None = None
+    run: str, rows: int | None = None, limit: str | None = None, replay: int | None = None, memory: str | None = None
 ) -> dict[str, Any]:
     """The report, also written as report.json and report.txt. Raises FileNotFoundError without a bundle.
 
-    rows: so many rows of the hidden test; limit: of each session; replay: also predict this fold's validation rows with
-    the bundle; memory: of all processes of a session together, by default that of the runtime's machine.
+    rows: so many rows of the hidden test; limit: of each session, by default competition.hours; replay: also predict
+    this fold's validation rows with the bundle; memory: of all processes of a session together, by default that of the
+    runtime's machine.
     """
-    bundle, record, seconds = paths.bundle_folder(run), records.read_complete(run), parse_duration(limit)
+    bundle, record = paths.bundle_folder(run), records.read_complete(run)
     if not (bundle / MANIFEST).is_file():
         raise FileNotFoundError(f"{run} has no bundle: run `kaggle-llm bundle {run}` first")
     if replay is not None and str(replay) not in record.settings["fold_models"]:
         raise ValueError(f"--replay {replay}: {run} has the folds {', '.join(record.settings['fold_models'])}")
     settings = CompetitionSettings(**record.settings["config"]["competition"])
     manifest = records.read_json(bundle / MANIFEST)
+    seconds = parse_duration(limit) if limit else settings.hours * 3600
     memory_limit = parse_memory(memory or f"{manifest['runtime']['machine']['ram_gb']}GB")
     folder = paths.rehearsals_folder(run) / datetime.now().strftime("%Y%m%d-%H%M%S")
     test, truth, origin = hidden_test(settings, rows)
     shipped = read_models(record.settings["ship"])
     results = Results(checks=[check_bundle(bundle, record)])
-    with open_site(folder, bundle, settings, shipped, seconds, memory_limit) as site:
-        rehearse_public(site, results)
-        submission = rehearse_rerun(site, test, results)
-        rehearse_hostile(site, test, results)
-        results.checks += run_drills(site)
-        if replay is not None:
-            replay_fold(site, run, record, replay, results)
-    results.checks += [check_mount(results.sessions), check_memory(results.sessions)]
+    try:
+        with open_site(folder, bundle, settings, shipped, seconds, memory_limit) as site:
+            rehearse_public(site, results)
+            rehearse_rerun(site, test, truth, results)
+            rehearse_hostile(site, test, results)
+            results.checks += run_drills(site)
+            if replay is not None:
+                replay_fold(site, run, record, replay, results)
+        results.checks += [check_mount(results.sessions), check_memory(results.sessions)]
+    except Exception as error:  # whatever fails, in somebody's competition module too, the report says it
+        results.checks.append(note_error("rehearsal", error, folder))
     records.write_json(folder / MANIFEST, manifest)  # for trace, as the bundle may be made again
-    rerun = next(session for session in results.sessions if session.name == RERUN)
+    rerun = next((session for session in results.sessions if session.name == RERUN), None)
     report = {
         "run": run,
         "bundle": identify_bundle(manifest),
         "ok": all(check.ok for check in results.checks),
         "checks": [asdict(check) for check in results.checks],
         "rows": test.height,
-        "seconds": round(rerun.seconds, 1),
-        "peak_rss_mb": round(rerun.usage.peak / MIB),
+        "seconds": round(rerun.seconds, 1) if rerun else 0.0,
+        "peak_rss_mb": round(rerun.usage.peak / MIB) if rerun else 0,
         "memory_method": describe_method(),
         "network": "blocked" if is_ok(results, "network") else "open",
         "network_method": find_method(),
-        "score": score_rerun(rerun, submission, truth) if is_ok(results, "notebook", "submission") else None,
+        "score": results.score,
+        "scored_rows": results.scored_rows,
         "cv": records.read_json(paths.run_folder(run) / "metrics.json")["cv"],
         "test": origin,
         "command": describe_command(run, rows=rows, limit=limit, replay=replay, memory=memory),
         "sessions": [describe_session(session) for session in results.sessions],
-        "submission": describe_submission(folder / "submission.csv", submission),
+        "submission": describe_submission(folder / "submission.csv", results.submission),
     }
     records.write_text(folder / "report.txt", describe_report(report))
     records.write_json(folder / "report.json", report)
@@ -126,14 +145,15 @@ def rehearse_public(site: Site, results: Results) -> None:
     results.sessions.append(session)
 
 
-def rehearse_rerun(site: Site, test: pl.DataFrame, results: Results) -> pl.DataFrame | None:
-    """Kaggle's run on the hidden test; its submission, None where it cannot be read."""
+def rehearse_rerun(site: Site, test: pl.DataFrame, truth: pl.DataFrame, results: Results) -> None:
+    """Kaggle's run on the hidden test, and its score: read while its test set is mounted, which cells may refer to."""
     with open_session(site, RERUN, OWNED, test.write_csv().encode()) as session:
-        submission, valid = check_submission(session)
+        results.submission, valid = check_submission(session)
         results.checks += [check_network(session), check_notebook(session), check_time(session), check_origin(session)]
         results.checks += [valid, check_independence(session)]
+        if results.submission is not None and is_ok(results, "notebook", "submission"):
+            score_rerun(session, results.submission, truth, results)
     results.sessions.append(session)
-    return submission
 
 
 def rehearse_hostile(site: Site, test: pl.DataFrame, results: Results) -> None:
@@ -143,7 +163,7 @@ def rehearse_hostile(site: Site, test: pl.DataFrame, results: Results) -> None:
         return
     competition = load_competition(site.settings)
     healthy = test.head(HEALTHY_ROWS) if test.height else hidden_test(site.settings, None)[0].head(HEALTHY_ROWS)
-    content, hostile = make_hostile_test(competition, healthy)
+    content, hostile = make_hostile_test(competition, healthy, list_ids(competition, test))
     try:
         with open_session(site, HOSTILE, NESTED, content) as session:
             results.checks.append(check_hostile(session, hostile, site.folder))
@@ -151,6 +171,13 @@ def rehearse_hostile(site: Site, test: pl.DataFrame, results: Results) -> None:
         results.checks.append(Check(HOSTILE, False, f"{site.settings.name} cannot read them: {error}"))
     else:
         results.sessions.append(session)
+
+
+def list_ids(competition: Competition, test: pl.DataFrame) -> set[str]:
+    """The ids that rows of the rerun, of the public test and of train.csv have in their files."""
+    tables = {name: read_csv(competition.folder / f"{name}.csv") for name in (TEST, TRAIN)}
+    raw = [(test, competition.tables[TEST].id), *((tables[name], competition.tables[name].id) for name in tables)]
+    return {row for table, column in raw if column in table.columns for row in table[column].drop_nulls()}
 
 
 def replay_fold(site: Site, run: str, record: records.Record, fold: int, results: Results) -> None:
@@ -170,11 +197,21 @@ def is_ok(results: Results, *names: str) -> bool:
     return all(check.ok for check in results.checks if check.name in names)
 
 
-def score_rerun(rerun: Session, submission: pl.DataFrame | None, truth: pl.DataFrame) -> float | None:
-    """The metric of the submission; None where there is no row to score."""
-    if submission is None or not truth.height:
-        return None
-    return rerun.competition.metric.score(rerun.competition.ranking_of(submission), truth)
+def score_rerun(rerun: Session, submission: pl.DataFrame, truth: pl.DataFrame, results: Results) -> None:
+    """Score the submission on the rows that have a label; an error of the metric becomes a failed check."""
+    try:
+        answer = rerun.competition.ranking_of(submission).join(truth.select("id"), on="id", how="semi")
+        results.scored_rows = answer.height
+        results.score = rerun.competition.metric.score(answer, truth) if answer.height else None
+    except Exception as error:  # of somebody's metric or cells
+        results.checks.append(note_error("score", error, rerun.folder))
+
+
+def note_error(name: str, error: Exception, folder: Path) -> Check:
+    """A failed check that names the error; its traceback is in error.txt."""
+    path = folder / "error.txt"
+    records.write_text(path, "".join(traceback.format_exception(error)))
+    return Check(name, False, f"{type(error).__name__}: {error} ({paths.relative(path)})")
 
 
 def describe_command(run: str, **options: object) -> str:

@@ -19,6 +19,8 @@ def print_report(report: Mapping[str, Any]) -> None:
     sessions = [[str(session[name]) for name in names] for session in report["sessions"]]
     print_table("sessions", ("session", "layout", "rows", "seconds", "peak MB"), sessions)
     score = "none" if report["score"] is None else f"{report['score']:.4f}"
+    if report["score"] is not None and report["scored_rows"] < report["rows"]:
+        score += f" of the {report['scored_rows']} rows that have a label"
     print(f"ok: {report['ok']}, private score: {score} (CV {report['cv']:.4f}), {report['seconds']} s, ", end="")
     print(f"{report['peak_rss_mb']} MB")
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from kaggle_llm.base import records
 from kaggle_llm.competition.competition import Competition, CompetitionSettings
 from kaggle_llm.inference.model import Model
+from kaggle_llm.kaggle.predict import OFFERED
 from kaggle_llm.rehearsal.memory_limit import Usage
 from kaggle_llm.rehearsal.sandbox import NAMESPACE, Sandbox, find_method
 from kaggle_llm.rehearsal.stage import Depot, Layout, attach, fill_depot, stage_competition
@@ -30,7 +31,7 @@ SEE_ABOVE = "see its log above"  # ends an error of the boot script that has ano
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 KILL_GRACE_SECONDS = 120.0  # after the limit, until the notebook itself is killed
 KEPT_FILES = ("executed.ipynb", "submission.csv", "ranking.parquet", "prediction.json", "timing.json")
-PREDICTION_FILES = (*KEPT_FILES, "origin.json")  # left by a prediction in working/
+PREDICTION_FILES = (*KEPT_FILES, "origin.json", OFFERED)  # left by a prediction in working/
 RUN_MODULE = """
 import subprocess, sys, time
 from pathlib import Path

@@ -19,6 +19,7 @@ from kaggle_llm.competition.competition import (
     TRAIN,
     Competition,
     CompetitionSettings,
+    Table,
     load_competition,
     read_csv,
 )
@@ -139,8 +140,16 @@ def stage_competition(settings: CompetitionSettings, test: bytes | None, folder:
     return load_competition(settings, folder)
 
 
+def drop_unlabelled(solution: pl.DataFrame, table: Table) -> pl.DataFrame:
+    """The rows whose targets are filled; hidden tests hold rows that nobody labelled, and they are not scored."""
+    import polars as pl
+
+    targets = [name for name in table.targets() if name in solution.columns]
+    return solution.filter(pl.all_horizontal(pl.lit(True), *(pl.col(name).is_not_null() for name in targets)))
+
+
 def hidden_test(settings: CompetitionSettings, rows: int | None) -> tuple[pl.DataFrame, pl.DataFrame, str]:
-    """Rows of test.csv, their truth (id, items), and where they come from.
+    """Rows of test.csv, the truth (id, items) of those that have a label, and where they come from.
 
     The competition's hidden test where output/hidden/ has one, else its training rows. rows: so many of them, drawn
     with a fixed seed; more rows than there are repeat them under new ids.
@@ -149,7 +158,7 @@ def hidden_test(settings: CompetitionSettings, rows: int | None) -> tuple[pl.Dat
     hidden = paths.hidden_folder(competition.folder.name)
     if (hidden / "solution.csv").is_file():
         test, labelled = read_csv(hidden / f"{TEST}.csv"), read_csv(hidden / "solution.csv")
-        labelled = labelled.rename({competition.tables[TRAIN].id: "id"})
+        labelled = drop_unlabelled(labelled.rename({competition.tables[TRAIN].id: "id"}), competition.tables[TRAIN])
         origin = paths.relative(hidden)
     else:
         labelled = competition.table(TRAIN)
@@ -158,7 +167,7 @@ def hidden_test(settings: CompetitionSettings, rows: int | None) -> tuple[pl.Dat
     truth = competition.truth(labelled)
     if rows is not None:
         column = competition.tables[TEST].id
-        if column not in test.columns or set(test[column]) != set(truth["id"]):
+        if column not in test.columns or not set(truth["id"]) <= set(test[column]):
             raise ValueError("--rows: read() reshapes test.csv, so its rows cannot be drawn; rehearse without it")
         test, names = draw_rows(test, column, rows)
         truth = rename_rows(truth, names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,6 +25,8 @@ class Case:
     work: Work = field(default_factory=Work)
     answers: Mapping[str, Any] = field(default_factory=dict)
     """What the installed vLLM answered (vllm_probe); {} where it was not asked."""
+    hours: float = math.inf
+    """The competition's time limit."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Environment variables of the notebook's process, as far as the files that ship set them."""
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from kaggle_llm.base import paths, records
 from kaggle_llm.base.tables import print_table
+from kaggle_llm.competition.competition import read_hours
 from kaggle_llm.engines.engine import EngineSettings
 from kaggle_llm.inference.model import Model, read_models
 from kaggle_llm.runtime import rules_engine, rules_numbers, rules_runtime
@@ -78,8 +79,8 @@ def examine(run: str | None, runtime: str = DEFAULT, model: Path | None = None, 
     folders = [paths.root() / "submission", paths.experiment_folder(run)] if run else []
     own = {name: value for name, value in os.environ.items() if name.startswith("VLLM_")}
     environment = {**read_environment(folders), **own}
-    works = [plan_tokens(facts, config, rows, prompts) for facts in models]
-    cases = [Case(facts, engine, pins, work, {}, environment) for facts, work in zip(models, works, strict=True)]
+    works, hours = [plan_tokens(facts, config, rows, prompts) for facts in models], read_hours(config)
+    cases = [Case(facts, engine, pins, work, {}, hours, environment) for facts, work in zip(models, works, strict=True)]
     findings = {case.model.name: list(examine_case(case)) for case in cases}
     return Diagnosis(pins.name, {pins.name: judge_runtime(pins), **findings})
 
