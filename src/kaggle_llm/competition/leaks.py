@@ -41,7 +41,10 @@ KINDS = {
     "exact_extra": ("have the text of a row of fold −1", "drop those of fold −1"),
     "near_fold": ("have nearly the text of a row in another fold", "keep such rows in one fold, set leaks.columns"),
     "near_extra": ("have nearly the text of a row of fold −1", "drop those of fold −1, set leaks.columns"),
-    "group_fold": ("have a row of their group in another fold", "give assign_folds this column with folds.unseen=1"),
+    "group_fold": (
+        "have a row of their group in another fold",
+        "name it as the training Table's group, folds.unseen=1",
+    ),
     "group_extra": ("have a row of their group in fold −1", "drop those of fold −1; folds.rows splits groups too"),
     "teacher": ("have scores of a teacher that was trained on them", "use the teacher's out-of-fold scores"),
     "evaluated": ("were trained on by the model that they evaluate", "evaluate a fold by a model of the others' rows"),
