@@ -15,6 +15,7 @@ from kaggle_llm.tasks.cross_encoder import (
     CrossEncoderSettings,
     LabelledPair,
     collect_lists,
+    collect_pairs,
     group_pairs,
     label_pairs,
     load_cross_encoder,
@@ -246,10 +247,20 @@ def test_groups_become_pairs_with_their_labels() -> None:
     assert made == [LabelledPair("Q", "B", 1.0), LabelledPair("Q", "A", 0.0), LabelledPair("P", "A", 0.5)]
 
 
+@pytest.mark.parametrize("collect", [collect_pairs, collect_lists])
+def test_labels_lie_where_the_model_does(collect: Any) -> None:
+    import torch
+
+    _, labels = collect(group_pairs(PAIRS, LISTWISE), torch.device("meta"))
+    assert {label.device.type for label in labels} == {"meta"}
+
+
 def test_soft_labels_of_a_list_become_shares() -> None:
+    import torch
+
     lists = group_pairs(PAIRS, LISTWISE)
     assert [len(one) for one in lists] == [4, 3, 2]
-    features, labels = collect_lists(lists)
+    features, labels = collect_lists(lists, torch.device("cpu"))
     assert [len(documents) for documents in features[1]] == [4, 3, 2]
     shares = [[0, 1, 0, 0], [0.7, 0.3, 0], [0.2 / 1.2, 1 / 1.2]]
     for found, expected in zip(labels, shares, strict=True):

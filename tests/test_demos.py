@@ -14,10 +14,10 @@ from kaggle_llm.competition.competition import (
     TRAIN,
     Competition,
     CompetitionSettings,
-    LabelColumns,
     load_competition,
     read_csv,
 )
+from kaggle_llm.competition.forms import LabelColumns
 from kaggle_llm.competition.rankings import make_ranking
 from kaggle_llm_demo.__main__ import DEMOS
 

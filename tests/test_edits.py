@@ -45,7 +45,7 @@ CODE += [
     f"{SRC}/engines/transformers_engine.py",
     f"{SRC}/tasks/choice_training.py",
     f"{SRC}/inference/run.py",
-    f"{SRC}/competition/metrics.py",
+    f"{SRC}/competition/ranked_metrics.py",
 ]
 
 Change = Callable[[str, random.Random], str]
@@ -108,7 +108,7 @@ EDITS = {
     "a decision": Edit((f"{EXP}/predict.py",), put("    return Blend()", "    return Blend(0.#)")),
     "what a fit tries": Edit((f"{SRC}/decisions/rerank_blend.py",), put("LARGEST = 20.0", "LARGEST = 0.#")),
     "a helper behind the model": Edit((f"{EXP}/predict.py",), put("def decision(", "SHARE = #\n\n\ndef decision(")),
-    "the submission's format": Edit((COMPETITION,), put('" ".join(items[:CUT])', '" ".join(items[:# + CUT])')),
+    "the submission's format": Edit((COMPETITION,), put("    cut = CUT", "    cut = # + CUT")),
     "rows for a rehearsal": Edit(
         (f"{SRC}/competition/competition.py",),
         put("        raw, columns = read_csv", "        _ = #\n        raw, columns = read_csv"),
@@ -141,11 +141,11 @@ EDITS = {
     "the competition's reader": Edit(
         (COMPETITION,),
         put(
-            "    def cell(",
-            "    def read(self, name):\n        import polars as pl\n\n        raw = super().read(name)\n"
+            "\n\n\nCOMPETITION =",
+            "\n\n    def read(self, name):\n        import polars as pl\n\n        raw = super().read(name)\n"
             '        texts = {"train": ["question"], "test": ["question"]}.get(name, [])\n'
-            '        return raw.with_columns(pl.concat_str(pl.lit("# "), pl.col(one)).alias(one) for one in texts)\n\n'
-            "    def cell(",
+            '        return raw.with_columns(pl.concat_str(pl.lit("# "), pl.col(one)).alias(one) for one in texts)'
+            "\n\n\nCOMPETITION =",
         ),
         True,
         True,

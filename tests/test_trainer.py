@@ -3,6 +3,7 @@
 import json
 import math
 import subprocess
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,9 @@ from kaggle_llm.tasks.heads_training import HeadSettings, HeadTask
 from kaggle_llm.tasks.masked import MaskedTask
 from kaggle_llm.tasks.tags_training import TokenSettings, TokenTask
 from kaggle_llm.tasks.writing_training import GenerationTask
+from kaggle_llm.training import base_model
 from kaggle_llm.training import trainer as trainers
+from kaggle_llm.training.base_model import load_trainable
 from kaggle_llm.training.checkpoints import COMPLETE, Checkpoints
 from kaggle_llm.training.optimizer import choose_rate, group_parameters
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
@@ -397,9 +400,84 @@ def test_a_gpu_that_is_too_small_is_reported_with_the_way_out(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(type(POINTWISE), "loss", too_much)
-    with pytest.raises(MemoryError, match=r"at step 0: .* Lower training.batch_tokens first, then set training.grad"):
+    way_out = r"out of GPU memory: .* Lower training.batch_tokens, .*checkpointing=true, training.dtype=.*qlora"
+    with pytest.raises(MemoryError, match=way_out):
         train(pico_llm, tmp_path / "run", random_groups(1, 2))
     assert not list((tmp_path / "run").iterdir())
+    monkeypatch.setattr(trainers, "make_step_trainer", too_much)  # where the model is moved to the card
+    with pytest.raises(MemoryError, match=way_out):
+        train(pico_llm, tmp_path / "run", random_groups(1, 2))
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_training_leaves_no_weights_behind(
+    pico_llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """On a GPU they would keep the card from the workers that come next."""
+    loaded: list[Any] = []
+
+    def load(*args: Any, **kwargs: Any) -> Any:
+        model = load_trainable(*args, **kwargs)
+        loaded.extend(map(weakref.ref, model.parameters()))
+        return model
+
+    monkeypatch.setattr(trainers, "load_trainable", load)
+    train(pico_llm, tmp_path / "run", random_groups(2, 2), method=method)
+    assert loaded and not [weight for weight in loaded if weight() is not None]
+
+
+KINDS = [("causal", "pico_llm"), ("sequence", "pico_llm"), ("token", "pico_encoder"), ("masked", "pico_encoder")]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(("kind", "base"), KINDS)
+def test_every_trained_weight_is_in_single_precision(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, kind: Any, base: str, dtype: Any
+) -> None:
+    """Frozen ones have the dtype of the settings."""
+    monkeypatch.setattr(base_model, "check_precision", lambda _: None)  # float16 asks for a GPU
+    model = load_trainable(request.getfixturevalue(base), kind, LoraSettings(r=4), TrainingSettings(dtype=dtype), 0)
+    dtypes = {weight.requires_grad: set() for weight in model.parameters()}
+    for weight in model.parameters():
+        dtypes[weight.requires_grad].add(str(weight.dtype))
+    assert dtypes == {True: {"torch.float32"}, False: {f"torch.{dtype}"}}
+
+
+def test_a_head_beside_lora_learns_in_half_precision(pico_llm: Path, tmp_path: Path) -> None:
+    """In bfloat16 itself a step of 2e-5 is below the last digit of most weights."""
+    import torch
+
+    settings = TrainingSettings(dtype="bfloat16")
+    model = load_trainable(pico_llm, "sequence", LoraSettings(r=4), settings, 0, num_labels=2)
+    head = [weight for name, weight in model.named_parameters() if "modules_to_save" in name]
+    before = [weight.detach().clone() for weight in head]
+    optimizer = torch.optim.AdamW(group_parameters(model, replace(settings, learning_rate=2e-5)))
+    for _ in range(3):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            model(input_ids=torch.tensor([[7, 8, 9]]), labels=torch.tensor([1])).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    moved = [float((weight != old).float().mean()) for weight, old in zip(head, before, strict=True)]
+    assert min(moved) > 0.99
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_8bit"])
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+def test_states_of_8_bits_learn_nearly_as_those_of_32(pico_llm: Path, tmp_path: Path, optimizer: Any) -> None:
+    groups = random_groups(4, 4)
+    losses = {
+        name: train(pico_llm, tmp_path / name, groups, method="full", learning_rate=1e-3, epochs=3, optimizer=name)
+        for name in ("adamw", optimizer)
+    }
+    first, last = ([steps[i]["loss"] for steps in losses.values()] for i in (0, -1))
+    assert first[0] == first[1] and last[0] < first[0]
+    assert last[1] == pytest.approx(last[0], rel=0.05) and last[1] != last[0]
+
+
+def test_4_bit_weights_under_fsdp_are_refused(pico_llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match=r"qlora under FSDP.*launch/ddp.yaml, or set lora.method=lora"):
+        make_job(pico_llm, tmp_path / "run", method="qlora")
 
 
 def test_precision_that_the_machine_has_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from kaggle_llm.competition.competition import CompetitionSettings, NumberColumns, Table
+from kaggle_llm.competition.competition import CompetitionSettings, Table
+from kaggle_llm.competition.forms import NumberColumns
 from kaggle_llm.competition.metrics import quadratic_weighted_kappa, root_mean_squared_error
 from kaggle_llm.competition.rankings import average_by_id, check_answer, make_values, most_uncertain_first
 from kaggle_llm.decisions.member_blend import MemberBlend

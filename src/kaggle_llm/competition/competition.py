@@ -7,7 +7,6 @@ metric and submission format are defined in `competition/<name>.py`.
 from __future__ import annotations
 
 import importlib
-import math
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kaggle_llm.base import paths
 from kaggle_llm.base.folders import list_competitions
-from kaggle_llm.competition.rankings import make_ranking, make_values, replace_rows
+from kaggle_llm.competition.rankings import make_ranking, replace_rows
 
 if TYPE_CHECKING:
     import polars as pl
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from kaggle_llm.competition.metrics import Metric
 
 TRAIN, TEST, SAMPLE = "train", "test", "sample_submission"
-SHARES_TOLERANCE = 1e-3  # of the sum of shares, which may be rounded
 
 
 @dataclass
@@ -272,113 +270,6 @@ class Competition:
             )
 
 
-class LabelColumns(Competition):
-    """A submission with a probability for each label, and a train.csv with each label's share in such columns.
-
-    The shares are 1 for the right label, or shares of votes that sum to 1. `read` adds the target `label`, the label
-    with the largest share.
-    """
-
-    labels: ClassVar[Mapping[str, str]]
-    """Label → its column, in the sample's order."""
-
-    def legal_items(self) -> list[str]:
-        return list(self.labels)
-
-    def cell_columns(self) -> list[str]:
-        return list(self.labels.values())
-
-    def read(self, name: str) -> pl.DataFrame:
-        """The table, train.csv with `label`; raises ValueError for shares that do not sum to 1."""
-        import polars as pl
-
-        raw = super().read(name)
-        if name != TRAIN:
-            return raw
-        shares = raw.select(pl.col(list(self.labels.values())).cast(pl.Float64, strict=False)).to_numpy()
-        wrong = raw.filter(~((shares >= 0).all(axis=1) & (abs(shares.sum(axis=1) - 1) < SHARES_TOLERANCE)))
-        if wrong.height:
-            columns = self.cell_columns()
-            raise ValueError(
-                f"{name}.csv: {wrong.height} row(s) whose {', '.join(columns)} are no shares of 1, first "
-                f"{wrong[self.tables[TRAIN].id][0]!r} with {wrong.select(columns).row(0)}"
-            )
-        labels = list(self.labels)
-        return raw.with_columns(
-            label=pl.Series([labels[column] for column in shares.argmax(axis=1)], dtype=pl.String())
-        )
-
-    def truth(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """Columns id, items (the labels with a share above 0) and shares."""
-        shares = [[float(share) for share in row] for row in rows.select(*self.labels.values()).iter_rows()]
-        items = [[label for label, share in zip(self.labels, row, strict=True) if share > 0] for row in shares]
-        positive = [[share for share in row if share > 0] for row in shares]
-        return make_ranking(rows["id"].to_list(), items, positive).rename({"scores": "shares"})
-
-    def cells(self, items: Sequence[str], scores: Sequence[float]) -> list[str]:
-        """Probabilities: the softmax of the scores."""
-        peak = max(scores)
-        weights = {item: math.exp(score - peak) for item, score in zip(items, scores, strict=True)}
-        return [repr(weights[label] / sum(weights.values())) for label in self.labels]
-
-    def answer_in(self, cells: Sequence[str]) -> tuple[list[str], list[float]]:
-        """The labels and their log-probabilities, at least log 1e-15."""
-        pairs = zip(self.labels, map(_read_probability, cells), strict=True)
-        ranked = sorted(pairs, key=lambda pair: -pair[1])
-        return [label for label, _ in ranked], [math.log(max(probability, 1e-15)) for _, probability in ranked]
-
-
-class NumberColumns(Competition):
-    """A submission of one or more numbers a row, and a train.csv with the right ones in columns of the same names.
-
-    Answers are VALUES. `numbers` of the training table are the columns, in the sample's order.
-    """
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return self.tables[TRAIN].numbers
-
-    def cell_columns(self) -> list[str]:
-        return list(self.columns)
-
-    def truth(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """VALUES; raises ValueError for a cell that is no finite number."""
-        return make_values(rows["id"].to_list(), [read_numbers(row) for row in rows.select(*self.columns).iter_rows()])
-
-    def submission(self, ranking: pl.DataFrame, fill: pl.DataFrame | None = None) -> pl.DataFrame:
-        """VALUES of the test rows → submission.csv's rows."""
-        return self._as_submission(ranking if fill is None else replace_rows(fill, ranking))
-
-    def cells_of(self, answer: pl.DataFrame) -> list[list[str]]:
-        return [[repr(value) for value in row] for row in answer["values"].to_list()]
-
-    def ranking_of(self, submission: pl.DataFrame) -> pl.DataFrame:
-        """A submission → VALUES."""
-        rows = list(submission.iter_rows())
-        return make_values([row[0] for row in rows], [read_numbers(row[1:]) for row in rows])
-
-    def _find_fault(self, cells: Sequence[str], legal: Collection[str] | None) -> str:
-        try:
-            read_numbers(cells)
-        except ValueError as error:
-            return str(error)
-        return ""
-
-
-def read_numbers(cells: Sequence[str | None]) -> list[float]:
-    """Raises ValueError for a cell that is no finite number."""
-    numbers = []
-    for cell in cells:
-        try:
-            number = float(cell or "")
-        except ValueError:
-            number = math.nan
-        if not math.isfinite(number):
-            raise ValueError(f"{cell!r} is no finite number")
-        numbers.append(number)
-    return numbers
-
-
 def load_competition(settings: CompetitionSettings, folder: Path | None = None) -> Competition:
     """The Competition of `settings.name`, reading from `folder` (default: the settings' folder)."""
     module_name, names = settings.name.replace("-", "_"), list_competitions()
@@ -465,14 +356,3 @@ def _compare_ids(got: list[str], asked: list[str]) -> list[str]:
     if not problems and got != asked:
         problems.append("the ids are in another order than the sample's")
     return problems
-
-
-def _read_probability(cell: str) -> float:
-    """Raises ValueError for a cell that is no number between 0 and 1."""
-    try:
-        value = float(cell)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise ValueError(f"{cell!r} is no probability")
-    return value

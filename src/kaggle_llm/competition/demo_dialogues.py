@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from kaggle_llm.competition.competition import Competition, Table
+from kaggle_llm.competition.competition import Table
+from kaggle_llm.competition.forms import Texts
 from kaggle_llm.competition.metrics import repetition, rouge, words
 
 if TYPE_CHECKING:
     import polars as pl
 
 
-class DemoDialogues(Competition):
+class DemoDialogues(Texts):
     """One row a chat; the cell is its summary. ROUGE-L, the best over the references, one a line in train.csv."""
 
     texts = ("dialogue",)
@@ -22,12 +22,6 @@ class DemoDialogues(Competition):
     }
     metric = rouge("rougeL")
     also = (rouge("rouge1"), rouge("rouge2"), words(), repetition())
-
-    def cell(self, items: Sequence[str]) -> str:
-        return items[0]
-
-    def items_in(self, cell: str) -> list[str]:
-        return [cell] if cell else []
 
     def truth(self, rows: pl.DataFrame) -> pl.DataFrame:
         return rows.select("id", items=rows["summary"].str.split("\n"))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from kaggle_llm.competition.competition import LabelColumns, Table
+from kaggle_llm.competition.competition import Table
+from kaggle_llm.competition.forms import LabelColumns
 from kaggle_llm.competition.metrics import accuracy, log_loss
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
-from kaggle_llm.competition.competition import Competition, Table
+from kaggle_llm.competition.competition import Table
+from kaggle_llm.competition.forms import RankedItems
 from kaggle_llm.competition.metrics import mean_average_precision, recall
 
 CUT = 25  # items in a submission's cell
 
 
-class DemoMisconceptions(Competition):
+class DemoMisconceptions(RankedItems):
     """One row a wrong answer; the cell lists up to 25 misconception ids, best first. MAP@25."""
 
     texts = ("question", "correct_answer", "wrong_answer")
@@ -22,14 +22,9 @@ class DemoMisconceptions(Competition):
     }
     documents = "misconceptions"
     new_targets = 0.3
+    cut = CUT
     metric = mean_average_precision(CUT)
     also = tuple(recall(k) for k in (1, 5, 8, 25))
-
-    def cell(self, items: Sequence[str]) -> str:
-        return " ".join(items[:CUT])
-
-    def items_in(self, cell: str) -> list[str]:
-        return cell.split()
 
 
 COMPETITION = DemoMisconceptions

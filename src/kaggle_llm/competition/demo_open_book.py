@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
-from kaggle_llm.competition.competition import Competition, Table
+from kaggle_llm.competition.competition import Table
+from kaggle_llm.competition.forms import RankedItems
 from kaggle_llm.competition.metrics import accuracy, mean_average_precision
 
 LETTERS = ("A", "B", "C", "D", "E")
-CUT = 3  # letters in a submission's cell
 
 
-class DemoOpenBook(Competition):
+class DemoOpenBook(RankedItems):
     """One row a question; the cell lists up to three letters, best first. MAP@3. The answers are in articles.csv."""
 
     texts = ("question", *LETTERS)
@@ -21,17 +20,10 @@ class DemoOpenBook(Competition):
         "test": Table("id", texts),
         "articles": Table("article_id", ("title", "text")),
     }
-    metric = mean_average_precision(CUT)
+    labels = LETTERS
+    cut = 3
+    metric = mean_average_precision(3)
     also = (accuracy(),)
-
-    def legal_items(self) -> list[str]:
-        return list(LETTERS)
-
-    def cell(self, items: Sequence[str]) -> str:
-        return " ".join(items[:CUT])
-
-    def items_in(self, cell: str) -> list[str]:
-        return cell.split()
 
 
 COMPETITION = DemoOpenBook

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kaggle_llm.base import records
+from kaggle_llm.base.device import choose_placement, prepare_device, release_device
 from kaggle_llm.engines.attention import avoid_slow_kernel
 from kaggle_llm.engines.engine import (
     Completion,
@@ -41,6 +41,7 @@ class TransformersEngine:
 
         self.folder, self.settings, self.base = folder, settings, base
         check_adapter_base(folder, base)
+        prepare_device()
         avoid_slow_kernel()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype: torch.dtype = getattr(torch, settings.dtype)
@@ -109,13 +110,9 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Free the memory."""
-        import torch
-
         for name in ("_generator", "_causal", "_sentence", "_head", "_can_share"):
             self.__dict__.pop(name, None)
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_device()
 
     # models -------------------------------------------------------------------------------------------------
 
@@ -171,7 +168,7 @@ class TransformersEngine:
         )
 
     def _load(self, maker: Any, **options: Any) -> Any:
-        options |= {"dtype": self.dtype, "local_files_only": True}
+        options |= {"dtype": self.dtype, "local_files_only": True, **choose_placement()}
         if self.base is None:
             return maker.from_pretrained(self.folder, **options).to(self.device).eval()
         from peft import PeftModel

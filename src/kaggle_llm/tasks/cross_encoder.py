@@ -21,7 +21,7 @@ from kaggle_llm.training.base_model import make_loading_options
 from kaggle_llm.training.checkpoints import Checkpoints
 from kaggle_llm.training.padding import pad_right
 from kaggle_llm.training.plan import Share, plan_training, within_budget
-from kaggle_llm.training.trainer import Job, describe_job, make_arguments, run_trainer
+from kaggle_llm.training.trainer import Job, describe_job, make_arguments, on_device, run_trainer
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +63,7 @@ def label_pairs(
     ]
 
 
+@on_device
 def train_cross_encoder(settings: CrossEncoderSettings, pairs: Sequence[LabelledPair], job: Job) -> None:
     """Train on the first pairs (listwise: queries) within `training.tokens`; save the whole model into job.folder.
 
@@ -169,19 +170,19 @@ def make_cross_encoder_trainer(
             losses.append(loss.detach())
         return sum(losses)
 
-    return make_planned_trainer(model, values, loss, shares, lambda _, chosen: collect(chosen), step)
+    return make_planned_trainer(model, values, loss, shares, lambda model, chosen: collect(chosen, model.device), step)
 
 
-def collect_pairs(lists: Sequence[PairList]) -> tuple[list[Any], torch.Tensor]:
+def collect_pairs(lists: Sequence[PairList], device: torch.device) -> tuple[list[Any], torch.Tensor]:
     """Queries and documents, and their labels, as BinaryCrossEntropyLoss takes them."""
     import torch
 
     pairs = [pair for pair_list in lists for pair in pair_list]
-    labels = torch.tensor([pair.label for pair in pairs])
+    labels = torch.tensor([pair.label for pair in pairs], device=device)
     return [[pair.query for pair in pairs], [pair.document for pair in pairs]], labels
 
 
-def collect_lists(lists: Sequence[PairList]) -> tuple[list[Any], list[torch.Tensor]]:
+def collect_lists(lists: Sequence[PairList], device: torch.device) -> tuple[list[Any], list[torch.Tensor]]:
     """Queries and lists of documents, as ListNetLoss takes them.
 
     Its target is the softmax of the labels: given their logarithms, that is the labels scaled to sum to 1.
@@ -190,4 +191,4 @@ def collect_lists(lists: Sequence[PairList]) -> tuple[list[Any], list[torch.Tens
 
     logs = [[math.log(pair.label) if pair.label else -math.inf for pair in pairs] for pairs in lists]
     documents = [[pair.document for pair in pairs] for pairs in lists]
-    return [[pairs[0].query for pairs in lists], documents], [torch.tensor(row) for row in logs]
+    return [[pairs[0].query for pairs in lists], documents], [torch.tensor(row, device=device) for row in logs]

@@ -24,7 +24,7 @@ from kaggle_llm.training.checkpoints import Checkpoints
 from kaggle_llm.training.padding import pad_right
 from kaggle_llm.training.plan import within_budget
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
-from kaggle_llm.training.trainer import Job, describe_job, make_arguments, run_trainer, use_one_gpu
+from kaggle_llm.training.trainer import Job, describe_job, make_arguments, on_device, run_trainer, use_one_gpu
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,6 +76,7 @@ class Batch:
     """Indices of the pairs."""
 
 
+@on_device
 def train_embedder(
     settings: EmbeddingSettings,
     queries: Mapping[str, str],

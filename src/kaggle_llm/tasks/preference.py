@@ -25,7 +25,7 @@ from kaggle_llm.training.base_model import load_trainable, trainable_parameters
 from kaggle_llm.training.checkpoints import Checkpoints
 from kaggle_llm.training.plan import within_budget
 from kaggle_llm.training.settings import TrainingSettings
-from kaggle_llm.training.trainer import Job, describe_job, make_arguments, run_trainer, use_one_gpu
+from kaggle_llm.training.trainer import Job, describe_job, make_arguments, on_device, run_trainer, use_one_gpu
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +65,7 @@ class PreferenceExample:
         return len(self.prompt) + max(len(self.chosen), len(self.rejected))
 
 
+@on_device
 def train_preference(settings: PreferenceSettings, pairs: Sequence[PreferenceExample], job: Job) -> None:
     """Train on the first pairs within `training.tokens` and save into job.folder.
 

@@ -6,11 +6,13 @@ trained model's config.json, which holds the size of a head.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kaggle_llm.base import paths
+from kaggle_llm.base.device import choose_placement, prepare_device
 from kaggle_llm.engines.quantised import adaptable, read_quantisation, rounds_activations
 from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
@@ -41,8 +43,10 @@ def load_trainable(
     config |= make_loading_options(lora, training, seed, HEAD_NAMES if kind in ("sequence", "token") else None)
     model_class = getattr(transformers, CLASSES[kind][0])
     with adaptable(base) as options:
-        config |= options
-        model, info = model_class.from_pretrained(base, local_files_only=True, output_loading_info=True, **config)
+        config |= options | choose_placement()
+        model, info = model_class.from_pretrained(
+            base, local_files_only=True, output_loading_info=True, **config, **choose_placement()
+        )
     if kind == "sequence" and model.config.get_text_config().pad_token_id is None:  # decoders pool before the padding
         model.config.get_text_config().pad_token_id = load_tokenizer(base).pad_token_id or 0
     if lora.method == "full":
@@ -51,7 +55,12 @@ def load_trainable(
 
 
 def check_quantised(base: Path, lora: LoraSettings) -> None:
-    """Raises ValueError for a quantised base that `lora` cannot be trained on."""
+    """Raises ValueError for a quantised base that `lora` cannot be trained on, and for qlora under FSDP."""
+    if lora.method == "qlora" and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise ValueError(
+            "lora.method = qlora under FSDP, which cannot shard its 4-bit weights: launch with launch/ddp.yaml, or set "
+            "lora.method=lora"
+        )
     method = read_quantisation(base).get("quant_method")
     if method is None:
         return
@@ -74,6 +83,7 @@ def make_loading_options(
     import torch
     import transformers
 
+    prepare_device()
     transformers.utils.logging.disable_progress_bar()  # "Loading weights": noise in every log
     transformers.set_seed(seed)
     check_precision(training.dtype)
@@ -104,7 +114,10 @@ def find_random_modules(model: Any, missing: Iterable[str], base: Path, lora: Lo
 
 
 def attach_adapter(model: Any, kind: ModelKind, lora: LoraSettings, random: Sequence[str] = ()) -> Any:
-    """A PeftModel; a head and the `random` modules are trained whole and saved with the adapter."""
+    """A PeftModel; a head and the `random` modules are trained whole and saved with the adapter.
+
+    All trained weights are float32: in bfloat16 a step moves few of them, and float16's loss scaler refuses them.
+    """
     from peft import LoraConfig, get_peft_model
 
     # If they are not named here, PEFT puts LoRA into a token head and then cannot save the head.
@@ -124,7 +137,10 @@ def attach_adapter(model: Any, kind: ModelKind, lora: LoraSettings, random: Sequ
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    return get_peft_model(model, adapter)
+    adapted = get_peft_model(model, adapter)
+    for _, weight in trainable_parameters(adapted):  # PEFT leaves whole modules in the base's half precision
+        weight.data = weight.data.float()
+    return adapted
 
 
 def save_trained(model: Any, base: Path, folder: Path) -> None:

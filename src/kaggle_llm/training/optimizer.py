@@ -1,4 +1,4 @@
-"""Separate learning rates for LoRA's A and B, a head, and the token embeddings."""
+"""The optimizer, with separate learning rates for LoRA's A and B, a head, and the token embeddings."""
 
 from __future__ import annotations
 
@@ -26,6 +26,18 @@ def group_parameters(model: Any, training: TrainingSettings) -> list[dict[str, A
         group = groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay})
         group["params"].append(weight)
     return list(groups.values())
+
+
+def choose_optimizer(name: str) -> type[Any]:
+    """The class of training.optimizer."""
+    if name == "adamw":
+        from torch.optim import AdamW
+
+        return AdamW
+    from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
+
+    optimizer: type[Any] = PagedAdamW8bit if name == "paged_adamw_8bit" else AdamW8bit
+    return optimizer
 
 
 def choose_rate(name: str, is_embedding: bool, training: TrainingSettings) -> float:

@@ -47,6 +47,9 @@ class TrainingSettings:
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises, before it falls to 0."""
     weight_decay: float = 0.0
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    """8bit: a quarter of AdamW's states in memory, by bitsandbytes (vectors and small matrices stay in float32).
+    paged: the states move to the host's memory where the card is full."""
     clip: float = 1.0
     """Largest norm of a step's gradient."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

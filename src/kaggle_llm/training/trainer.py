@@ -13,17 +13,17 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast
 
 from kaggle_llm.base import paths, processes, records
-from kaggle_llm.base.device import describe_device
+from kaggle_llm.base.device import describe_device, release_device
 from kaggle_llm.base.fingerprint import hash_code, hash_module_of, plain_value
 from kaggle_llm.training.base_model import ModelKind, check_quantised, load_trainable, save_trained
 from kaggle_llm.training.callbacks import make_callbacks
 from kaggle_llm.training.checkpoints import Checkpoints
-from kaggle_llm.training.optimizer import group_parameters
+from kaggle_llm.training.optimizer import choose_optimizer, group_parameters
 from kaggle_llm.training.plan import Share, plan_training, within_budget
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 from kaggle_llm.training.tracking import tracking
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import torch
 
 Example = TypeVar("Example", contravariant=True)
+Arguments = ParamSpec("Arguments")
 
 # Set by accelerate launch; a checkpoint of one launcher does not load into another.
 LAUNCHER_VARIABLES = (
@@ -80,11 +81,43 @@ class Job:
         check_quantised(self.base, self.lora)
 
 
+def on_device(train: Callable[Arguments, None]) -> Callable[Arguments, None]:
+    """A training that leaves the GPU empty: the workers, vLLM or the quantiser that come next are other processes.
+
+    Raises MemoryError with figures and the ways out where the GPU's memory is too small.
+    """
+
+    @wraps(train)
+    def trained(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+        import torch
+
+        try:
+            train(*args, **kwargs)
+        except torch.OutOfMemoryError as error:
+            peak, total = measure_memory()
+            raise MemoryError(
+                f"out of GPU memory: {peak:.1f} of {total:.1f} GB were in use. Lower training.batch_tokens, set "
+                f"training.gradient_checkpointing=true, training.dtype=bfloat16 (a T4: float16) or lora.method=qlora"
+            ) from error
+        release_device()
+
+    return trained
+
+
+def measure_memory() -> tuple[float, float]:
+    """GB of the first GPU: the peak that this process has allocated, and all there is."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return math.nan, math.nan
+    return torch.cuda.max_memory_allocated() / 1e9, torch.cuda.get_device_properties(0).total_memory / 1e9
+
+
+@on_device
 def fine_tune(task: Task[Example], examples: Sequence[Example], job: Job) -> None:
     """Train on the first examples within `training.tokens` and save the adapter (or all weights) into job.folder.
 
-    Raises ValueError where no example fits into the budget or the loss is not finite, MemoryError with the peak and the
-    settings to change where GPU memory runs out.
+    Raises ValueError where no example fits into the budget or the loss is not finite.
     """
     kept = keep_within(task, examples, job.training)
     lengths = [task.length(example) for example in kept]
@@ -264,7 +297,6 @@ def run_trainer(
     trainer: Any, job: Job, checkpoints: Checkpoints, save: Callable[[Any, Path, Path], None] = save_trained
 ) -> None:
     """Train with any of transformers' trainers from the latest checkpoint, then save(model, base, folder)."""
-    from torch.optim import AdamW
     from transformers import PrinterCallback, ProgressCallback
 
     if trainer.args.world_size != processes.world():
@@ -272,7 +304,8 @@ def run_trainer(
         raise RuntimeError(
             f"{processes.world()} processes were launched, the trainer sees {seen}: they would train apart"
         )
-    trainer.optimizer_cls_and_kwargs = (AdamW, {"params": group_parameters(trainer.model, job.training)})
+    optimizer = choose_optimizer(job.training.optimizer)
+    trainer.optimizer_cls_and_kwargs = (optimizer, {"params": group_parameters(trainer.model, job.training)})
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     latest = processes.share(checkpoints.open() if processes.is_first() else None)
@@ -285,7 +318,7 @@ def run_trainer(
     with tracking(tracker, job.folder.parent / "tracking", job.about) as trackers:
         for callback in trackers:
             trainer.add_callback(callback)
-        train_within_memory(trainer, latest)
+        trainer.train(resume_from_checkpoint=str(latest) if latest else None)
     model = gather_weights(trainer)
     if processes.is_first():
         save(model, job.base, job.folder)
@@ -321,18 +354,3 @@ def gather_weights(trainer: Any) -> Any:
         return model
     model.save_pretrained = partial(model.save_pretrained, state_dict=state)
     return model
-
-
-def train_within_memory(trainer: Any, latest: Path | None) -> None:
-    """trainer.train(); raises MemoryError with figures and the way out where the GPU's memory is too small."""
-    import torch
-
-    try:
-        trainer.train(resume_from_checkpoint=str(latest) if latest else None)
-    except torch.OutOfMemoryError as error:
-        peak = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else math.nan
-        total = torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else math.nan
-        raise MemoryError(
-            f"out of GPU memory at step {trainer.state.global_step}: {peak:.1f} of {total:.1f} GB were in use. Lower "
-            f"training.batch_tokens first, then set training.gradient_checkpointing=true"
-        ) from error

@@ -1,0 +1,262 @@
+"""What a submission's cells hold, a class for each kind: subclass the one that fits in competition/<name>.py.
+
+| class | a row's answer | the submission |
+|---|---|---|
+| RankedItems | documents, labels or letters, best first | one cell: the first `cut` of them |
+| OneLabel | a label | one cell: the label |
+| OneProbability | two labels | one cell: the probability of the second |
+| LabelColumns | all labels | a column for each label: its probability |
+| NumberColumns | numbers (VALUES) | a column for each number |
+| Texts | a text | one cell: the text |
+| CharacterSpans | spans of characters | one cell: "start:end:TYPE …" |
+| TokenRows | spans of tokens | a row for each token that is in one |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from kaggle_llm.competition.competition import TEST, TRAIN, Competition
+from kaggle_llm.competition.rankings import make_ranking, make_values, replace_rows
+from kaggle_llm.competition.spans import parse_item
+
+if TYPE_CHECKING:
+    import polars as pl
+
+SHARES_TOLERANCE = 1e-3  # of the sum of shares, which may be rounded
+
+
+class RankedItems(Competition):
+    """Items in one cell, best first, between blanks: ids of documents, or labels."""
+
+    cut: ClassVar[int]
+    """Items in a cell, at most."""
+    labels: ClassVar[Sequence[str]] = ()
+    """The legal items where there are no documents; empty: any text without a blank."""
+
+    def legal_items(self) -> Sequence[str] | None:
+        return list(self.labels) or super().legal_items()
+
+    def cell(self, items: Sequence[str]) -> str:
+        return " ".join(items[: self.cut]) or self.nothing
+
+    def items_in(self, cell: str) -> list[str]:
+        """Raises ValueError for more items than `cut`."""
+        items = [] if cell == self.nothing else cell.split()
+        if len(items) > self.cut:
+            raise ValueError(f"{len(items)} items, {self.cut} are allowed")
+        return items
+
+
+class OneLabel(Competition):
+    """The likeliest label in the cell."""
+
+    labels: ClassVar[Sequence[str]]
+
+    def legal_items(self) -> list[str]:
+        return list(self.labels)
+
+    def cell(self, items: Sequence[str]) -> str:
+        return items[0]
+
+    def items_in(self, cell: str) -> list[str]:
+        return [cell] if cell else []
+
+
+class OneProbability(Competition):
+    """The probability of the second label in the cell: the softmax of the two labels' scores."""
+
+    labels: ClassVar[tuple[str, str]] = ("0", "1")
+    """As they stand in the target's column; the second one's probability is submitted."""
+
+    def legal_items(self) -> list[str]:
+        return list(self.labels)
+
+    def cells(self, items: Sequence[str], scores: Sequence[float]) -> list[str]:
+        first, second = (dict(zip(items, scores, strict=True))[label] for label in self.labels)
+        return [repr(1 / (1 + math.exp(min(first - second, 700))))]
+
+    def answer_in(self, cells: Sequence[str]) -> tuple[list[str], list[float]]:
+        """Both labels with their log-probabilities; raises ValueError for a cell that is no probability."""
+        (cell,) = cells
+        probability = read_probability(cell)
+        scores = [math.log(max(share, 1e-15)) for share in (1 - probability, probability)]
+        return list(self.labels), scores
+
+
+class LabelColumns(Competition):
+    """A submission with a probability for each label, and a train.csv with each label's share in such columns.
+
+    The shares are 1 for the right label, or shares of votes that sum to 1. `read` adds the target `label`, the label
+    with the largest share.
+    """
+
+    labels: ClassVar[Mapping[str, str]]
+    """Label → its column, in the sample's order."""
+
+    def legal_items(self) -> list[str]:
+        return list(self.labels)
+
+    def cell_columns(self) -> list[str]:
+        return list(self.labels.values())
+
+    def read(self, name: str) -> pl.DataFrame:
+        """The table, train.csv with `label`; raises ValueError for shares that do not sum to 1."""
+        import polars as pl
+
+        raw = super().read(name)
+        if name != TRAIN:
+            return raw
+        shares = raw.select(pl.col(list(self.labels.values())).cast(pl.Float64, strict=False)).to_numpy()
+        wrong = raw.filter(~((shares >= 0).all(axis=1) & (abs(shares.sum(axis=1) - 1) < SHARES_TOLERANCE)))
+        if wrong.height:
+            columns = self.cell_columns()
+            raise ValueError(
+                f"{name}.csv: {wrong.height} row(s) whose {', '.join(columns)} are no shares of 1, first "
+                f"{wrong[self.tables[TRAIN].id][0]!r} with {wrong.select(columns).row(0)}"
+            )
+        labels = list(self.labels)
+        return raw.with_columns(
+            label=pl.Series([labels[column] for column in shares.argmax(axis=1)], dtype=pl.String())
+        )
+
+    def truth(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Columns id, items (the labels with a share above 0) and shares."""
+        shares = [[float(share) for share in row] for row in rows.select(*self.labels.values()).iter_rows()]
+        items = [[label for label, share in zip(self.labels, row, strict=True) if share > 0] for row in shares]
+        positive = [[share for share in row if share > 0] for row in shares]
+        return make_ranking(rows["id"].to_list(), items, positive).rename({"scores": "shares"})
+
+    def cells(self, items: Sequence[str], scores: Sequence[float]) -> list[str]:
+        """Probabilities: the softmax of the scores."""
+        peak = max(scores)
+        weights = {item: math.exp(score - peak) for item, score in zip(items, scores, strict=True)}
+        return [repr(weights[label] / sum(weights.values())) for label in self.labels]
+
+    def answer_in(self, cells: Sequence[str]) -> tuple[list[str], list[float]]:
+        """The labels and their log-probabilities, at least log 1e-15."""
+        pairs = zip(self.labels, map(read_probability, cells), strict=True)
+        ranked = sorted(pairs, key=lambda pair: -pair[1])
+        return [label for label, _ in ranked], [math.log(max(probability, 1e-15)) for _, probability in ranked]
+
+
+class NumberColumns(Competition):
+    """A submission of one or more numbers a row, and a train.csv with the right ones in columns of the same names.
+
+    Answers are VALUES. `numbers` of the training table are the columns, in the sample's order.
+    """
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.tables[TRAIN].numbers
+
+    def cell_columns(self) -> list[str]:
+        return list(self.columns)
+
+    def truth(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """VALUES; raises ValueError for a cell that is no finite number."""
+        return make_values(rows["id"].to_list(), [read_numbers(row) for row in rows.select(*self.columns).iter_rows()])
+
+    def submission(self, ranking: pl.DataFrame, fill: pl.DataFrame | None = None) -> pl.DataFrame:
+        """VALUES of the test rows → submission.csv's rows."""
+        return self._as_submission(ranking if fill is None else replace_rows(fill, ranking))
+
+    def cells_of(self, answer: pl.DataFrame) -> list[list[str]]:
+        return [[repr(value) for value in row] for row in answer["values"].to_list()]
+
+    def ranking_of(self, submission: pl.DataFrame) -> pl.DataFrame:
+        """A submission → VALUES."""
+        rows = list(submission.iter_rows())
+        return make_values([row[0] for row in rows], [read_numbers(row[1:]) for row in rows])
+
+    def _find_fault(self, cells: Sequence[str], legal: Collection[str] | None) -> str:
+        try:
+            read_numbers(cells)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+
+def read_numbers(cells: Sequence[str | None]) -> list[float]:
+    """Raises ValueError for a cell that is no finite number."""
+    numbers = []
+    for cell in cells:
+        try:
+            number = float(cell or "")
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise ValueError(f"{cell!r} is no finite number")
+        numbers.append(number)
+    return numbers
+
+
+class Texts(Competition):
+    """A text in the cell."""
+
+    def cell(self, items: Sequence[str]) -> str:
+        return items[0]
+
+    def items_in(self, cell: str) -> list[str]:
+        return [cell] if cell else []
+
+
+class CharacterSpans(Competition):
+    """The spans of a row's text in the cell, "start:end:TYPE" between blanks, and `nothing` where there are none.
+
+    start and end count characters (code points) of the text as read, \\r\\n are two. The target holds the same.
+    """
+
+    nothing = "-"
+
+    def cell(self, items: Sequence[str]) -> str:
+        return " ".join(items) or self.nothing
+
+    def items_in(self, cell: str) -> list[str]:
+        """Raises ValueError for an item that is no span."""
+        items = [] if cell == self.nothing else cell.split()
+        return [parse_item(item).to_item() for item in items]
+
+    def truth(self, rows: pl.DataFrame) -> pl.DataFrame:
+        import polars as pl
+
+        items = [self.items_in(cell) for cell in rows[self.target].to_list()]
+        return rows.select("id", items=pl.Series(items, dtype=pl.List(pl.String())))
+
+    def check(self) -> None:
+        """Raises ValueError also for a span of train.csv that ends behind its text."""
+        super().check()
+        train = self.table(TRAIN)
+        (text,) = self.tables[TRAIN].texts
+        if problems := find_late_spans(train.select("id", text), self.truth(train)):
+            raise ValueError(f"train.csv: {len(problems)} span(s) end behind their text, first {problems[0]}")
+
+    def check_submission(self, submission: pl.DataFrame) -> list[str]:
+        """Also: spans that end behind their text."""
+        (text,) = self.tables[TEST].texts
+        problems = super().check_submission(submission)
+        return problems or find_late_spans(self.table(TEST).select("id", text), self.ranking_of(submission))
+
+
+def find_late_spans(rows: pl.DataFrame, answers: pl.DataFrame) -> list[str]:
+    """A line for each span that ends behind its text. rows: id, text; answers: id, items."""
+    lengths = {row: len(text) for row, text in rows.iter_rows()}
+    return [
+        f"row {row}: {item} ends behind its text of {lengths[row]} characters"
+        for row, items in answers.select("id", "items").iter_rows()
+        for item in items
+        if parse_item(item).end > lengths[row]
+    ]
+
+
+def read_probability(cell: str) -> float:
+    """Raises ValueError for a cell that is no number between 0 and 1."""
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise ValueError(f"{cell!r} is no probability")
+    return value

@@ -1,0 +1,69 @@
+"""What is asked of the GPU and given back to it, on a machine without one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kaggle_llm.base import device
+
+
+def test_the_card_is_named_by_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own answer would take a part of the card for the parent process."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\necho "card ${3#--id=}"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    monkeypatch.setattr(device, "has_gpu", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda *_: pytest.fail("torch was asked"))
+    assert device.describe_device.__wrapped__() == "card 1"
+    monkeypatch.setattr(device, "has_gpu", lambda: False)
+    assert device.describe_device.__wrapped__() == "cpu"
+
+
+def test_kernels_and_allocator_are_chosen() -> None:
+    code = """
+from kaggle_llm.base.device import prepare_device
+prepare_device()
+import os, torch
+print(os.environ["PYTORCH_ALLOC_CONF"], torch.backends.cuda.cudnn_sdp_enabled(), torch.backends.cudnn.allow_tf32,
+      torch.get_float32_matmul_precision(), torch.backends.cuda.flash_sdp_enabled())
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTORCH_ALLOC_CONF"}
+    answer = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert answer.stdout.split() == ["expandable_segments:True", "False", "False", "highest", "True"], answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, {"device_map": {"": 0}}),
+        ({"LOCAL_RANK": "1"}, {"device_map": {"": 1}}),
+        ({"LOCAL_RANK": "1", "ACCELERATE_USE_FSDP": "true"}, {}),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}),
+    ],
+)
+def test_weights_are_loaded_onto_the_card_of_the_process(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: dict[str, Any]
+) -> None:
+    for name in ("LOCAL_RANK", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert device.choose_placement() == {}
+    monkeypatch.setattr(device, "has_gpu", lambda: True)
+    assert device.choose_placement() == expected
+
+
+def test_memory_is_given_back_only_where_the_gpu_was_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: calls.append("emptied"))
+    device.release_device()
+    assert calls == []
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    device.release_device()
+    assert calls == ["emptied"]
