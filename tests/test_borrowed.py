@@ -18,7 +18,7 @@ from workspace import Workspace, succeed
 
 from kaggle_llm.base import records
 from kaggle_llm.competition.competition import CompetitionSettings, load_competition
-from kaggle_llm.competition.folds import FoldSettings, assign_folds
+from kaggle_llm.competition.folds import FoldSettings, split_rows
 from kaggle_llm.engines.engine import EngineSettings
 from kaggle_llm.experiment.experiment import Experiment
 from kaggle_llm.inference.borrowed import check_held_out, check_member_runs, find_fold, find_shipped, list_lenders
@@ -222,7 +222,7 @@ def test_whatever_a_fold_is_made_with_is_the_fold_s_own(
     build_competition(data, root / "hidden", train_rows=24, hidden_rows=3)
     competition = load_competition(settings)
     train = competition.table("train")
-    fold = assign_folds(train[competition.group], FoldSettings(count=2))
+    fold = split_rows(competition, train, FoldSettings(count=2))
     make_run(root, "r", make_models(root, "full"), folds, oof={"id": train["id"], "fold": fold})
     engine, models = EngineSettings("transformers"), {"teacher": "r:ranker"}
     config = predict.Config(competition=settings, models=models, folds=FoldSettings(count=2), engine=engine, ship=how)

@@ -1,12 +1,14 @@
 """Folds: every row is placed, some groups stay whole, sizes are even, and switches move no other row."""
 
 import random
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import polars as pl
 import pytest
 
-from kaggle_llm.competition.folds import ALWAYS_TRAIN, FoldSettings, assign_folds
+from kaggle_llm.competition.competition import Competition, CompetitionSettings, Table
+from kaggle_llm.competition.folds import ALWAYS_TRAIN, FoldSettings, assign_folds, describe_missing_classes, split_rows
 
 
 def even(groups: int, rows: int) -> pl.Series:
@@ -75,11 +77,11 @@ def test_fold_sizes_differ_by_no_more_than_the_largest_group(seed: int, unseen: 
 
 
 def test_rows_that_are_always_trained_on_are_never_validated_and_move_no_other_row() -> None:
-    groups = uneven()
+    groups, settings = uneven(), FoldSettings(unseen=0.3)
     extra = pl.Series(["g00", "new", "g01"])
-    fold = assign_folds(pl.concat([extra, groups]), FoldSettings(), always_train=[True] * 3 + [False] * groups.len())
+    fold = assign_folds(pl.concat([extra, groups]), settings, always_train=[True] * 3 + [False] * groups.len())
     assert fold[:3].to_list() == [ALWAYS_TRAIN] * 3
-    assert fold[3:].to_list() == assign_folds(groups, FoldSettings()).to_list()
+    assert fold[3:].to_list() == assign_folds(groups, settings).to_list()
 
 
 @pytest.mark.parametrize("validate", [[0], [1, 3]])
@@ -132,3 +134,67 @@ def test_a_fold_that_stays_empty_is_refused() -> None:
     with pytest.raises(ValueError, match=r"fold\(s\) \[3, 4\] of 5 hold none of 3 rows: lower folds.count"):
         assign_folds(groups, FoldSettings())
     assert sorted(assign_folds(groups, FoldSettings(validate=[0]))) == [-1, -1, 0]
+
+
+def make_competition(folder: Path, target: str = "label", group: str = "", new_targets: float = 0.0) -> Competition:
+    class Plain(Competition):
+        tables: ClassVar = {"train": Table("id", ("text",), target=target, group=group), "test": Table("id", ("text",))}
+
+    Plain.new_targets = new_targets
+    return Plain(CompetitionSettings("plain"), folder)
+
+
+def make_train(labels: list[str]) -> pl.DataFrame:
+    ids = [str(number) for number in range(len(labels))]
+    return pl.DataFrame({"id": ids, "label": labels, "writer": [f"w{int(i) % 20}" for i in ids]})
+
+
+@pytest.mark.parametrize(
+    "shares", [{"yes": 50, "no": 50}, {"yes": 95, "no": 5}, {"1": 60, "2": 150, "3": 200, "4": 70, "5": 20}], ids=str
+)
+def test_the_rows_of_a_class_are_spread_over_the_folds(tmp_path: Path, shares: dict[str, int]) -> None:
+    labels = [label for label, rows in shares.items() for _ in range(rows)]
+    random.Random(0).shuffle(labels)
+    train = make_train(labels)
+    fold = split_rows(make_competition(tmp_path), train, FoldSettings())
+    counts = train.with_columns(fold=fold).group_by("label", "fold").len()
+    assert {(label, rows) for label, _, rows in counts.iter_rows()} == {
+        (label, rows // 5) for label, rows in shares.items()
+    }
+    assert describe_missing_classes(train["label"], fold) == []
+
+
+def test_new_targets_stay_whole_in_the_share_that_the_competition_names(tmp_path: Path) -> None:
+    train = make_train([f"m{number % 20}" for number in range(200)])
+    fold = split_rows(make_competition(tmp_path, new_targets=0.3), train, FoldSettings())
+    assert fold.equals(assign_folds(train["label"], FoldSettings(unseen=0.3)))
+    assert sorted(map(len, folds_of_groups(train["label"], fold).values())).count(1) == 6
+
+
+def test_rows_of_a_group_stay_together_unless_the_config_says_otherwise(tmp_path: Path) -> None:
+    train, competition = make_train(["a", "b"] * 100), make_competition(tmp_path, group="writer")
+    assert set(map(len, folds_of_groups(train["writer"], split_rows(competition, train, FoldSettings())).values())) == {
+        1
+    }
+    fold = split_rows(competition, train, FoldSettings(unseen=0.0))
+    assert set(map(len, folds_of_groups(train["writer"], fold).values())) == {5}
+
+
+def test_rows_without_target_and_group_are_dealt_one_by_one(tmp_path: Path) -> None:
+    fold = split_rows(make_competition(tmp_path, target=""), make_train(["a"] * 103), FoldSettings())
+    assert sorted(fold.value_counts()["count"]) == [20, 20, 21, 21, 21]
+
+
+def test_whole_groups_are_refused_where_there_are_none(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"folds\.unseen = 0\.3, but plain has no groups: name a column"):
+        split_rows(make_competition(tmp_path), make_train(["a", "b"] * 10), FoldSettings(unseen=0.3))
+
+
+def test_a_class_that_a_training_part_lacks_is_said() -> None:
+    targets = pl.Series(["a", "a", "b", "b", "c", "a"])
+    assert describe_missing_classes(targets, pl.Series([0, 1, 0, 0, 1, -1])) == [
+        "fold 0: 2 row(s) of 1 class(es) that its training lacks: ['b']",
+        "fold 1: 1 row(s) of 1 class(es) that its training lacks: ['c']",
+    ]
+    texts = pl.Series([f"summary {number}" for number in range(6)])
+    assert describe_missing_classes(texts, pl.Series([0, 1] * 3)) == []

@@ -54,7 +54,7 @@ class Table:
     texts: tuple[str, ...]
     target: str = ""
     group: str = ""
-    """The column whose groups of rows should stay on one side of a split; empty: the target."""
+    """The column whose groups of rows should stay on one side of a split; empty: there are none."""
     numbers: tuple[str, ...] = ()
     """Target columns of LabelColumns (each label's share) and of NumberColumns (the right values)."""
 
@@ -78,6 +78,9 @@ class Competition:
     """The table of documents, whose ids are the legal items; empty: items are labels or texts."""
     nothing: ClassVar[str] = ""
     """The submission's cell of a row without items; empty: every row needs one."""
+    new_targets: ClassVar[float] = 0.0
+    """Share of the targets that folds keep out of their training, where a hidden test has targets that train.csv lacks;
+    0: the targets are classes, and every fold trains on all of them."""
     metric: Metric
     also: Sequence[Metric] = ()
 
@@ -180,8 +183,13 @@ class Competition:
 
     @property
     def group(self) -> str:
-        """The training table's column for `assign_folds`."""
-        return self.tables[TRAIN].group or self.target
+        """The training table's column whose values folds can keep whole: its group, or new targets; "": none."""
+        return self.tables[TRAIN].group or (self.target if self.new_targets else "")
+
+    @property
+    def unseen(self) -> float:
+        """The share of the groups that folds keep whole, where folds.unseen does not say it."""
+        return 1.0 if self.tables[TRAIN].group else self.new_targets
 
     def unlabelled(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Labelled rows with the columns of the test set: prediction never sees a target."""
@@ -255,9 +263,14 @@ class Competition:
         return "a label occurs twice" if len(set(items)) < len(items) else ""
 
     def groups(self, train: pl.DataFrame, valid: pl.DataFrame) -> pl.Series:
-        """[rows] the groups that are scored apart: "seen" where training has rows of the same group, else "unseen"."""
+        """[rows] the groups that are scored apart: "seen" where training has rows of the same group, else "unseen".
+
+        "all" where there are no groups.
+        """
         import polars as pl
 
+        if not self.group:
+            return pl.Series("group", ["all"] * valid.height, dtype=pl.String())
         seen = valid[self.group].is_in(train[self.group].unique().to_list())
         return seen.replace_strict({True: "seen", False: "unseen"}, return_dtype=pl.String()).alias("group")
 

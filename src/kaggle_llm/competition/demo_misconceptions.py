@@ -21,6 +21,7 @@ class DemoMisconceptions(RankedItems):
         "misconceptions": Table("misconception_id", ("text",)),
     }
     documents = "misconceptions"
+    new_targets = 0.3
     cut = CUT
     metric = mean_average_precision(CUT)
     also = tuple(recall(k) for k in (1, 5, 8, 25))

@@ -1,13 +1,15 @@
-"""Folds of which a share validates groups that training never saw."""
+"""Folds: the rows of a class are spread over them, and groups that a hidden test has new ones of stay whole."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from kaggle_llm.competition.competition import Competition
 
 ALWAYS_TRAIN = -1  # the fold of rows that are always trained on, never validated
 
@@ -20,19 +22,51 @@ class FoldSettings:
     rows: int | None = None
     """Rows of a fold that are validated at most; null: all. The others become fold −1 and are trained on, which splits
     groups. For smoke runs."""
-    unseen: float = 0.3
-    """Share of the groups that stay whole in one fold, so that its training never sees them."""
+    unseen: float | None = None
+    """Share of the groups that stay whole in one fold, so that its training never sees them; null: as the competition
+    says, which is 1 where its training table names a group, else `new_targets`."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.count < 2:
             raise ValueError(f"count = {self.count}: two folds or more are needed")
-        if not 0 <= self.unseen <= 1:
+        if self.unseen is not None and not 0 <= self.unseen <= 1:
             raise ValueError(f"unseen = {self.unseen}: must lie between 0 and 1")
         if self.validate is not None and not set() < set(self.validate) <= set(range(self.count)):
             raise ValueError(f"validate = {self.validate}: name one or more of the folds 0 to {self.count - 1}")
         if self.rows is not None and self.rows < 1:
             raise ValueError(f"rows = {self.rows}: must be 1 or more, or null for all")
+
+
+def split_rows(competition: Competition, train: pl.DataFrame, settings: FoldSettings) -> pl.Series:
+    """`assign_folds` of the training rows by the competition's group; without one by the target, no group whole, which
+    is sklearn's StratifiedKFold.
+
+    Raises ValueError where folds.unseen asks for whole groups and there are none.
+    """
+    unseen = competition.unseen if settings.unseen is None else settings.unseen
+    if unseen and not competition.group:
+        raise ValueError(
+            f"folds.unseen = {unseen}, but {competition.settings.name} has no groups: name a column as the training "
+            f"Table's group, set new_targets if a hidden test has targets that train.csv lacks, or leave unseen out"
+        )
+    column = competition.group or competition.target or "id"
+    return assign_folds(train[column], replace(settings, unseen=unseen))
+
+
+def describe_missing_classes(targets: pl.Series, fold: pl.Series) -> list[str]:
+    """A line for each fold that validates classes of which its training has no row; none where most targets occur
+    once, as texts do."""
+    if 2 * targets.n_unique() > targets.len():
+        return []
+    lines = []
+    for k in sorted(set(fold) - {ALWAYS_TRAIN}):
+        valid = targets.filter(fold == k)
+        missing = sorted(set(valid) - set(targets.filter(fold != k)))
+        if missing:
+            rows = valid.is_in(missing).sum()
+            lines.append(f"fold {k}: {rows} row(s) of {len(missing)} class(es) that its training lacks: {missing[:3]}")
+    return lines
 
 
 def assign_folds(groups: pl.Series, settings: FoldSettings, always_train: Sequence[bool] | None = None) -> pl.Series:
@@ -73,7 +107,7 @@ def _deal(groups: list[str], settings: FoldSettings, always_train: list[bool]) -
             members.setdefault(group, []).append(row)
     names = sorted(members)
     rng.shuffle(names)
-    whole = round(len(names) * settings.unseen)
+    whole = round(len(names) * (settings.unseen or 0))
     fold = [ALWAYS_TRAIN] * len(groups)
     sizes = [0] * settings.count
     for name in names[:whole]:

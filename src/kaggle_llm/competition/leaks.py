@@ -1,8 +1,8 @@
 """Leaks: what validation rows share with the rows that are trained on. Leaves leaks.json.
 
 Two texts are the same where NFKC, case folding and single spaces make them equal. They are near duplicates where their
-sets of three consecutive words have a Jaccard similarity of leaks.similarity. Empty texts are never duplicates. A text
-without spaces between its words (Chinese, Japanese) counts as one word, so only its exact duplicates are found.
+sets of three consecutive words have a Jaccard similarity of leaks.similarity; a character of a script without blanks
+(Chinese, Japanese, Thai) counts as a word. Empty texts are never duplicates.
 
 `extra` is fold −1, the rows that are always trained on: extra and synthetic rows, and rows that folds.rows and
 folds.validate take out of validation. Not found: what a teacher model learned from a validation row and passes on
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import random
-import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from kaggle_llm.base import records
 from kaggle_llm.base.tables import print_table
+from kaggle_llm.base.words import PIECE, fold_text
 from kaggle_llm.competition.folds import ALWAYS_TRAIN
 
 if TYPE_CHECKING:
@@ -41,7 +41,10 @@ KINDS = {
     "exact_extra": ("have the text of a row of fold −1", "drop those of fold −1"),
     "near_fold": ("have nearly the text of a row in another fold", "keep such rows in one fold, set leaks.columns"),
     "near_extra": ("have nearly the text of a row of fold −1", "drop those of fold −1, set leaks.columns"),
-    "group_fold": ("have a row of their group in another fold", "give assign_folds this column with folds.unseen=1"),
+    "group_fold": (
+        "have a row of their group in another fold",
+        "name it as the training Table's group, folds.unseen=1",
+    ),
     "group_extra": ("have a row of their group in fold −1", "drop those of fold −1; folds.rows splits groups too"),
     "teacher": ("have scores of a teacher that was trained on them", "use the teacher's out-of-fold scores"),
     "evaluated": ("were trained on by the model that they evaluate", "evaluate a fold by a model of the others' rows"),
@@ -189,8 +192,8 @@ def find_evaluated_training_rows(
 
 
 def normalise_text(text: str | None) -> str:
-    """NFKC, case folded, white space as single spaces, none at the ends; null is empty."""
-    return " ".join(unicodedata.normalize("NFKC", text or "").casefold().split())
+    """NFKC, case folded, nothing invisible, white space as single spaces, none at the ends; null is empty."""
+    return " ".join(fold_text(text or "").split())
 
 
 def _find_repeats(
@@ -230,7 +233,7 @@ def _find_repeats(
 def _find_near_texts(texts: Collection[str], similarity: float) -> dict[str, list[str]]:
     """Normalised text → its near duplicates."""
     near: dict[str, list[str]] = {text: [] for text in texts}
-    order = sorted(text for text in texts if text.count(" ") >= SHINGLE - 1)
+    order = sorted(text for text in texts if len(PIECE.findall(text)) >= SHINGLE)
     random.Random(0).shuffle(order)  # where not all are compared, those compared are a random sample
     shingles = functools.lru_cache(maxsize=2048)(make_shingles)
     for text, other in _find_candidates(order, similarity):
@@ -271,7 +274,7 @@ def _find_candidates(texts: Sequence[str], similarity: float) -> Iterator[tuple[
 
 def make_shingles(text: str) -> frozenset[str]:
     """All runs of SHINGLE consecutive words of a normalised text; none where it has fewer words."""
-    words = text.split()
+    words = PIECE.findall(text)
     return frozenset(map(" ".join, zip(*(words[i:] for i in range(SHINGLE)), strict=False)))
 
 

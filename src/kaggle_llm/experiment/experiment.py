@@ -17,7 +17,7 @@ from kaggle_llm.base import paths, processes, records
 from kaggle_llm.base.config import save_config
 from kaggle_llm.competition.audit import audit_folds
 from kaggle_llm.competition.competition import TRAIN, Competition, load_competition
-from kaggle_llm.competition.folds import ALWAYS_TRAIN, assign_folds, find_common_fold
+from kaggle_llm.competition.folds import ALWAYS_TRAIN, describe_missing_classes, find_common_fold, split_rows
 from kaggle_llm.experiment.part import Part
 from kaggle_llm.experiment.recorded import hash_prediction, read_answers
 from kaggle_llm.experiment.scores import Predicted, Scores, print_metrics, with_cells
@@ -76,6 +76,7 @@ class Experiment:
         if processes.is_first():
             self._print_changed_settings()
             records.keep_changes(self.folder)
+            self._print_missing_classes()
             audit_folds(self.competition, self._assign_folds(whole=True), self.folds, config, self.folder)
 
     def _assign_folds(self, whole: bool = False) -> pl.Series:
@@ -83,7 +84,13 @@ class Experiment:
         if self.members:
             return find_common_fold(self.train, self.recorded)
         settings = replace(self.config.folds, rows=None, validate=None) if whole else self.config.folds
-        return assign_folds(self.train[self.competition.group], settings)
+        return split_rows(self.competition, self.train, settings)
+
+    def _print_missing_classes(self) -> None:
+        target = self.competition.target
+        if target and not self.competition.new_targets:
+            for line in describe_missing_classes(self.train[target], self.fold):
+                print(f"{self.name}: {line}", flush=True)
 
     def rows_of(self, fold: int) -> pl.DataFrame:
         """The labelled rows that a fold validates."""

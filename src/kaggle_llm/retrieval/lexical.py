@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from kaggle_llm.base.words import split_words
 from kaggle_llm.competition.rankings import make_ranking
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class LexicalIndex:
-    """BM25 (Lucene's variant, k1 1.5, b 0.75) with English stop words, no stemming."""
+    """BM25 (Lucene's variant, k1 1.5, b 0.75) of `split_words` without English stop words; no stemming."""
 
     def __init__(self, ids: Sequence[str], texts: Sequence[str]) -> None:
         import bm25s
@@ -40,8 +41,6 @@ class LexicalIndex:
 
     @staticmethod
     def _tokens(texts: Sequence[str]) -> list[list[str]]:
-        import bm25s
+        from bm25s.stopwords import STOPWORDS_EN
 
-        if not texts:
-            return []
-        return bm25s.tokenize(list(texts), stopwords="en", return_ids=False, show_progress=False)
+        return [[word for word in split_words(text) if word not in STOPWORDS_EN] for text in texts]

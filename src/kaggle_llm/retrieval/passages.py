@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from kaggle_llm.base.words import BLANKLESS
 from kaggle_llm.competition.metrics import recall
 from kaggle_llm.competition.rankings import (
     average_rankings,
@@ -24,13 +25,14 @@ from kaggle_llm.retrieval.rerank import rerank
 if TYPE_CHECKING:
     import polars as pl
 
-WORD = re.compile(r"\S{1,40}")  # at most 40 characters: a text without blanks is cut too
+# At most 40 characters, and a character of a script without blanks: a text without blanks is cut too.
+WORD = re.compile(rf"[{BLANKLESS}]|[^\s{BLANKLESS}]{{1,40}}")
 
 
 @dataclass
 class PassageSettings:
     words: int = 60
-    """Words of a passage."""
+    """Words of a passage; a character of a script without blanks (Chinese, Japanese, Thai) counts as one."""
     overlap: int = 20
     """Words that a passage shares with the next; the last passage may share more."""
     template: str = "{title}: {text}"
@@ -57,8 +59,9 @@ def cut_text(text: str, words: int, overlap: int) -> list[str]:
     """Passages of `words` words from left to right; the last one starts earlier so that it is as long as the others. A
     text without words gives one empty passage."""
     spans = [match.span() for match in WORD.finditer(text)]
-    starts = range(0, max(len(spans) - overlap, 1), words - overlap)
-    passages = [spans[max(min(start, len(spans) - words), 0) :][:words] for start in starts]
+    last = max(len(spans) - words, 0)
+    starts = (min(start, last) for start in range(0, max(len(spans) - overlap, 1), words - overlap))
+    passages = [spans[start : start + words] for start in starts]
     return [text[passage[0][0] : passage[-1][1]] if passage else "" for passage in passages]
 
 
