@@ -57,13 +57,19 @@ class Gateway:
     """Asks for the rows of `test` in an order of its own and returns the submission.
 
     start_limit: seconds until the server must be listening (15 minutes on Kaggle). response_timeout: seconds for every
-    call but the first, which has none.
+    call but the first, which has none. by_column: hand out the columns of a row one by one, as AIMO 2 and 3 do, not the
+    row with its sample submission.
     """
 
     def __init__(
-        self, test: pl.DataFrame, sample: pl.DataFrame, start_limit: float = 900, response_timeout: float = 3600
+        self,
+        test: pl.DataFrame,
+        sample: pl.DataFrame,
+        start_limit: float = 900,
+        response_timeout: float = 3600,
+        by_column: bool = False,
     ) -> None:
-        self.test, self.sample = test, sample
+        self.test, self.sample, self.by_column = test, sample, by_column
         self.start_limit, self.response_timeout = start_limit, response_timeout
         self.seconds: dict[str, float] = {}
         """Of each call, by row id, in the order asked."""
@@ -73,7 +79,7 @@ class Gateway:
         with self._connect(address) as connection:
             for row, sample in self._batches(seed):
                 start = time.monotonic()
-                connection.send((name, (row, sample)))
+                connection.send((name, tuple(row.get_columns()) if self.by_column else (row, sample)))
                 if not connection.poll(self.response_timeout if answers else None):
                     raise SubmissionError(f"TIMEOUT: no answer for {self.response_timeout} s")
                 self.seconds[str(sample[0, 0])] = time.monotonic() - start

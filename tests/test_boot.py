@@ -344,6 +344,26 @@ def test_a_failed_prediction_fails_the_notebook(tmp_path: Path) -> None:
     assert done.returncode != 0 and "prediction ended with exit code 3" in done.stderr
 
 
+def test_a_prediction_that_fails_after_it_offered_answers_costs_them_alone(tmp_path: Path) -> None:
+    """Kaggle gives no score to a notebook that fails, whatever it wrote."""
+    offered = '(working / "offered.json").write_text("{}"); (working / "prediction.json").unlink()'
+    done = boot(tmp_path, mount(tmp_path, "datasets/alice", code=3, more=offered))
+    assert done.returncode == 0, done.stderr
+    assert "WARNING: THE PREDICTION FAILED with exit code 3" in done.stdout and "better answers are lost" in done.stdout
+    assert not (tmp_path / "working" / "timing.json").exists()
+
+
+@pytest.mark.parametrize(("manifest", "seconds"), [({"hours": 5.0}, 5 * 3600 - 600), ({}, 9 * 3600 - 600)])
+def test_the_limit_is_the_competition_s(tmp_path: Path, manifest: dict[str, float], seconds: float) -> None:
+    """KAGGLE_LLM_LIMIT is a rehearsal's."""
+    code = mount(tmp_path, more='print("deadline", sys.argv[sys.argv.index("--deadline") + 1])')
+    change(code, **manifest)
+    start = time.time()
+    done = boot(tmp_path, code, KAGGLE_LLM_LIMIT="")
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("deadline")]
+    assert float(line.split()[1]) - start == pytest.approx(seconds, abs=60)
+
+
 def test_a_prediction_is_killed_at_the_limit_and_what_it_offered_stays(tmp_path: Path) -> None:
     start = time.monotonic()
     done = boot(tmp_path, mount(tmp_path, "datasets/alice", seconds=50), limit=2)

@@ -48,6 +48,7 @@ def test_the_manifest_lists_what_lies_there(trained: Workspace, tmp_path: Path) 
     bundle = trained.output / "bundles" / SMOKE
     manifest = json.loads((bundle / "MANIFEST.json").read_text())
     assert {"run", "git", "runtime", "datasets", "files"} <= set(manifest)
+    assert manifest["hours"] == 9.0, "competition.hours, which the notebook reads"
     on_disk = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file()} - {"MANIFEST.json"}
     assert {entry["path"] for entry in manifest["files"]} == on_disk
     for entry in manifest["files"]:

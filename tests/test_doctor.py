@@ -353,6 +353,9 @@ def test_time_is_twice_the_weights_for_each_token_over_two_cards(tmp_path: Path)
     assert found.level == "ok" and found.detail.startswith("about 3 min for 10000 rows, an estimate that was not run")
     (late,) = judge_time(make_case(tmp_path / "b", work=replace(work, rows=100_000_000)))
     assert late.level == "warn" and "about 23." in late.detail and "the limit is 9 h" in late.detail
+    short = replace(make_case(tmp_path / "c", work=work), hours=0.01)
+    (late,) = judge_time(short)
+    assert late.level == "warn" and "the limit is 0.01 h" in late.detail
 
 
 def test_prompts_are_as_long_as_their_budgets() -> None:

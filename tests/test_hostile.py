@@ -11,7 +11,8 @@ import polars as pl
 import pytest
 
 from kaggle_llm.competition.competition import TEST, Competition, CompetitionSettings, Table, load_competition
-from kaggle_llm.rehearsal.hostile import HUGE_BYTES, make_hostile_test, make_ids
+from kaggle_llm.kaggle.rows import make_ids
+from kaggle_llm.rehearsal.hostile import HUGE_BYTES, make_hostile_test
 
 COLUMNS = ["id", "subject", "question", "correct_answer", "wrong_answer"]
 HEALTHY = pl.DataFrame(

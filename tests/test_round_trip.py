@@ -118,7 +118,12 @@ def test_a_bundle_goes_to_kaggle_is_timed_there_and_submitted_once(
     assert b"misconception_id" not in rows["test.csv"], "labels stay here"
 
     said = succeed(call(shipped, variables, "submit", RUN, "-m", "first"))
-    assert "5 left" in said and "public score 0.61" in said and " h for 3000 rows (competition.hidden_rows)" in said
+    assert (
+        "5 left" in said
+        and "public score 0.61" in said
+        and " h of 9 h (competition.hours)" in said
+        and " for 3000 rows (competition.hidden_rows)" in said
+    )
     assert server.submissions[0]["request"] == {
         "competitionName": COMPETITION,
         "kernelOwner": OWNER,

@@ -23,6 +23,12 @@ def test_rows_are_drawn_whole_and_repeated_under_new_ids(rows: int) -> None:
     assert draw_rows(TEST, "row", rows)[0].equals(drawn), "a fixed seed"
 
 
+def test_whole_numbers_stay_whole_numbers() -> None:
+    drawn, names = draw_rows(pl.DataFrame({"row": ["7", "12", "0"], "text": ["x", "y", "z"]}), "row", 7)
+    assert set(drawn["row"][:3]) == {"7", "12", "0"} and drawn["row"][3:].to_list() == ["13", "14", "15", "16"]
+    assert names["old"][3:6].sort().to_list() == ["0", "12", "7"]
+
+
 def test_a_frame_has_its_rows_once_for_every_new_name() -> None:
     names = pl.DataFrame({"id": ["b", "a", "b-1"], "old": ["b", "a", "b"]})
     found = rename_rows(pl.DataFrame({"id": ["a", "b", "c"], "items": [1, 2, 3]}), names)

@@ -125,9 +125,11 @@ def ask(server: PredictServer, *problems: str) -> list[int]:
     return [server.predict(rows[at : at + 1], sample_of(rows)[at : at + 1])["answer"][0] for at in range(rows.height)]
 
 
-def through_gateway(server: PredictServer, rows: pl.DataFrame, folder: Path, timeout: float) -> Gateway:
+def through_gateway(
+    server: PredictServer, rows: pl.DataFrame, folder: Path, timeout: float, by_column: bool = False
+) -> Gateway:
     """All rows over the socket, as Kaggle does; the submission is gateway.answers."""
-    gateway = Gateway(rows, sample_of(rows), start_limit=5, response_timeout=timeout)
+    gateway = Gateway(rows, sample_of(rows), start_limit=5, response_timeout=timeout, by_column=by_column)
     InferenceServer(server.predict).serve_in_background(str(folder / "socket"))
     gateway.answers = gateway.run(str(folder / "socket"))  # type: ignore[attr-defined]
     return gateway
@@ -256,6 +258,27 @@ def test_rows_that_hang_crash_or_raise_get_the_fallback_and_no_other_row_does(st
     assert ask(server, "eight") == [1]
     log = (tmp_path / "server.log").read_text()
     assert log.count("loading") == 3, "made anew after the hang and the crash only"
+
+
+@pytest.mark.timeout(60)
+def test_a_gateway_may_hand_out_the_columns_of_a_row(start: Start, tmp_path: Path) -> None:
+    """As predict(id, problem), each a Series with a name or without, or a frame of one column."""
+    server, rows = start(fallback="-1"), table("one two three", "four")
+    gateway = through_gateway(server, rows, tmp_path, timeout=30, by_column=True)
+    assert dict(gateway.answers.rows()) == {"h0": 3, "h1": 1}  # type: ignore[attr-defined]
+    nameless = [pl.Series(["n"]), pl.Series(["two words"])]
+    frames = [pl.DataFrame({"id": ["f"]}), pl.DataFrame({"problem": ["and three words"]})]
+    assert [server.predict(*columns).rows() for columns in (nameless, frames)] == [[("n", 2)], [("f", 3)]]
+    assert server.fallbacks == 0
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("tables", [(), ("h0", "one two"), (pl.Series("id", ["a"]),), (pl.DataFrame({"x": [1]}),) * 2])
+def test_a_call_of_another_kind_gets_the_fallback(start: Start, tables: tuple[Any, ...]) -> None:
+    server = start(fallback="-1")
+    answer = server.predict(*tables)
+    assert answer["answer"].to_list() == [-1] and server.fallbacks == 1
+    assert ask(server, "and on we go") == [4]
 
 
 @pytest.mark.timeout(60)

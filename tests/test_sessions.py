@@ -10,8 +10,9 @@ from light import RUN, bundle_edited, open_light_site
 from workspace import Workspace
 
 from kaggle_llm.base import records
-from kaggle_llm.competition.competition import CompetitionSettings
+from kaggle_llm.competition.competition import Competition, CompetitionSettings, load_competition
 from kaggle_llm.inference.model import Model
+from kaggle_llm.kaggle.timed import draw_held_out, score_output, write_rows
 from kaggle_llm.rehearsal.checks import Check
 from kaggle_llm.rehearsal.drills import run_drills
 from kaggle_llm.rehearsal.memory_limit import MIB
@@ -185,6 +186,25 @@ def test_rows_of_a_reshaped_test_set_are_not_drawn(light: Workspace, monkeypatch
             hidden_test(CompetitionSettings("demo-misconceptions"), 5)
     finally:
         (light.output / "elsewhere").rename(light.output / "hidden")
+
+
+def test_what_ran_on_kaggle_is_scored_with_its_own_rows_as_the_test_set(
+    light: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where rows vary in number, the cells alone do not name the rows of the test set."""
+    test, truth, oof = draw_held_out(RUN, 5)
+    rows = write_rows(RUN, {"competition": "demo-misconceptions"}, test)
+    original = Competition.ranking_of
+
+    def ranking_of(self: Competition, submission: pl.DataFrame) -> pl.DataFrame:
+        assert self.table("test")["id"].to_list() == submission["id"].to_list()
+        return original(self, submission)
+
+    competition = load_competition(CompetitionSettings("demo-misconceptions"))
+    competition.submission(oof).write_csv(tmp_path / "submission.csv")
+    monkeypatch.setattr(Competition, "ranking_of", ranking_of)
+    scores = score_output(RUN, tmp_path, truth, oof, rows)
+    assert scores["score"] == scores["oof"]
 
 
 def test_memory_in_other_words_than_a_size_is_refused_at_once(light: Workspace) -> None:

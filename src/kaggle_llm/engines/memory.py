@@ -1,4 +1,4 @@
-"""Answers prompts within the GPU's memory: a call that does not fit is halved, a prompt that does not fit alone is cut."""
+"""Answers prompts within the GPU's memory: a call that does not fit is halved, a prompt that does not fit is cut."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def ask_within_memory(
 ) -> list[AnswerT]:
     """ask(prompts); where the GPU's memory is too small, its halves one after the other.
 
-    first: index of the first prompt in the caller's list. Raises PromptMemoryError for a prompt that does not fit alone.
+    first: the first prompt's index in the caller's list. Raises PromptMemoryError for a prompt that does not fit alone.
     """
     import torch
 

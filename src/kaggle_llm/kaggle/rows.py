@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import polars as pl
 
+WHOLE_NUMBER = re.compile(r"0|[1-9]\d*")
+
 
 def draw_rows(test: pl.DataFrame, id_column: str, rows: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     """`rows` rows of test.csv, drawn with a fixed seed, and a frame of their ids: columns id (new) and old.
 
-    More rows than there are repeat them under new ids.
+    More rows than there are repeat them under new ids: the next whole numbers, where all ids are such.
     """
     import numpy as np
     import polars as pl
@@ -21,8 +25,20 @@ def draw_rows(test: pl.DataFrame, id_column: str, rows: int) -> tuple[pl.DataFra
     order = np.concatenate([np.empty(0, int), *(rng.permutation(test.height) for _ in range(times))])[:rows]
     drawn = test[order.tolist()]
     old = drawn[id_column].to_list()
-    new = pl.Series(id_column, [i if n < test.height else f"{i}-{n // test.height}" for n, i in enumerate(old)])
+    first = old[: test.height]
+    repeated = [f"{i}-{n // test.height}" for n, i in enumerate(old) if n >= test.height]
+    if first and all(map(WHOLE_NUMBER.fullmatch, first)):
+        repeated = make_ids(set(first), len(repeated))
+    new = pl.Series(id_column, [*first, *repeated], dtype=pl.String())
     return drawn.with_columns(new), pl.DataFrame({"id": new, "old": pl.Series(old, dtype=pl.String())})
+
+
+def make_ids(known: set[str], count: int) -> list[str]:
+    """New ids: the next numbers where all known ids are numbers, else texts that look like numbers."""
+    if known and all(map(WHOLE_NUMBER.fullmatch, known)):
+        start = max(map(int, known)) + 1
+        return [str(start + n) for n in range(count)]
+    return list(itertools.islice((i for n in itertools.count() if (i := f"00{n}") not in known), count))
 
 
 def rename_rows(frame: pl.DataFrame, names: pl.DataFrame) -> pl.DataFrame:

@@ -66,11 +66,15 @@ class PredictServer:
     """
 
     def __init__(self, mounts: Mounts, settings: ServerSettings) -> None:
+        import polars as pl
+
         check_fallback(mounts.competition, settings)
         self.mounts = mounts
         self.settings, self.budget = settings, budget_until(mounts.deadline)
         self.rows = self.fallbacks = self.calls = 0
         """Rows so far, those of them that got the fallback, and calls."""
+        self._columns = read_csv(mounts.competition / f"{TEST}.csv").columns
+        self._sample = pl.read_csv(mounts.competition / f"{SAMPLE}.csv")  # with the types of its cells
         self._lock = threading.Lock()
         self._temporary = TemporaryDirectory(prefix="served-")
         self._served = Path(self._temporary.name)
@@ -78,22 +82,25 @@ class PredictServer:
             (self._served / path.name).symlink_to(path.resolve())
         self._model = ModelProcess(mounts, self._served, settings.load_seconds)
 
-    def predict(self, row: pl.DataFrame, sample_submission: pl.DataFrame) -> pl.DataFrame:
+    def predict(self, *tables: Any) -> pl.DataFrame:
         """The answer to the rows of one call, with the rows, columns and types of their sample submission.
 
-        Never raises for an error of the experiment, and takes no longer than the rows' share of the time. Only the
-        first call, for which the gateway waits, also waits until the model is loaded.
+        tables: as gateways give them, see `read_call`. Never raises for an error of the experiment or another kind of
+        call, and takes no longer than the rows' share of the time. Only the first call, for which the gateway waits,
+        also waits until the model is loaded.
         """
         import polars as pl
 
         with self._lock:
+            predicted, sample = None, self._sample.head(1)
             try:
-                predicted, why = self._ask(row, sample_submission)
+                row, sample = read_call(tables, self._columns, self._sample)
+                predicted, why = self._ask(row, sample)
             except (OSError, ValueError, pl.exceptions.PolarsError) as error:  # a full disk, a table that is no CSV
-                predicted, why = None, f"{type(error).__name__}: {error}"
-            answer, fallbacks = fit_answer(predicted, sample_submission, self.settings.fallback)
+                why = f"{type(error).__name__}: {error}"
+            answer, fallbacks = fit_answer(predicted, sample, self.settings.fallback)
             self.calls += 1
-            self.rows += sample_submission.height
+            self.rows += sample.height
             self.fallbacks += fallbacks
             if why or fallbacks:
                 print(f"call {self.calls}: {fallbacks} row(s) get the fallback: {why or 'no answer'}", flush=True)
@@ -195,6 +202,30 @@ class ModelProcess:
         self.kill()
         if self.lost < LOAD_ATTEMPTS:
             self._start()
+
+
+def read_call(tables: Sequence[Any], columns: Sequence[str], sample: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The rows of a call and their sample submission.
+
+    tables: the rows and their sample submission, or the columns of the rows one by one, as Series or frames (as the
+    gateways of AIMO 2 and 3 do). columns: of test.csv, the names of Series without one; sample: the mounted one, whose
+    first row's cells are taken. Raises ValueError for anything else.
+    """
+    import polars as pl
+
+    frames = [table.to_frame() if isinstance(table, pl.Series) else table for table in tables]
+    if not frames or not all(isinstance(frame, pl.DataFrame) for frame in frames):
+        raise ValueError(f"predict({', '.join(type(table).__name__ for table in tables)}): polars tables are expected")
+    if len(frames) == 2 and frames[1].columns == sample.columns:
+        return frames[0], frames[1]
+    if len(frames) == len(columns) and any(frame.columns == [""] for frame in frames):
+        frames = [frame.rename({frame.columns[0]: name}) for frame, name in zip(frames, columns, strict=True)]
+    rows = pl.concat(frames, how="horizontal")
+    id_column, *cells = sample.columns
+    if not set(columns) <= set(rows.columns):
+        raise ValueError(f"predict got the columns {rows.columns}, test.csv has {list(columns)}")
+    ids = rows[id_column if id_column in rows.columns else columns[0]].alias(id_column)
+    return rows, pl.DataFrame([ids]).with_columns(pl.lit(sample[cell].first()).alias(cell) for cell in cells)
 
 
 def open_server(words: Sequence[str]) -> PredictServer:

@@ -7,11 +7,14 @@ Leaves output/pushes/<kernel>/timed.json: {"run", "bundle", "rows", "timing", "s
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from kaggle_llm.base import paths, records
-from kaggle_llm.competition.competition import SAMPLE, TEST, TRAIN, read_csv
+from kaggle_llm.competition.competition import SAMPLE, TEST, TRAIN, Competition, load_competition, read_csv
 from kaggle_llm.competition.rankings import answer_columns
 from kaggle_llm.kaggle.bundle import identify_bundle, make_slug, seal_dataset
 from kaggle_llm.kaggle.client import find_owner
@@ -56,7 +59,7 @@ def push_timed(run: str, rows: int, accept_parity: str = "") -> dict[str, Any]:
         "bundle": identify_bundle(manifest),
         "rows": test.height,
         "timing": records.read_json(output / "timing.json"),
-        **score_output(run, output, truth, oof),
+        **score_output(run, output, truth, oof, dataset),
         "note": manifest.get("note", ""),
     }
     records.write_json(paths.pushes_folder(slug) / TIMED, timed)
@@ -97,10 +100,20 @@ def write_rows(run: str, manifest: dict[str, Any], test: pl.DataFrame) -> Path:
     return folder
 
 
-def score_output(run: str, output: Path, truth: pl.DataFrame, oof: pl.DataFrame) -> dict[str, float]:
-    """The metric of Kaggle's predictions, and of the out-of-fold predictions of the same rows."""
+@contextmanager
+def mount_rows(run: str, rows: Path) -> Iterator[Competition]:
+    """The competition with these rows as its test set, as the notebook has it. rows: their dataset's folder."""
     competition = competition_of(run)
-    predicted = competition.ranking_of(read_csv(output / "submission.csv"))
+    with TemporaryDirectory() as folder:
+        for path in {path.name: path for source in (competition.folder, rows) for path in source.iterdir()}.values():
+            (Path(folder) / path.name).symlink_to(path.resolve())
+        yield load_competition(competition.settings, Path(folder))
+
+
+def score_output(run: str, output: Path, truth: pl.DataFrame, oof: pl.DataFrame, rows: Path) -> dict[str, float]:
+    """The metric of Kaggle's predictions, and of the out-of-fold predictions of the same rows."""
+    with mount_rows(run, rows) as competition:
+        predicted = competition.ranking_of(read_csv(output / "submission.csv"))
     missing = set(truth["id"]) - set(predicted["id"])
     if missing:
         raise ValueError(

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from kaggle_llm.competition.competition import TEST, Competition
+from kaggle_llm.kaggle.rows import make_ids
 
 if TYPE_CHECKING:
     import polars as pl
 
 HUGE_BYTES = 200_000  # of one text
-WHOLE_NUMBER = re.compile(r"0|[1-9]\d*")
 Cells = list[str | None]
 
 
@@ -59,14 +57,6 @@ def make_hostile_test(competition: Competition, healthy: pl.DataFrame, known: se
         hostile.append(list({**first, **changed}.values()))
     middle = len(hostile) // 2
     return write_csv(healthy.columns, [*hostile[:middle], *rows, *hostile[middle:]]), len(hostile)
-
-
-def make_ids(known: set[str], count: int) -> list[str]:
-    """New ids: the next numbers where all known ids are numbers, else texts that look like numbers."""
-    if all(WHOLE_NUMBER.fullmatch(i) for i in known):
-        start = max(map(int, known)) + 1
-        return [str(start + n) for n in range(count)]
-    return list(itertools.islice((i for n in itertools.count() if (i := f"00{n}") not in known), count))
 
 
 def write_csv(columns: list[str], rows: Iterable[Cells]) -> bytes:

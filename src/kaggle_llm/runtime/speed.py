@@ -31,7 +31,7 @@ def judge_time(case: Case) -> Iterator[Finding]:
         f"{cards} cards, {START_SECONDS[case.on_vllm]:.0f} s to load; {work.note}"
     )
     if total > limit:
-        yield Finding("time", "warn", f"{text}; the limit is {limit / 3600:.0f} h: fewer candidates, shorter budgets")
+        yield Finding("time", "warn", f"{text}; the limit is {limit / 3600:g} h: fewer candidates, shorter budgets")
     else:
         yield Finding("time", "ok", text)
 
