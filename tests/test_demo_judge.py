@@ -46,13 +46,13 @@ def test_equal_answers_are_a_tie_and_close_ones_often() -> None:
 
 
 def test_no_place_is_better_than_the_other() -> None:
-    rows = draw_rows(3000, "tr", 1, random.Random(4))
+    rows = draw_rows(3000, 1, random.Random(4))
     shares = [rows[column].mean() for column in COLUMNS]
     assert shares[0] == pytest.approx(shares[1], abs=0.04) and min(shares) > 0.2
 
 
 def test_a_problem_has_several_pairs_and_many_answers() -> None:
-    rows = draw_rows(600, "tr", 1, random.Random(5))
+    rows = draw_rows(600, 1, random.Random(5))
     assert rows["problem"].n_unique() <= 200 and rows["answer_a"].n_unique() > 400
     assert len(OFTEN) == len(WORTH)
 

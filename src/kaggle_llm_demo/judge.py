@@ -12,7 +12,7 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kaggle_llm_demo.files import number_rows, write_competition
+from kaggle_llm_demo.files import write_competition
 from kaggle_llm_demo.judge_problems import Problem, draw_problem
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 NAME = "demo-judge"
 PUBLIC_ROWS = 3
+FIRST_TRAIN_ID = 100_001
 PAIRS = 3  # of a problem
 NOISE, CLOSE = 0.35, 0.5  # of a voter's view of a difference, and the difference that is a tie
 WORTH = {
@@ -75,8 +76,8 @@ def draw_pair(problem: Problem, rng: random.Random) -> tuple[str, str, tuple[flo
     return answers[0], answers[1], (first / 3, second / 3, (3 - first - second) / 3)
 
 
-def draw_rows(count: int, prefix: str, first: int, rng: random.Random) -> pl.DataFrame:
-    """So many pairs, PAIRS of them of each problem."""
+def draw_rows(count: int, first: int, rng: random.Random) -> pl.DataFrame:
+    """So many pairs, PAIRS of them of each problem. Ids are whole numbers from `first` on, as in most competitions."""
     import polars as pl
 
     found: list[tuple[str | float, ...]] = []
@@ -87,7 +88,7 @@ def draw_rows(count: int, prefix: str, first: int, rng: random.Random) -> pl.Dat
             found.append((problem.text, one, other, *(round(share, 4) for share in shares)))
     names = ["problem", "answer_a", "answer_b", *COLUMNS]
     frame = pl.DataFrame(found[:count], schema=names, orient="row")
-    return frame.select(pl.Series("id", number_rows(prefix, first, count)), *names)
+    return frame.select(pl.Series("id", map(str, range(first, first + count))), *names)
 
 
 def build_competition(
@@ -95,7 +96,7 @@ def build_competition(
 ) -> None:
     """Writes the competition's files to `input_dir` and the hidden test with its solution to `hidden_dir`."""
     rng = random.Random(seed)
-    train = draw_rows(train_rows, "tr", 1, rng)
-    public = draw_rows(PUBLIC_ROWS, "te", 1, rng)
-    hidden = draw_rows(hidden_rows, "te", 1 + PUBLIC_ROWS, rng)
+    train = draw_rows(train_rows, FIRST_TRAIN_ID, rng)
+    public = draw_rows(PUBLIC_ROWS, 1, rng)
+    hidden = draw_rows(hidden_rows, 1 + PUBLIC_ROWS, rng)
     write_competition(input_dir, hidden_dir, train, public, hidden, dict.fromkeys(COLUMNS, "0.3333"))
