@@ -31,6 +31,7 @@ from kaggle_llm.engines.generation import keep_structure
 from kaggle_llm.engines.prompts import Prompt
 from kaggle_llm.engines.quantised import weight_bits
 from kaggle_llm.engines.scoring import score_labels
+from kaggle_llm.engines.tied import has_own_head
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput, SamplingParams
@@ -63,6 +64,7 @@ class VllmEngine:
         check_adapter_base(folder, base)
         check_vllm_settings(settings.vllm)
         check_vllm_dtype(base or folder, settings.dtype)
+        check_vllm_head(base or folder)
         self.folder, self.settings, self.base = folder, settings, base
 
     def choices(self, prompts: Sequence[Prompt], labels: Sequence[Prompt]) -> np.ndarray:
@@ -214,6 +216,15 @@ def check_vllm_dtype(model: Path, dtype: str) -> None:
         raise ValueError(
             f"engine.dtype = float32, but {model} has 4-bit weights, which vLLM computes in half precision: "
             f"set engine.dtype=float16 on a GPU, bfloat16 on a CPU"
+        )
+
+
+def check_vllm_head(model: Path) -> None:
+    """Raises ValueError for a head of its own that the config ties: vLLM would drop it, transformers reads it."""
+    if has_own_head(model):
+        raise ValueError(
+            f"{model} holds an lm_head of its own, but its config.json ties it to the embeddings, and vLLM would drop "
+            f"it: set tie_word_embeddings to false there"
         )
 
 
