@@ -104,7 +104,9 @@ class Prompter:
         return self.shared(row) + [token for piece in pieces for token in piece] + self._end()
 
     def completion(self, text: str) -> list[int]:
-        """Token ids of the target text, with the end-of-text token."""
+        """Token ids of the target text, with the end-of-text token; raises ValueError where the tokenizer has none."""
+        if self.tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer has no eos_token, so no text could end: name it in tokenizer_config.json")
         return [*self._encode_text(text), self.tokenizer.eos_token_id]
 
     def report_cuts(self) -> None:
