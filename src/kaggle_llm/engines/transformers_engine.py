@@ -20,7 +20,7 @@ from kaggle_llm.engines.engine import (
     check_prompt_lengths,
     check_scores_finite,
 )
-from kaggle_llm.engines.generation import Generator, pad_rows
+from kaggle_llm.engines.generation import Generator, choose_pad, pad_rows
 from kaggle_llm.engines.prompts import Prompt
 from kaggle_llm.engines.quantised import adaptable
 from kaggle_llm.engines.scoring import can_share, read_tokens, score_labels, score_shared
@@ -76,7 +76,9 @@ class TransformersEngine:
         vectors: np.ndarray | None = None
         with torch.inference_mode():
             for batch in self._batches(prompts):
-                pooled = self._sentence(self._pad_right([prompts[i] for i in batch]))["sentence_embedding"].float()
+                pooled = self._sentence(self._pad_right([prompts[i] for i in batch], self._pad))[
+                    "sentence_embedding"
+                ].float()
                 unit = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
                 if vectors is None:
                     vectors = np.empty((len(prompts), unit.shape[1]), dtype=np.float32)
@@ -90,15 +92,17 @@ class TransformersEngine:
         """A head's logits: [labels] of a sequence head, [tokens, labels] of a token head."""
         import torch
 
-        rows: dict[int, np.ndarray] = {}
+        answers: dict[int, np.ndarray] = {}
         with torch.inference_mode():
             for batch in self._batches(prompts):
-                out = self._head(**self._pad_right([prompts[i] for i in batch])).logits.float().cpu().numpy()
+                rows = [prompts[i] for i in batch]
+                pad = self._head.config.get_text_config().pad_token_id = choose_pad(rows, self._pad)
+                out = self._head(**self._pad_right(rows, pad)).logits.float().cpu().numpy()
                 for i, row in zip(batch, out, strict=True):
-                    rows[i] = row[: len(prompts[i])] if row.ndim == 2 else row
-        for row in rows.values():
+                    answers[i] = row[: len(prompts[i])] if row.ndim == 2 else row
+        for row in answers.values():
             check_scores_finite(row, self.folder)
-        return [rows[i] for i in range(len(prompts))]
+        return [answers[i] for i in range(len(prompts))]
 
     def module(self, method: str) -> Any:
         """The torch module behind a method: choices, generate, embed or logits."""
@@ -163,9 +167,7 @@ class TransformersEngine:
         if architecture.endswith("ForTokenClassification") or architecture == "TOKEN_CLS":
             return self._load(AutoModelForTokenClassification, **size)
         if architecture.endswith("ForSequenceClassification") or architecture == "SEQ_CLS":
-            model = self._load(AutoModelForSequenceClassification, **size)
-            model.config.get_text_config().pad_token_id = self._pad  # decoders classify at the last token before it
-            return model
+            return self._load(AutoModelForSequenceClassification, **size)
         raise ValueError(
             f"model {self.folder} is a {architecture or 'model without architectures'}: logits() needs a head"
         )
@@ -195,8 +197,8 @@ class TransformersEngine:
             yield order[:size]
             order = order[size:]
 
-    def _pad_right(self, rows: Sequence[Prompt]) -> dict[str, torch.Tensor]:
-        ids, mask = pad_rows(rows, self._pad, self.device, left=False)
+    def _pad_right(self, rows: Sequence[Prompt], pad: int) -> dict[str, torch.Tensor]:
+        ids, mask = pad_rows(rows, pad, self.device, left=False)
         return {"input_ids": ids, "attention_mask": mask}
 
     # exact scoring ------------------------------------------------------------------------------------------
