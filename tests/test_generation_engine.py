@@ -1,7 +1,9 @@
 """Generated texts are those that transformers writes one by one; stops, structure and seeds are kept in every batch."""
 
+import json
 import random
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 
 from kaggle_llm.engines.engine import Completion, EngineSettings, Sampling
 from kaggle_llm.engines.generation import find_stop, keep_structure
-from kaggle_llm.engines.prompts import Prompt
+from kaggle_llm.engines.prompts import Prompt, Prompter, PromptSettings
 from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.engines.transformers_engine import TransformersEngine
 
@@ -88,6 +90,44 @@ def test_a_text_ends_at_the_context_s_end_whatever_stands_beside_it(engine: Tran
     assert lengths == [4, 14, 30]
     with pytest.raises(ValueError, match=r"prompt 1 has 1024 tokens, .* takes 1 to 1023"):
         engine.generate([[7], tokens(0, 1024)], Sampling(max_tokens=1))
+
+
+def copy_model(pico_llm: Path, folder: Path, **generation: Any) -> Path:
+    """The model with other settings in its generation_config.json."""
+    shutil.copytree(pico_llm, folder)
+    config = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(config | generation))
+    return folder
+
+
+def test_a_text_ends_at_the_end_that_training_teaches_and_at_the_model_s_own(pico_llm: Path, tmp_path: Path) -> None:
+    folder = copy_model(pico_llm, tmp_path / "model", eos_token_id=[7, 8])
+    tokenizer = load_tokenizer(folder)
+    taught = Prompter(tokenizer, PromptSettings("Q:", chat=False)).completion("Yes")[-1]
+    generator = engine_of(folder)._generator
+    assert set(generator.ends) == {taught, 7, 8}
+    ids = [*tokenizer("Yes")["input_ids"], taught, *tokenizer(" and on")["input_ids"]]
+    assert generator._complete(ids, Sampling(9)).text == "Yes"
+
+
+def test_a_tokenizer_without_an_end_teaches_nothing(pico_llm: Path) -> None:
+    tokenizer = load_tokenizer(pico_llm)
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="no eos_token"):
+        Prompter(tokenizer, PromptSettings("Q:", chat=False)).completion("Yes")
+
+
+@pytest.mark.parametrize(
+    "brought", [{"repetition_penalty": 1.5}, {"no_repeat_ngram_size": 1}, {"min_p": 0.9}, {"suppress_tokens": [11]}]
+)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_penalties_that_a_model_brings_along_change_no_text(
+    engine: TransformersEngine, pico_llm: Path, tmp_path: Path, brought: dict[str, Any], temperature: float
+) -> None:
+    folder, sampling = copy_model(pico_llm, tmp_path / "model", **brought), Sampling(12, temperature)
+    together = engine_of(folder).generate(PROMPTS, sampling)
+    assert together == engine.generate(PROMPTS, sampling)
+    assert [engine_of(folder).generate([prompt], sampling)[0] for prompt in PROMPTS[:2]] == together[:2]
 
 
 # samples ----------------------------------------------------------------------------------------------------

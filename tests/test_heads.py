@@ -1,7 +1,9 @@
 """A head's loss is its formula row by row; it learns by every method, is merged, and is ranked by one path."""
 
+import json
 import math
 import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from kaggle_llm.competition.rankings import check_answer, check_ranking
 from kaggle_llm.engines.engine import EngineSettings
 from kaggle_llm.engines.maker import make_engine
+from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.tasks import heads as ranks
 from kaggle_llm.tasks.distillation import DistillationSettings
 from kaggle_llm.tasks.heads_training import (
@@ -86,6 +89,37 @@ def test_the_loss_of_padded_rows_is_the_formula_for_each_alone(
     assert task.loss(model, examples).item() == pytest.approx(sum(expected), rel=1e-5)
     for example, value in zip(examples, expected, strict=True):
         assert task.loss(model, [example]).item() == pytest.approx(value, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def padless(pico_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A causal model without a padding token, as GPT-2 and Llama-3 are: id 0 is a token like any other."""
+    folder = tmp_path_factory.mktemp("heads") / "padless"
+    shutil.copytree(pico_llm, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": None}))
+    tokenizer = load_tokenizer(folder)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    assert load_tokenizer(folder).pad_token_id is None
+    return folder
+
+
+ENDS_IN_0 = [(7, 8), (7, 8, 0), (9, 0, 0, 0), (1, 2, 3, 4, 5, 6)]
+
+
+def test_a_causal_head_reads_the_last_token_whatever_its_id(padless: Path, tmp_path: Path) -> None:
+    task = HeadTask(CLASSES)
+    model = load_head(padless, task)
+    model.save_pretrained(tmp_path)
+    load_tokenizer(padless).save_pretrained(tmp_path)
+    model.config.pad_token_id = None  # alone, transformers then reads the last token
+    expected = literal_logits(model, ENDS_IN_0)
+    assert np.abs(expected[0] - expected[1]).max() > 0.1
+    np.testing.assert_allclose(make_engine(tmp_path, EngineSettings()).logits(ENDS_IN_0), expected, atol=1e-4)
+    target = TARGETS["classification"][0]
+    loss = task.loss(model, [HeadExample(ids, target) for ids in ENDS_IN_0]).item()
+    assert loss == pytest.approx(sum(literal_loss("classification", z, target) for z in expected), rel=1e-5)
 
 
 def test_a_teacher_is_mixed_in_at_its_temperature(pico_encoder: Path) -> None:

@@ -16,6 +16,7 @@ from kaggle_llm.base import records
 from kaggle_llm.engines.engine import EngineSettings
 from kaggle_llm.engines.maker import make_engine
 from kaggle_llm.engines.tokenizer import load_tokenizer
+from kaggle_llm.engines.vllm_engine import check_vllm_head
 from kaggle_llm.weights.merge import MergeSettings, merge_adapter
 
 if TYPE_CHECKING:
@@ -288,6 +289,34 @@ def untied(pico_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     LlamaForCausalLM(AutoConfig.from_pretrained(pico_llm, tie_word_embeddings=False)).save_pretrained(folder)
     AutoTokenizer.from_pretrained(pico_llm).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def own_head(untied: Path) -> Path:
+    """A checkpoint with two matrices whose config ties them, as some published merges are."""
+    folder = Path(shutil.copytree(untied, untied.with_name("own-head")))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_head_that_the_config_ties_but_the_checkpoint_holds_is_kept(own_head: Path, tmp_path: Path) -> None:
+    import torch
+
+    model = make_causal(own_head, tmp_path / "adapter")
+    merge_adapter(own_head, tmp_path / "adapter", tmp_path / "merged")
+    with torch.no_grad():
+        expected = model(torch.arange(6, 38)[None]).logits[0]
+    torch.testing.assert_close(logits(tmp_path / "merged"), expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["tie_word_embeddings"] is False
+
+
+def test_vllm_is_not_given_a_head_that_it_would_drop(own_head: Path, untied: Path, pico_llm: Path) -> None:
+    with pytest.raises(ValueError, match=r"lm_head.*tie_word_embeddings to false"):
+        check_vllm_head(own_head)
+    check_vllm_head(untied)
+    check_vllm_head(pico_llm)
 
 
 def make_causal(base: Path, folder: Path, dtype: str = "float32", **form: Any) -> Any:

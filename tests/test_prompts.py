@@ -4,10 +4,25 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
+from pico import CHAT_TEMPLATE
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
-from kaggle_llm.engines.prompts import GAP, CandidatePrompts, Group, OptionPrompts, Prompter, PromptSettings
+from kaggle_llm.competition.spans import WindowSettings, windows
+from kaggle_llm.engines.prompts import (
+    GAP,
+    CandidatePrompts,
+    Group,
+    OptionPrompts,
+    Prompter,
+    PromptSettings,
+    encode_pairs,
+    encode_texts,
+)
+from kaggle_llm.engines.scoring import score_labels
 from kaggle_llm.engines.tokenizer import load_tokenizer
 
 ROW = {"id": "7", "question": "What is 2/3 of 18?", "answer": "27"}
@@ -240,3 +255,144 @@ def test_options_are_the_texts_of_the_rows_own_columns(tokenizer: Any) -> None:
         rows.row(0, named=True), "BA"
     )
     assert group.target == (0.0, 1.0)
+
+
+# labels, control tokens, templates, seams ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("labels", [[" 1", " 10"], [" A+", " A"], ["No", "Yes", "None"]])
+def test_a_label_that_begins_another_one_is_refused_with_both(labels: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"begins label .* give each an end .* or take other labels"):
+        settings(labels=labels)
+    settings(labels=[f"{label}." for label in labels])
+
+
+def test_a_label_whose_tokens_begin_another_one_is_refused(pico_encoder: Path) -> None:
+    """The texts differ from the first letter on, but the tokenizer makes them lower case."""
+    with pytest.raises(ValueError, match="label 'yes' begins label 'Yes no'"):
+        Prompter(load_tokenizer(pico_encoder), settings(labels=["yes", "Yes no"], chat=False))
+
+
+def test_an_engine_does_not_score_a_label_that_begins_another_one() -> None:
+    with pytest.raises(ValueError, match="begins label"):
+        score_labels([[7]], [[3, 4], [3]], lambda prompts, ids: np.zeros((len(prompts), len(ids))))
+
+
+CONTROL = ("</s>", "<|user|>", "<think>", "</think>", "<tool_call>")
+
+
+@pytest.fixture(scope="module")
+def thinking(pico_llm: Path) -> Any:
+    """A tokenizer with control tokens that are not "special", and with added runs of white space, which are text."""
+    tokenizer = load_tokenizer(pico_llm)
+    words = [*CONTROL[2:], "\n\n\n"]
+    tokenizer.add_tokens([AddedToken(word, special=False, normalized=False) for word in words])
+    return tokenizer
+
+
+@pytest.mark.parametrize("word", CONTROL)
+def test_a_control_token_in_a_text_stays_text(thinking: Any, word: str) -> None:
+    text = f"I wrote {word} here"
+    control = thinking.convert_tokens_to_ids(word)
+    prompter = Prompter(thinking, PromptSettings("{text}", candidate="{text}", ending="?", chat=False))
+    ids = [*prompter.row({"text": text}), *prompter.candidate({"text": text}), *prompter.completion(text)[:-1]]
+    ids += [*encode_texts(thinking, [text], 64)[0], *encode_pairs(thinking, [text], [text], 64)[0]]
+    ids += windows(thinking, text, WindowSettings(64, 8))[0].ids
+    assert control not in ids
+    assert thinking.decode(prompter.row({"text": text})) == f"{text}?"
+    assert thinking(word, add_special_tokens=False)["input_ids"] == [control], "the tokenizer itself is as it was"
+
+
+def test_added_white_space_is_text(thinking: Any) -> None:
+    prompter = Prompter(thinking, PromptSettings("{text}", chat=False))
+    assert thinking.convert_tokens_to_ids("\n\n\n") in prompter.row({"text": "a\n\n\nb"})
+
+
+THINKING_TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}</s>\n{% endfor %}<|assistant|>\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+)
+CLOSED = "<think>\n\n</think>\n\n"
+
+
+@pytest.mark.parametrize("how", [{"template": {"enable_thinking": False}}, {"answer": CLOSED}], ids=str)
+def test_an_answer_begins_behind_a_closed_thought(thinking: Any, how: dict[str, Any]) -> None:
+    thinking.chat_template = THINKING_TEMPLATE
+    chat = settings(chat=True, **how)
+    prompter = Prompter(thinking, chat)
+    ids = [*prompter.shared(ROW), *prompter.candidate({"name": "x"})]
+    assert thinking.decode(ids).endswith(f"<|assistant|>\n{CLOSED}")
+    assert ids.count(thinking.convert_tokens_to_ids("</think>")) == 1
+    assert [thinking.decode(label) for label in prompter.labels] == chat.labels
+
+
+def test_a_variable_that_the_template_never_asks_for_is_refused(thinking: Any) -> None:
+    thinking.chat_template = THINKING_TEMPLATE
+    with pytest.raises(ValueError, match=r"prompt.template has \['enable_thinkin_'\]"):
+        Prompter(thinking, settings(chat=True, template={"enable_thinkin_": False}))
+
+
+@pytest.mark.parametrize("name", ["template", "answer"])
+def test_settings_of_a_chat_need_a_chat(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} = .* needs chat = true"):
+        settings(chat=False, **{name: {"a": 1} if name == "template" else "a"})
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ raise_exception('System role not supported') }}", "says 'System role not supported'"),
+        ("{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}", "leaves it out"),
+    ],
+)
+def test_a_template_without_a_system_message_is_named_with_the_way_out(
+    pico_llm: Path, template: str, said: str
+) -> None:
+    tokenizer = load_tokenizer(pico_llm)
+    tokenizer.chat_template = template
+    with pytest.raises(ValueError, match=f"no system message, it {said}: set prompt.system=''"):
+        Prompter(tokenizer, settings(chat=True, system="You grade."))
+
+
+def sentence_piece(scheme: str) -> Any:
+    """A tokenizer like Llama-2's; prepend: with the normaliser of its older conversions."""
+    raw = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    if scheme == "prepend":
+        raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        raw.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+        raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    else:
+        raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+        raw.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    texts = ["Question: two plus two\nMistake: adds one\nTrue? Yes", "Question: no\nMistake: none\nTrue? No"] * 20
+    special = ["<unk>", "</s>", "<|user|>", "<|assistant|>"]
+    raw.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=300, special_tokens=special, show_progress=False))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, eos_token="</s>", unk_token="<unk>", chat_template=CHAT_TEMPLATE
+    )
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("scheme", ["always", "first", "never", "prepend"])
+def test_pieces_of_a_prompt_read_as_their_text(scheme: str, chat: bool) -> None:
+    tokenizer = sentence_piece(scheme)
+    prompter = Prompter(
+        tokenizer,
+        PromptSettings("Question: {q}\n", "Mistake: {text}\n", "True?", labels=[" Yes", " No"], chat=chat),
+    )
+    text = "Question: two plus two\nMistake: adds one\nMistake: none\nTrue?"
+    shared = prompter.shared({"q": "two plus two"})
+    options = [prompter._candidate({"text": "adds one"}), prompter.candidate({"text": "none"})]
+    ids = [token for piece in (shared, *options) for token in piece]
+    if chat:
+        text = f"<|user|>\n{text}</s>\n<|assistant|>\n"
+    assert tokenizer.decode([*ids, *prompter.labels[0]]) == tokenizer.decode(tokenizer(text + " Yes")["input_ids"])
+    assert tokenizer.decode([*ids, *prompter.completion(" No")]).endswith(f"{tokenizer.decode(ids)} No</s>")
+
+
+@pytest.mark.parametrize("scheme", ["always", "first", "prepend"])
+def test_a_prompt_without_a_fixed_beginning_starts_as_a_text_does(scheme: str) -> None:
+    tokenizer = sentence_piece(scheme)
+    ids = Prompter(tokenizer, PromptSettings("", "{text}", "?", chat=False)).candidate({"text": "none"})
+    start = tokenizer("none", add_special_tokens=False)["input_ids"]
+    assert ids[: len(start)] == start and tokenizer.decode(ids) == "none?"

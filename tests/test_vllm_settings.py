@@ -16,8 +16,9 @@ import pytest
 
 from kaggle_llm.base.config import load_config, save_config
 from kaggle_llm.engines import maker, vllm_engine
-from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.engines.engine import EngineSettings, Sampling
 from kaggle_llm.engines.maker import make_engine, resolve_engine
+from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.engines.transformers_engine import TransformersEngine
 from kaggle_llm.engines.vllm_engine import VllmEngine, check_vllm_settings, lora_rank, machine_settings
 
@@ -86,6 +87,20 @@ def engine_with(stand_in: StandIn, folder: Path, **settings: Any) -> VllmEngine:
     engine = VllmEngine(folder, EngineSettings(kind="vllm", **settings))
     engine.__dict__["_llm"] = stand_in
     return engine
+
+
+def test_vllm_stops_where_transformers_does_and_gets_no_penalty(vllm: Any, pico_llm: Path) -> None:
+    asked: list[Any] = []
+
+    class Writer(StandIn):
+        def generate(self, prompts: Sequence[Any], how: Any, use_tqdm: bool, lora_request: Any) -> list[Any]:
+            asked.append(how)
+            return [SimpleNamespace(outputs=[]) for _ in prompts]
+
+    engine_with(Writer(), pico_llm).generate([[7], [8]], Sampling(4))
+    (how,) = asked
+    assert how.stop_token_ids == [load_tokenizer(pico_llm).eos_token_id]
+    assert not {"repetition_penalty", "min_p"} & vars(how).keys()
 
 
 # which engine ---------------------------------------------------------------------------------------------------

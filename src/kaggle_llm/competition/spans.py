@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from kaggle_llm.base.plain_text import text_tokenizer
+
 if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
@@ -114,13 +116,13 @@ class Window:
 def windows(tokenizer: PreTrainedTokenizerBase, text: str, settings: WindowSettings) -> list[Window]:
     """The windows of a text from left to right; [] for a text without tokens.
 
-    Special tokens that are written in the text are tokenized as text. The last window begins earlier, to be as long as
+    Control tokens that are written in the text are tokenized as text. The last window begins earlier, to be as long as
     the others.
     Raises ValueError for a tokenizer without offsets, and where the special tokens leave no room for the overlap.
     """
     if not tokenizer.is_fast:
         raise ValueError(f"{type(tokenizer).__name__} has no character offsets: use its fast version (tokenizer.json)")
-    encoded = tokenizer(
+    encoded = text_tokenizer(tokenizer)(
         text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
     )
     ids, offsets = list(encoded["input_ids"]), _cover(text, encoded["offset_mapping"])

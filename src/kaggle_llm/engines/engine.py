@@ -36,7 +36,10 @@ class EngineSettings:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to generate. Temperature 0 is greedy. Raises ValueError for settings that contradict each other."""
+    """How to generate. Temperature 0 is greedy. Raises ValueError for settings that contradict each other.
+
+    Nothing else comes in: a model's generation_config.json adds its end-of-text tokens, but no penalty, top_k or min_p.
+    """
 
     max_tokens: int
     temperature: float = 0.0

@@ -1,7 +1,8 @@
 """Batched generation with a causal LM of transformers: a seed per sample, stop strings, structured output.
 
 A prompt's texts do not depend on the rest of the batch: rows are padded on the left, and every sample has its own
-random numbers. xgrammar enforces options and regex, as in vLLM.
+random numbers. xgrammar enforces options and regex, as in vLLM. Of a model's generation_config.json only the ends are
+used, in both engines: transformers would count padding as text that a penalty is for.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 from kaggle_llm.engines.engine import Completion, Sampling
@@ -23,9 +25,12 @@ class Generator:
     """Generates texts with one model. batch_tokens: prompt, padding and new tokens of a batch; one row always fits."""
 
     def __init__(self, model: Any, tokenizer: Any, batch_tokens: int) -> None:
+        from transformers import GenerationConfig
+
         self.model, self.tokenizer, self.batch_tokens = model, tokenizer, batch_tokens
         self.limit: int = model.config.get_text_config().max_position_embeddings
         self.ends = end_tokens(model, tokenizer)
+        model.generation_config = GenerationConfig()  # generate() takes from it whatever is not given
         self.pad: int = (
             self.ends[0] if self.ends else tokenizer.pad_token_id or 0
         )  # masked in prompts, cut off in texts
@@ -79,8 +84,8 @@ class Generator:
         return [self._complete(row[width:].tolist(), sampling) for row in out]
 
     def _processors(self, seeds: Sequence[int], sampling: Sampling) -> Any:
-        """The logits processors: structure, temperature, top_p, the model's own min_p, and the draw."""
-        from transformers import LogitsProcessorList, MinPLogitsWarper, TemperatureLogitsWarper, TopPLogitsWarper
+        """The logits processors: structure, temperature, top_p, and the draw."""
+        from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
         steps: list[Any] = []
         if sampling.options or sampling.regex:
@@ -91,9 +96,6 @@ class Generator:
             steps.append(TemperatureLogitsWarper(sampling.temperature))
             if sampling.top_p < 1:
                 steps.append(TopPLogitsWarper(sampling.top_p))
-            min_p = self.model.generation_config.min_p
-            if min_p:
-                steps.append(MinPLogitsWarper(min_p))
             steps.append(SeededDraw(seeds, self.model.device))
         return LogitsProcessorList(steps)
 
@@ -193,12 +195,23 @@ def pad_rows(rows: Sequence[Prompt], pad: int, device: torch.device, left: bool)
     return ids, mask
 
 
+def choose_pad(rows: Sequence[Prompt], usual: int | None) -> int:
+    """The usual padding id, or one that no row ends with: a causal head reads the last token that is not padding.
+
+    Without an own padding token that is id 0, "!" in GPT-2 and Llama-3.
+    """
+    last = {row[-1] for row in rows}
+    return next(pad for pad in chain([usual or 0], count()) if pad not in last)
+
+
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """The end-of-text tokens: the model's, else the tokenizer's; [] where neither has one."""
-    ends = model.generation_config.eos_token_id
-    if ends is None:
-        ends = tokenizer.eos_token_id
-    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    """The end-of-text tokens: the tokenizer's, which training teaches, and the model's own, which it was taught before.
+
+    vLLM stops at both too. [] where neither has one.
+    """
+    own = model.generation_config.eos_token_id
+    ends = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
+    return [end for end in dict.fromkeys(ends) if end is not None]
 
 
 def options_grammar(options: Sequence[str]) -> str:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import string
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from kaggle_llm.base.plain_text import inner_tokenizer, text_tokenizer
 
 if TYPE_CHECKING:
     import polars as pl
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
 Prompt = Sequence[int]
 
 GAP = " … "  # replaces the middle of a text that is too long
+NO_SYSTEM = (
+    "the tokenizer's chat template takes no system message, it {}: set prompt.system='' instead of {!r}, and begin "
+    "prompt.shared with its text"
+)
 
 
 @dataclass
@@ -33,13 +39,18 @@ class PromptSettings:
     labels: list[str] = field(default_factory=list)
     """The answers to score: the right one first, or a list's letters. Best one token each.
 
-    Training of a choice needs one token; prediction scores all tokens of a longer one."""
+    None may begin another one, as " 1" does " 10". Training of a choice needs one token; prediction scores all tokens
+    of a longer one."""
     others: list[str] = field(default_factory=list)
     """Further answers to a list that stand for no candidate, such as " tie"."""
     system: str = ""
     """System message for the chat template."""
     chat: bool = True
     """Wrap the prompt into the model's chat template as one user message."""
+    template: dict[str, Any] = field(default_factory=dict)
+    """Variables of the chat template, such as {enable_thinking: false}."""
+    answer: str = ""
+    """What the model's answer begins with, such as "<think>\\n\\n</think>\\n\\n"; labels and texts follow it."""
     budgets: dict[str, int] = field(default_factory=dict)
     """Maximum tokens of a text, by column, else default_budget; a longer one keeps its head and tail."""
     default_budget: int = 256
@@ -48,12 +59,28 @@ class PromptSettings:
         answers = [*self.labels, *self.others]
         if len(answers) == 1 or len(set(answers)) < len(answers):
             raise ValueError(f"labels = {answers}: two or more different ones are needed, or none to generate text")
+        check_beginnings(answers, answers)
         known = template_fields(self.shared) | template_fields(self.candidate)
         unknown = sorted(set(self.budgets) - known)
         if unknown:
             raise ValueError(f"budgets of {unknown}: the templates have {sorted(known)}")
-        if self.system and not self.chat:
-            raise ValueError(f"system = {self.system!r} needs chat = true")
+        for name in ("system", "template", "answer"):
+            if getattr(self, name) and not self.chat:
+                raise ValueError(f"{name} = {getattr(self, name)!r} needs chat = true")
+
+
+def check_beginnings(labels: Sequence[Sequence[Any]], texts: Sequence[str]) -> None:
+    """Raises ValueError where a label is the beginning of another: its probability holds that of the longer one.
+
+    labels: texts, or token ids of the `texts`.
+    """
+    for i, label in enumerate(labels):
+        for j, other in enumerate(labels):
+            if i != j and list(other[: len(label)]) == list(label):
+                raise ValueError(
+                    f"label {texts[i]!r} begins label {texts[j]!r}, so the longer one could never win: give each an "
+                    f"end (as in {texts[i] + '.'!r} and {texts[j] + '.'!r}) or take other labels, such as letters"
+                )
 
 
 def template_fields(template: str) -> set[str]:
@@ -72,20 +99,26 @@ def fill_template(template: str, values: Mapping[str, Any]) -> str:
 class Prompter:
     """Renders prompts for one tokenizer.
 
-    Raises ValueError where the tokenizer merges a label with the end of the prompt, and for prompt.chat without a chat
-    template.
+    Raises ValueError where the tokenizer merges a label with the end of the prompt, where a label begins another one,
+    and for prompt.chat without a chat template or with one that takes no system message.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: PromptSettings) -> None:
         self.tokenizer, self.settings = tokenizer, settings
+        self._control = set(tokenizer.added_tokens_decoder)
         self.head, self.tail = self._wrapping()
-        self.labels: list[Prompt] = [self._label(label) for label in [*settings.labels, *settings.others]]
+        self._head_ends = self._encode(self.head + "x") == self._encode(self.head) + self._encode("x")
+        """Whether a text behind the head begins as at the very start."""
+        texts = [*settings.labels, *settings.others]
+        self.labels: list[Prompt] = [self._label(label) for label in texts]
+        check_beginnings(self.labels, texts)
         self.cut: Counter[str] = Counter()
         """Number of texts cut to their budget, by column."""
 
     def shared(self, row: Mapping[str, Any]) -> list[int]:
         """Token ids of the beginning that the row's prompts share."""
-        return self._start() + self._encode(self.head) + self._encode_text(self._fill(self.settings.shared, row))
+        text = self._fill(self.settings.shared, row)
+        return self._start() + self._encode(self.head) + self._piece(self._encode_text, text, is_first=True)
 
     def candidate(self, document: Mapping[str, Any]) -> list[int]:
         """Token ids of one candidate's part, up to where the label follows."""
@@ -104,8 +137,10 @@ class Prompter:
         return self.shared(row) + [token for piece in pieces for token in piece] + self._end()
 
     def completion(self, text: str) -> list[int]:
-        """Token ids of the target text, with the end-of-text token."""
-        return [*self._encode_text(text), self.tokenizer.eos_token_id]
+        """Token ids of the target text, with the end-of-text token; raises ValueError where the tokenizer has none."""
+        if self.tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer has no eos_token, so no text could end: name it in tokenizer_config.json")
+        return [*self._behind(self._encode_text, text), self.tokenizer.eos_token_id]
 
     def report_cuts(self) -> None:
         """Print how many texts were cut since the last report."""
@@ -114,10 +149,12 @@ class Prompter:
             self.cut.clear()
 
     def _candidate(self, document: Mapping[str, Any]) -> list[int]:
-        return self._encode_text(self._fill(self.settings.candidate, document))
+        text = self._fill(self.settings.candidate, document)
+        return self._piece(self._encode_text, text, is_first=not self.settings.shared)
 
     def _end(self) -> list[int]:
-        return self._encode(self.settings.ending + self.tail)
+        is_first = not (self.settings.shared or self.settings.candidate)
+        return self._piece(self._encode, self.settings.ending + self.tail, is_first)
 
     def _start(self) -> list[int]:
         """The tokenizer's begin-of-text token, where it adds one; a chat template brings its own."""
@@ -132,17 +169,36 @@ class Prompter:
             raise ValueError("prompt.chat = true, but the tokenizer has no chat template: set prompt.chat=false")
         marker = "\ue000"  # not white space: some templates strip the message
         system = [{"role": "system", "content": self.settings.system}] if self.settings.system else []
-        rendered = self.tokenizer.apply_chat_template(
-            [*system, {"role": "user", "content": marker}], tokenize=False, add_generation_prompt=True
-        )
-        head, separator, tail = str(rendered).partition(marker)
+        rendered = self._render([*system, {"role": "user", "content": marker}])
+        head, separator, tail = rendered.partition(marker)
         if not separator:
             raise ValueError("the tokenizer's chat template leaves out the user's message: set prompt.chat=false")
-        return head, tail
+        if self.settings.system.strip() not in rendered:
+            raise ValueError(NO_SYSTEM.format("leaves it out", self.settings.system))
+        return head, tail + self.settings.answer
+
+    def _render(self, messages: list[dict[str, str]]) -> str:
+        """The chat template's text; raises ValueError where it refuses the messages or lacks a variable."""
+        from jinja2 import TemplateError
+
+        variables = dict(self.settings.template)
+        unknown = sorted(name for name in variables if name not in str(self.tokenizer.chat_template))
+        if unknown:
+            raise ValueError(f"prompt.template has {unknown}, which the tokenizer's chat template never asks for")
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **variables)
+            )
+        except TemplateError as error:
+            if self.settings.system:
+                raise ValueError(NO_SYSTEM.format(f"says {str(error)!r}", self.settings.system)) from error
+            raise ValueError(f"the tokenizer's chat template says {str(error)!r}: set prompt.chat=false") from error
 
     def _label(self, label: str) -> list[int]:
         """Token ids of the label after a prompt."""
         end = self._last_words()
+        if not end:
+            return self._behind(self._encode, label)
         before, ids = self._encode(end), self._encode(end + label)
         if ids[: len(before)] != before or len(ids) == len(before):
             pieces = self.tokenizer.convert_ids_to_tokens(ids[max(len(before) - 1, 0) :])
@@ -178,12 +234,29 @@ class Prompter:
         head = self.tokenizer.decode(ids[: budget - tail]).rstrip("\ufffd")
         return head + GAP + self.tokenizer.decode(ids[len(ids) - tail :]).lstrip("\ufffd")
 
-    def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _piece(self, encode: Callable[..., list[int]], text: str, is_first: bool) -> list[int]:
+        """Token ids of a piece of the prompt; is_first: nothing but the head stands before it."""
+        return encode(text) if is_first and self._head_ends else self._behind(encode, text)
 
-    def _encode_text(self, text: str) -> list[int]:
+    def _behind(self, encode: Callable[..., list[int]], text: str) -> list[int]:
+        """Token ids of a text behind another one; what follows a control token in it is tokenised as in any text."""
+        if inner_tokenizer(self.tokenizer) is self.tokenizer:
+            return encode(text)
+        inner, whole = encode(text, inner_tokenizer(self.tokenizer)), encode(text)
+        first, second = (self._find_control(ids) for ids in (inner, whole))
+        return inner[:first] + whole[second:]
+
+    def _find_control(self, ids: Sequence[int]) -> int:
+        """Index of the first added token, or the length."""
+        return next((i for i, token in enumerate(ids) if token in self._control), len(ids))
+
+    def _encode(self, text: str, tokenizer: PreTrainedTokenizerBase | None = None) -> list[int]:
+        return list((tokenizer or self.tokenizer)(text, add_special_tokens=False)["input_ids"])
+
+    def _encode_text(self, text: str, tokenizer: PreTrainedTokenizerBase | None = None) -> list[int]:
         """Token ids of a row's text; "<|im_end|>" in it stays text and cannot end the user's message."""
-        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        plain = text_tokenizer(tokenizer or self.tokenizer)
+        return list(plain(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
 @dataclass(frozen=True)
@@ -271,7 +344,8 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_t
     """Token ids of whole texts for an embedder, special tokens included, cut after `max_tokens`."""
     if not texts:
         return []
-    return list(tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"])
+    plain = text_tokenizer(tokenizer)
+    return list(plain(list(texts), truncation=True, max_length=max_tokens, split_special_tokens=True)["input_ids"])
 
 
 def encode_pairs(
@@ -282,4 +356,5 @@ def encode_pairs(
         raise ValueError(f"{len(firsts)} first and {len(seconds)} second texts: a pair needs one of each")
     if not firsts:
         return []
-    return list(tokenizer(list(firsts), list(seconds), truncation=True, max_length=max_tokens)["input_ids"])
+    plain, options = text_tokenizer(tokenizer), {"truncation": True, "max_length": max_tokens}
+    return list(plain(list(firsts), list(seconds), split_special_tokens=True, **options)["input_ids"])

@@ -11,7 +11,7 @@ import numpy as np
 from kaggle_llm.engines.attention import Segment, packed
 from kaggle_llm.engines.packing import Pack, compute_logits
 from kaggle_llm.engines.prefixes import PrefixNode, group_nodes, grow_tree
-from kaggle_llm.engines.prompts import Prompt
+from kaggle_llm.engines.prompts import Prompt, check_beginnings
 
 if TYPE_CHECKING:
     import torch
@@ -28,10 +28,11 @@ def score_labels(
     """[n, k] log-probabilities of whole labels: Σⱼ log p(tokenⱼ | prompt, tokens before j).
 
     score_tokens: prompts, token ids → [n, ids] log-probabilities of each as the next token. Raises ValueError for a
-    label without tokens.
+    label without tokens, and for one that begins another.
     """
     if not all(len(label) for label in labels):
         raise ValueError(f"labels {[list(label) for label in labels]}: one has no token")
+    check_beginnings(labels, [str(list(label)) for label in labels])
     starts = list_starts(labels)
     ids = sorted({token for label in labels for token in label})
     extended = [[*prompt, *start] for prompt in prompts for start in starts]

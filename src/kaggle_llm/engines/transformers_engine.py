@@ -20,7 +20,7 @@ from kaggle_llm.engines.engine import (
     check_prompt_lengths,
     check_scores_finite,
 )
-from kaggle_llm.engines.generation import Generator, pad_rows
+from kaggle_llm.engines.generation import Generator, choose_pad, pad_rows
 from kaggle_llm.engines.memory import AnswerT, ask_within_memory
 from kaggle_llm.engines.prompts import Prompt
 from kaggle_llm.engines.quantised import adaptable
@@ -146,9 +146,7 @@ class TransformersEngine:
         if architecture.endswith("ForTokenClassification") or architecture == "TOKEN_CLS":
             return self._load(AutoModelForTokenClassification, **size)
         if architecture.endswith("ForSequenceClassification") or architecture == "SEQ_CLS":
-            model = self._load(AutoModelForSequenceClassification, **size)
-            model.config.get_text_config().pad_token_id = self._pad  # decoders classify at the last token before it
-            return model
+            return self._load(AutoModelForSequenceClassification, **size)
         raise ValueError(
             f"model {self.folder} is a {architecture or 'model without architectures'}: logits() needs a head"
         )
@@ -178,8 +176,8 @@ class TransformersEngine:
             yield order[:size]
             order = order[size:]
 
-    def _pad_right(self, rows: Sequence[Prompt]) -> dict[str, torch.Tensor]:
-        ids, mask = pad_rows(rows, self._pad, self.device, left=False)
+    def _pad_right(self, rows: Sequence[Prompt], pad: int) -> dict[str, torch.Tensor]:
+        ids, mask = pad_rows(rows, pad, self.device, left=False)
         return {"input_ids": ids, "attention_mask": mask}
 
     # exact scoring ------------------------------------------------------------------------------------------
@@ -215,8 +213,8 @@ class TransformersEngine:
         vectors: dict[int, np.ndarray] = {}
         with torch.inference_mode():
             for batch in self._batches(prompts):
-                pooled = self._sentence(self._pad_right([prompts[i] for i in batch]))["sentence_embedding"].float()
-                unit = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
+                out = self._sentence(self._pad_right([prompts[i] for i in batch], self._pad))
+                unit = torch.nn.functional.normalize(out["sentence_embedding"].float(), dim=-1).cpu().numpy()
                 vectors |= zip(batch, unit, strict=True)
         return [vectors[i] for i in range(len(prompts))]
 
@@ -224,13 +222,15 @@ class TransformersEngine:
         """[labels], or [tokens, labels], logits."""
         import torch
 
-        rows: dict[int, np.ndarray] = {}
+        answers: dict[int, np.ndarray] = {}
         with torch.inference_mode():
             for batch in self._batches(prompts):
-                out = self._head(**self._pad_right([prompts[i] for i in batch])).logits.float().cpu().numpy()
+                rows = [prompts[i] for i in batch]
+                pad = self._head.config.get_text_config().pad_token_id = choose_pad(rows, self._pad)
+                out = self._head(**self._pad_right(rows, pad)).logits.float().cpu().numpy()
                 for i, row in zip(batch, out, strict=True):
-                    rows[i] = row[: len(prompts[i])] if row.ndim == 2 else row
-        return [rows[i] for i in range(len(prompts))]
+                    answers[i] = row[: len(prompts[i])] if row.ndim == 2 else row
+        return [answers[i] for i in range(len(prompts))]
 
     def _last_logits(self, rows: Sequence[Prompt]) -> torch.Tensor:
         """[n, vocabulary] logits after each row; rows are padded on the left, so that all end at the last position."""

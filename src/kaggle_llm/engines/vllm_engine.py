@@ -31,6 +31,8 @@ from kaggle_llm.engines.generation import keep_structure
 from kaggle_llm.engines.prompts import Prompt
 from kaggle_llm.engines.quantised import weight_bits
 from kaggle_llm.engines.scoring import score_labels
+from kaggle_llm.engines.tied import has_own_head
+from kaggle_llm.engines.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput, SamplingParams
@@ -63,6 +65,7 @@ class VllmEngine:
         check_adapter_base(folder, base)
         check_vllm_settings(settings.vllm)
         check_vllm_dtype(base or folder, settings.dtype)
+        check_vllm_head(base or folder)
         self.folder, self.settings, self.base = folder, settings, base
 
     def choices(self, prompts: Sequence[Prompt], labels: Sequence[Prompt]) -> np.ndarray:
@@ -80,12 +83,13 @@ class VllmEngine:
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
         """`sampling.n` completions for each prompt, without special tokens in the text.
 
-        The penalties of the model's generation_config.json apply, as in transformers. Samples do not depend on the rest
-        of the batch: each prompt has its own seed. For an unsupported regex vLLM raises its own error.
+        A text ends at the tokenizer's end-of-text token, which training teaches, and at those of the model's
+        generation_config.json; its penalties do not apply, as in transformers_engine.py. Samples do not depend on the
+        rest of the batch: each prompt has its own seed. For an unsupported regex vLLM raises its own error.
         """
         from vllm import SamplingParams
 
-        defaults = self._llm.get_default_sampling_params()
+        end = load_tokenizer(self.folder).eos_token_id  # an adapter's folder may teach another end than its base
         greedy = sampling.temperature == 0
         parameters = SamplingParams(
             max_tokens=sampling.max_tokens,
@@ -94,8 +98,7 @@ class VllmEngine:
             n=1 if greedy else sampling.n,
             seed=sampling.seed,  # vLLM adds the sample's index
             stop=list(sampling.stop),
-            repetition_penalty=defaults.repetition_penalty,
-            min_p=defaults.min_p,
+            stop_token_ids=[] if end is None else [end],  # vLLM adds the base's and the model's own
             **structure_of(sampling),
         )
         completions = [
@@ -214,6 +217,15 @@ def check_vllm_dtype(model: Path, dtype: str) -> None:
         raise ValueError(
             f"engine.dtype = float32, but {model} has 4-bit weights, which vLLM computes in half precision: "
             f"set engine.dtype=float16 on a GPU, bfloat16 on a CPU"
+        )
+
+
+def check_vllm_head(model: Path) -> None:
+    """Raises ValueError for a head of its own that the config ties: vLLM would drop it, transformers reads it."""
+    if has_own_head(model):
+        raise ValueError(
+            f"{model} holds an lm_head of its own, but its config.json ties it to the embeddings, and vLLM would drop "
+            f"it: set tie_word_embeddings to false there"
         )
 
 

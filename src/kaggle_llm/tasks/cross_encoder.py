@@ -19,7 +19,7 @@ from kaggle_llm.engines.prompts import Group, encode_pairs
 from kaggle_llm.tasks.embedding import finish_loading, make_planned_trainer, save_whole
 from kaggle_llm.training.base_model import make_loading_options
 from kaggle_llm.training.checkpoints import Checkpoints
-from kaggle_llm.training.padding import pad_right
+from kaggle_llm.training.padding import pad_for_head
 from kaggle_llm.training.plan import Share, plan_training, within_budget
 from kaggle_llm.training.trainer import Job, describe_job, make_arguments, on_device, run_trainer
 
@@ -128,15 +128,13 @@ def load_cross_encoder(settings: CrossEncoderSettings, job: Job, device: str | N
     transformer = Transformer(
         str(job.base), transformer_task=task, model_kwargs=options, config_kwargs={"num_labels": 1}
     )
-    # Decoders read the last token before the padding: pad as the engine does.
-    transformer.config.get_text_config().pad_token_id = transformer.tokenizer.pad_token_id or 0
     model = CrossEncoder(modules=[transformer], device=device)
     finish_loading(model, "sequence", settings.max_tokens, job)
 
     def preprocess(pairs: Sequence[tuple[str, str]], **_: Any) -> dict[str, torch.Tensor]:
         """The engine's prompts; the library's own would have token types."""
         queries, documents = zip(*pairs, strict=True)
-        return pad_right(model, encode_pairs(model.tokenizer, queries, documents, settings.max_tokens))
+        return pad_for_head(model, encode_pairs(model.tokenizer, queries, documents, settings.max_tokens))
 
     model.preprocess = preprocess
     return model

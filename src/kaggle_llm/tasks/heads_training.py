@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from kaggle_llm.tasks.distillation import DistillationSettings, soft_choice_loss
-from kaggle_llm.training.padding import pad_right
+from kaggle_llm.training.padding import pad_for_head
 
 if TYPE_CHECKING:
     import torch
@@ -137,7 +137,7 @@ class HeadTask:
         from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
         check_widths(self.settings, examples)
-        logits = model(**pad_right(model, [example.ids for example in examples])).logits.float()
+        logits = model(**pad_for_head(model, [example.ids for example in examples])).logits.float()
         if self.settings.task == "classification":
             losses = [
                 soft_choice_loss(row, example.target, example.teacher, self.distillation)

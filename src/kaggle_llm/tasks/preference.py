@@ -18,6 +18,7 @@ from kaggle_llm.base import processes
 from kaggle_llm.base.fingerprint import hash_code
 from kaggle_llm.engines.attention import register_segments
 from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.engines.generation import choose_pad
 from kaggle_llm.engines.maker import make_engine
 from kaggle_llm.engines.packing import compute_logits, pack
 from kaggle_llm.engines.tokenizer import load_tokenizer
@@ -176,7 +177,9 @@ def make_preference_trainer(
     use_one_gpu(arguments)
     model = load_preference(settings, pairs, job)
     rows = Dataset.from_list([make_row(settings, pair) for pair in pairs])
-    trainer = PairTrainer(model=model, args=arguments, train_dataset=rows, processing_class=padding_tokenizer(job.base))
+    tokenizer = padding_tokenizer(job.base, pairs)
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    trainer = PairTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
     if "ref" in getattr(model, "peft_config", {}):
         model.delete_adapter("ref")  # TRL's copy of the new adapter: the reference is then the bare base
     for _, weight in trainable_parameters(model):
@@ -204,11 +207,13 @@ def load_preference(settings: PreferenceSettings, pairs: Sequence[PreferenceExam
     return model
 
 
-def padding_tokenizer(base: Path) -> Any:
-    """The tokenizer with the padding of the engines: a head reads the last token before it."""
+def padding_tokenizer(base: Path, pairs: Sequence[PreferenceExample]) -> Any:
+    """The tokenizer with a padding token that no completion ends with: a head reads the last token before it."""
     tokenizer = load_tokenizer(base)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
+    pad = choose_pad(
+        [completion for pair in pairs for completion in (pair.chosen, pair.rejected)], tokenizer.pad_token_id
+    )
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
     return tokenizer
 
 

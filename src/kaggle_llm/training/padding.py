@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from kaggle_llm.engines.generation import choose_pad
 from kaggle_llm.engines.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -14,8 +15,7 @@ if TYPE_CHECKING:
 def pad_right(model: Any, rows: Sequence[Prompt]) -> dict[str, torch.Tensor]:
     """input_ids and attention_mask, [rows, longest], on the model's device.
 
-    Padded with the pad token of the model's config: causal models with a head read the last token before it, and
-    RoBERTa does not count its positions.
+    Padded with the pad token of the model's config: RoBERTa does not count its positions.
     """
     import torch
 
@@ -25,6 +25,13 @@ def pad_right(model: Any, rows: Sequence[Prompt]) -> dict[str, torch.Tensor]:
     ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=device)
     lengths = torch.tensor([len(row) for row in rows], device=device)
     return {"input_ids": ids, "attention_mask": (torch.arange(width, device=device) < lengths[:, None]).long()}
+
+
+def pad_for_head(model: Any, rows: Sequence[Prompt]) -> dict[str, torch.Tensor]:
+    """As pad_right, with a padding id in the model's config that a causal head cannot take for a row's last token."""
+    config = unwrap(model).config.get_text_config()
+    config.pad_token_id = choose_pad(rows, config.pad_token_id)
+    return pad_right(model, rows)
 
 
 def unwrap(model: Any) -> Any:

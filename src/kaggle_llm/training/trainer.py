@@ -346,7 +346,7 @@ def gather_weights(trainer: Any) -> Any:
     if trainer.is_fsdp_enabled:
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         state = get_model_state_dict(model, options=options)
-        for name in getattr(model, "_tied_weights_keys", None) or ():  # tied weights would be written twice
+        for name in getattr(model, "all_tied_weights_keys", ()):  # those that are tied here: else written twice
             state.pop(name, None)
     elif trainer.is_deepspeed_enabled:
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)

@@ -168,11 +168,11 @@ class Plan:
         self.checkpoint, self.adapter, self.target, self.settings = checkpoint, adapter, target, settings
         self.names = self._match_names()
         """Name in the model → (name in the checkpoint, name to write)."""
+        self.tied = {name: source for name, source in target.tied.items() if not self._differ(name, source)}
+        """As Target.tied, without what the config ties though the checkpoint holds two: transformers reads both."""
         changed = {*adapter.factors, *adapter.whole}
         stay_tied = adapter.config.get("ensure_weight_tying")
-        self.untied = {
-            name: source for name, source in target.tied.items() if {name, source} & changed and not stay_tied
-        }
+        self.untied = {name: source for name, source in self.tied.items() if {name, source} & changed and not stay_tied}
         """Parameter → source of its weights in the base: shared there, but training changed one of the two."""
 
     def _match_names(self) -> dict[str, tuple[str, str]]:
@@ -186,6 +186,15 @@ class Plan:
             if not converted and name in target.shapes:
                 names[name] = (stored, name if plain == stored else stored)
         return names
+
+    def _differ(self, name: str, source: str) -> bool:
+        """Whether the checkpoint holds both parameters, with different values."""
+        import torch
+
+        if not {name, source} <= set(self.names):
+            return False
+        first, second = (self.checkpoint.read(self.names[parameter][0]).clone() for parameter in (name, source))
+        return not torch.equal(first, second)
 
     def check(self) -> None:
         """Raises ValueError where the adapter does not fit the base, or the merged model would lack weights."""
@@ -201,10 +210,10 @@ class Plan:
                 f"{misfit}: the adapter has {len(stored)} tensors, one on this base has {len(expected)}, "
                 f"{len(stored & expected)} of the same name: another base?"
             )
-        without = sorted(set(adapter.factors) - set(self.names) - set(target.tied) - set(adapter.whole))
+        without = sorted(set(adapter.factors) - set(self.names) - set(self.tied) - set(adapter.whole))
         if without:
             raise ValueError(f"{misfit}: the checkpoint has no {without[0]} as one tensor; merge with merge_and_unload")
-        missing = set(target.shapes) - set(self.names) - set(adapter.whole) - set(target.tied)
+        missing = set(target.shapes) - set(self.names) - set(adapter.whole) - set(self.tied)
         missing = {name for name in missing if len(target.shapes[name]) > 1}  # vectors start as 0 or 1, as in training
         if missing:
             raise ValueError(
@@ -236,7 +245,7 @@ class Plan:
             for file, names in self.checkpoint.shards.items()
         }
         last = shards[list(shards)[-1]]
-        new = sorted(set(self.adapter.whole) - set(self.names) - set(self.target.tied))
+        new = sorted(set(self.adapter.whole) - set(self.names) - set(self.tied))
         last += [self._merged(name, name, name) for name in new]
         last += [self._merged(name, name, source) for name, source in self.untied.items()]
         return {file: outputs for file, outputs in shards.items() if outputs}
@@ -247,7 +256,7 @@ class Plan:
         if not name:
             is_causal = self.adapter.config.get("task_type") == "CAUSAL_LM"
             return copy_tensor(self.checkpoint, stored, self._dtype) if is_causal else None
-        return None if name in self.target.tied else self._merged(name, written, name)
+        return None if name in self.tied else self._merged(name, written, name)
 
     def _read_base(self, name: str) -> torch.Tensor:
         """The base's weights that factors are added to."""
@@ -279,7 +288,7 @@ class Plan:
 
     def _stored_dtype(self, name: str) -> str:
         """The base's dtype of a tensor; for a new one the dtype of most of its tensors."""
-        names = self.names.get(name) or self.names.get(self.target.tied.get(name, ""))
+        names = self.names.get(name) or self.names.get(self.tied.get(name, ""))
         if names:
             return self.checkpoint.tensors[names[0]].dtype
         dtypes = [tensor.dtype for tensor in self.checkpoint.tensors.values()]
@@ -306,7 +315,7 @@ def write_config(base: Path, folder: Path, plan: Plan) -> None:
     if plan.settings.dtype != "base":
         config.pop("torch_dtype", None)
         changes["dtype"] = plan.settings.dtype
-    if plan.untied:
+    if plan.untied or plan.tied != plan.target.tied:
         changes["tie_word_embeddings"] = False
     records.write_json(folder / "config.json", config | changes)
 

@@ -1,0 +1,59 @@
+"""Tokenises pieces of a prompt as text: what a user wrote cannot become a control token, a piece is no text's start."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@functools.lru_cache(maxsize=8)
+def text_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer, whose split_special_tokens splits all added tokens: "<think>" and "<tool_call>" too.
+
+    Many control tokens are not "special" for transformers. Runs of white space, added tokens of some models, are text.
+    """
+    if not tokenizer.is_fast or all(token.special for token in tokenizer.added_tokens_decoder.values()):
+        return tokenizer
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    for token in content["added_tokens"]:
+        token["special"] = bool(token["content"].strip(" \t\r\n▁"))
+    return replace_backend(tokenizer, content)
+
+
+@functools.lru_cache(maxsize=8)
+def inner_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer without the blank that Llama-2's puts in front of every text: for what stands behind other text."""
+    if not tokenizer.is_fast:
+        return tokenizer
+    before = json.loads(tokenizer.backend_tokenizer.to_str())
+    content = before | {name: without_blank(before[name]) for name in ("normalizer", "pre_tokenizer")}
+    return tokenizer if content == before else replace_backend(tokenizer, content)
+
+
+def without_blank(step: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A step of tokenizer.json that puts no blank in front of a text.
+
+    One that splits at white space first, as T5's, is left alone: its blanks mark all words.
+    """
+    if step is None or step["type"] == "Prepend":
+        return None
+    for name in ("normalizers", "pretokenizers"):
+        if name in step and not any(part["type"] == "WhitespaceSplit" for part in step[name]):
+            return step | {name: [kept for part in step[name] if (kept := without_blank(part))]}
+    if step["type"] == "Metaspace":
+        return step | {"prepend_scheme": "never"}
+    return step | {"add_prefix_space": False} if step["type"] == "ByteLevel" else step
+
+
+def replace_backend(tokenizer: PreTrainedTokenizerBase, content: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """A copy of the tokenizer with another tokenizer.json."""
+    from tokenizers import Tokenizer
+
+    other = copy.copy(tokenizer)
+    other._tokenizer = Tokenizer.from_str(json.dumps(content))
+    return other
