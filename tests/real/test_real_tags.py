@@ -11,7 +11,8 @@ import pytest
 from wnut17 import ROOT, SOURCE, WORDS, convert
 from workspace import Workspace, make_workspace, succeed
 
-from kaggle_llm.competition.competition import CompetitionSettings, load_competition, read_csv
+from kaggle_llm.competition.competition import CompetitionSettings, load_competition
+from kaggle_llm.competition.csv_table import read_csv
 from kaggle_llm.competition.metrics import Metric, paired_difference, span_f_beta
 from kaggle_llm.competition.rankings import make_ranking
 

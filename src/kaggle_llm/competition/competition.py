@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kaggle_llm.base import paths
 from kaggle_llm.base.folders import list_competitions
+from kaggle_llm.competition.csv_table import read_csv
 from kaggle_llm.competition.rankings import make_ranking, make_values, replace_rows
 
 if TYPE_CHECKING:
@@ -390,29 +391,6 @@ def load_competition(settings: CompetitionSettings, folder: Path | None = None) 
     module = importlib.import_module(f"kaggle_llm.competition.{module_name}")
     competition: Competition = module.COMPETITION(settings, folder)
     return competition
-
-
-def read_csv(path: Path) -> pl.DataFrame:
-    """All columns as String; an empty field is null, quoted or not.
-
-    Raises FileNotFoundError, and ValueError for bytes that are not UTF-8 (with the line) or a broken CSV.
-    """
-    import polars as pl
-
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.name} is missing in {path.parent}")
-    content = path.read_bytes()
-    try:
-        content.decode()
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise ValueError(
-            f"{path}: line {line} has a byte 0x{content[error.start]:02x} that is not UTF-8: convert the file first"
-        ) from error
-    try:
-        return pl.read_csv(content, infer_schema=False, null_values=[""])
-    except (pl.exceptions.ComputeError, pl.exceptions.NoDataError) as error:
-        raise ValueError(f"{path} is no CSV table: {error}") from error
 
 
 def _select(raw: pl.DataFrame, spec: Table, file: str) -> pl.DataFrame:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kaggle_llm.base import paths, records
-from kaggle_llm.competition.competition import Competition, CompetitionSettings, load_competition, read_csv
+from kaggle_llm.competition.competition import Competition, CompetitionSettings, load_competition
+from kaggle_llm.competition.csv_table import read_csv
 from kaggle_llm.competition.rankings import is_values, read_rows
 from kaggle_llm.kaggle.bundle import identify_bundle, make_slug
 from kaggle_llm.kaggle.client import find_owner

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kaggle_llm.base import paths, records
-from kaggle_llm.competition.competition import read_csv
+from kaggle_llm.competition.csv_table import read_csv
 from kaggle_llm.inference.budget import describe_cuts
 from kaggle_llm.kaggle.bundle import find_changes
 from kaggle_llm.kaggle.predict import MANIFEST
