@@ -26,6 +26,29 @@ if TYPE_CHECKING:
 
 TRAIN, TEST, SAMPLE = "train", "test", "sample_submission"
 SHARES_TOLERANCE = 1e-3  # of the sum of shares, which may be rounded
+# Cells that pandas reads as empty, quoted or not: its STR_NA_VALUES.
+NULL_WORDS = frozenset(
+    [
+        "#N/A",
+        "#N/A N/A",
+        "#NA",
+        "-1.#IND",
+        "-1.#QNAN",
+        "-NaN",
+        "-nan",
+        "1.#IND",
+        "1.#QNAN",
+        "<NA>",
+        "N/A",
+        "NA",
+        "NULL",
+        "NaN",
+        "None",
+        "n/a",
+        "nan",
+        "null",
+    ]
+)
 
 
 @dataclass
@@ -234,8 +257,28 @@ class Competition:
         problems = _compare_ids(submission[id_column].to_list(), sample[id_column].to_list())
         items = self.legal_items()
         legal = None if items is None else set(items)
-        faults = ((i, self._find_fault([cell or "" for cell in cells], legal)) for i, *cells in submission.iter_rows())
-        return problems + [f"row {i}: {fault}" for i, fault in faults if fault]
+        if not submission.height and (asked := self.table(TEST).height):
+            problems.append(f"no row, though test.csv has {asked}")
+        for row, *cells in submission.iter_rows():
+            written = [cell or "" for cell in cells]
+            fault = self._find_fault(written, legal) or self._find_null(written, legal)
+            problems += [f"row {row}: {fault}"] if fault else []
+        return problems
+
+    def describe_empty(self, submission: pl.DataFrame) -> str:
+        """How many rows hold `nothing`; "" where there are none."""
+        empty = sum(cells == [self.nothing] for _, *cells in submission.iter_rows()) if self.nothing else 0
+        return (
+            f"{empty} of {submission.height} rows ({empty / submission.height:.0%}) are {self.nothing!r}"
+            if empty
+            else ""
+        )
+
+    def _find_null(self, cells: Sequence[str], legal: Collection[str] | None) -> str:
+        """A cell that Kaggle's scorers, which read with pandas, take for an empty one."""
+        meant = {self.nothing, *(legal or ())}
+        words = [cell for cell in cells if cell in NULL_WORDS and cell not in meant]
+        return f"{words[0]!r} is an empty cell to pandas, and so to Kaggle: write another text" if words else ""
 
     def _find_fault(self, cells: Sequence[str], legal: Collection[str] | None) -> str:
         """The problem of a row's cells; "" where there is none."""
