@@ -8,7 +8,7 @@ from typing import ClassVar
 import polars as pl
 import pytest
 
-from kaggle_llm.competition.competition import Competition, CompetitionSettings, Table
+from kaggle_llm.competition.competition import NULL_WORDS, Competition, CompetitionSettings, Table
 from kaggle_llm.competition.forms import LabelColumns
 from kaggle_llm.competition.metrics import accuracy, log_loss
 from kaggle_llm.competition.rankings import make_ranking
@@ -80,6 +80,39 @@ def test_any_text_is_a_legal_answer_and_nothing_has_a_cell(texts: Texts) -> None
 def test_an_empty_cell_is_no_way_to_say_nothing(texts: Texts) -> None:
     wrong = pl.DataFrame({"id": ["e1", "e2"], "summary": ["x", None]})
     assert texts.check_submission(wrong) == ["row e2: empty label"]
+
+
+def test_a_cell_that_pandas_reads_as_empty_is_a_problem(texts: Texts, tmp_path: Path) -> None:
+    import pandas as pd
+    from pandas._libs.parsers import STR_NA_VALUES
+
+    assert {*NULL_WORDS} == {*STR_NA_VALUES} - {""}
+    for word in [*sorted(NULL_WORDS), "none", "nil", "N.A.", "-"]:
+        submission = pl.DataFrame({"id": ["e1", "e2"], "summary": ["x", word]})
+        submission.write_csv(tmp_path / "submission.csv", quote_style="always")
+        read = pd.read_csv(tmp_path / "submission.csv")["summary"]
+        problem = f"row e2: {word!r} is an empty cell to pandas, and so to Kaggle: write another text"
+        assert texts.check_submission(submission) == [problem] * int(read.isna().sum())
+
+
+def test_a_label_that_the_competition_names_is_no_empty_cell(texts: Texts, monkeypatch: pytest.MonkeyPatch) -> None:
+    submission = pl.DataFrame({"id": ["e1", "e2"], "summary": ["None", "NA"]})
+    assert len(texts.check_submission(submission)) == 2
+    monkeypatch.setattr(Texts, "nothing", "NA")
+    monkeypatch.setattr(Texts, "legal_items", lambda self: ["None", "A"])
+    assert texts.check_submission(submission) == []
+
+
+def test_an_empty_answer_is_told_with_its_share(texts: Texts) -> None:
+    submission = pl.DataFrame({"id": ["e1", "e2"], "summary": ["x", "-"]})
+    assert texts.describe_empty(submission) == "1 of 2 rows (50%) are '-'"
+    assert texts.describe_empty(submission.head(1)) == texts.describe_empty(submission.head(0)) == ""
+
+
+def test_a_file_of_no_rows_is_a_problem_where_there_are_rows_to_find(texts: Texts) -> None:
+    (texts.folder / "sample_submission.csv").write_text("id,summary\n")
+    nothing = pl.DataFrame(schema={"id": pl.String(), "summary": pl.String()})
+    assert texts.check_submission(nothing) == ["no row, though test.csv has 2"]
 
 
 def test_a_sample_of_other_rows_says_what_the_sample_says(votes: Votes) -> None:

@@ -1,5 +1,6 @@
 """Configs: every error is found, named and reported at once; overrides and the smoke section are laid over in order."""
 
+import random
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -208,3 +209,103 @@ def test_one_of_several_models_is_overridden(tmp_path: Path) -> None:
     text = "inner: {}\nmodels: {encoder: input/models/a, reranker: input/models/b}\n"
     read = load_own(tmp_path, text, "models.reranker=exp002_rerank--r32:reranker")
     assert read.models == {"encoder": "input/models/a", "reranker": "exp002_rerank--r32:reranker"}
+
+
+ODD_PIECES = [
+    "$",
+    "{",
+    "}",
+    "${",
+    "\\",
+    "\\${seed}",
+    "${name}",
+    ":",
+    " ",
+    "\n",
+    "\t",
+    "\r",
+    "'",
+    '"',
+    "#",
+    "- ",
+    "?",
+    "é",
+    "😀",
+]
+ODD_PIECES += [
+    "\u2028",
+    "\x85",
+    "\ufeff",
+    "\x07",
+    "name",
+    "oc.env:HOME",
+    "%",
+    "1",
+    "e",
+    "=",
+    "<<",
+    "~",
+    "|",
+    ">",
+    "&a",
+    "*a",
+    "!",
+]
+ODD_TEXTS = [
+    "",
+    " ",
+    "yes",
+    "No",
+    "null",
+    "~",
+    "1",
+    "1.5",
+    "1e3",
+    "1_000",
+    "0o7",
+    "0x1f",
+    "12:30",
+    "2001-01-01",
+    ".inf",
+    "nan",
+]
+ODD_TEXTS += [
+    "=",
+    "<<",
+    "\\",
+    "\\\\",
+    "\\${",
+    "${",
+    "${}",
+    "a: b",
+    "a #b",
+    "[1]",
+    "{a: 1}",
+    "- a",
+    "?",
+    "---",
+    "...",
+    "%YAML",
+]
+
+
+def draw_text(rng: random.Random) -> str:
+    return "".join(rng.choices(ODD_PIECES, k=rng.randint(1, 8)))
+
+
+def test_a_config_survives_saving_and_loading_whatever_its_texts(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    for text in [*ODD_TEXTS, *(draw_text(rng) for _ in range(300))]:
+        config = Config(text, Inner(labels=[text, draw_text(rng)]), budgets={text: 1}, pair=(text,))
+        save_config(config, tmp_path / "config.yaml")
+        assert load_config(tmp_path / "config.yaml", Config) == config
+        assert read_saved_config(tmp_path / "config.yaml") == {**asdict(config), "pair": [text]}
+
+
+def test_an_escaped_reference_is_the_same_text_in_every_saved_copy(tmp_path: Path) -> None:
+    first = load(tmp_path, r"name: 'Price in $: \${price}, \${limit}, ${limit}'" + "\nlimit: 3\n")
+    assert first.name == "Price in $: ${price}, ${limit}, 3"
+    for copy in ("run.yaml", "bundle.yaml"):
+        save_config(first, tmp_path / copy)
+        assert load_config(tmp_path / copy, Config) == first
+        first = load_config(tmp_path / copy, Config)

@@ -7,7 +7,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from kaggle_llm.competition.competition import CompetitionSettings, load_competition, read_csv
+from kaggle_llm.competition.competition import CompetitionSettings, load_competition
+from kaggle_llm.competition.csv_table import read_csv
 from kaggle_llm.competition.demo_open_book import LETTERS, DemoOpenBook
 from kaggle_llm.competition.rankings import make_ranking
 from kaggle_llm_demo.open_book import NAME, build_competition, draw_exercises, draw_family

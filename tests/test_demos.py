@@ -15,8 +15,8 @@ from kaggle_llm.competition.competition import (
     Competition,
     CompetitionSettings,
     load_competition,
-    read_csv,
 )
+from kaggle_llm.competition.csv_table import read_csv
 from kaggle_llm.competition.forms import LabelColumns
 from kaggle_llm.competition.rankings import make_ranking
 from kaggle_llm_demo.__main__ import DEMOS

@@ -15,7 +15,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from kaggle_llm.competition.competition import CompetitionSettings, load_competition, read_csv
+from kaggle_llm.competition.competition import CompetitionSettings, load_competition
+from kaggle_llm.competition.csv_table import read_csv
 from kaggle_llm.competition.rankings import make_ranking
 from kaggle_llm.decisions.rerank_blend import Blend, Reranked
 from kaggle_llm.inference import run as rooms

@@ -35,7 +35,7 @@ from machine import describe_machine
 
 from kaggle_llm.base import paths, records
 from kaggle_llm.base.tables import print_table
-from kaggle_llm.competition.competition import read_csv
+from kaggle_llm.competition.csv_table import read_csv
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "real"))
 from sources import find_source

@@ -11,7 +11,8 @@ import pytest
 from wnut17 import ROOT, SOURCE, WORDS, convert
 from workspace import Workspace, make_workspace, succeed
 
-from kaggle_llm.competition.competition import CompetitionSettings, load_competition, read_csv
+from kaggle_llm.competition.competition import CompetitionSettings, load_competition
+from kaggle_llm.competition.csv_table import read_csv
 from kaggle_llm.competition.metrics import Metric, paired_difference, span_f_beta
 from kaggle_llm.competition.rankings import make_ranking
 
@@ -29,7 +30,8 @@ ASK = """
 import sys
 from pathlib import Path
 from kaggle_llm.base import paths, records
-from kaggle_llm.competition.competition import load_competition, read_csv
+from kaggle_llm.competition.competition import load_competition
+from kaggle_llm.competition.csv_table import read_csv
 from kaggle_llm.base.config import load_config
 from kaggle_llm.inference.model import read_models
 from kaggle_llm.inference.run import Run, answer, import_predict

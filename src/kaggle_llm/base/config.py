@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -74,7 +75,17 @@ def save_config(config: Any, path: Path) -> None:
 
     from kaggle_llm.base import records
 
-    records.write_text(path, OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))))
+    records.write_text(path, OmegaConf.to_yaml(OmegaConf.create(_escape(dataclasses.asdict(config)))))
+
+
+def _escape(value: Any) -> Any:
+    """Resolved values whose ${…} are plain text, so that OmegaConf reads them as they are: it halves the backslashes
+    before ${."""
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    if isinstance(value, Mapping):
+        return {key: _escape(item) for key, item in value.items()}
+    return [_escape(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def read_saved_config(path: Path) -> dict[str, Any]:

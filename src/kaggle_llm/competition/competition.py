@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from kaggle_llm.base import paths
 from kaggle_llm.base.folders import list_competitions
+from kaggle_llm.competition.csv_table import read_csv
 from kaggle_llm.competition.rankings import make_ranking, replace_rows
 
 if TYPE_CHECKING:
@@ -23,6 +24,29 @@ if TYPE_CHECKING:
     from kaggle_llm.competition.metrics import Metric
 
 TRAIN, TEST, SAMPLE = "train", "test", "sample_submission"
+# Cells that pandas reads as empty, quoted or not: its STR_NA_VALUES.
+NULL_WORDS = frozenset(
+    [
+        "#N/A",
+        "#N/A N/A",
+        "#NA",
+        "-1.#IND",
+        "-1.#QNAN",
+        "-NaN",
+        "-nan",
+        "1.#IND",
+        "1.#QNAN",
+        "<NA>",
+        "N/A",
+        "NA",
+        "NULL",
+        "NaN",
+        "None",
+        "n/a",
+        "nan",
+        "null",
+    ]
+)
 
 
 @dataclass
@@ -246,8 +270,28 @@ class Competition:
         problems = _compare_ids(submission[id_column].to_list(), sample[id_column].to_list())
         items = self.legal_items()
         legal = None if items is None else set(items)
-        faults = ((i, self._find_fault([cell or "" for cell in cells], legal)) for i, *cells in submission.iter_rows())
-        return problems + [f"row {i}: {fault}" for i, fault in faults if fault]
+        if not submission.height and (asked := self.table(TEST).height):
+            problems.append(f"no row, though test.csv has {asked}")
+        for row, *cells in submission.iter_rows():
+            written = [cell or "" for cell in cells]
+            fault = self._find_fault(written, legal) or self._find_null(written, legal)
+            problems += [f"row {row}: {fault}"] if fault else []
+        return problems
+
+    def describe_empty(self, submission: pl.DataFrame) -> str:
+        """How many rows hold `nothing`; "" where there are none."""
+        empty = sum(cells == [self.nothing] for _, *cells in submission.iter_rows()) if self.nothing else 0
+        return (
+            f"{empty} of {submission.height} rows ({empty / submission.height:.0%}) are {self.nothing!r}"
+            if empty
+            else ""
+        )
+
+    def _find_null(self, cells: Sequence[str], legal: Collection[str] | None) -> str:
+        """A cell that Kaggle's scorers, which read with pandas, take for an empty one."""
+        meant = {self.nothing, *(legal or ())}
+        words = [cell for cell in cells if cell in NULL_WORDS and cell not in meant]
+        return f"{words[0]!r} is an empty cell to pandas, and so to Kaggle: write another text" if words else ""
 
     def _find_fault(self, cells: Sequence[str], legal: Collection[str] | None) -> str:
         """The problem of a row's cells; "" where there is none."""
@@ -296,29 +340,6 @@ def load_competition(settings: CompetitionSettings, folder: Path | None = None) 
     module = importlib.import_module(f"kaggle_llm.competition.{module_name}")
     competition: Competition = module.COMPETITION(settings, folder)
     return competition
-
-
-def read_csv(path: Path) -> pl.DataFrame:
-    """All columns as String; an empty field is null, quoted or not.
-
-    Raises FileNotFoundError, and ValueError for bytes that are not UTF-8 (with the line) or a broken CSV.
-    """
-    import polars as pl
-
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.name} is missing in {path.parent}")
-    content = path.read_bytes()
-    try:
-        content.decode()
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise ValueError(
-            f"{path}: line {line} has a byte 0x{content[error.start]:02x} that is not UTF-8: convert the file first"
-        ) from error
-    try:
-        return pl.read_csv(content, infer_schema=False, null_values=[""])
-    except (pl.exceptions.ComputeError, pl.exceptions.NoDataError) as error:
-        raise ValueError(f"{path} is no CSV table: {error}") from error
 
 
 def _select(raw: pl.DataFrame, spec: Table, file: str) -> pl.DataFrame:

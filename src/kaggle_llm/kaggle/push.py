@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kaggle_llm.base import paths, records
-from kaggle_llm.competition.competition import Competition, CompetitionSettings, load_competition, read_csv
+from kaggle_llm.competition.competition import Competition, CompetitionSettings, load_competition
+from kaggle_llm.competition.csv_table import read_csv
 from kaggle_llm.competition.rankings import is_values, read_rows
 from kaggle_llm.kaggle.bundle import identify_bundle, make_slug
 from kaggle_llm.kaggle.client import find_owner
@@ -120,16 +121,18 @@ def check_parity_gate(folder: Path, run: str, accept_parity: str) -> dict[str, A
 
 
 def compare_output(run: str, bundle: Path, output: Path) -> dict[str, Any]:
-    """{"ok", "rows", "alike", "problems"}: Kaggle's submission beside the sample and the rehearsal's public run.
+    """{"ok", "rows", "empty", "alike", "problems"}: Kaggle's submission beside the sample and the rehearsal's run.
 
-    alike: share of the rows whose first item is the rehearsal's; None without a rehearsal.
+    empty: how many rows are the answer without items, in words. alike: share of the rows whose first item is the
+    rehearsal's; None without a rehearsal.
     """
     import polars as pl
 
     competition, problems = competition_of(run), find_foreign_output(bundle, output)
     path, rehearsed = output / "submission.csv", paths.rehearsals_folder(run) / "latest" / "public" / "ranking.parquet"
     if not path.is_file():
-        return {"ok": False, "rows": 0, "alike": None, "problems": [*problems, "the notebook left no submission.csv"]}
+        problems.append("the notebook left no submission.csv")
+        return {"ok": False, "rows": 0, "empty": "", "alike": None, "problems": problems}
     submission = read_csv(path)
     problems += competition.check_submission(submission)
     alike = None
@@ -137,7 +140,8 @@ def compare_output(run: str, bundle: Path, output: Path) -> dict[str, Any]:
         alike = share_alike(pl.read_parquet(output / "ranking.parquet"), pl.read_parquet(rehearsed))
         if alike < FEWEST_ALIKE:
             problems.append(f"only {alike:.0%} of the rows begin with the rehearsal's item: is it another model?")
-    return {"ok": not problems, "rows": submission.height, "alike": alike, "problems": problems[:5]}
+    empty = competition.describe_empty(submission)
+    return {"ok": not problems, "rows": submission.height, "empty": empty, "alike": alike, "problems": problems[:5]}
 
 
 def share_alike(found: pl.DataFrame, expected: pl.DataFrame) -> float:
@@ -174,4 +178,5 @@ def competition_of(run: str) -> Competition:
 
 def describe_output(output: dict[str, Any]) -> str:
     alike = "" if output["alike"] is None else f", {output['alike']:.1%} begin with the rehearsal's item"
-    return f"{output['rows']} rows{alike}" + "".join(f"; {problem}" for problem in output["problems"])
+    notes = filter(None, [output.get("empty", ""), *output["problems"]])
+    return f"{output['rows']} rows{alike}" + "".join(f"; {note}" for note in notes)

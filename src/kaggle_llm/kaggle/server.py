@@ -24,7 +24,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from kaggle_llm.base.config import load_config
-from kaggle_llm.competition.competition import SAMPLE, TEST, read_csv
+from kaggle_llm.competition.competition import SAMPLE, TEST
+from kaggle_llm.competition.csv_table import read_csv
 from kaggle_llm.engines.pool import OFFLINE_VARIABLES, Worker, WorkerLostError
 from kaggle_llm.inference.budget import budget_until
 from kaggle_llm.inference.run import import_predict

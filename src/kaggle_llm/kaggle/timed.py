@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from kaggle_llm.base import paths, records
-from kaggle_llm.competition.competition import SAMPLE, TEST, TRAIN, Competition, load_competition, read_csv
+from kaggle_llm.competition.competition import SAMPLE, TEST, TRAIN, Competition, load_competition
+from kaggle_llm.competition.csv_table import read_csv
 from kaggle_llm.competition.rankings import answer_columns
 from kaggle_llm.kaggle.bundle import identify_bundle, make_slug, seal_dataset
 from kaggle_llm.kaggle.client import find_owner

@@ -20,8 +20,8 @@ from kaggle_llm.competition.competition import (
     Competition,
     CompetitionSettings,
     load_competition,
-    read_csv,
 )
+from kaggle_llm.competition.csv_table import read_csv
 from kaggle_llm.inference.model import read_models
 from kaggle_llm.kaggle.bundle import identify_bundle
 from kaggle_llm.kaggle.predict import MANIFEST

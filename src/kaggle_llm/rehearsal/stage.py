@@ -21,8 +21,8 @@ from kaggle_llm.competition.competition import (
     CompetitionSettings,
     Table,
     load_competition,
-    read_csv,
 )
+from kaggle_llm.competition.csv_table import read_csv
 from kaggle_llm.inference.model import Model, describe_model
 from kaggle_llm.kaggle.bundle import add_model
 from kaggle_llm.kaggle.hashes import Hashes

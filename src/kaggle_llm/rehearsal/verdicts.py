@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kaggle_llm.base import paths, records
-from kaggle_llm.competition.competition import read_csv
+from kaggle_llm.competition.csv_table import read_csv
 from kaggle_llm.inference.budget import describe_cuts
 from kaggle_llm.kaggle.bundle import find_changes
 from kaggle_llm.kaggle.predict import MANIFEST
@@ -90,7 +90,8 @@ def check_submission(session: Session) -> tuple[pl.DataFrame | None, Check]:
     except ValueError as error:
         return None, Check("submission", False, str(error))
     problems = session.competition.check_submission(submission)
-    detail = "; ".join(problems[:3]) or f"{submission.height} rows: columns, ids, order and labels are right"
+    right = [f"{submission.height} rows: columns, ids, order and labels are right"]
+    detail = "; ".join(filter(None, [*(problems[:3] or right), session.competition.describe_empty(submission)]))
     return submission, Check("submission", not problems, detail)
 
 
