@@ -61,7 +61,7 @@ def bundle_edited(workspace: Workspace, edit: str = "") -> Path:
 def open_light_site(workspace: Workspace, folder: Path, edit: str = "", memory: int = 29 * GIB) -> Iterator[Site]:
     """The stand-in of a rehearsal of it."""
     bundle_edited(workspace, edit)
-    with open_run_site(RUN, folder, 60.0, memory) as site:
+    with open_run_site(RUN, folder, 150.0, memory) as site:
         yield site
 
 
