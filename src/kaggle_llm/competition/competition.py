@@ -105,6 +105,8 @@ class Competition:
     new_targets: ClassVar[float] = 0.0
     """Share of the targets that folds keep out of their training, where a hidden test has targets that train.csv lacks;
     0: the targets are classes, and every fold trains on all of them."""
+    every_label: ClassVar[bool] = False
+    """Whether an answer scores every label, as probabilities do."""
     metric: Metric
     also: Sequence[Metric] = ()
 
