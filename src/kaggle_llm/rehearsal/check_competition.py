@@ -6,6 +6,7 @@ the hidden test.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -87,18 +88,18 @@ def rank_truth(competition: Competition) -> pl.DataFrame:
     if is_values(truth):
         return truth.select("id", "values")
     items = truth["items"].to_list()
+    shares = truth["shares"].to_list() if "shares" in truth.columns else [[1.0] * len(right) for right in items]
     labels = list(competition.legal_items() or ()) if competition.every_label else []
     rows = [[*right, *(label for label in labels if label not in right)] for right in items]
-    scores = [[0.0 if item in right else UNLIKELY for item in row] for row, right in zip(rows, items, strict=True)]
+    scores = [[*map(math.log, own), *[UNLIKELY] * (len(row) - len(own))] for row, own in zip(rows, shares, strict=True)]
     return make_ranking(truth["id"].to_list(), rows, scores)
 
 
 def describe_best_score(competition: Competition) -> str:
     metric, truth = competition.metric, competition.truth(competition.table(TRAIN))
     direction = "greater" if metric.greater_is_better else "lower"
-    return (
-        f"{metric.name}, {direction} is better; right answers score {metric.score(rank_truth(competition), truth):.4f}"
-    )
+    score = metric.score(rank_truth(competition), truth)
+    return f"{metric.name}, {direction} is better; right answers score {score:.4f}"
 
 
 def describe_folds(competition: Competition) -> str:
