@@ -17,7 +17,7 @@ from kaggle_llm.competition.csv_table import read_csv
 from kaggle_llm.competition.folds import FoldSettings, describe_missing_classes, split_rows
 from kaggle_llm.competition.leaks import LeakSettings, check_leaks, find_leaks
 from kaggle_llm.competition.rankings import is_values, make_ranking
-from kaggle_llm.rehearsal.checks import Check
+from kaggle_llm.rehearsal.checks import Check, note_errors
 from kaggle_llm.rehearsal.stage import hidden_test
 
 if TYPE_CHECKING:
@@ -37,14 +37,12 @@ def check_competition(settings: CompetitionSettings) -> list[Check]:
         ("leaks", describe_leaks),
         ("hidden test", describe_hidden_test),
     ]
-    checks = []
+    checks: list[Check] = []
     for name, ask in questions:
-        try:
+        with note_errors(name, checks):
             checks.append(Check(name, True, ask(competition)))
-        except Exception as error:  # of the competition's own methods too
-            checks.append(Check(name, False, f"{type(error).__name__}: {error}"))
-            if name == "tables":
-                break
+        if not checks[0].ok:  # without tables nothing else can be asked
+            break
     return checks
 
 
