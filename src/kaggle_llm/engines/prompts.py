@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 Prompt = Sequence[int]
 
 GAP = " … "  # replaces the middle of a text that is too long
+LONG = 8  # characters for a token that is kept: a longer text is cut before it is joined to another
+MARGIN = 64  # characters beside the kept tokens, so that their words are whole
 
 
 @dataclass
@@ -282,4 +284,24 @@ def encode_pairs(
         raise ValueError(f"{len(firsts)} first and {len(seconds)} second texts: a pair needs one of each")
     if not firsts:
         return []
-    return list(tokenizer(list(firsts), list(seconds), truncation=True, max_length=max_tokens)["input_ids"])
+    first, second = (_shorten(tokenizer, texts, max_tokens) for texts in (firsts, seconds))
+    return list(tokenizer(first, second, truncation=True, max_length=max_tokens)["input_ids"])
+
+
+def _shorten(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[str]:
+    """The texts, of long ones only what holds the tokens that are kept.
+
+    tokenizers also makes what is cut: of a pair every piece of one text with every piece of the other, 4 GB for 80 kB.
+    """
+    short = list(texts)
+    long = [row for row, text in enumerate(short) if len(text) > LONG * max_tokens]
+    if not long or not tokenizer.is_fast:
+        return short
+    encoded = tokenizer(
+        [short[row] for row in long],
+        **{"add_special_tokens": False, "truncation": True, "max_length": max_tokens, "return_offsets_mapping": True},
+    )
+    for row, offsets in zip(long, encoded["offset_mapping"], strict=True):
+        ends = [place for offset in offsets for place in offset] or [0]
+        short[row] = short[row][max(min(ends) - MARGIN, 0) : max(ends) + MARGIN]
+    return short
