@@ -396,3 +396,34 @@ def test_a_prompt_without_a_fixed_beginning_starts_as_a_text_does(scheme: str) -
     ids = Prompter(tokenizer, PromptSettings("", "{text}", "?", chat=False)).candidate({"text": "none"})
     start = tokenizer("none", add_special_tokens=False)["input_ids"]
     assert ids[: len(start)] == start and tokenizer.decode(ids) == "none?"
+
+
+PAIR_TEXTS = [
+    "",
+    "short one",
+    "a word and more " * 60,
+    "longer than a token 7/8 " * 40 + "end",
+    "é語 " * 300,
+    " " * 900 + "x",
+]
+
+
+@pytest.mark.parametrize("model", ["pico_encoder", "pico_llm"])
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("max_tokens", [8, 31])
+def test_a_long_pair_has_the_tokens_that_the_tokenizer_keeps_of_it(
+    request: pytest.FixtureRequest, model: str, side: str, max_tokens: int
+) -> None:
+    tokenizer = load_tokenizer(request.getfixturevalue(model))
+    tokenizer.truncation_side = side
+    firsts, seconds = zip(*[(one, other) for one in PAIR_TEXTS for other in PAIR_TEXTS], strict=True)
+    expected = tokenizer(list(firsts), list(seconds), truncation=True, max_length=max_tokens)["input_ids"]
+    assert encode_pairs(tokenizer, firsts, seconds, max_tokens) == expected
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("text", ["a word and more " * 25_000, "x" * 400_000], ids=["words", "one word"])
+def test_huge_texts_are_cut_in_linear_time(pico_encoder: Path, text: str) -> None:
+    tokenizer = load_tokenizer(pico_encoder)
+    assert len(encode_pairs(tokenizer, [text], [text], 64)[0]) <= 64
+    assert len(encode_texts(tokenizer, [text], 64)[0]) <= 64
