@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 from pico import CHAT_TEMPLATE
@@ -22,7 +21,6 @@ from kaggle_llm.engines.prompts import (
     encode_pairs,
     encode_texts,
 )
-from kaggle_llm.engines.scoring import score_labels
 from kaggle_llm.engines.tokenizer import load_tokenizer
 
 ROW = {"id": "7", "question": "What is 2/3 of 18?", "answer": "27"}
@@ -271,11 +269,6 @@ def test_a_label_whose_tokens_begin_another_one_is_refused(pico_encoder: Path) -
     """The texts differ from the first letter on, but the tokenizer makes them lower case."""
     with pytest.raises(ValueError, match="label 'yes' begins label 'Yes no'"):
         Prompter(load_tokenizer(pico_encoder), settings(labels=["yes", "Yes no"], chat=False))
-
-
-def test_an_engine_does_not_score_a_label_that_begins_another_one() -> None:
-    with pytest.raises(ValueError, match="begins label"):
-        score_labels([[7]], [[3, 4], [3]], lambda prompts, ids: np.zeros((len(prompts), len(ids))))
 
 
 CONTROL = ("</s>", "<|user|>", "<think>", "</think>", "<tool_call>")
