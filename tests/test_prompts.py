@@ -22,6 +22,7 @@ from kaggle_llm.engines.prompts import (
     encode_texts,
 )
 from kaggle_llm.engines.tokenizer import load_tokenizer
+from kaggle_llm.tasks.masked import make_chunks
 
 ROW = {"id": "7", "question": "What is 2/3 of 18?", "answer": "27"}
 DOCUMENT = {"id": "m1", "name": "Swaps numerator and denominator"}
@@ -290,6 +291,7 @@ def test_a_control_token_in_a_text_stays_text(thinking: Any, word: str) -> None:
     prompter = Prompter(thinking, PromptSettings("{text}", candidate="{text}", ending="?", chat=False))
     ids = [*prompter.row({"text": text}), *prompter.candidate({"text": text}), *prompter.completion(text)[:-1]]
     ids += [*encode_texts(thinking, [text], 64)[0], *encode_pairs(thinking, [text], [text], 64)[0]]
+    ids += make_chunks(thinking, [text], 64)[0]
     ids += windows(thinking, text, WindowSettings(64, 8))[0].ids
     assert control not in ids
     assert thinking.decode(prompter.row({"text": text})) == f"{text}?"
