@@ -1,11 +1,13 @@
 """The forms of submissions: what is written is read back, and what no cell can hold is refused."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from workspace import ROOT
 
 from kaggle_llm.competition.competition import Competition, CompetitionSettings, Table
 from kaggle_llm.competition.forms import CharacterSpans, OneLabel, OneProbability, RankedItems, Texts
@@ -117,3 +119,20 @@ def test_labels_and_documents_are_alternatives(make: Any) -> None:
 
     assert make(Letters, ["A"], "A").legal_items() == ["A", "B", "C"]
     assert make(AnyItems, ["A"], "A").legal_items() is None
+
+
+def test_the_module_of_the_docs_reads_writes_and_scores(tmp_path: Path) -> None:
+    """Two rules with two rows each, one pair in the right order: AUC (1 + 0) / 2."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "competition.md").read_text(), re.S)
+    names: dict[str, Any] = {"OneProbability": OneProbability, "Table": Table, "roc_auc": roc_auc}
+    exec(code, names)
+    ids, rules = [f"r{i}" for i in range(4)], ["a", "a", "b", "b"]
+    train = pl.DataFrame({"row_id": ids, "body": ids, "rule": rules, "rule_violation": ["0", "1", "0", "1"]})
+    train.write_csv(tmp_path / "train.csv")
+    train.drop("rule_violation").write_csv(tmp_path / "test.csv")
+    train.select("row_id", rule_violation=pl.lit("0.5")).write_csv(tmp_path / "sample_submission.csv")
+    competition = names["COMPETITION"](CompetitionSettings("rules"), tmp_path)
+    competition.check()
+    truth = competition.truth(competition.table("train"))
+    ranking = make_ranking(ids, [["0", "1"]] * 4, [[0, 1], [0, 2], [0, 2], [0, 1]])
+    assert competition.metric.score(competition.ranking_of(competition.submission(ranking)), truth) == 0.5
