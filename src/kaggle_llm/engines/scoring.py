@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kaggle_llm.engines.attention import Segment, inner_model, packed, register_segments
+from kaggle_llm.engines.attention import Segment, inner_model, packed, register_segments, takes_segments
 from kaggle_llm.engines.packing import Pack, compute_logits
 from kaggle_llm.engines.prefixes import PrefixNode, group_nodes, grow_tree
 from kaggle_llm.engines.prompts import Prompt
@@ -133,8 +133,9 @@ def can_share(model: Any, dtype: str) -> bool:
     """
     import torch
 
-    if not only_attends(model.config.get_text_config()):
-        return False
+    with packed(model):
+        if not takes_segments(model) or not only_attends(model.config.get_text_config()):
+            return False
     shared, first, second = PROBE_TOKENS
     size = model.config.get_text_config().vocab_size
     tokens = np.random.default_rng(0).integers(size // 2, size=(2, max(first, second)))
