@@ -14,7 +14,7 @@ BOTH := OMP_NUM_THREADS=1 $(PYTEST) --dist worksteal -n
 PIP := -m pip install --quiet --disable-pip-version-check --no-deps
 INSTALL := $(BIN)/python $(PIP)
 
-.PHONY: help env vllm quantise peers models data demo test test-slow test-release test-real check format lock clean
+.PHONY: help env vllm quantise peers models data demo test test-slow test-release test-real test-gpu check format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -92,6 +92,9 @@ test-release: models data vllm quantise  ## what is too long for CI: whole befor
 
 test-real: models  ## trainings on real data, until each is measurably better: before a release, not in CI
 	$(BOTH) 2 -m real tests/real
+
+test-gpu:  ## what only a GPU can show, with the torch that is there: on a machine with a card, before a release
+	PYTHONPATH=src $(or $(wildcard $(BIN)/python),$(PYTHON)) tests/gpu/run.py
 
 check: env  ## lint, format, types
 	$(BIN)/ruff check .

@@ -1,0 +1,95 @@
+"""Checks of the card's memory: who gives it back, what happens where it is too small, and whose process holds it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+from models import NO, YES, draw_groups, draw_trees, flatten, make_job, make_shape, make_task
+
+from kaggle_llm.base.device import has_gpu
+from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.engines.pool import WorkerPool
+from kaggle_llm.engines.transformers_engine import TransformersEngine
+from kaggle_llm.training.trainer import fine_tune
+
+LABELS = [(YES,), (NO,)]
+SHARE = 0.6  # of the card, which the next process takes
+LEFT_OVER = 64 * 2**20  # bytes that may stay reserved
+
+
+def hand_over(folder: Path) -> dict[str, float | str]:
+    """After a training another process can have 60 % of the card."""
+    import torch
+
+    base = make_shape(folder, "0.5B")
+    fine_tune(make_task(), draw_groups(8, 0), make_job(base, folder / "run"))
+    if not has_gpu():
+        return {"card": "none"}
+    reserved = torch.cuda.memory_reserved()
+    assert reserved < LEFT_OVER, f"{reserved / 1e9:.2f} GB stay reserved after the training"
+    size = int(SHARE * torch.cuda.get_device_properties(0).total_memory)
+    code = f"import torch; torch.empty({size}, dtype=torch.uint8, device='cuda')"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    return {"peak_gb": torch.cuda.max_memory_allocated() / 1e9, "reserved_gb": reserved / 1e9}
+
+
+def small_scoring(folder: Path) -> dict[str, float | str]:
+    """A card with so little memory gives the scores of one with enough."""
+    import torch
+
+    prompts = flatten(draw_trees(20, 1, 2000))
+    engine = TransformersEngine(make_shape(folder, "0.5B"), EngineSettings(dtype="bfloat16", batch_tokens=2**17))
+    expected = engine.choices(prompts, LABELS)
+    needed = torch.cuda.max_memory_allocated()
+    engine.close()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(0.5 * needed / total, 1.0))
+    try:
+        scores = engine.choices(prompts, LABELS)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        engine.close()
+    difference = float(np.abs(scores - expected).max())
+    assert difference < 0.3, f"|Δ log p| {difference:.3f}"
+    return {"needed_gb": needed / 1e9, "max_abs_diff": difference}
+
+
+def small_training(folder: Path) -> dict[str, float | str]:
+    """The message has figures and the ways out."""
+    import torch
+
+    base = make_shape(folder, "0.5B")
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(1.5e9 / total)
+    try:
+        fine_tune(make_task(), draw_groups(8, 0, 2000), make_job(base, folder / "run", batch_tokens=2**15))
+    except MemoryError as error:
+        assert "training.batch_tokens" in str(error), error
+        return {"message": str(error)[:80]}
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    raise AssertionError("1.5 GB were enough")
+
+
+def two_workers(folder: Path) -> dict[str, float | str]:
+    """Two workers share a card; one is killed in a call, and the answers are those of one engine."""
+    base, prompts = make_shape(folder, "0.5B"), flatten(draw_trees(40, 2))
+    settings = EngineSettings(dtype="bfloat16" if has_gpu() else "float32")
+    engine = TransformersEngine(base, settings)
+    expected = engine.choices(prompts, LABELS)
+    engine.close()
+    pool = WorkerPool(base, settings, None, [["0"], ["0"]] if has_gpu() else [[], []])
+    pool.choices(prompts[:16], LABELS)
+    killer = threading.Timer(0.5, lambda: pool._workers[0].kill())
+    start = time.monotonic()
+    killer.start()
+    scores = pool.choices(prompts, LABELS)
+    pool.close()
+    difference = float(np.abs(scores - expected).max())
+    assert difference < (0.3 if has_gpu() else 1e-4), f"|Δ log p| {difference:.3f}"
+    return {"seconds": time.monotonic() - start, "max_abs_diff": difference}

@@ -1,0 +1,136 @@
+"""Checks of speed: nothing is planned anew for every shape, and which share of the matrix-product rate is reached."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from memory import LABELS
+from models import draw_groups, draw_trees, flatten, make_job, make_shape, make_task
+
+from kaggle_llm.base.device import has_gpu
+from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.engines.prefixes import common_prefix
+from kaggle_llm.engines.prompts import Prompt
+from kaggle_llm.engines.transformers_engine import TransformersEngine
+from kaggle_llm.training.trainer import fine_tune
+
+SIZE = 8192  # of the square matrices whose product gives the rate
+ROUNDS = 20
+
+
+def choose_dtype() -> Any:
+    return "bfloat16" if has_gpu() else "float32"
+
+
+def measure(work: Callable[[], object]) -> float:
+    """Seconds of a call."""
+    import torch
+
+    start = time.monotonic()
+    work()
+    if has_gpu():
+        torch.cuda.synchronize()
+    return time.monotonic() - start
+
+
+def matrix_rate() -> float:
+    """Floating-point operations a second of a large product: bfloat16 on a card, float32 on a CPU."""
+    import torch
+
+    size = SIZE if has_gpu() else 1024
+    device, dtype = ("cuda", torch.bfloat16) if has_gpu() else ("cpu", torch.float32)
+    first, second = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    first @ second
+    seconds = measure(lambda: [first @ second for _ in range(ROUNDS)])
+    return ROUNDS * 2 * size**3 / seconds
+
+
+def count_parameters(base: Path) -> int:
+    from safetensors import safe_open
+
+    total = 0
+    for path in base.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            total += sum(int(np.prod(file.get_slice(name).get_shape())) for name in file.keys())  # noqa: SIM118
+    return total
+
+
+def count_unique(tree: Sequence[Prompt]) -> int:
+    """Tokens of the prompts' common beginning, once, and of their ends."""
+    shared = min(common_prefix(tree[0], prompt) for prompt in tree[1:])
+    return shared + sum(len(prompt) - shared for prompt in tree)
+
+
+def two_passes(folder: Path) -> dict[str, float | str]:
+    """Trees of new shapes take the time that they take again: nothing is planned for a shape."""
+    engine = TransformersEngine(
+        make_shape(folder, "0.5B"), EngineSettings(dtype="bfloat16" if has_gpu() else "float32")
+    )
+    count = 50 if has_gpu() else 5
+    engine.choices(flatten(draw_trees(2, 0)), LABELS)
+    first = measure(lambda: engine.choices(flatten(draw_trees(count, 1)), LABELS))
+    again = measure(lambda: engine.choices(flatten(draw_trees(count, 1)), LABELS))
+    engine.close()
+    if has_gpu():
+        assert first < 2 * again, f"{first:.2f} s, the same again {again:.2f} s: something is made once for each shape"
+    return {"first_seconds": first, "again_seconds": again}
+
+
+def scoring(folder: Path) -> dict[str, float | str]:
+    """Prompt tokens a second with shared prefixes, against padded batches, and their share of the matrix rate."""
+    rate, figures = matrix_rate(), dict[str, float | str]()
+    for name in ("0.5B", "7B") if has_gpu() else ("0.5B",):
+        base = make_shape(folder, name)
+        trees = draw_trees(50 if has_gpu() else 3, 2)
+        prompts, unique = flatten(trees), sum(map(count_unique, trees))
+        engine = TransformersEngine(base, EngineSettings(dtype=choose_dtype(), batch_tokens=2**14))
+        engine.choices(prompts[:16], LABELS)
+        ours = measure(partial(engine.choices, prompts, LABELS))
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+
+        theirs = measure(partial(ask_padded, engine, [prompts[i] for i in order]))
+        figures[f"{name} prompts_per_second"] = len(prompts) / ours
+        figures[f"{name} times padded batches"] = theirs / ours
+        figures[f"{name} share of the matrix rate"] = 2 * count_parameters(base) * unique / ours / rate
+        engine.close()
+    return {"matrix_tflops": rate / 1e12, **figures}
+
+
+def ask_padded(engine: TransformersEngine, prompts: list[Any]) -> None:
+    """The usual loop: eight prompts at a time, padded to the longest."""
+    import torch
+
+    with torch.inference_mode():
+        for start in range(0, len(prompts), 8):
+            engine._last_logits(prompts[start : start + 8])
+
+
+def training(folder: Path) -> dict[str, float | str]:
+    """Tokens a second of LoRA, with checkpointing and without, and their share of the matrix rate (6·N operations)."""
+    rate, figures = matrix_rate(), dict[str, float | str]()
+    for name in ("0.5B", "7B") if has_gpu() else ("0.5B",):
+        base, groups = make_shape(folder, name), draw_groups(64 if has_gpu() else 4, 3, 600)
+        tokens = sum(len(group.shared) + sum(map(len, group.candidates)) for group in groups)
+        for checkpointing in (False, True):
+            options = {"batch": 16, "batch_tokens": 2**13, "gradient_checkpointing": checkpointing}
+            job = make_job(base, folder / f"{name}{checkpointing}", **options)
+            seconds = measure(partial(fine_tune, make_task(), groups, job))
+            label = f"{name}{' checkpointing' if checkpointing else ''}"
+            figures[f"{label} tokens_per_second"] = tokens / seconds
+            figures[f"{label} share of the matrix rate"] = 6 * count_parameters(base) * tokens / seconds / rate
+    return {"matrix_tflops": rate / 1e12, **figures}
+
+
+def search(folder: Path) -> dict[str, float | str]:
+    """1,000 queries over 100,000 vectors of 384 dimensions: one product with top-k."""
+    import torch
+
+    device = "cuda" if has_gpu() else "cpu"
+    documents, queries = torch.randn(100_000, 384, device=device), torch.randn(1_000, 384, device=device)
+    (queries @ documents.T).topk(25)
+    return {"seconds": measure(lambda: (queries @ documents.T).topk(25))}
