@@ -174,8 +174,12 @@ def rehearse_hostile(site: Site, test: pl.DataFrame, results: Results) -> None:
 
 
 def list_ids(competition: Competition, test: pl.DataFrame) -> set[str]:
-    """The ids that rows of the rerun, of the public test and of train.csv have in their files."""
-    tables = {name: read_csv(competition.folder / f"{name}.csv") for name in (TEST, TRAIN)}
+    """The ids that rows of the rerun, of the public test and of train.csv have in their files.
+
+    A file that is not there is one that read() makes of others.
+    """
+    files = {name: competition.folder / f"{name}.csv" for name in (TEST, TRAIN)}
+    tables = {name: read_csv(path) for name, path in files.items() if path.is_file()}
     raw = [(test, competition.tables[TEST].id), *((tables[name], competition.tables[name].id) for name in tables)]
     return {row for table, column in raw if column in table.columns for row in table[column].drop_nulls()}
 
