@@ -35,9 +35,9 @@ def draw_rows(test: pl.DataFrame, id_column: str, rows: int) -> tuple[pl.DataFra
 
 
 def make_ids(alike: Collection[str], known: Collection[str], count: int) -> list[str]:
-    """Ids that are new to `known`: the next whole numbers where all of `alike` are such, else texts with zeros in front.
+    """Ids that are new to `known`: the next whole numbers where all of `alike` are such, else such as "007".
 
-    Where ids are whole numbers, code may read them as such, and "007" would be somebody's 7.
+    Where ids are whole numbers, code may read them as such, for which "007" is somebody's 7.
     """
     if alike and all(map(WHOLE_NUMBER.fullmatch, alike)):
         start = max(int(i) for i in (*alike, *known) if WHOLE_NUMBER.fullmatch(i)) + 1
