@@ -8,7 +8,8 @@ from typing import ClassVar
 import polars as pl
 import pytest
 
-from kaggle_llm.competition.competition import NULL_WORDS, Competition, CompetitionSettings, Table
+from kaggle_llm.competition.competition import Competition, CompetitionSettings, Table
+from kaggle_llm.competition.csv_table import NULL_WORDS
 from kaggle_llm.competition.forms import LabelColumns
 from kaggle_llm.competition.metrics import accuracy, log_loss
 from kaggle_llm.competition.rankings import make_ranking

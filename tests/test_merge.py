@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +18,8 @@ from kaggle_llm.engines.engine import EngineSettings
 from kaggle_llm.engines.maker import make_engine
 from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.engines.vllm_engine import check_vllm_head
+from kaggle_llm.training.trainer import gather_weights
+from kaggle_llm.weights.checkpoint import Checkpoint
 from kaggle_llm.weights.merge import MergeSettings, merge_adapter
 
 if TYPE_CHECKING:
@@ -310,6 +313,20 @@ def test_a_head_that_the_config_ties_but_the_checkpoint_holds_is_kept(own_head: 
         expected = model(torch.arange(6, 38)[None]).logits[0]
     torch.testing.assert_close(logits(tmp_path / "merged"), expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["tie_word_embeddings"] is False
+
+
+@pytest.mark.parametrize("base", ["own_head", "untied", "pico_llm"])
+def test_weights_gathered_from_several_processes_have_the_head_unless_it_is_tied(
+    base: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Method full under FSDP, whose part each process holds; here one process holds all."""
+    from transformers import AutoModelForCausalLM
+
+    folder = request.getfixturevalue(base)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    trainer = SimpleNamespace(model=model, is_fsdp_enabled=True, is_deepspeed_enabled=False)
+    gather_weights(trainer).save_pretrained(tmp_path)
+    assert set(Checkpoint(tmp_path).tensors) == set(Checkpoint(folder).tensors)
 
 
 def test_vllm_is_not_given_a_head_that_it_would_drop(own_head: Path, untied: Path, pico_llm: Path) -> None:

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 from pico import CHAT_TEMPLATE
@@ -22,8 +21,8 @@ from kaggle_llm.engines.prompts import (
     encode_pairs,
     encode_texts,
 )
-from kaggle_llm.engines.scoring import score_labels
 from kaggle_llm.engines.tokenizer import load_tokenizer
+from kaggle_llm.tasks.masked import make_chunks
 
 ROW = {"id": "7", "question": "What is 2/3 of 18?", "answer": "27"}
 DOCUMENT = {"id": "m1", "name": "Swaps numerator and denominator"}
@@ -273,11 +272,6 @@ def test_a_label_whose_tokens_begin_another_one_is_refused(pico_encoder: Path) -
         Prompter(load_tokenizer(pico_encoder), settings(labels=["yes", "Yes no"], chat=False))
 
 
-def test_an_engine_does_not_score_a_label_that_begins_another_one() -> None:
-    with pytest.raises(ValueError, match="begins label"):
-        score_labels([[7]], [[3, 4], [3]], lambda prompts, ids: np.zeros((len(prompts), len(ids))))
-
-
 CONTROL = ("</s>", "<|user|>", "<think>", "</think>", "<tool_call>")
 
 
@@ -297,6 +291,7 @@ def test_a_control_token_in_a_text_stays_text(thinking: Any, word: str) -> None:
     prompter = Prompter(thinking, PromptSettings("{text}", candidate="{text}", ending="?", chat=False))
     ids = [*prompter.row({"text": text}), *prompter.candidate({"text": text}), *prompter.completion(text)[:-1]]
     ids += [*encode_texts(thinking, [text], 64)[0], *encode_pairs(thinking, [text], [text], 64)[0]]
+    ids += make_chunks(thinking, [text], 64)[0]
     ids += windows(thinking, text, WindowSettings(64, 8))[0].ids
     assert control not in ids
     assert thinking.decode(prompter.row({"text": text})) == f"{text}?"
@@ -396,3 +391,34 @@ def test_a_prompt_without_a_fixed_beginning_starts_as_a_text_does(scheme: str) -
     ids = Prompter(tokenizer, PromptSettings("", "{text}", "?", chat=False)).candidate({"text": "none"})
     start = tokenizer("none", add_special_tokens=False)["input_ids"]
     assert ids[: len(start)] == start and tokenizer.decode(ids) == "none?"
+
+
+PAIR_TEXTS = [
+    "",
+    "short one",
+    "a word and more " * 60,
+    "longer than a token 7/8 " * 40 + "end",
+    "é語 " * 300,
+    " " * 900 + "x",
+]
+
+
+@pytest.mark.parametrize("model", ["pico_encoder", "pico_llm"])
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("max_tokens", [8, 31])
+def test_a_long_pair_has_the_tokens_that_the_tokenizer_keeps_of_it(
+    request: pytest.FixtureRequest, model: str, side: str, max_tokens: int
+) -> None:
+    tokenizer = load_tokenizer(request.getfixturevalue(model))
+    tokenizer.truncation_side = side
+    firsts, seconds = zip(*[(one, other) for one in PAIR_TEXTS for other in PAIR_TEXTS], strict=True)
+    expected = tokenizer(list(firsts), list(seconds), truncation=True, max_length=max_tokens)["input_ids"]
+    assert encode_pairs(tokenizer, firsts, seconds, max_tokens) == expected
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("text", ["a word and more " * 25_000, "x" * 400_000], ids=["words", "one word"])
+def test_huge_texts_are_cut_in_linear_time(pico_encoder: Path, text: str) -> None:
+    tokenizer = load_tokenizer(pico_encoder)
+    assert len(encode_pairs(tokenizer, [text], [text], 64)[0]) <= 64
+    assert len(encode_texts(tokenizer, [text], 64)[0]) <= 64

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -218,6 +218,7 @@ class MadeUpTokenizer:
     """Offsets as given: what other tokenizers are known to say."""
 
     is_fast = True
+    added_tokens_decoder: ClassVar[dict[int, Any]] = {}
 
     def __init__(self, *offsets: tuple[int, int]) -> None:
         self.offsets = offsets

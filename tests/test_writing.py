@@ -133,9 +133,18 @@ def test_a_row_without_a_line_has_its_own_first_words_or_the_spare_text() -> Non
     assert ranking["scores"].to_list() == [[0.0]] * 5
 
 
-@pytest.mark.parametrize("spare", ["", " "])
+def test_a_line_that_kaggle_reads_as_an_empty_cell_is_no_line() -> None:
+    rows = rows_of(["one two", "NA", "x"])
+    assert rank_texts(rows, ["None", "null", "NA one"], "text", SETTINGS)["items"].to_list() == [
+        ["one two"],
+        ["nothing was said"],
+        ["NA one"],
+    ]
+
+
+@pytest.mark.parametrize("spare", ["", " ", "NA"])
 def test_a_spare_text_has_to_be_given_also_where_no_row_needs_it(spare: str) -> None:
-    with pytest.raises(ValueError, match=r"writing.spare = ' ?': give a text for rows without any words"):
+    with pytest.raises(ValueError, match=r"writing.spare = '( |NA)?': give a text for rows without any words"):
         rank_texts(rows_of(["x"]), ["a line"], "text", WritingSettings(spare=spare))
 
 

@@ -42,6 +42,21 @@ def fetch(competition: str) -> None:
 
 
 @app.command()
+def check(
+    competition: Annotated[str, typer.Argument(help="its name, as in competition.name")],
+    folder: Annotated[str, typer.Option("--dir", help="folder with its files; default: input/COMPETITION")] = "",
+) -> None:
+    """Does COMPETITION's module fit its files? Tables, cells, metric, folds, leaks, hidden test. Exit 1 if not."""
+    from kaggle_llm.competition.competition import CompetitionSettings
+    from kaggle_llm.rehearsal.check_competition import check_competition, print_checks
+
+    checks = check_competition(CompetitionSettings(competition, folder))
+    print_checks(competition, checks)
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command()
 def board(as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False) -> None:
     """All runs: CV and interval, before, LB, parent, date, idea."""
     from kaggle_llm.experiment.board import print_board, read_board

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from kaggle_llm.base import paths
 from kaggle_llm.base.folders import list_competitions
-from kaggle_llm.competition.csv_table import read_csv
+from kaggle_llm.competition.csv_table import NULL_WORDS, read_csv
 from kaggle_llm.competition.rankings import make_ranking, replace_rows
 
 if TYPE_CHECKING:
@@ -24,29 +24,6 @@ if TYPE_CHECKING:
     from kaggle_llm.competition.metrics import Metric
 
 TRAIN, TEST, SAMPLE = "train", "test", "sample_submission"
-# Cells that pandas reads as empty, quoted or not: its STR_NA_VALUES.
-NULL_WORDS = frozenset(
-    [
-        "#N/A",
-        "#N/A N/A",
-        "#NA",
-        "-1.#IND",
-        "-1.#QNAN",
-        "-NaN",
-        "-nan",
-        "1.#IND",
-        "1.#QNAN",
-        "<NA>",
-        "N/A",
-        "NA",
-        "NULL",
-        "NaN",
-        "None",
-        "n/a",
-        "nan",
-        "null",
-    ]
-)
 
 
 @dataclass
@@ -105,6 +82,8 @@ class Competition:
     new_targets: ClassVar[float] = 0.0
     """Share of the targets that folds keep out of their training, where a hidden test has targets that train.csv lacks;
     0: the targets are classes, and every fold trains on all of them."""
+    every_label: ClassVar[bool] = False
+    """Whether an answer scores every label, as probabilities do."""
     metric: Metric
     also: Sequence[Metric] = ()
 

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     import polars as pl
 
 END = "\0end of the table\0"  # a last line: a quote that is still open takes it in
+# Cells that pandas reads as empty, quoted or not: its STR_NA_VALUES.
+NULL_WORDS = frozenset(["#N/A", "#N/A N/A", "#NA", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"])
+NULL_WORDS |= {"-NaN", "-nan", "-1.#IND", "-1.#QNAN", "1.#IND", "1.#QNAN"}
 ROWS_A_CHUNK = 10_000  # that are Python's strings at a time
 
 

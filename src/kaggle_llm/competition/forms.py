@@ -70,6 +70,7 @@ class OneProbability(Competition):
 
     labels: ClassVar[tuple[str, str]] = ("0", "1")
     """As they stand in the target's column; the second one's probability is submitted."""
+    every_label = True
 
     def legal_items(self) -> list[str]:
         return list(self.labels)
@@ -95,6 +96,7 @@ class LabelColumns(Competition):
 
     labels: ClassVar[Mapping[str, str]]
     """Label → its column, in the sample's order."""
+    every_label = True
 
     def legal_items(self) -> list[str]:
         return list(self.labels)

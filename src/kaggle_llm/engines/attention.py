@@ -143,10 +143,20 @@ def avoid_slow_kernel() -> None:
         sdpa_attention.use_gqa_in_sdpa = lambda *_, **__: False
 
 
+def inner_model(model: Any) -> Any:
+    """transformers' model inside a wrapper of DDP and a PEFT adapter."""
+    model = getattr(model, "module", model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def takes_segments(model: Any) -> bool:
+    return bool(inner_model(model).config._attn_implementation == SEGMENTS)
+
+
 @contextmanager
 def packed(model: Any) -> Iterator[None]:
     """Inside, `model` (transformers, with or without a PEFT adapter) takes `segments`; afterwards it is unchanged."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = inner_model(model)
     before = inner.config._attn_implementation
     inner.set_attn_implementation(register_segments())
     try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kaggle_llm.engines.attention import Segment
+from kaggle_llm.engines.attention import Segment, takes_segments
 from kaggle_llm.engines.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -62,11 +62,14 @@ def pack(examples: Sequence[tuple[Prompt, Sequence[Prompt]]]) -> Pack:
 def compute_logits(model: Any, row: Pack, keep: Sequence[int] | np.ndarray, cache: Any = None) -> torch.Tensor:
     """[keep, vocabulary] fp32 logits at the token indices `keep`; no others are multiplied by the vocabulary matrix.
 
-    model: loaded with attention.register_segments(), or inside attention.packed(). cache: keys and values of earlier
-    tokens, which the whole row attends to; the row's own are added to it.
+    A model that was loaded with attention.register_segments(), or inside attention.packed(), computes the whole row at
+    once; another one every prompt by itself. cache: keys and values of earlier tokens, which the whole row attends to;
+    the row's own are added to it.
     """
     import torch
 
+    if not takes_segments(model):
+        return compute_alone(model, row, keep)
     device = next(model.parameters()).device  # a wrapper of DDP has no device of its own
     logits: torch.Tensor = model(
         input_ids=torch.tensor([row.ids], device=device),
@@ -77,3 +80,20 @@ def compute_logits(model: Any, row: Pack, keep: Sequence[int] | np.ndarray, cach
         use_cache=cache is not None,
     ).logits[0]
     return logits.float()
+
+
+def compute_alone(model: Any, row: Pack, keep: Sequence[int] | np.ndarray) -> torch.Tensor:
+    """As compute_logits, a forward pass for each prompt: no padding that a state along the text could run through."""
+    import torch
+
+    device = next(model.parameters()).device
+    logits: dict[int, torch.Tensor] = {}
+    for segment in row.segments:
+        kept = sorted({int(index) for index in keep if segment.begin <= index < segment.end})
+        if kept:
+            ranges = (*segment.before, (segment.begin, segment.end))
+            prompt = [token for begin, end in ranges for token in row.ids[begin:end]]
+            places = torch.tensor(kept, device=device) + len(prompt) - segment.end
+            out = model(input_ids=torch.tensor([prompt], device=device), logits_to_keep=places, use_cache=False)
+            logits |= dict(zip(kept, out.logits[0].float(), strict=True))
+    return torch.stack([logits[int(index)] for index in keep])

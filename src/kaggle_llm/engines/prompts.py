@@ -26,6 +26,8 @@ NO_SYSTEM = (
     "the tokenizer's chat template takes no system message, it {}: set prompt.system='' instead of {!r}, and begin "
     "prompt.shared with its text"
 )
+LONG = 8  # characters for a token that is kept: a longer text is cut before it is joined to another
+MARGIN = 64  # characters beside the kept tokens, so that their words are whole
 
 
 @dataclass
@@ -357,4 +359,25 @@ def encode_pairs(
     if not firsts:
         return []
     plain, options = text_tokenizer(tokenizer), {"truncation": True, "max_length": max_tokens}
-    return list(plain(list(firsts), list(seconds), split_special_tokens=True, **options)["input_ids"])
+    first, second = (_shorten(plain, texts, max_tokens) for texts in (firsts, seconds))
+    return list(plain(first, second, split_special_tokens=True, **options)["input_ids"])
+
+
+def _shorten(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[str]:
+    """The texts, of long ones only what holds the tokens that are kept.
+
+    tokenizers also makes what is cut: of a pair every piece of one text with every piece of the other, 4 GB for 80 kB.
+    """
+    short = list(texts)
+    long = [row for row, text in enumerate(short) if len(text) > LONG * max_tokens]
+    if not long or not tokenizer.is_fast:
+        return short
+    encoded = tokenizer(
+        [short[row] for row in long],
+        split_special_tokens=True,
+        **{"add_special_tokens": False, "truncation": True, "max_length": max_tokens, "return_offsets_mapping": True},
+    )
+    for row, offsets in zip(long, encoded["offset_mapping"], strict=True):
+        ends = [place for offset in offsets for place in offset] or [0]
+        short[row] = short[row][max(min(ends) - MARGIN, 0) : max(ends) + MARGIN]
+    return short

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kaggle_llm.engines.attention import Segment, packed
+from kaggle_llm.engines.attention import Segment, inner_model, packed, register_segments
 from kaggle_llm.engines.packing import Pack, compute_logits
 from kaggle_llm.engines.prefixes import PrefixNode, group_nodes, grow_tree
-from kaggle_llm.engines.prompts import Prompt, check_beginnings
+from kaggle_llm.engines.prompts import Prompt
 
 if TYPE_CHECKING:
     import torch
@@ -28,11 +28,10 @@ def score_labels(
     """[n, k] log-probabilities of whole labels: Σⱼ log p(tokenⱼ | prompt, tokens before j).
 
     score_tokens: prompts, token ids → [n, ids] log-probabilities of each as the next token. Raises ValueError for a
-    label without tokens, and for one that begins another.
+    label without tokens.
     """
     if not all(len(label) for label in labels):
         raise ValueError(f"labels {[list(label) for label in labels]}: one has no token")
-    check_beginnings(labels, [str(list(label)) for label in labels])
     starts = list_starts(labels)
     ids = sorted({token for label in labels for token in label})
     extended = [[*prompt, *start] for prompt in prompts for start in starts]
@@ -134,6 +133,8 @@ def can_share(model: Any, dtype: str) -> bool:
     """
     import torch
 
+    if not only_attends(model.config.get_text_config()):
+        return False
     shared, first, second = PROBE_TOKENS
     size = model.config.get_text_config().vocab_size
     tokens = np.random.default_rng(0).integers(size // 2, size=(2, max(first, second)))
@@ -149,3 +150,19 @@ def can_share(model: Any, dtype: str) -> bool:
         alone = [model(torch.tensor([prompt], device=device)).logits[:, -1].float() for prompt in prompts]
     expected = np.concatenate([read_tokens(logits, vocabulary) for logits in alone])
     return bool(np.abs(packed_scores - expected).mean() <= PROBE_TOLERANCE[dtype])
+
+
+def only_attends(config: Any) -> bool:
+    """Whether no layer has a state along the sequence, by the layer types of its config, if it names them.
+
+    In half precision a leaking state can hide below the tolerance of a trial.
+    """
+    return set(getattr(config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}
+
+
+def pack_where_possible(model: Any, dtype: str) -> bool:
+    """Let the model take packed rows where they give what single prompts give; else compute_logits goes one by one."""
+    packs = can_share(model, dtype)
+    if packs:
+        inner_model(model).set_attn_implementation(register_segments())
+    return packs

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kaggle_llm.base import paths, records
 from kaggle_llm.competition.rankings import is_values, read_rows
 
 if TYPE_CHECKING:
@@ -21,6 +26,19 @@ class Check:
     name: str
     ok: bool
     detail: str
+
+
+@contextmanager
+def note_errors(name: str, checks: list[Check], folder: Path | None = None) -> Iterator[None]:
+    """Whatever is raised inside, by somebody's own module too, becomes a failed check, its traceback error.txt."""
+    try:
+        yield
+    except Exception as error:
+        detail = f"{type(error).__name__}: {error}"
+        if folder is not None:
+            records.write_text(folder / "error.txt", "".join(traceback.format_exception(error)))
+            detail += f" ({paths.relative(folder / 'error.txt')})"
+        checks.append(Check(name, False, detail))
 
 
 def compare_rankings(found: pl.DataFrame, expected: pl.DataFrame) -> list[str]:

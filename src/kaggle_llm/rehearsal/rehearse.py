@@ -7,7 +7,6 @@ log.txt; public/, hostile/ and replay/ with the same of the other sessions; dril
 from __future__ import annotations
 
 import shlex
-import traceback
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -25,7 +24,7 @@ from kaggle_llm.competition.csv_table import read_csv
 from kaggle_llm.inference.model import read_models
 from kaggle_llm.kaggle.bundle import identify_bundle
 from kaggle_llm.kaggle.predict import MANIFEST
-from kaggle_llm.rehearsal.checks import Check
+from kaggle_llm.rehearsal.checks import Check, note_errors
 from kaggle_llm.rehearsal.drills import run_drills
 from kaggle_llm.rehearsal.hostile import make_hostile_test
 from kaggle_llm.rehearsal.memory_limit import MIB, describe_method, parse_memory
@@ -100,7 +99,7 @@ def rehearse(
     test, truth, origin = hidden_test(settings, rows)
     shipped = read_models(record.settings["ship"])
     results = Results(checks=[check_bundle(bundle, record)])
-    try:
+    with note_errors("rehearsal", results.checks, folder):
         with open_site(folder, bundle, settings, shipped, seconds, memory_limit) as site:
             rehearse_public(site, results)
             rehearse_rerun(site, test, truth, results)
@@ -109,8 +108,6 @@ def rehearse(
             if replay is not None:
                 replay_fold(site, run, record, replay, results)
         results.checks += [check_mount(results.sessions), check_memory(results.sessions)]
-    except Exception as error:  # whatever fails, in somebody's competition module too, the report says it
-        results.checks.append(note_error("rehearsal", error, folder))
     records.write_json(folder / MANIFEST, manifest)  # for trace, as the bundle may be made again
     rerun = next((session for session in results.sessions if session.name == RERUN), None)
     report = {
@@ -203,19 +200,10 @@ def is_ok(results: Results, *names: str) -> bool:
 
 def score_rerun(rerun: Session, submission: pl.DataFrame, truth: pl.DataFrame, results: Results) -> None:
     """Score the submission on the rows that have a label; an error of the metric becomes a failed check."""
-    try:
+    with note_errors("score", results.checks, rerun.folder):
         answer = rerun.competition.ranking_of(submission).join(truth.select("id"), on="id", how="semi")
         results.scored_rows = answer.height
         results.score = rerun.competition.metric.score(answer, truth) if answer.height else None
-    except Exception as error:  # of somebody's metric or cells
-        results.checks.append(note_error("score", error, rerun.folder))
-
-
-def note_error(name: str, error: Exception, folder: Path) -> Check:
-    """A failed check that names the error; its traceback is in error.txt."""
-    path = folder / "error.txt"
-    records.write_text(path, "".join(traceback.format_exception(error)))
-    return Check(name, False, f"{type(error).__name__}: {error} ({paths.relative(path)})")
 
 
 def describe_command(run: str, **options: object) -> str:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kaggle_llm.base.plain_text import text_tokenizer
 from kaggle_llm.engines.prompts import Prompt
 from kaggle_llm.training.padding import pad_right, unwrap
 
@@ -63,7 +64,8 @@ def make_chunks(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_to
         raise ValueError(f"max_tokens = {max_tokens}: the model reads at most {tokenizer.model_max_length}")
     if not texts:
         return []
-    chunks = tokenizer(list(texts), truncation=True, max_length=max_tokens, return_overflowing_tokens=True)["input_ids"]
+    options = {"truncation": True, "max_length": max_tokens, "return_overflowing_tokens": True}
+    chunks = text_tokenizer(tokenizer)(list(texts), split_special_tokens=True, **options)["input_ids"]
     special = set(tokenizer.all_special_ids)
     kept = [chunk for chunk in chunks if not special.issuperset(chunk)]
     if len(kept) < len(chunks):

@@ -16,13 +16,13 @@ import numpy as np
 
 from kaggle_llm.base import processes
 from kaggle_llm.base.fingerprint import hash_code
-from kaggle_llm.engines.attention import register_segments
 from kaggle_llm.engines.engine import EngineSettings
 from kaggle_llm.engines.generation import choose_pad
 from kaggle_llm.engines.maker import make_engine
 from kaggle_llm.engines.packing import compute_logits, pack
+from kaggle_llm.engines.scoring import pack_where_possible
 from kaggle_llm.engines.tokenizer import load_tokenizer
-from kaggle_llm.training.base_model import load_trainable, trainable_parameters
+from kaggle_llm.training.base_model import load_trainable, trainable_parameters, unpack_beyond_window
 from kaggle_llm.training.checkpoints import Checkpoints
 from kaggle_llm.training.plan import within_budget
 from kaggle_llm.training.settings import TrainingSettings
@@ -267,10 +267,11 @@ def score_completions(folder: Path, pairs: Sequence[PreferenceExample], settings
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, settings.dtype),
-        attn_implementation=register_segments(),
         local_files_only=True,
     )
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    pack_where_possible(model, settings.dtype)
+    unpack_beyond_window(model, max((pair.longest for pair in pairs), default=0))
     scores = np.empty((len(pairs), 2))
     waiting = list(range(len(pairs)))
     while waiting:
@@ -286,10 +287,7 @@ def score_completions(folder: Path, pairs: Sequence[PreferenceExample], settings
 
 
 def sum_logprobs(model: Any, pairs: Sequence[PreferenceExample]) -> torch.Tensor:
-    """[n, 2] log-probabilities of whole completions after their prompts, which are computed once.
-
-    The model must have been loaded with attention.register_segments().
-    """
+    """[n, 2] log-probabilities of whole completions after their prompts, computed once where the model packs rows."""
     import torch
 
     packed = pack([(pair.prompt, [pair.chosen, pair.rejected]) for pair in pairs])

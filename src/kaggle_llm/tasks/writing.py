@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from kaggle_llm.competition.csv_table import NULL_WORDS
 from kaggle_llm.competition.rankings import make_ranking
 from kaggle_llm.engines.engine import Engine, LengthError, Sampling
 from kaggle_llm.engines.prompts import Prompter
@@ -96,16 +97,20 @@ def pad(parts: Sequence[Sequence[str]], count: int) -> list[str]:
 def rank_texts(rows: pl.DataFrame, lines: Sequence[str], column: str, settings: WritingSettings) -> pl.DataFrame:
     """RANKING with each row's line as its only item, score 0.
 
-    A row without a line gets the first words of its text in `column`, or `settings.spare` where that is empty too.
-    Raises ValueError where `spare` is empty.
+    A row without a line gets the first words of its text in `column`, or `settings.spare` where that is empty too. A
+    text such as None or NA, which Kaggle reads as an empty cell, counts as empty. Raises ValueError where `spare` is.
     """
-    if not settings.spare.strip():
+    if not _is_filled(settings.spare.strip()):
         raise ValueError(f"writing.spare = {settings.spare!r}: give a text for rows without any words")
-    texts = [
-        line or " ".join(own.split()[: settings.spare_words])[:MAX_SPARE_CHARACTERS] or settings.spare
-        for line, own in zip(lines, rows[column].to_list(), strict=True)
-    ]
+    texts = []
+    for line, own in zip(lines, rows[column].to_list(), strict=True):
+        first_words = " ".join(own.split()[: settings.spare_words])[:MAX_SPARE_CHARACTERS]
+        texts.append(next(filter(_is_filled, (line, first_words)), settings.spare))
     return make_ranking(rows["id"].to_list(), [[text] for text in texts], [[0.0]] * len(texts))
+
+
+def _is_filled(text: str) -> bool:
+    return bool(text) and text not in NULL_WORDS
 
 
 def rank_first_words(rows: pl.DataFrame, column: str, settings: WritingSettings) -> pl.DataFrame:

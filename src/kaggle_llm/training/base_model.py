@@ -11,9 +11,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from kaggle_llm.base import paths
+from kaggle_llm.base import paths, processes
 from kaggle_llm.base.device import choose_placement, prepare_device
+from kaggle_llm.engines.attention import SEGMENTS, inner_model, register_segments, takes_segments
 from kaggle_llm.engines.quantised import adaptable, read_quantisation, rounds_activations
+from kaggle_llm.engines.scoring import pack_where_possible
 from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 
@@ -35,23 +37,48 @@ def load_trainable(
 ) -> Any:
     """The model of `base`, trainable as `lora` says.
 
-    config: changes to its config, such as num_labels or attn_implementation. A new head is initialised with `seed`.
+    config: changes to its config, such as num_labels or attn_implementation; that of packed rows is taken only where
+    they give what single prompts give. A new head is initialised with `seed`.
     Raises ValueError where the device cannot compute in `training.dtype`.
     """
     import transformers
 
+    is_packed = config.get("attn_implementation") == SEGMENTS
+    if is_packed:
+        del config["attn_implementation"]
     config |= make_loading_options(lora, training, seed, HEAD_NAMES if kind in ("sequence", "token") else None)
     model_class = getattr(transformers, CLASSES[kind][0])
     with adaptable(base) as options:
         config |= options | choose_placement()
-        model, info = model_class.from_pretrained(
-            base, local_files_only=True, output_loading_info=True, **config, **choose_placement()
-        )
+        model, info = model_class.from_pretrained(base, local_files_only=True, output_loading_info=True, **config)
+    if is_packed:
+        pack_rows(model, base, training.dtype)
     if kind == "sequence" and model.config.get_text_config().pad_token_id is None:  # decoders pool before the padding
         model.config.get_text_config().pad_token_id = load_tokenizer(base).pad_token_id or 0
     if lora.method == "full":
         return model
     return attach_adapter(model, kind, lora, find_random_modules(model, info["missing_keys"], base, lora))
+
+
+def pack_rows(model: Any, base: Path, dtype: str) -> None:
+    """Try out packed rows in the first process, on the GPU that will train; the others do as it does."""
+    import torch
+
+    if torch.cuda.is_available() and model.device.type == "cpu" and "ACCELERATE_USE_FSDP" not in os.environ:
+        model.to("cuda")
+    packs = processes.share(pack_where_possible(model, dtype) if processes.is_first() else None)
+    if packs and not processes.is_first():
+        model.set_attn_implementation(register_segments())
+    if not packs and processes.is_first():
+        print(f"{base}: its layers cannot be packed, each prompt is trained by itself", flush=True)
+
+
+def unpack_beyond_window(model: Any, longest: int) -> None:
+    """Train each prompt by itself where examples exceed the model's window of attention, which packed rows lack."""
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    if window and longest > window and takes_segments(model):
+        inner_model(model).set_attn_implementation("sdpa")
+        print(f"examples exceed the attention window of {window} tokens: each prompt is trained by itself", flush=True)
 
 
 def check_quantised(base: Path, lora: LoraSettings) -> None:

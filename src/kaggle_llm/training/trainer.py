@@ -20,7 +20,13 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast
 from kaggle_llm.base import paths, processes, records
 from kaggle_llm.base.device import describe_device, is_out_of_memory, release_device
 from kaggle_llm.base.fingerprint import hash_code, hash_module_of, plain_value
-from kaggle_llm.training.base_model import ModelKind, check_quantised, load_trainable, save_trained
+from kaggle_llm.training.base_model import (
+    ModelKind,
+    check_quantised,
+    load_trainable,
+    save_trained,
+    unpack_beyond_window,
+)
 from kaggle_llm.training.callbacks import make_callbacks
 from kaggle_llm.training.checkpoints import Checkpoints
 from kaggle_llm.training.optimizer import choose_optimizer, group_parameters
@@ -136,6 +142,7 @@ def fine_tune(task: Task[Example], examples: Sequence[Example], job: Job) -> Non
     checkpoints = Checkpoints(job.folder, describe_job(job, about))
     model = load_trainable(job.base, task.kind, job.lora, job.training, job.seed, **task.config())
     check_context(lengths, model)
+    unpack_beyond_window(model, max(lengths))
     arguments = make_arguments(job, checkpoints, len(shares) // processes.world())
     trainer = make_step_trainer(model, arguments, task, kept, shares)
     run_trainer(trainer, job, checkpoints)

@@ -1,0 +1,133 @@
+"""`kaggle-llm check COMP`: whether a competition's module fits its files, in seconds and without a model.
+
+It looks at what a training or a rehearsal would stumble over after minutes: tables, cells, metric, folds, leaks, and
+the hidden test.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from kaggle_llm.base import paths
+from kaggle_llm.base.tables import print_table
+from kaggle_llm.competition.competition import TEST, TRAIN, Competition, CompetitionSettings, load_competition
+from kaggle_llm.competition.csv_table import read_csv
+from kaggle_llm.competition.folds import FoldSettings, describe_missing_classes, split_rows
+from kaggle_llm.competition.leaks import LeakSettings, check_leaks, find_leaks
+from kaggle_llm.competition.rankings import is_values, make_ranking
+from kaggle_llm.rehearsal.checks import Check, note_errors
+from kaggle_llm.rehearsal.stage import hidden_test
+
+if TYPE_CHECKING:
+    import polars as pl
+
+UNLIKELY = -50.0  # the log-probability of a label that is not right
+
+
+def check_competition(settings: CompetitionSettings) -> list[Check]:
+    """One Check for each question; a question that cannot be asked because an earlier one failed is left out."""
+    competition = load_competition(settings)
+    questions: list[tuple[str, Callable[[Competition], str]]] = [
+        ("tables", describe_tables),
+        ("cells", compare_cells),
+        ("metric", describe_best_score),
+        ("folds", describe_folds),
+        ("leaks", describe_leaks),
+        ("hidden test", describe_hidden_test),
+    ]
+    checks: list[Check] = []
+    for name, ask in questions:
+        with note_errors(name, checks):
+            checks.append(Check(name, True, ask(competition)))
+        if not checks[0].ok:  # without tables nothing else can be asked
+            break
+    return checks
+
+
+def print_checks(name: str, checks: list[Check]) -> None:
+    rows = [[check.name, "ok" if check.ok else "FAILED", check.detail] for check in checks]
+    print_table(f"check of {name}", ("question", "", "answer"), rows)
+
+
+def describe_tables(competition: Competition) -> str:
+    """Rows of every table, read and checked; raises what `Competition.check` raises."""
+    competition.check()
+    sizes = [f"{name} {competition.table(name).height} rows" for name in competition.tables]
+    return f"{', '.join(sizes)}; the sample has {competition.sample().columns}"
+
+
+def compare_cells(competition: Competition) -> str:
+    """The right answers as a submission, read again; raises ValueError where they are others than before."""
+    right = rank_truth(competition)
+    submission = competition.submission(right)
+    again = competition.ranking_of(submission)
+    column = "values" if is_values(right) else "items"
+    pairs = zip(right["id"], right[column].to_list(), again[column].to_list(), strict=True)
+    other = [(row, own, read) for row, own, read in pairs if not is_same(own, read, competition.every_label)]
+    if other:
+        row, own, read = other[0]
+        raise ValueError(
+            f"{len(other)} of {right.height} right answers are read as others, first {row!r}: {own} became {read}: "
+            f"cell() and items_in(), or cells() and answer_in(), must be inverses"
+        )
+    return f"{right.height} right answers are written and read again; first: {submission.row(0)[1:]}"
+
+
+def is_same(own: list[Any], read: list[Any], every_label: bool) -> bool:
+    """Whether an answer was read as it was written; a cell may cut it, and of probabilities equal ones may swap."""
+    return sorted(own) == sorted(read) if every_label else own[: len(read)] == read and bool(read) == bool(own)
+
+
+def rank_truth(competition: Competition) -> pl.DataFrame:
+    """The right answers to train.csv: VALUES, or a RANKING of the right items; of every label, where that is asked."""
+    truth = competition.truth(competition.table(TRAIN))
+    if is_values(truth):
+        return truth.select("id", "values")
+    items = truth["items"].to_list()
+    shares = truth["shares"].to_list() if "shares" in truth.columns else [[1.0] * len(right) for right in items]
+    labels = list(competition.legal_items() or ()) if competition.every_label else []
+    rows = [[*right, *(label for label in labels if label not in right)] for right in items]
+    scores = [[*map(math.log, own), *[UNLIKELY] * (len(row) - len(own))] for row, own in zip(rows, shares, strict=True)]
+    return make_ranking(truth["id"].to_list(), rows, scores)
+
+
+def describe_best_score(competition: Competition) -> str:
+    metric, truth = competition.metric, competition.truth(competition.table(TRAIN))
+    direction = "greater" if metric.greater_is_better else "lower"
+    score = metric.score(rank_truth(competition), truth)
+    return f"{metric.name}, {direction} is better; right answers score {score:.4f}"
+
+
+def describe_folds(competition: Competition) -> str:
+    train, settings = competition.table(TRAIN), FoldSettings()
+    fold = split_rows(competition, train, settings)
+    sizes = ", ".join(str((fold == k).sum()) for k in range(settings.count))
+    kept = f"groups of {competition.group!r}" if competition.group else "no groups"
+    target = competition.target
+    missing = describe_missing_classes(train[target], fold) if target and not competition.new_targets else []
+    return "; ".join([f"{settings.count} folds of {sizes} rows, {kept}", *missing])
+
+
+def describe_leaks(competition: Competition) -> str:
+    """Raises ValueError for a leak above its limit."""
+    train, settings = competition.table(TRAIN), LeakSettings()
+    fold = split_rows(competition, train, FoldSettings())
+    leaks = find_leaks(train, fold, settings, competition.tables[TRAIN].texts)
+    check_leaks(leaks, settings)
+    return f"{len(leaks)} below their limits" if leaks else "none found"
+
+
+def describe_hidden_test(competition: Competition) -> str:
+    """The rows that a rehearsal will stage; raises ValueError where they do not fit the public test set."""
+    test, truth, origin = hidden_test(competition.settings, None)
+    public = read_csv(competition.folder / f"{TEST}.csv")
+    if test.columns != public.columns:
+        raise ValueError(f"{origin}: test.csv has the columns {test.columns}, the public one {public.columns}")
+    column = competition.tables[TEST].id
+    if column in test.columns and (taken := set(test[column]) & set(public[column])):
+        raise ValueError(f"{origin}: {len(taken)} id(s) are in the public test set too, first {min(taken)!r}")
+    given = (paths.hidden_folder(competition.folder.name) / "solution.csv").is_file()
+    labelled = f"{truth.height} of them with a label" if truth.height < test.height else "all with a label"
+    return f"{test.height} rows, {labelled}, from {origin}{'' if given else ' (no hidden test was given)'}"
