@@ -19,6 +19,7 @@ from kaggle_llm.competition.competition import (
     Competition,
     CompetitionSettings,
     load_competition,
+    notebook_seconds,
 )
 from kaggle_llm.competition.csv_table import read_csv
 from kaggle_llm.inference.model import read_models
@@ -82,7 +83,7 @@ def rehearse(
 ) -> dict[str, Any]:
     """The report, also written as report.json and report.txt. Raises FileNotFoundError without a bundle.
 
-    rows: so many rows of the hidden test; limit: of each session, by default competition.hours; replay: also predict
+    rows: so many rows of the hidden test; limit: of each session, by default the notebook's; replay: also predict
     this fold's validation rows with the bundle; memory: of all processes of a session together, by default that of the
     runtime's machine.
     """
@@ -93,7 +94,7 @@ def rehearse(
         raise ValueError(f"--replay {replay}: {run} has the folds {', '.join(record.settings['fold_models'])}")
     settings = CompetitionSettings(**record.settings["config"]["competition"])
     manifest = records.read_json(bundle / MANIFEST)
-    seconds = parse_duration(limit) if limit else settings.hours * 3600
+    seconds = parse_duration(limit) if limit else notebook_seconds(settings.hours)
     memory_limit = parse_memory(memory or f"{manifest['runtime']['machine']['ram_gb']}GB")
     folder = paths.rehearsals_folder(run) / datetime.now().strftime("%Y%m%d-%H%M%S")
     test, truth, origin = hidden_test(settings, rows)
