@@ -294,6 +294,7 @@ def main(code: Path, root: Path) -> None:
     compare_machine(code, root)
     command, working = predict_command(code, root, start + limit), root / "working"
     site = install_wheels(code, root)
+    (working / OFFERED).unlink(missing_ok=True)  # of a prediction before this one
     started = time.time()
     returned = run_process(command, working, environment(code, site), start + limit)
     if returned is None and not (working / "submission.csv").is_file():

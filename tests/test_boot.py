@@ -19,6 +19,7 @@ import pytest
 from tiny_wheels import write_wheel
 from workspace import ROOT
 
+from kaggle_llm.competition.competition import notebook_seconds
 from kaggle_llm.runtime.pins import DEFAULT, load_runtime
 from kaggle_llm.runtime.wheels import store_name
 
@@ -353,6 +354,15 @@ def test_a_prediction_that_fails_after_it_offered_answers_costs_them_alone(tmp_p
     assert not (tmp_path / "working" / "timing.json").exists()
 
 
+def test_what_a_prediction_before_this_one_offered_does_not_count(tmp_path: Path) -> None:
+    """A cell that is run again."""
+    code = mount(tmp_path, "datasets/alice", code=3)
+    (tmp_path / "working").mkdir(exist_ok=True)
+    (tmp_path / "working" / "offered.json").write_text("{}")
+    done = boot(tmp_path, code)
+    assert done.returncode != 0 and "prediction ended with exit code 3" in done.stderr
+
+
 @pytest.mark.parametrize(("manifest", "seconds"), [({"hours": 5.0}, 5 * 3600 - 600), ({}, 9 * 3600 - 600)])
 def test_the_limit_is_the_competition_s(tmp_path: Path, manifest: dict[str, float], seconds: float) -> None:
     """KAGGLE_LLM_LIMIT is a rehearsal's."""
@@ -362,6 +372,7 @@ def test_the_limit_is_the_competition_s(tmp_path: Path, manifest: dict[str, floa
     done = boot(tmp_path, code, KAGGLE_LLM_LIMIT="")
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("deadline")]
     assert float(line.split()[1]) - start == pytest.approx(seconds, abs=60)
+    assert notebook_seconds(manifest.get("hours", 9.0)) == seconds, "a rehearsal's and submit's are the notebook's"
 
 
 def test_a_prediction_is_killed_at_the_limit_and_what_it_offered_stays(tmp_path: Path) -> None:

@@ -63,9 +63,10 @@ def test_the_file_has_windows_line_ends_and_ids_with_leading_zeros(competition: 
 
 
 def test_new_ids_are_of_the_known_ones_kind() -> None:
-    assert make_ids({"7", "12", "0"}, 3) == ["13", "14", "15"]
-    assert make_ids({"007", "000"}, 2) == ["001", "002"]
-    assert make_ids({"a", "7"}, 2) == ["000", "001"]
+    assert make_ids(["7", "0"], {"7", "12", "0"}, 3) == ["13", "14", "15"]
+    assert make_ids(["007"], {"007", "000"}, 2) == ["001", "002"]
+    assert make_ids(["a"], {"a", "7"}, 2) == ["000", "001"]
+    assert make_ids(["7"], {"7", "9", "train-1"}, 2) == ["10", "11"], "whatever train.csv's ids are"
 
 
 class Wide(Competition):

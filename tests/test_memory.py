@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kaggle_llm.base.device import is_out_of_memory
 from kaggle_llm.engines import transformers_engine
 from kaggle_llm.engines.engine import EngineSettings, PromptMemoryError, Sampling
 from kaggle_llm.engines.memory import CuttingEngine, ask_within_memory
@@ -19,15 +20,13 @@ PROMPTS: list[Prompt] = [tuple(range(7, 7 + length)) for length in (5, 3, 9, 4, 
 class SmallCard:
     """Answers prompts with their first token and length; fails above so many tokens in one call."""
 
-    def __init__(self, tokens: int) -> None:
-        self.tokens, self.calls = tokens, list[int]()
+    def __init__(self, tokens: int, error: str = "CUDA out of memory. Tried to allocate 20.00 MiB.") -> None:
+        self.tokens, self.error, self.calls = tokens, error, list[int]()
 
     def __call__(self, prompts: Sequence[Prompt]) -> list[tuple[int, int]]:
-        import torch
-
         self.calls.append(len(prompts))
         if sum(map(len, prompts)) > self.tokens:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise RuntimeError(self.error)
         return [(prompt[0], len(prompt)) for prompt in prompts]
 
 
@@ -44,6 +43,51 @@ def test_a_prompt_that_does_not_fit_alone_is_named_by_its_place_in_the_call() ->
         ask_within_memory(SmallCard(8), PROMPTS, Path("m"))
     assert (error.value.index, error.value.limit, error.value.at(7).index) == (2, 4, 7)
     assert type(error.value.at(7)) is PromptMemoryError
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_memory_runs_out_in_other_words_too(error: str) -> None:
+    assert len(ask_within_memory(SmallCard(12, error), PROMPTS, Path("m"))) == 5
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        ask_within_memory(SmallCard(12, "CUDA error: device-side assert triggered"), PROMPTS, Path("m"))
+
+
+def test_an_allocator_that_really_fails_is_recognised() -> None:
+    import torch
+
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_out_of_memory(error.value) and not is_out_of_memory(ValueError("out of memory"))
+
+
+class SmallHead:
+    """An engine of a head that takes 12 tokens at a time; gives a row for each prompt, or for each token."""
+
+    def __init__(self, tokens: bool) -> None:
+        self.tokens, self.asked = tokens, list[list[Prompt]]()
+
+    def logits(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
+        self.asked.append([tuple(prompt) for prompt in prompts])
+        ask_within_memory(SmallCard(12), prompts, Path("m"))
+        return [np.zeros((len(prompt), 2) if self.tokens else 2) for prompt in prompts]
+
+
+def test_a_head_that_reads_a_row_gets_cut_prompts_and_one_that_reads_tokens_none() -> None:
+    long = [tuple(range(7, 7 + length)) for length in (20, 30, 5, 14)]
+    rows: Any = SmallHead(tokens=False)
+    assert [row.shape for row in CuttingEngine(rows).logits(long)] == [(2,)] * 4
+    assert [list(map(len, asked)) for asked in rows.asked] == [[20, 30, 5, 14], [10, 10, 5, 14], [10, 10, 5, 7]]
+    assert rows.asked[-1][1] == (*range(7, 12), *range(32, 37)), "both ends"
+    tagger: Any = SmallHead(tokens=True)
+    with pytest.raises(MemoryError, match="a window of 20 tokens does not fit"):
+        CuttingEngine(tagger).logits(long)
+    assert len(CuttingEngine(tagger).logits(long[2:3])[0]) == 5
 
 
 @pytest.fixture
@@ -77,7 +121,7 @@ def test_an_engine_on_a_small_card_gives_the_same_scores(small: TransformersEngi
     np.testing.assert_allclose(found, alone, atol=1e-5)
 
 
-def test_in_the_notebook_a_prompt_that_is_too_long_is_cut_to_its_end(
+def test_in_the_notebook_a_prompt_that_is_too_long_keeps_its_two_ends(
     small: TransformersEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     long: Prompt = tuple(range(7, 47))
@@ -85,10 +129,10 @@ def test_in_the_notebook_a_prompt_that_is_too_long_is_cut_to_its_end(
         small.choices([PROMPTS[0], long], [(5,)])
     cut = CuttingEngine(small)
     np.testing.assert_allclose(
-        cut.choices([PROMPTS[0], long], [(5,)]), small.choices([PROMPTS[0], long[-10:]], [(5,)]), atol=1e-5
+        cut.choices([PROMPTS[0], long], [(5,)]), small.choices([PROMPTS[0], long[:5] + long[-5:]], [(5,)]), atol=1e-5
     )
     said = capsys.readouterr().out
-    assert "WARNING: prompt 1 of 40 tokens does not fit" in said and "cut to its last 20" in said
-    assert "prompt 1 of 20 tokens" in said and "cut to its last 10" in said
+    assert "WARNING: prompt 1 of 40 tokens does not fit" in said and "1 as long are cut to 20 tokens" in said
+    assert "prompt 1 of 20 tokens" in said and "1 as long are cut to 10 tokens" in said
     (first, second) = cut.generate([PROMPTS[0], long], Sampling(max_tokens=2))
     assert len(first) == len(second) == 1

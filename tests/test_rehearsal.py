@@ -126,6 +126,21 @@ def test_a_failing_prediction_ends_in_a_report_that_says_why(light: Workspace) -
     assert said.startswith("exit code 1: ValueError: ") and "6 rows asked, 2 rows ranked" in said
 
 
+@pytest.mark.timeout(400)
+def test_a_prediction_that_fails_after_it_offered_answers_leaves_a_notebook_that_works_and_no_good_rehearsal(
+    light: Workspace, tmp_path: Path
+) -> None:
+    ranked = 'make_ranking(rows["id"].to_list(), [loaded[n : n + 25] for n in start], [range(25, 0, -1)] * len(start))'
+    edit = f"run.offer({ranked})\nraise MemoryError('no room for the second model')"
+    with open_light_site(light, tmp_path / "site", edit) as site:
+        rehearse_rerun(site, *hidden_test(site.settings, None)[:2], found := Results())
+        log = (site.folder / "log.txt").read_text()
+    checks = {check.name: check for check in found.checks}
+    assert checks["notebook"].ok and checks["submission"].ok and found.score is not None
+    assert not checks["time"].ok and "or failed" in checks["time"].detail
+    assert "no room for the second model" in log and "WARNING: THE PREDICTION FAILED" in log
+
+
 @pytest.fixture
 def tables(light: Workspace) -> Iterator[dict[str, Path]]:
     """The files of the hidden test and of the competition, to be changed; as they were again afterwards."""

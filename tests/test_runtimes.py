@@ -51,7 +51,7 @@ def reasons(value: Any) -> Iterator[str]:
 def test_every_pin_says_why(name: str) -> None:
     runtime = load_runtime(name)
     found = list(reasons(asdict(runtime)))
-    assert len(found) >= 9 + len(runtime.packages) and all(len(why.split()) >= 3 for why in found)
+    assert len(found) >= 8 + len(runtime.packages) and all(len(why.split()) >= 3 for why in found)
 
 
 def test_the_three_runtimes_are_those_that_the_facts_speak_of() -> None:

@@ -282,6 +282,19 @@ def test_a_call_of_another_kind_gets_the_fallback(start: Start, tables: tuple[An
 
 
 @pytest.mark.timeout(60)
+def test_an_id_that_is_no_number_may_come_late_in_the_sample(trapped: Mounts, start: Start) -> None:
+    sample = trapped.competition / "sample_submission.csv"
+    before = sample.read_text()
+    ids = [*map(str, range(300)), "7f"]
+    sample.write_text("id,answer\n" + "".join(f"{row},0\n" for row in ids))
+    try:
+        server = start(fallback="-1")
+        assert server.predict(pl.Series("id", ["7f"]), pl.Series("problem", ["two words"])).rows() == [("7f", 2)]
+    finally:
+        sample.write_text(before)
+
+
+@pytest.mark.timeout(60)
 def test_what_was_offered_before_a_kill_is_the_answer(start: Start) -> None:
     server = start(call_seconds=1.5, fallback="-1")
     assert ask(server, "Offer me three", "Hang on") == [3, -1]

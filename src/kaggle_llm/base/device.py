@@ -11,6 +11,11 @@ from functools import cache
 from typing import Any
 
 QUERY_TIMEOUT = 60  # seconds that nvidia-smi may take
+MEMORY_ERRORS = (  # torch's allocator and the driver say the first, cuBLAS the second where no room is left for itself
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "DefaultCPUAllocator: can't allocate memory",
+)
 
 
 def has_gpu() -> bool:
@@ -56,6 +61,11 @@ def choose_placement() -> dict[str, Any]:
     """
     sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true" or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     return {"device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))}} if has_gpu() and not sharded else {}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device's memory was too small: only torch's own allocator has a class for it."""
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in MEMORY_ERRORS)
 
 
 def release_device() -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from kaggle_llm.competition.metrics import Metric
 
+SPARE_SECONDS = 600.0  # as in boot.py, which cannot import this: Kaggle's limit counts from before the notebook starts
 TRAIN, TEST, SAMPLE = "train", "test", "sample_submission"
 
 
@@ -45,6 +46,11 @@ class CompetitionSettings:
 def read_hours(config: Mapping[str, Any]) -> float:
     """competition.hours of a recorded config; the default where it has none."""
     return float(config.get("competition", {}).get("hours", CompetitionSettings.hours))
+
+
+def notebook_seconds(hours: float) -> float:
+    """Seconds that the notebook gives its prediction where the competition's limit is so many hours."""
+    return max(hours * 3600 - SPARE_SECONDS, 0.0)
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,10 @@ class PromptMemoryError(LengthError):
     """A prompt that does not fit into the GPU's memory, even alone; limit: half of its tokens."""
 
     def __str__(self) -> str:
-        return f"prompt {self.index} of {self.length} tokens does not fit into the GPU's memory with {self.folder}"
+        return (
+            f"prompt {self.index} of {self.length} tokens does not fit into the GPU's memory with {self.folder}: "
+            f"set prompt.budgets, or shorter windows"
+        )
 
 
 class Engine(Protocol):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from kaggle_llm.base.device import release_device
+from kaggle_llm.base.device import is_out_of_memory, release_device
 from kaggle_llm.engines.engine import Completion, EngineWrapper, PromptMemoryError, Sampling
 from kaggle_llm.engines.prompts import Prompt
 
@@ -24,12 +24,12 @@ def ask_within_memory(
 
     first: the first prompt's index in the caller's list. Raises PromptMemoryError for a prompt that does not fit alone.
     """
-    import torch
-
     try:
         return ask(prompts)
-    except torch.OutOfMemoryError:
-        pass  # the halves are asked outside: the error holds on to what filled the memory
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        # The halves are asked outside: the error holds on to what filled the memory
     release_device()
     if len(prompts) == 1:
         raise PromptMemoryError(first, len(prompts[0]), len(prompts[0]) // 2, folder)
@@ -42,10 +42,9 @@ def ask_within_memory(
 
 
 class CuttingEngine(EngineWrapper):
-    """Cuts a prompt that does not fit into the GPU's memory alone to its last half, and says so.
+    """Cuts a prompt that does not fit into the GPU's memory alone to half of its tokens, and says so.
 
-    For the notebook: a worse answer to one row is better than no submission. In CV the error stays an error, and
-    logits, of which a tagger needs one for each token, are never those of a cut prompt.
+    For the notebook: a worse answer to one row is better than no submission. In CV the error stays an error.
     """
 
     def choices(self, prompts: Sequence[Prompt], labels: Sequence[Prompt]) -> np.ndarray:
@@ -57,8 +56,19 @@ class CuttingEngine(EngineWrapper):
     def embed(self, prompts: Sequence[Prompt]) -> np.ndarray:
         return ask_cut(lambda cut: self.engine.embed(cut), prompts)
 
+    def logits(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
+        """Raises MemoryError for a cut prompt of a token head, as every token needs its logits."""
+        rows = ask_cut(lambda cut: self.engine.logits(cut), prompts)
+        for row, prompt in zip(rows, prompts, strict=True):
+            if row.ndim == 2 and len(row) < len(prompt):
+                raise MemoryError(
+                    f"a window of {len(prompt)} tokens does not fit into the GPU's memory: lower windows.max_tokens"
+                )
+        return rows
+
 
 def ask_cut(ask: Callable[[Sequence[Prompt]], AnswersT], prompts: Sequence[Prompt]) -> AnswersT:
+    """ask(prompts); with a prompt that does not fit, all that are as long are cut, to ask again as seldom as may be."""
     cut = list(prompts)
     while True:
         try:
@@ -66,5 +76,13 @@ def ask_cut(ask: Callable[[Sequence[Prompt]], AnswersT], prompts: Sequence[Promp
         except PromptMemoryError as error:
             if error.limit < 1:
                 raise
-            print(f"WARNING: {error}; it is cut to its last {error.limit}", flush=True)
-            cut[error.index] = cut[error.index][-error.limit :]
+            longest = [index for index, prompt in enumerate(cut) if len(prompt) >= error.length]
+            print(f"WARNING: {error}; {len(longest)} as long are cut to {error.limit} tokens", flush=True)
+            for index in longest:
+                cut[index] = cut_middle(cut[index], error.limit)
+
+
+def cut_middle(prompt: Prompt, tokens: int) -> Prompt:
+    """The first and the last tokens: instructions, and where the answer begins; a head reads one of the two ends."""
+    first = tokens // 2
+    return [*prompt[:first], *prompt[len(prompt) - tokens + first :]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,15 +29,18 @@ def draw_rows(test: pl.DataFrame, id_column: str, rows: int) -> tuple[pl.DataFra
     first = old[: test.height]
     repeated = [f"{i}-{n // test.height}" for n, i in enumerate(old) if n >= test.height]
     if first and all(map(WHOLE_NUMBER.fullmatch, first)):
-        repeated = make_ids(set(first), len(repeated))
+        repeated = make_ids(first, first, len(repeated))
     new = pl.Series(id_column, [*first, *repeated], dtype=pl.String())
     return drawn.with_columns(new), pl.DataFrame({"id": new, "old": pl.Series(old, dtype=pl.String())})
 
 
-def make_ids(known: set[str], count: int) -> list[str]:
-    """New ids: the next numbers where all known ids are numbers, else texts that look like numbers."""
-    if known and all(map(WHOLE_NUMBER.fullmatch, known)):
-        start = max(map(int, known)) + 1
+def make_ids(alike: Collection[str], known: Collection[str], count: int) -> list[str]:
+    """Ids that are new to `known`: the next whole numbers where all of `alike` are such, else such as "007".
+
+    Where ids are whole numbers, code may read them as such, for which "007" is somebody's 7.
+    """
+    if alike and all(map(WHOLE_NUMBER.fullmatch, alike)):
+        start = max(int(i) for i in (*alike, *known) if WHOLE_NUMBER.fullmatch(i)) + 1
         return [str(start + n) for n in range(count)]
     return list(itertools.islice((i for n in itertools.count() if (i := f"00{n}") not in known), count))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kaggle_llm.base import paths, records
-from kaggle_llm.competition.competition import CompetitionSettings
+from kaggle_llm.competition.competition import CompetitionSettings, notebook_seconds
 from kaggle_llm.kaggle.bundle import find_changes, identify_bundle
 from kaggle_llm.kaggle.client import KaggleError, ask_kaggle, pause, read_answer, run_kaggle
 from kaggle_llm.kaggle.predict import MANIFEST
@@ -93,7 +93,7 @@ def show_expectations(run: str, manifest: dict[str, Any]) -> None:
     print(describe_timed(timed), flush=True)
     hours, limit = extrapolate_hours(timed["timing"], rows), manifest.get("hours", CompetitionSettings.hours)
     print(f"{hours:.2f} h of {limit:g} h (competition.hours) for {rows} rows ({source})", flush=True)
-    if hours > limit:
+    if hours * 3600 > notebook_seconds(limit):
         print("WARNING: it will not end in time; rows that are cut get the fallback", file=sys.stderr)
 
 

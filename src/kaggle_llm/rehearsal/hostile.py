@@ -50,7 +50,7 @@ def make_hostile_test(competition: Competition, healthy: pl.DataFrame, known: se
     item = next(iter(competition.legal_items() or ["label"]))
     first = dict(zip(healthy.columns, rows[0], strict=True))
     hostile_columns = [list(hostile_texts(first[column] or "x", item)) for column in texts]
-    new = make_ids(known, len(hostile_columns[0]))
+    new = make_ids(healthy[spec.id].to_list(), known, len(hostile_columns[0]))
     hostile: list[Cells] = []
     for row_id, cells in zip(new, zip(*hostile_columns, strict=True), strict=True):
         changed = {spec.id: row_id, **{column: text for column, (_, text) in zip(texts, cells, strict=True)}}

@@ -19,6 +19,7 @@ from kaggle_llm.competition.competition import (
     Competition,
     CompetitionSettings,
     load_competition,
+    notebook_seconds,
 )
 from kaggle_llm.competition.csv_table import read_csv
 from kaggle_llm.inference.model import read_models
@@ -82,7 +83,7 @@ def rehearse(
 ) -> dict[str, Any]:
     """The report, also written as report.json and report.txt. Raises FileNotFoundError without a bundle.
 
-    rows: so many rows of the hidden test; limit: of each session, by default competition.hours; replay: also predict
+    rows: so many rows of the hidden test; limit: of each session, by default the notebook's; replay: also predict
     this fold's validation rows with the bundle; memory: of all processes of a session together, by default that of the
     runtime's machine.
     """
@@ -93,7 +94,7 @@ def rehearse(
         raise ValueError(f"--replay {replay}: {run} has the folds {', '.join(record.settings['fold_models'])}")
     settings = CompetitionSettings(**record.settings["config"]["competition"])
     manifest = records.read_json(bundle / MANIFEST)
-    seconds = parse_duration(limit) if limit else settings.hours * 3600
+    seconds = parse_duration(limit) if limit else notebook_seconds(settings.hours)
     memory_limit = parse_memory(memory or f"{manifest['runtime']['machine']['ram_gb']}GB")
     folder = paths.rehearsals_folder(run) / datetime.now().strftime("%Y%m%d-%H%M%S")
     test, truth, origin = hidden_test(settings, rows)
@@ -171,8 +172,12 @@ def rehearse_hostile(site: Site, test: pl.DataFrame, results: Results) -> None:
 
 
 def list_ids(competition: Competition, test: pl.DataFrame) -> set[str]:
-    """The ids that rows of the rerun, of the public test and of train.csv have in their files."""
-    tables = {name: read_csv(competition.folder / f"{name}.csv") for name in (TEST, TRAIN)}
+    """The ids that rows of the rerun, of the public test and of train.csv have in their files.
+
+    A file that is not there is one that read() makes of others.
+    """
+    files = {name: competition.folder / f"{name}.csv" for name in (TEST, TRAIN)}
+    tables = {name: read_csv(path) for name, path in files.items() if path.is_file()}
     raw = [(test, competition.tables[TEST].id), *((tables[name], competition.tables[name].id) for name in tables)]
     return {row for table, column in raw if column in table.columns for row in table[column].drop_nulls()}
 

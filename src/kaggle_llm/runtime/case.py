@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,6 +9,7 @@ from typing import Any
 
 from packaging.version import Version
 
+from kaggle_llm.competition.competition import CompetitionSettings
 from kaggle_llm.engines.engine import EngineSettings
 from kaggle_llm.engines.vllm_engine import T4_SETTINGS
 from kaggle_llm.runtime.model_facts import ModelFacts
@@ -25,7 +25,7 @@ class Case:
     work: Work = field(default_factory=Work)
     answers: Mapping[str, Any] = field(default_factory=dict)
     """What the installed vLLM answered (vllm_probe); {} where it was not asked."""
-    hours: float = math.inf
+    hours: float = CompetitionSettings.hours
     """The competition's time limit."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Environment variables of the notebook's process, as far as the files that ship set them."""

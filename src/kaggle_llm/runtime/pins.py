@@ -70,7 +70,6 @@ class Machine:
     """Of the disk elsewhere, such as /tmp."""
     driver: str
     """The lowest driver that the CUDA of torch runs on."""
-    hours: float
     why: dict[str, str]
 
 

@@ -17,7 +17,7 @@ def judge_time(case: Case) -> Iterator[Finding]:
     """Finding named time: 2 · parameters · tokens / throughput for reading, weights / bandwidth for each new token."""
     if not case.model.tensors:
         return
-    work, limit = case.work, min(case.runtime.machine.hours, case.hours) * 3600
+    work, limit = case.work, case.hours * 3600
     flops = throughput(case)
     cards = case.runtime.machine.gpus.count  # one process a card, or both for one model
     reading = 2 * case.model.active_parameters * work.tokens / flops / cards

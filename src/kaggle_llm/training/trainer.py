@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast
 
 from kaggle_llm.base import paths, processes, records
-from kaggle_llm.base.device import describe_device, release_device
+from kaggle_llm.base.device import describe_device, is_out_of_memory, release_device
 from kaggle_llm.base.fingerprint import hash_code, hash_module_of, plain_value
 from kaggle_llm.training.base_model import (
     ModelKind,
@@ -95,11 +95,11 @@ def on_device(train: Callable[Arguments, None]) -> Callable[Arguments, None]:
 
     @wraps(train)
     def trained(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
-        import torch
-
         try:
             train(*args, **kwargs)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             peak, total = measure_memory()
             raise MemoryError(
                 f"out of GPU memory: {peak:.1f} of {total:.1f} GB were in use. Lower training.batch_tokens, set "
