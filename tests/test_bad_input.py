@@ -51,7 +51,8 @@ def workspace(bare: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Work
 def predict(
     workspace: Workspace, rows: list[list[str]], *words: str, before: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """The prediction of these rows as a process; before: code that goes in front of it."""
+    """The prediction of these rows as a process, in an empty folder; before: code that goes in front of it."""
+    shutil.rmtree(workspace.root / "out", ignore_errors=True)
     folder = workspace.root / "input" / "demo-misconceptions"
     for name, head, lines in (
         ("test", ["id", "question", "correct_answer", "wrong_answer"], rows),

@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 from kaggle_llm.engines.engine import Completion, Sampling
@@ -193,15 +192,6 @@ def pad_rows(rows: Sequence[Prompt], pad: int, device: torch.device, left: bool)
         ids[i, start : start + len(row)] = torch.tensor(list(row), device=device)
         mask[i, start : start + len(row)] = 1
     return ids, mask
-
-
-def choose_pad(rows: Sequence[Prompt], usual: int | None) -> int:
-    """The usual padding id, or one that no row ends with: a causal head reads the last token that is not padding.
-
-    Without an own padding token that is id 0, "!" in GPT-2 and Llama-3.
-    """
-    last = {row[-1] for row in rows}
-    return next(pad for pad in chain([usual or 0], count()) if pad not in last)
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:

@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kaggle_llm.engines.attention import Segment, inner_model, packed, register_segments, takes_segments
+from kaggle_llm.engines.attention import Segment, packed
 from kaggle_llm.engines.packing import Pack, compute_logits
 from kaggle_llm.engines.prefixes import PrefixNode, group_nodes, grow_tree
 from kaggle_llm.engines.prompts import Prompt
 
 if TYPE_CHECKING:
     import torch
-
-PROBE_TOKENS = 24, 40, 32  # shared, of the first prompt, of the second
-PROBE_TOLERANCE = {"float32": 1e-3, "float16": 0.2, "bfloat16": 0.5}  # mean |Δ log p| that rounding explains
 
 
 def score_labels(
@@ -124,46 +121,3 @@ def copy_cache(cache: Any) -> Any:
     from transformers import DynamicCache
 
     return DynamicCache([(layer.keys, layer.values) for layer in cache.layers] if cache else None)
-
-
-def can_share(model: Any, dtype: str) -> bool:
-    """Whether the model gives the same result for packed prompts as for single ones; tried out on random tokens.
-
-    Not so with soft-capped scores, states along the sequence (SSMs), or positions that the model makes itself.
-    """
-    import torch
-
-    with packed(model):
-        if not takes_segments(model) or not only_attends(model.config.get_text_config()):
-            return False
-    shared, first, second = PROBE_TOKENS
-    size = model.config.get_text_config().vocab_size
-    tokens = np.random.default_rng(0).integers(size // 2, size=(2, max(first, second)))
-    tokens[1, :shared] = tokens[0, :shared]
-    prompts = [tokens[0, :first].tolist(), tokens[1, :second].tolist()]
-    device = next(model.parameters()).device
-    vocabulary = list(range(size))
-    try:
-        packed_scores = score_shared(model, prompts, vocabulary, batch_tokens=first + second)
-    except (ValueError, TypeError):  # refused by attention.py; a model without the argument `segments`
-        return False
-    with torch.inference_mode():
-        alone = [model(torch.tensor([prompt], device=device)).logits[:, -1].float() for prompt in prompts]
-    expected = np.concatenate([read_tokens(logits, vocabulary) for logits in alone])
-    return bool(np.abs(packed_scores - expected).mean() <= PROBE_TOLERANCE[dtype])
-
-
-def only_attends(config: Any) -> bool:
-    """Whether no layer has a state along the sequence, by the layer types of its config, if it names them.
-
-    In half precision a leaking state can hide below the tolerance of a trial.
-    """
-    return set(getattr(config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}
-
-
-def pack_where_possible(model: Any, dtype: str) -> bool:
-    """Let the model take packed rows where they give what single prompts give; else compute_logits goes one by one."""
-    packs = can_share(model, dtype)
-    if packs:
-        inner_model(model).set_attn_implementation(register_segments())
-    return packs

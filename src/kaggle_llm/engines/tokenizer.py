@@ -1,8 +1,9 @@
-"""Loads the tokenizer of a model folder, or trains one on texts."""
+"""Loads the tokenizer of a model folder, or trains one on texts; chooses an id for padding."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,15 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")):
         raise FileNotFoundError(f"model folder {folder} has no tokenizer (tokenizer.json)")
     return AutoTokenizer.from_pretrained(folder)
+
+
+def choose_pad(rows: Sequence[Sequence[int]], usual: int | None) -> int:
+    """The usual padding id, or one that no row ends with: a causal head reads the last token that is not padding.
+
+    Without an own padding token that is id 0, "!" in GPT-2 and Llama-3.
+    """
+    last = {row[-1] for row in rows}
+    return next(pad for pad in chain([usual or 0], count()) if pad not in last)
 
 
 def train_tokenizer(texts: Iterable[str], size: int, folder: Path) -> None:

@@ -20,12 +20,13 @@ from kaggle_llm.engines.engine import (
     check_prompt_lengths,
     check_scores_finite,
 )
-from kaggle_llm.engines.generation import Generator, choose_pad, pad_rows
+from kaggle_llm.engines.generation import Generator, pad_rows
 from kaggle_llm.engines.memory import AnswerT, ask_within_memory
 from kaggle_llm.engines.prompts import Prompt
 from kaggle_llm.engines.quantised import adaptable
-from kaggle_llm.engines.scoring import can_share, read_tokens, score_labels, score_shared
-from kaggle_llm.engines.tokenizer import load_tokenizer
+from kaggle_llm.engines.scoring import read_tokens, score_labels, score_shared
+from kaggle_llm.engines.tokenizer import choose_pad, load_tokenizer
+from kaggle_llm.engines.trial import can_share
 
 if TYPE_CHECKING:
     import torch

@@ -17,11 +17,10 @@ import numpy as np
 from kaggle_llm.base import processes
 from kaggle_llm.base.fingerprint import hash_code
 from kaggle_llm.engines.engine import EngineSettings
-from kaggle_llm.engines.generation import choose_pad
 from kaggle_llm.engines.maker import make_engine
 from kaggle_llm.engines.packing import compute_logits, pack
-from kaggle_llm.engines.scoring import pack_where_possible
-from kaggle_llm.engines.tokenizer import load_tokenizer
+from kaggle_llm.engines.tokenizer import choose_pad, load_tokenizer
+from kaggle_llm.engines.trial import pack_where_possible
 from kaggle_llm.training.base_model import load_trainable, trainable_parameters, unpack_beyond_window
 from kaggle_llm.training.checkpoints import Checkpoints
 from kaggle_llm.training.plan import within_budget

@@ -15,8 +15,8 @@ from kaggle_llm.base import paths, processes
 from kaggle_llm.base.device import choose_placement, prepare_device
 from kaggle_llm.engines.attention import SEGMENTS, inner_model, register_segments, takes_segments
 from kaggle_llm.engines.quantised import adaptable, read_quantisation, rounds_activations
-from kaggle_llm.engines.scoring import pack_where_possible
 from kaggle_llm.engines.tokenizer import load_tokenizer
+from kaggle_llm.engines.trial import pack_where_possible
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 
 if TYPE_CHECKING:

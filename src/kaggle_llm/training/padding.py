@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kaggle_llm.engines.generation import choose_pad
 from kaggle_llm.engines.prompts import Prompt
+from kaggle_llm.engines.tokenizer import choose_pad
 
 if TYPE_CHECKING:
     import torch
