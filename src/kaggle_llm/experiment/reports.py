@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from kaggle_llm.base import processes
 from kaggle_llm.base.tables import print_table
+from kaggle_llm.competition.rankings import select_rows
 from kaggle_llm.decisions.member_blend import share_firsts
 from kaggle_llm.experiment.reliability import write_reliability
 from kaggle_llm.tasks.heads import rank_prior
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from kaggle_llm.experiment.experiment import Experiment
+    from kaggle_llm.experiment.scores import Scores
 
 
 def report_reliability(experiment: Experiment) -> None:
@@ -43,13 +45,14 @@ def score_prior(experiment: Experiment) -> float:
 def take_best(experiment: Experiment) -> pl.DataFrame:
     """The out-of-fold RANKING of the best member, which an ensemble has to beat."""
     metric, scores = experiment.competition.metric, experiment.scores
-    return max(split_members(scores.scored), key=lambda answer: metric.sign * metric.score(answer, scores.truth))
+    return max(split_members(scores), key=lambda answer: metric.sign * metric.score(answer, scores.truth))
 
 
-def split_members(answers: pl.DataFrame) -> list[pl.DataFrame]:
-    """The answers of each member, in their order."""
+def split_members(scores: Scores) -> list[pl.DataFrame]:
+    """The answers of each member, all in the order of the ensemble's: later members were asked uncertain rows first."""
+    answers, ids = scores.scored, scores.ranking["id"].to_list()
     numbers = sorted(set(answers["member"].to_list()))
-    return [answers.filter(answers["member"] == number).drop("member") for number in numbers]
+    return [select_rows(answers.filter(answers["member"] == number).drop("member"), ids) for number in numbers]
 
 
 def report_members(experiment: Experiment) -> None:
@@ -57,7 +60,7 @@ def report_members(experiment: Experiment) -> None:
     if not processes.is_first():
         return
     scores, members, metric = experiment.scores, experiment.members, experiment.competition.metric
-    answers, best = split_members(scores.scored), take_best(experiment)
+    answers, best = split_members(scores), take_best(experiment)
     shipped, decided = scores.shipped, scores.decided
     assert shipped is not None and decided is not None
     rows = [
