@@ -116,3 +116,16 @@ def test_the_bundle_benchmark_measures_both_calls(tmp_path: Path) -> None:
     figures = {one["name"]: one["figures"] for one in report["contenders"]}
     assert set(figures) == {"cp-sha256", "kaggle_llm"} and figures["cp-sha256"]["seconds"] > 0
     assert figures["kaggle_llm"]["seconds_first"] > figures["kaggle_llm"]["seconds"] > 0
+
+
+@pytest.mark.release
+@pytest.mark.timeout(600)
+def test_lexical_compares_both_ways_to_split_words_on_the_same_searches(tmp_path: Path) -> None:
+    command = [sys.executable, HERE / "lexical.py", "--json", tmp_path / "figures.json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((tmp_path / "figures.json").read_text())
+    plain, ours = (contender["figures"] for contender in report["contenders"])
+    assert set(plain) == set(ours) == {"search_seconds", *report["differences"]}
+    for name, (difference, low, high) in report["differences"].items():
+        assert difference == pytest.approx(ours[name] - plain[name]) and low <= difference <= high
