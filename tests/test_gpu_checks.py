@@ -43,7 +43,7 @@ def test_a_check_is_ok_fails_or_is_skipped_with_the_reason(checks: Any, capsys: 
     assert "figure 1.5" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(900)
 def test_without_a_card_it_runs_to_its_end(tmp_path: Path) -> None:
     """With one too: then all of it runs on the card."""
