@@ -9,7 +9,6 @@
 | NumberColumns | numbers (VALUES) | a column for each number |
 | Texts | a text | one cell: the text |
 | CharacterSpans | spans of characters | one cell: "start:end:TYPE …" |
-| TokenRows | spans of tokens | a row for each token that is in one |
 """
 
 from __future__ import annotations
