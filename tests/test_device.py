@@ -27,7 +27,7 @@ def test_the_card_is_named_by_the_driver(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_kernels_and_allocator_are_chosen() -> None:
     code = """
-from kaggle_llm.base.device import prepare_device
+from kaggle_llm.engines.attention import prepare_device
 prepare_device()
 import os, torch
 print(os.environ["PYTORCH_ALLOC_CONF"], torch.backends.cuda.cudnn_sdp_enabled(), torch.backends.cudnn.allow_tf32,

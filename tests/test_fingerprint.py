@@ -405,6 +405,7 @@ def test_rooms_say_whose_modules_count(experiment: Path) -> None:
     assert not any(name.startswith("kaggle_llm/") for name in list_code([predict], COMPUTING))
     assert "kaggle_llm/engines/prompts" in list_code([predict], FROM_TEXTS), "imported by a helper, inside a function"
     assert hash_code(predict) != hash_code(predict, rooms=FROM_TEXTS)
+    assert "kaggle_llm/base/plain_text" in list_code([predict], FROM_TEXTS), "control words in a text are split there"
     assert "kaggle_llm/base/words" in list_code(["kaggle_llm.retrieval.lexical"], FROM_TEXTS), "words that are searched"
 
 

@@ -26,7 +26,7 @@ PACKAGE = Path(kaggle_llm.__file__).parent
 # Rooms that compute from token ids; imports of other rooms are not followed.
 COMPUTING = ("engines", "retrieval", "training", "tasks", "weights")
 # Texts → words, rows → token ids, scores → answers.
-AROUND_MODEL = ("base.words", "engines.prompts", "competition.spans", "competition.rankings")
+AROUND_MODEL = ("base.words", "base.plain_text", "engines.prompts", "competition.spans", "competition.rankings")
 FROM_TEXTS = (*COMPUTING, *AROUND_MODEL)
 TEXTS_A_CHUNK = 4096  # texts that are joined at a time
 # Attributes of a syntax tree that change nothing that it does, or that not every Python version has.

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kaggle_llm.base import records
-from kaggle_llm.base.device import choose_placement, prepare_device, release_device
-from kaggle_llm.engines.attention import avoid_slow_kernel
+from kaggle_llm.base.device import choose_placement, release_device
+from kaggle_llm.engines.attention import avoid_slow_kernel, prepare_device
 from kaggle_llm.engines.engine import (
     Completion,
     EngineSettings,

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kaggle_llm.base import paths, processes
-from kaggle_llm.base.device import choose_placement, prepare_device
-from kaggle_llm.engines.attention import SEGMENTS, inner_model, register_segments, takes_segments
+from kaggle_llm.base.device import choose_placement
+from kaggle_llm.engines.attention import SEGMENTS, inner_model, prepare_device, register_segments, takes_segments
 from kaggle_llm.engines.quantised import adaptable, read_quantisation, rounds_activations
 from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.engines.trial import pack_where_possible
@@ -61,11 +61,7 @@ def load_trainable(
 
 
 def pack_rows(model: Any, base: Path, dtype: str) -> None:
-    """Try out packed rows in the first process, on the GPU that will train; the others do as it does."""
-    import torch
-
-    if torch.cuda.is_available() and model.device.type == "cpu" and "ACCELERATE_USE_FSDP" not in os.environ:
-        model.to("cuda")
+    """Try out packed rows in the first process, where the model was loaded; the others do as it does."""
     packs = processes.share(pack_where_possible(model, dtype) if processes.is_first() else None)
     if packs and not processes.is_first():
         model.set_attn_implementation(register_segments())
