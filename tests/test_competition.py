@@ -178,3 +178,10 @@ def test_a_submission_with_other_columns_is_refused(build: Build, columns: list[
     wrong = pl.DataFrame({column: ["te1", "te2"] for column in columns})
     problem = f"columns {columns}, the sample has ['id', 'misconception_id']"
     assert build().check_submission(wrong) == [problem]
+
+
+@pytest.mark.parametrize("hours", [0.0, 1 / 6, -1.0, float("nan")])
+def test_a_time_limit_that_leaves_the_prediction_no_time_is_refused(hours: float) -> None:
+    with pytest.raises(ValueError, match=r"competition\.hours = .*: 10 minutes of it are kept free"):
+        CompetitionSettings("any", hours=hours)
+    assert CompetitionSettings("any", hours=0.2).hours == 0.2

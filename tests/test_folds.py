@@ -161,7 +161,7 @@ def test_the_rows_of_a_class_are_spread_over_the_folds(tmp_path: Path, shares: d
     assert {(label, rows) for label, _, rows in counts.iter_rows()} == {
         (label, rows // 5) for label, rows in shares.items()
     }
-    assert describe_missing_classes(train["label"], fold) == []
+    assert describe_missing_classes(make_competition(tmp_path), train, fold) == []
 
 
 def test_new_targets_stay_whole_in_the_share_that_the_competition_names(tmp_path: Path) -> None:
@@ -190,11 +190,13 @@ def test_whole_groups_are_refused_where_there_are_none(tmp_path: Path) -> None:
         split_rows(make_competition(tmp_path), make_train(["a", "b"] * 10), FoldSettings(unseen=0.3))
 
 
-def test_a_class_that_a_training_part_lacks_is_said() -> None:
-    targets = pl.Series(["a", "a", "b", "b", "c", "a"])
-    assert describe_missing_classes(targets, pl.Series([0, 1, 0, 0, 1, -1])) == [
+def test_a_class_that_a_training_part_lacks_is_said(tmp_path: Path) -> None:
+    train, fold = make_train(["a", "a", "b", "b", "c", "a"]), pl.Series([0, 1, 0, 0, 1, -1])
+    assert describe_missing_classes(make_competition(tmp_path), train, fold) == [
         "fold 0: 2 row(s) of 1 class(es) that its training lacks: ['b']",
         "fold 1: 1 row(s) of 1 class(es) that its training lacks: ['c']",
     ]
-    texts = pl.Series([f"summary {number}" for number in range(6)])
-    assert describe_missing_classes(texts, pl.Series([0, 1] * 3)) == []
+    assert describe_missing_classes(make_competition(tmp_path, new_targets=0.3), train, fold) == []
+    assert describe_missing_classes(make_competition(tmp_path, target=""), train, fold) == []
+    texts = make_train([f"summary {number}" for number in range(6)])
+    assert describe_missing_classes(make_competition(tmp_path), texts, pl.Series([0, 1] * 3)) == []

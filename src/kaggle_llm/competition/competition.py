@@ -39,8 +39,9 @@ class CompetitionSettings:
     """Time limit of a notebook by the competition's rules: of the bundle's notebook, rehearsals, doctor and submit."""
 
     def __post_init__(self) -> None:
-        if not self.hours > 0:
-            raise ValueError(f"competition.hours = {self.hours}: must be more than 0, usually 9")
+        if not notebook_seconds(self.hours) > 0:
+            spare = f"{SPARE_SECONDS / 60:.0f} minutes"
+            raise ValueError(f"competition.hours = {self.hours}: {spare} of it are kept free; usually it is 9")
 
 
 def read_hours(config: Mapping[str, Any]) -> float:
@@ -266,11 +267,9 @@ class Competition:
     def describe_empty(self, submission: pl.DataFrame) -> str:
         """How many rows hold `nothing`; "" where there are none."""
         empty = sum(cells == [self.nothing] for _, *cells in submission.iter_rows()) if self.nothing else 0
-        return (
-            f"{empty} of {submission.height} rows ({empty / submission.height:.0%}) are {self.nothing!r}"
-            if empty
-            else ""
-        )
+        if not empty:
+            return ""
+        return f"{empty} of {submission.height} rows ({empty / submission.height:.0%}) are {self.nothing!r}"
 
     def _find_null(self, cells: Sequence[str], legal: Collection[str] | None) -> str:
         """A cell that Kaggle's scorers, which read with pandas, take for an empty one."""

@@ -54,12 +54,16 @@ def split_rows(competition: Competition, train: pl.DataFrame, settings: FoldSett
     return assign_folds(train[column], replace(settings, unseen=unseen))
 
 
-def describe_missing_classes(targets: pl.Series, fold: pl.Series) -> list[str]:
-    """A line for each fold that validates classes of which its training has no row; none where most targets occur
-    once, as texts do."""
+def describe_missing_classes(competition: Competition, train: pl.DataFrame, fold: pl.Series) -> list[str]:
+    """A line for each fold that validates classes of which its training has no row.
+
+    None where a competition has no target or new ones, and where most targets occur once, as texts do.
+    """
+    if not competition.target or competition.new_targets:
+        return []
+    targets, lines = train[competition.target], list[str]()
     if 2 * targets.n_unique() > targets.len():
         return []
-    lines = []
     for k in sorted(set(fold) - {ALWAYS_TRAIN}):
         valid = targets.filter(fold == k)
         missing = sorted(set(valid) - set(targets.filter(fold != k)))

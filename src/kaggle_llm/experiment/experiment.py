@@ -76,7 +76,8 @@ class Experiment:
         if processes.is_first():
             self._print_changed_settings()
             records.keep_changes(self.folder)
-            self._print_missing_classes()
+            for line in describe_missing_classes(self.competition, self.train, self.fold):
+                print(f"{self.name}: {line}", flush=True)
             audit_folds(self.competition, self._assign_folds(whole=True), self.folds, config, self.folder)
 
     def _assign_folds(self, whole: bool = False) -> pl.Series:
@@ -85,12 +86,6 @@ class Experiment:
             return find_common_fold(self.train, self.recorded)
         settings = replace(self.config.folds, rows=None, validate=None) if whole else self.config.folds
         return split_rows(self.competition, self.train, settings)
-
-    def _print_missing_classes(self) -> None:
-        target = self.competition.target
-        if target and not self.competition.new_targets:
-            for line in describe_missing_classes(self.train[target], self.fold):
-                print(f"{self.name}: {line}", flush=True)
 
     def rows_of(self, fold: int) -> pl.DataFrame:
         """The labelled rows that a fold validates."""
