@@ -107,6 +107,7 @@ def test_a_leak_stops(check: Any, tmp_path: Path) -> None:
     ("change", "problem"),
     [
         ({"id": ["tr0", "h1"]}, "1 id(s) are in the public test set too, first 'tr0'"),
+        ({"id": ["r3", "h1"]}, "1 id(s) are in train.csv too, first 'r3'"),
         ({"extra": ["1", "2"]}, "test.csv has the columns ['id', 'text', 'extra'], the public one ['id', 'text']"),
         ({}, ""),
     ],

@@ -75,9 +75,8 @@ class PredictServer:
         self.rows = self.fallbacks = self.calls = 0
         """Rows so far, those of them that got the fallback, and calls."""
         self._columns = read_csv(mounts.competition / f"{TEST}.csv").columns
-        self._sample = pl.read_csv(
-            mounts.competition / f"{SAMPLE}.csv", infer_schema_length=None
-        )  # with the cells' types
+        sample = mounts.competition / f"{SAMPLE}.csv"
+        self._sample = pl.read_csv(sample, infer_schema_length=None)  # with the cells' types
         self._lock = threading.Lock()
         self._temporary = TemporaryDirectory(prefix="served-")
         self._served = Path(self._temporary.name)

@@ -105,8 +105,7 @@ def describe_folds(competition: Competition) -> str:
     fold = split_rows(competition, train, settings)
     sizes = ", ".join(str((fold == k).sum()) for k in range(settings.count))
     kept = f"groups of {competition.group!r}" if competition.group else "no groups"
-    target = competition.target
-    missing = describe_missing_classes(train[target], fold) if target and not competition.new_targets else []
+    missing = describe_missing_classes(competition, train, fold)
     return "; ".join([f"{settings.count} folds of {sizes} rows, {kept}", *missing])
 
 
@@ -122,12 +121,16 @@ def describe_leaks(competition: Competition) -> str:
 def describe_hidden_test(competition: Competition) -> str:
     """The rows that a rehearsal will stage; raises ValueError where they do not fit the public test set."""
     test, truth, origin = hidden_test(competition.settings, None)
+    given = (paths.hidden_folder(competition.folder.name) / "solution.csv").is_file()
     public = read_csv(competition.folder / f"{TEST}.csv")
     if test.columns != public.columns:
         raise ValueError(f"{origin}: test.csv has the columns {test.columns}, the public one {public.columns}")
     column = competition.tables[TEST].id
-    if column in test.columns and (taken := set(test[column]) & set(public[column])):
-        raise ValueError(f"{origin}: {len(taken)} id(s) are in the public test set too, first {min(taken)!r}")
-    given = (paths.hidden_folder(competition.folder.name) / "solution.csv").is_file()
+    ids = set(test[column]) if column in test.columns else set()
+    known = {"the public test set": set(public[column]) if ids else set()}
+    known |= {"train.csv": set(competition.table(TRAIN)["id"])} if given else {}  # else they are rows of it
+    for where, others in known.items():
+        if taken := ids & others:
+            raise ValueError(f"{origin}: {len(taken)} id(s) are in {where} too, first {min(taken)!r}")
     labelled = f"{truth.height} of them with a label" if truth.height < test.height else "all with a label"
     return f"{test.height} rows, {labelled}, from {origin}{'' if given else ' (no hidden test was given)'}"
