@@ -27,7 +27,8 @@ MODULE = '''"""arithmetic: word problems whose answer is a whole number."""
 
 from typing import ClassVar
 
-from kaggle_llm.competition.competition import Competition, Table
+from kaggle_llm.competition.competition import Competition
+from kaggle_llm.competition.table import Table
 from kaggle_llm.competition.metrics import accuracy
 
 

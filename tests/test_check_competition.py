@@ -8,9 +8,10 @@ import pytest
 
 from kaggle_llm.base import paths
 from kaggle_llm.competition import competition as competitions
-from kaggle_llm.competition.competition import Competition, CompetitionSettings, Table
+from kaggle_llm.competition.competition import Competition, CompetitionSettings
 from kaggle_llm.competition.forms import NumberColumns, OneProbability, RankedItems
 from kaggle_llm.competition.metrics import mean_average_precision, roc_auc, root_mean_squared_error
+from kaggle_llm.competition.table import Table
 from kaggle_llm.rehearsal import check_competition as checking
 from kaggle_llm.rehearsal import stage
 from kaggle_llm.rehearsal.check_competition import check_competition

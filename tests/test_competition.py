@@ -115,9 +115,10 @@ def test_what_is_missing_is_named(build: Build, tmp_path: Path) -> None:
 def test_prediction_sees_no_target_and_rehearsals_see_the_columns_of_the_test_set(build: Build) -> None:
     competition = build(test="wrong_answer,question,correct_answer,id\n")
     assert competition.unlabelled(competition.table("train")).columns == TEXTS.split(",")
-    as_test = competition.test_csv(["tr3", "tr1"])
-    assert as_test.columns == ["wrong_answer", "question", "correct_answer", "id"]
-    assert as_test.rows() == [("5\u202f½", "2+2", "4", "tr1"), ("9", "4+4", "8", "tr3")]
+    as_test = competition.as_test(["tr3", "tr1"])
+    assert as_test.file == "test.csv" and not as_test.others
+    assert as_test.rows.columns == ["wrong_answer", "question", "correct_answer", "id"]
+    assert as_test.rows.rows() == [("5\u202f½", "2+2", "4", "tr1"), ("9", "4+4", "8", "tr3")]
 
 
 def test_the_truth_is_the_list_of_right_items(build: Build) -> None:

@@ -8,11 +8,12 @@ from typing import ClassVar
 import polars as pl
 import pytest
 
-from kaggle_llm.competition.competition import Competition, CompetitionSettings, Table
+from kaggle_llm.competition.competition import Competition, CompetitionSettings
 from kaggle_llm.competition.csv_table import NULL_WORDS
 from kaggle_llm.competition.forms import LabelColumns
 from kaggle_llm.competition.metrics import accuracy, log_loss
 from kaggle_llm.competition.rankings import make_ranking
+from kaggle_llm.competition.table import Table
 
 
 class Texts(Competition):
@@ -113,7 +114,7 @@ def test_an_empty_answer_is_told_with_its_share(texts: Texts) -> None:
 def test_a_file_of_no_rows_is_a_problem_where_there_are_rows_to_find(texts: Texts) -> None:
     (texts.folder / "sample_submission.csv").write_text("id,summary\n")
     nothing = pl.DataFrame(schema={"id": pl.String(), "summary": pl.String()})
-    assert texts.check_submission(nothing) == ["no row, though test.csv has 2"]
+    assert texts.check_submission(nothing) == ["no row, though the test set has 2"]
 
 
 def test_a_sample_of_other_rows_says_what_the_sample_says(votes: Votes) -> None:

@@ -7,8 +7,9 @@ from typing import ClassVar
 import polars as pl
 import pytest
 
-from kaggle_llm.competition.competition import Competition, CompetitionSettings, Table
+from kaggle_llm.competition.competition import Competition, CompetitionSettings
 from kaggle_llm.competition.csv_table import ROWS_A_CHUNK, read_csv
+from kaggle_llm.competition.table import Table
 
 
 def write(folder: Path, content: str | bytes) -> Path:

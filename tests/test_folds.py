@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 import polars as pl
 import pytest
 
-from kaggle_llm.competition.competition import Competition, CompetitionSettings, Table
+from kaggle_llm.competition.competition import Competition, CompetitionSettings
 from kaggle_llm.competition.folds import ALWAYS_TRAIN, FoldSettings, assign_folds, describe_missing_classes, split_rows
+from kaggle_llm.competition.table import Table
 
 
 def even(groups: int, rows: int) -> pl.Series:

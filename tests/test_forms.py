@@ -9,10 +9,12 @@ import polars as pl
 import pytest
 from workspace import ROOT
 
-from kaggle_llm.competition.competition import Competition, CompetitionSettings, Table
-from kaggle_llm.competition.forms import CharacterSpans, OneLabel, OneProbability, RankedItems, Texts
+from kaggle_llm.competition.competition import Competition, CompetitionSettings
+from kaggle_llm.competition.forms import OneLabel, OneProbability, RankedItems, Texts
 from kaggle_llm.competition.metrics import accuracy, exact_match, mean_average_precision, roc_auc, span_f_beta
 from kaggle_llm.competition.rankings import make_ranking
+from kaggle_llm.competition.span_forms import CharacterSpans
+from kaggle_llm.competition.table import Table
 
 
 class Letters(RankedItems):

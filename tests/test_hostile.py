@@ -10,7 +10,9 @@ from typing import ClassVar
 import polars as pl
 import pytest
 
-from kaggle_llm.competition.competition import TEST, Competition, CompetitionSettings, Table, load_competition
+from kaggle_llm.competition.competition import TEST, Competition, CompetitionSettings, load_competition
+from kaggle_llm.competition.staged_test import StagedTest
+from kaggle_llm.competition.table import Table
 from kaggle_llm.kaggle.rows import make_ids
 from kaggle_llm.rehearsal.hostile import HUGE_BYTES, make_hostile_test
 
@@ -32,8 +34,13 @@ def competition(tmp_path: Path) -> Competition:
     return write_competition(tmp_path / "demo")
 
 
+def make_hostile(competition: Competition, healthy: pl.DataFrame, known: set[str]) -> tuple[bytes, int]:
+    files, hostile = make_hostile_test(competition, StagedTest("test.csv", healthy), known)
+    return files["test.csv"], hostile
+
+
 def test_every_kind_is_there_beside_the_healthy_rows(competition: Competition) -> None:
-    content, hostile = make_hostile_test(competition, HEALTHY, set(HEALTHY["id"]))
+    content, hostile = make_hostile(competition, HEALTHY, set(HEALTHY["id"]))
     csv.field_size_limit(2 * HUGE_BYTES)
     rows = list(csv.DictReader(io.StringIO(content.decode(), newline="")))
     assert len(rows) == hostile + 3 and len({row["id"] for row in rows}) == len(rows)
@@ -48,7 +55,7 @@ def test_every_kind_is_there_beside_the_healthy_rows(competition: Competition) -
 
 
 def test_the_file_has_windows_line_ends_and_ids_with_leading_zeros(competition: Competition) -> None:
-    content, hostile = make_hostile_test(competition, HEALTHY, set(HEALTHY["id"]))
+    content, hostile = make_hostile(competition, HEALTHY, set(HEALTHY["id"]))
     assert content.startswith(b'"id","subject","question","correct_answer","wrong_answer"\r\n') and content.endswith(
         b"\r\n"
     )
@@ -86,7 +93,7 @@ class Wide(Competition):
 def test_a_competition_that_reshapes_keeps_its_rows(competition: Competition) -> None:
     wide = Wide(competition.settings, competition.folder)
     healthy = pl.DataFrame({"row": ["1", "2"], "question": ["a,b", "c"], "A": ["x", None], "B": ["z", "w"]})
-    content, hostile = make_hostile_test(wide, healthy, set())
+    content, hostile = make_hostile(wide, healthy, set())
     (wide.folder / "test.csv").write_bytes(content)
     assert hostile == 0
     assert wide.table(TEST).rows() == [("1_A", "a,b", "x"), ("2_A", "c", ""), ("1_B", "a,b", "z"), ("2_B", "c", "w")]

@@ -170,7 +170,7 @@ def test_whole_numbers_are_ids_that_no_hostile_row_takes(
         rehearse_hostile(site, test, found)
         answered = pl.read_parquet(found.sessions[1].folder / "ranking.parquet")["id"].cast(pl.Int64)
     assert all(check.ok for check in found.checks), found.checks
-    assert test["id"].to_list() == ["3", "4", "5", "6", "7", "8"]
+    assert test.rows["id"].to_list() == ["3", "4", "5", "6", "7", "8"]
     last = pl.read_csv(tables["input/train"])["id"].max()
     assert sorted(answered) == [3, 4, 5, 6, *range(last + 1, last + 17)]
 
@@ -188,7 +188,7 @@ def test_rows_without_a_label_are_predicted_and_not_scored(
         rehearse_rerun(site, test, truth, found)
         metric = found.sessions[0].competition.metric
         ranking = pl.read_parquet(site.folder / "ranking.parquet")
-    assert all(check.ok for check in found.checks) and test.height == 6
+    assert all(check.ok for check in found.checks) and test.rows.height == 6
     assert (found.scored_rows, found.score) == (4, metric.score(ranking[1:-1], truth))
 
 

@@ -11,6 +11,7 @@ from workspace import Workspace
 
 from kaggle_llm.base import records
 from kaggle_llm.competition.competition import Competition, CompetitionSettings, load_competition
+from kaggle_llm.competition.staged_test import StagedTest
 from kaggle_llm.inference.model import Model
 from kaggle_llm.kaggle.timed import draw_held_out, score_output, write_rows
 from kaggle_llm.rehearsal.checks import Check
@@ -178,8 +179,8 @@ def test_models_from_kaggle_are_attached_where_kaggle_mounts_them(
 def test_rows_of_a_reshaped_test_set_are_not_drawn(light: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     from kaggle_llm.competition.demo_misconceptions import DemoMisconceptions
 
-    wide = lambda self, ids: pl.DataFrame({"row": list(ids)})  # noqa: E731
-    monkeypatch.setattr(DemoMisconceptions, "test_csv", wide)
+    wide = lambda self, ids: StagedTest("test.csv", pl.DataFrame({"row": list(ids)}))  # noqa: E731
+    monkeypatch.setattr(DemoMisconceptions, "as_test", wide)
     (light.output / "hidden").rename(light.output / "elsewhere")
     try:
         with pytest.raises(ValueError, match=r"reshapes test\.csv, so its rows cannot be drawn"):

@@ -10,10 +10,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from kaggle_llm.competition.competition import CompetitionSettings, Table
+from kaggle_llm.competition.competition import CompetitionSettings
 from kaggle_llm.competition.forms import NumberColumns
 from kaggle_llm.competition.metrics import quadratic_weighted_kappa, root_mean_squared_error
 from kaggle_llm.competition.rankings import average_by_id, check_answer, make_values, most_uncertain_first
+from kaggle_llm.competition.table import Table
 from kaggle_llm.decisions.member_blend import MemberBlend
 from kaggle_llm.decisions.thresholds import round_levels
 from kaggle_llm.inference.cross_fit import cross_fit

@@ -45,14 +45,15 @@ def audit_run(run: str) -> list[Leak]:
 
     Training rows that were not validated count as fold −1; rows that train.py added to the competition's are not in the
     run's files, so they are not audited. `evaluated` is judged by the folder of a fold's model: see `_trained_rows`.
-    Raises FileNotFoundError where the run is not complete, ValueError where train.csv has changed.
+    Raises FileNotFoundError where the run is not complete, ValueError where its training table has changed.
     """
     record, oof = records.read_complete(run), read_oof(run)
     config = record.settings["config"]
     settings = read_settings(config)
     competition = load_competition(CompetitionSettings(**config["competition"]))
-    if record.inputs.get("train.csv") != records.hash_file(competition.folder / "train.csv"):
-        raise ValueError(f"{run} was trained on another train.csv than {competition.folder} holds: train it again")
+    train = competition.file(TRAIN)
+    if record.inputs.get(train.name) != records.hash_file(train):
+        raise ValueError(f"{run} was trained on another {train.name} than {competition.folder} holds: train it again")
     rows = read_training_rows(competition, settings)
     fold = rows.select("id").join(oof.select("id", "fold"), on="id", how="left", maintain_order="left")["fold"]
     teacher = config.get("distillation", {}).get("teacher", "")
@@ -85,13 +86,15 @@ def read_settings(config: Mapping[str, Any]) -> LeakSettings:
 
 
 def read_training_rows(competition: Competition, settings: LeakSettings) -> pl.DataFrame:
-    """The training table, with the column leaks.group of train.csv where the table lacks it."""
+    """The training table, with the column leaks.group of its file where the table lacks it."""
     rows = competition.table(TRAIN)
     if not settings.group or settings.group in rows.columns:
         return rows
     raw = competition.read(TRAIN)
     if settings.group not in raw.columns:
-        raise ValueError(f"leaks.group = {settings.group!r}: train.csv has the columns {raw.columns}")
+        raise ValueError(
+            f"leaks.group = {settings.group!r}: {competition.file_name(TRAIN)} has the columns {raw.columns}"
+        )
     return rows.with_columns(raw[settings.group])
 
 

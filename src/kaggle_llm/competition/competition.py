@@ -1,13 +1,13 @@
 """The base class of competitions: their tables and submissions, read and checked.
 
-A folder is laid out as Kaggle mounts it: train.csv, test.csv, sample_submission.csv and more. A competition's columns,
-metric and submission format are defined in `competition/<name>.py`.
+A folder is laid out as Kaggle mounts it: train, test, sample_submission and more, as CSV, Parquet, JSON or JSON lines.
+A competition's columns, metric and submission format are defined in `competition/<name>.py`.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from kaggle_llm.base import paths
 from kaggle_llm.base.folders import list_competitions
-from kaggle_llm.competition.csv_table import NULL_WORDS, read_csv
+from kaggle_llm.competition.csv_table import NULL_WORDS
+from kaggle_llm.competition.data_files import as_text, encode_file, find_file, read_file, strip_zeros
 from kaggle_llm.competition.rankings import make_ranking, replace_rows
+from kaggle_llm.competition.staged_test import StagedTest, match_columns
+from kaggle_llm.competition.table import Table, check_filled, check_id_column, fill_texts, select_columns, shape_rows
 
 if TYPE_CHECKING:
     import polars as pl
@@ -32,7 +35,7 @@ class CompetitionSettings:
     name: str
     """Kaggle's name of the competition; its module is competition/<name with underscores>.py."""
     dir: str = ""
-    """Folder with the CSV files; empty: input/<name>."""
+    """Folder with its files; empty: input/<name>."""
     hidden_rows: int | None = None
     """Rows of the hidden test according to the competition's page; `submit` extrapolates the time to them."""
     hours: float = 9.0
@@ -54,26 +57,6 @@ def notebook_seconds(hours: float) -> float:
     return max(hours * 3600 - SPARE_SECONDS, 0.0)
 
 
-@dataclass(frozen=True)
-class Table:
-    """The columns of a CSV that are read: an id, texts, and for labelled tables the target."""
-
-    id: str
-    texts: tuple[str, ...]
-    target: str = ""
-    group: str = ""
-    """The column whose groups of rows should stay on one side of a split; empty: there are none."""
-    numbers: tuple[str, ...] = ()
-    """Target columns of LabelColumns (each label's share) and of NumberColumns (the right values)."""
-
-    def targets(self) -> list[str]:
-        """The columns that only labelled tables have, but for the group."""
-        return [name for name in dict.fromkeys([self.target, *self.numbers]) if name]
-
-    def columns(self) -> list[str]:
-        return [name for name in dict.fromkeys([self.id, *self.texts, self.target, self.group, *self.numbers]) if name]
-
-
 class Competition:
     """Base of every competition: subclass it in competition/<name>.py.
 
@@ -81,7 +64,7 @@ class Competition:
     """
 
     tables: ClassVar[Mapping[str, Table]]
-    """"train", "test" and every other CSV but the sample submission."""
+    """"train", "test" and every other table but the sample submission."""
     documents: ClassVar[str] = ""
     """The table of documents, whose ids are the legal items; empty: items are labels or texts."""
     nothing: ClassVar[str] = ""
@@ -97,6 +80,7 @@ class Competition:
     def __init__(self, settings: CompetitionSettings, folder: Path | None = None) -> None:
         self.settings = settings
         self.folder = folder or paths.absolute(settings.dir or f"input/{settings.name}")
+        self._files: dict[str, Path] = {}
         if not self.folder.is_dir():
             raise FileNotFoundError(
                 f"competition folder {self.folder} does not exist: run `kaggle-llm fetch {settings.name}` "
@@ -106,8 +90,11 @@ class Competition:
     # what a competition defines -----------------------------------------------------------------------------
 
     def read(self, name: str) -> pl.DataFrame:
-        """The table as it is on disk, all columns String. Override it to reshape a wide table to one row an id."""
-        return read_csv(self.folder / f"{name}.csv")
+        """The table's rows as its file has them, all columns String but lists, shaped as its Table says.
+
+        Override it to add or fill columns.
+        """
+        return shape_rows(self.raw(name), self.tables[name], lambda file: read_file(find_file(self.folder, file)))
 
     def cell(self, items: Sequence[str]) -> str:
         """The submission's cell for a ranked row."""
@@ -139,20 +126,59 @@ class Competition:
     def table(self, name: str) -> pl.DataFrame:
         """One of `tables`, checked: no column missing, ids unique and not null, texts not null, targets legal.
 
-        Columns: id, texts, and the others of its `Table`, in this order, all String. An empty text is an error but in
-        the test set, where it becomes "" with a message.
+        Columns: id, texts, and the others of its `Table`, in this order. An empty text is an error but in the test
+        set, where it becomes "" with a message.
         """
         if name not in self.tables:
             raise KeyError(f"no table {name!r} in {self.settings.name}: there are {', '.join(self.tables)}")
-        spec, raw = self.tables[name], self.read(name)
-        frame = _select(raw, spec, f"{name}.csv")
-        _check_id_column(frame, f"{name}.csv")
+        spec, rows, file = self.tables[name], self.read(name), self.file_name(name)
+        frame = select_columns(rows, spec, file)
+        check_id_column(frame, file)
         if name == TEST:
-            return _fill_texts(frame, spec.texts)
-        _check_filled(frame, f"{name}.csv")
+            return fill_texts(frame, spec.texts, file)
+        check_filled(frame, file)
         if spec.target:
-            self._check_targets(frame, spec.target, f"{name}.csv")
+            self._check_targets(frame, spec.target, file)
         return frame
+
+    def file(self, name: str) -> Path:
+        """The file of a table; raises FileNotFoundError where there is none."""
+        return self._files.get(name) or find_file(self.folder, self.tables[name].file or name)
+
+    def file_name(self, name: str) -> str:
+        """The name of a table's file; <table>.csv of a table that read() makes without one."""
+        try:
+            return self.file(name).name
+        except FileNotFoundError:
+            return f"{name}.csv"
+
+    def raw(self, name: str) -> pl.DataFrame:
+        """A table's file as it is: `data_files.read_file`."""
+        return read_file(self.file(name))
+
+    def raw_ids(self, name: str) -> pl.Series:
+        """The ids of a table's file, as text; none where read() makes the id, or the file."""
+        import polars as pl
+
+        column = self.tables[name].raw_id
+        try:
+            raw = self.raw(name)
+        except FileNotFoundError:
+            raw = pl.DataFrame()
+        return strip_zeros(as_text(raw)[column]) if column in raw.columns else pl.Series(column, [], dtype=pl.String())
+
+    def labelled(self, path: Path) -> pl.DataFrame:
+        """The rows of another file that is laid out as the training table's, such as a hidden test's solution.
+
+        As read() gives them, the id column named `id`.
+        """
+        other = copy.copy(self)
+        other._files = {**self._files, TRAIN: path}
+        spec = self.tables[TRAIN]
+        rows = other.read(TRAIN)
+        if spec.id not in rows.columns:
+            raise ValueError(f"{path}: missing column {spec.id!r}; the file has {other.raw(TRAIN).columns}")
+        return rows.rename({spec.id: "id"})
 
     def check(self) -> None:
         """Read and check every table and the sample submission, before a training.
@@ -161,12 +187,12 @@ class Competition:
         """
         for name in self.tables:
             if self.table(name).height == 0:
-                raise ValueError(f"{name}.csv in {self.folder} has no rows")
+                raise ValueError(f"{self.file_name(name)} in {self.folder} has no rows")
         self.sample()
 
     def sample(self) -> pl.DataFrame:
-        """sample_submission.csv: an id and the cells."""
-        sample = read_csv(self.folder / f"{SAMPLE}.csv")
+        """The sample submission, all text: an id and the cells."""
+        sample = as_text(read_file(find_file(self.folder, SAMPLE)))
         expected = self.cell_columns()
         if sample.width < 2 or sample.columns[1:] != (expected or sample.columns[1:2]):
             raise ValueError(
@@ -205,10 +231,35 @@ class Competition:
         """Labelled rows with the columns of the test set: prediction never sees a target."""
         return rows.select("id", *self.tables[TEST].texts)
 
-    def test_csv(self, ids: Sequence[str]) -> pl.DataFrame:
-        """Training rows with the columns of test.csv, for rehearsals. Override it where read() reshapes."""
-        raw, columns = read_csv(self.folder / f"{TRAIN}.csv"), read_csv(self.folder / f"{TEST}.csv").columns
-        return raw.filter(raw[self.tables[TRAIN].id].is_in(list(ids))).select(columns)
+    def as_test(self, ids: Sequence[str]) -> StagedTest:
+        """Training rows laid out as the files of the test set, for rehearsals.
+
+        Override it where read() makes ids that the file does not have.
+        """
+        train, test = self.tables[TRAIN], self.tables[TEST]
+        raw, ids_of_file = self.raw(TRAIN), self.raw_ids(TRAIN)
+        if train.raw_id not in raw.columns:
+            raise ValueError(f"{self.file_name(TRAIN)} has no column {train.raw_id!r}: override as_test()")
+        rows = raw.filter(ids_of_file.is_in(train.raw_ids(ids))).rename({train.raw_id: test.raw_id})
+        others = {}
+        for file, key in test.joined.items():
+            if file not in train.joined:
+                others[file] = encode_file(self._joined_rows(key, rows[key], file), file)
+        return StagedTest(self.file(TEST).name, match_columns(rows, self.raw(TEST)), others)
+
+    def _joined_rows(self, key: str, values: pl.Series, file: str) -> pl.DataFrame:
+        """The rows of the training set's joined file with these keys, laid out as the test set's one."""
+        sources = [name for name, column in self.tables[TRAIN].joined.items() if column == key]
+        if not sources:
+            raise ValueError(f"the training table joins no file by {key!r}, from which rows of {file} could be taken")
+        rows = read_file(find_file(self.folder, sources[0]))
+        return match_columns(
+            rows.filter(rows[key].is_in(values.unique().to_list())), read_file(find_file(self.folder, file))
+        )
+
+    def replace_texts(self, row: Mapping[str, Any], texts: Mapping[str, str | None]) -> dict[str, Any]:
+        """A row of the test set's file with other texts; override it where other columns follow from the texts."""
+        return {**row, **texts}
 
     def truth(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Labelled rows → the truth for a metric: columns id, items (the right ones)."""
@@ -257,7 +308,7 @@ class Competition:
         items = self.legal_items()
         legal = None if items is None else set(items)
         if not submission.height and (asked := self.table(TEST).height):
-            problems.append(f"no row, though test.csv has {asked}")
+            problems.append(f"no row, though the test set has {asked}")
         for row, *cells in submission.iter_rows():
             written = [cell or "" for cell in cells]
             fault = self._find_fault(written, legal) or self._find_null(written, legal)
@@ -306,7 +357,7 @@ class Competition:
         legal = self.legal_items()
         wrong = frame.clear() if legal is None else frame.filter(~frame[target].is_in(legal))
         if legal is not None and wrong.height:
-            source = f"{self.documents}.csv" if self.documents else str(list(legal))
+            source = self.file_name(self.documents) if self.documents else str(list(legal))
             raise ValueError(
                 f"{file}: {wrong.height} row(s) whose {target} is not among the {len(legal)} of {source}, "
                 f"first {wrong['id'][0]!r} with {wrong[target][0]!r}"
@@ -324,41 +375,6 @@ def load_competition(settings: CompetitionSettings, folder: Path | None = None) 
     module = importlib.import_module(f"kaggle_llm.competition.{module_name}")
     competition: Competition = module.COMPETITION(settings, folder)
     return competition
-
-
-def _select(raw: pl.DataFrame, spec: Table, file: str) -> pl.DataFrame:
-    missing = [column for column in spec.columns() if column not in raw.columns]
-    if missing:
-        raise ValueError(f"{file}: missing column(s) {missing}; the file has {raw.columns}")
-    return raw.select(spec.columns()).rename({spec.id: "id"})
-
-
-def _check_id_column(frame: pl.DataFrame, file: str) -> None:
-    empty = frame["id"].null_count()
-    if empty:
-        raise ValueError(f"{file}: {empty} row(s) without an id")
-    repeated = frame.filter(frame["id"].is_duplicated())["id"].unique(maintain_order=True)
-    if repeated.len():
-        raise ValueError(f"{file}: {repeated.len()} id(s) occur more than once, first {repeated.head(3).to_list()}")
-
-
-def _check_filled(frame: pl.DataFrame, file: str) -> None:
-    for column in frame.columns[1:]:
-        rows = frame.filter(frame[column].is_null())["id"]
-        if rows.len():
-            raise ValueError(
-                f"{file}: {column} is null in {rows.len()} row(s), first {rows.head(3).to_list()}: "
-                f"fill or drop them in the competition's read()"
-            )
-
-
-def _fill_texts(frame: pl.DataFrame, texts: Sequence[str]) -> pl.DataFrame:
-    import polars as pl
-
-    empty = {text: frame[text].null_count() for text in texts if frame[text].null_count()}
-    if empty:
-        print(f"test.csv: empty texts are read as '': {empty}", file=sys.stderr)
-    return frame.with_columns(pl.col(list(texts)).fill_null(""))
 
 
 def _compare_ids(got: list[str], asked: list[str]) -> list[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from kaggle_llm.competition.competition import Table
 from kaggle_llm.competition.forms import Texts
 from kaggle_llm.competition.metrics import repetition, rouge, words
+from kaggle_llm.competition.table import Table
 
 if TYPE_CHECKING:
     import polars as pl

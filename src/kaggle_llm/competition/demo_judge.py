@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from kaggle_llm.competition.competition import Table
 from kaggle_llm.competition.forms import LabelColumns
 from kaggle_llm.competition.metrics import accuracy, log_loss
+from kaggle_llm.competition.table import Table
 
 
 class DemoJudge(LabelColumns):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from kaggle_llm.competition.competition import Table
 from kaggle_llm.competition.forms import RankedItems
 from kaggle_llm.competition.metrics import mean_average_precision, recall
+from kaggle_llm.competition.table import Table
 
 CUT = 25  # items in a submission's cell
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from kaggle_llm.competition.competition import Table
 from kaggle_llm.competition.forms import RankedItems
 from kaggle_llm.competition.metrics import accuracy, mean_average_precision
+from kaggle_llm.competition.table import Table
 
 LETTERS = ("A", "B", "C", "D", "E")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from kaggle_llm.competition.competition import Table
-from kaggle_llm.competition.forms import CharacterSpans
 from kaggle_llm.competition.metrics import span_f_beta
+from kaggle_llm.competition.span_forms import CharacterSpans
+from kaggle_llm.competition.table import Table
 
 
 class DemoTags(CharacterSpans):

@@ -3,12 +3,14 @@
 | class | a row's answer | the submission |
 |---|---|---|
 | RankedItems | documents, labels or letters, best first | one cell: the first `cut` of them |
+| RankedLabels | the targets of the training table, best first | the same |
 | OneLabel | a label | one cell: the label |
 | OneProbability | two labels | one cell: the probability of the second |
 | LabelColumns | all labels | a column for each label: its probability |
 | NumberColumns | numbers (VALUES) | a column for each number |
 | Texts | a text | one cell: the text |
-| CharacterSpans | spans of characters | one cell: "start:end:TYPE …" |
+| CharacterSpans (span_forms.py) | spans of characters | one cell: "start:end:TYPE …" |
+| TokenSpans (span_forms.py) | spans of characters | a row for each token inside of them: its number and label |
 """
 
 from __future__ import annotations
@@ -17,13 +19,14 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from kaggle_llm.competition.competition import TEST, TRAIN, Competition
+from kaggle_llm.competition.competition import TRAIN, Competition
 from kaggle_llm.competition.rankings import make_ranking, make_values, replace_rows
-from kaggle_llm.competition.spans import parse_item
+from kaggle_llm.competition.table import Table
 
 if TYPE_CHECKING:
     import polars as pl
 
+LABELS = Table("label", ("text",))  # the table of RankedLabels' documents
 SHARES_TOLERANCE = 1e-3  # of the sum of shares, which may be rounded
 
 
@@ -47,6 +50,24 @@ class RankedItems(Competition):
         if len(items) > self.cut:
             raise ValueError(f"{len(items)} items, {self.cut} are allowed")
         return items
+
+
+class RankedLabels(RankedItems):
+    """The targets that the training table has, as documents: id = the target, text = the target in words.
+
+    So retrieval and rerankers find them. Add LABELS to `tables`.
+    """
+
+    documents = "labels"
+
+    def read(self, name: str) -> pl.DataFrame:
+        import polars as pl
+
+        if name != self.documents:
+            return super().read(name)
+        targets = self.read(TRAIN)[self.target].drop_nulls().unique().sort()
+        words = targets.str.replace_all(r"[_:]+", " ")
+        return pl.DataFrame({LABELS.id: targets, LABELS.texts[0]: words})
 
 
 class OneLabel(Competition):
@@ -104,24 +125,27 @@ class LabelColumns(Competition):
         return list(self.labels.values())
 
     def read(self, name: str) -> pl.DataFrame:
-        """The table, train.csv with `label`; raises ValueError for shares that do not sum to 1."""
+        """The table; the training table with `label`, null where a row has no shares.
+
+        Raises ValueError for shares that do not sum to 1.
+        """
         import polars as pl
 
-        raw = super().read(name)
+        raw, columns = super().read(name), self.cell_columns()
         if name != TRAIN:
             return raw
-        shares = raw.select(pl.col(list(self.labels.values())).cast(pl.Float64, strict=False)).to_numpy()
-        wrong = raw.filter(~((shares >= 0).all(axis=1) & (abs(shares.sum(axis=1) - 1) < SHARES_TOLERANCE)))
+        shares = raw.select(pl.col(columns).cast(pl.Float64, strict=False)).to_numpy()
+        right = (shares >= 0).all(axis=1) & (abs(shares.sum(axis=1) - 1) < SHARES_TOLERANCE)
+        empty = raw.select(pl.all_horizontal(pl.col(columns).is_null())).to_series()
+        wrong = raw.filter(~(pl.Series(right) | empty))
         if wrong.height:
-            columns = self.cell_columns()
             raise ValueError(
-                f"{name}.csv: {wrong.height} row(s) whose {', '.join(columns)} are no shares of 1, first "
+                f"{self.file_name(name)}: {wrong.height} row(s) whose {', '.join(columns)} are no shares of 1, first "
                 f"{wrong[self.tables[TRAIN].id][0]!r} with {wrong.select(columns).row(0)}"
             )
         labels = list(self.labels)
-        return raw.with_columns(
-            label=pl.Series([labels[column] for column in shares.argmax(axis=1)], dtype=pl.String())
-        )
+        likeliest = pl.Series([labels[column] for column in shares.argmax(axis=1)], dtype=pl.String())
+        return raw.with_columns(label=pl.when(~empty).then(likeliest))
 
     def truth(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Columns id, items (the labels with a share above 0) and shares."""
@@ -202,54 +226,6 @@ class Texts(Competition):
 
     def items_in(self, cell: str) -> list[str]:
         return [cell] if cell else []
-
-
-class CharacterSpans(Competition):
-    """The spans of a row's text in the cell, "start:end:TYPE" between blanks, and `nothing` where there are none.
-
-    start and end count characters (code points) of the text as read, \\r\\n are two. The target holds the same.
-    """
-
-    nothing = "-"
-
-    def cell(self, items: Sequence[str]) -> str:
-        return " ".join(items) or self.nothing
-
-    def items_in(self, cell: str) -> list[str]:
-        """Raises ValueError for an item that is no span."""
-        items = [] if cell == self.nothing else cell.split()
-        return [parse_item(item).to_item() for item in items]
-
-    def truth(self, rows: pl.DataFrame) -> pl.DataFrame:
-        import polars as pl
-
-        items = [self.items_in(cell) for cell in rows[self.target].to_list()]
-        return rows.select("id", items=pl.Series(items, dtype=pl.List(pl.String())))
-
-    def check(self) -> None:
-        """Raises ValueError also for a span of train.csv that ends behind its text."""
-        super().check()
-        train = self.table(TRAIN)
-        (text,) = self.tables[TRAIN].texts
-        if problems := find_late_spans(train.select("id", text), self.truth(train)):
-            raise ValueError(f"train.csv: {len(problems)} span(s) end behind their text, first {problems[0]}")
-
-    def check_submission(self, submission: pl.DataFrame) -> list[str]:
-        """Also: spans that end behind their text."""
-        (text,) = self.tables[TEST].texts
-        problems = super().check_submission(submission)
-        return problems or find_late_spans(self.table(TEST).select("id", text), self.ranking_of(submission))
-
-
-def find_late_spans(rows: pl.DataFrame, answers: pl.DataFrame) -> list[str]:
-    """A line for each span that ends behind its text. rows: id, text; answers: id, items."""
-    lengths = {row: len(text) for row, text in rows.iter_rows()}
-    return [
-        f"row {row}: {item} ends behind its text of {lengths[row]} characters"
-        for row, items in answers.select("id", "items").iter_rows()
-        for item in items
-        if parse_item(item).end > lengths[row]
-    ]
 
 
 def read_probability(cell: str) -> float:

@@ -7,8 +7,17 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from kaggle_llm.competition.metric import Metric, by_row, first_items, join_truth, mean_metric, whole_metric
+from kaggle_llm.competition.metric import (
+    Metric,
+    by_row,
+    count_metric,
+    first_items,
+    join_truth,
+    mean_metric,
+    whole_metric,
+)
 from kaggle_llm.competition.rankings import is_values
+from kaggle_llm.competition.spans import label_tokens, parse_item
 from kaggle_llm.competition.value_metrics import read_targets
 
 if TYPE_CHECKING:
@@ -122,7 +131,46 @@ def span_f_beta(beta: float) -> Metric:
 
     An item counts only if it is exactly right. 0 where nothing is right and nothing predicted, as in scikit-learn.
     """
-    return whole_metric(f"f{beta:g}", partial(_span_f_beta, beta=beta))
+    return count_metric(f"f{beta:g}", _count_spans, partial(combine_f_beta, beta=beta))
+
+
+def token_f_beta(beta: float) -> Metric:
+    """Micro F-beta over the labelled tokens of all rows: a token counts if it has the right B-TYPE or I-TYPE.
+
+    Answers and truth are spans; the truth has a column `tokens`, "start:end" of each, as TokenSpans makes it.
+    """
+    return count_metric(f"f{beta:g}", _count_tokens, partial(combine_f_beta, beta=beta))
+
+
+def combine_f_beta(counts: np.ndarray, beta: float) -> np.ndarray:
+    """(1+β²)·hits / (β²·right + predicted) of counts [..., (hits, predicted, right)]; 0 where there is nothing."""
+    import numpy as np
+
+    hits, predicted, right = np.moveaxis(np.asarray(counts, dtype=float), -1, 0)
+    below = beta**2 * right + predicted
+    return np.divide((1 + beta**2) * hits, below, out=np.zeros_like(below), where=below > 0)
+
+
+def _count_spans(ranking: pl.DataFrame, truth: pl.DataFrame) -> np.ndarray:
+    """[rows, 3]: hits, predicted and right items of every row."""
+    joined = join_truth(ranking, truth)
+    items, right = joined["items"].list, joined["right"].list
+    return joined.select(
+        items.set_intersection(joined["right"]).list.len(), items.n_unique().alias("predicted"), right.n_unique()
+    ).to_numpy()
+
+
+def _count_tokens(ranking: pl.DataFrame, truth: pl.DataFrame) -> np.ndarray:
+    """[rows, 3]: hits, predicted and right labels of tokens of every row."""
+    import numpy as np
+
+    joined = join_truth(ranking, truth).with_columns(tokens=join_truth(ranking, truth, "tokens")["right"])
+    counts = []
+    for items, right, tokens in joined.select("items", "right", "tokens").iter_rows():
+        offsets = [(int(start), int(end)) for start, _, end in (token.partition(":") for token in tokens)]
+        given, asked = (set(label_tokens(offsets, [parse_item(item) for item in row])) for row in (items, right))
+        counts.append([len(given & asked), len(given), len(asked)])
+    return np.array(counts).reshape(-1, 3)
 
 
 def _level_pairs(ranking: pl.DataFrame, truth: pl.DataFrame, levels: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -136,13 +184,6 @@ def _level_pairs(ranking: pl.DataFrame, truth: pl.DataFrame, levels: Sequence[st
     places = {level: place for place, level in enumerate(levels)}
     first, second = (labels.replace_strict(places, return_dtype=pl.Int64).to_numpy() for labels in (answers, right))
     return first, second
-
-
-def _span_f_beta(ranking: pl.DataFrame, truth: pl.DataFrame, beta: float) -> float:
-    joined = join_truth(ranking, truth)
-    hits = int(joined["items"].list.set_intersection(joined["right"]).list.len().sum())
-    predicted, right = (int(joined[column].list.n_unique().sum()) for column in ("items", "right"))
-    return (1 + beta**2) * hits / (beta**2 * right + predicted) if right + predicted else 0.0
 
 
 def _log_losses(

@@ -22,14 +22,18 @@ Rows = Callable[["pl.DataFrame", "pl.DataFrame"], "np.ndarray"]
 class Metric:
     """score(ranking, truth) → float; rows(ranking, truth) → one value for each row, whose mean is the score.
 
-    rows is None where the metric is no mean over rows; the bootstrap then calls `score` for each draw. A metric of your
-    own is a function of two frames: `metric = Metric("name", True, my_score)`.
+    rows is None where the metric is no mean over rows; the bootstrap then calls `score` for each draw, or `combine`
+    with the draws' mean counts. A metric of your own is a function of two frames: `Metric("name", True, my_score)`.
     """
 
     name: str
     greater_is_better: bool
     score: Callable[[pl.DataFrame, pl.DataFrame], float]
     rows: Rows | None = None
+    counts: Rows | None = None
+    """[rows, counts] of a metric that is a function of their sums, such as F-beta's hits; with `combine`."""
+    combine: Callable[[np.ndarray], np.ndarray] | None = None
+    """[…, counts] sums, or means → […] scores."""
 
     @property
     def sign(self) -> int:
@@ -51,6 +55,12 @@ def whole_metric(
         return score(ranking, truth)
 
     return Metric(name, greater_is_better, checked)
+
+
+def count_metric(name: str, counts: Rows, combine: Callable[[np.ndarray], np.ndarray]) -> Metric:
+    """A metric of the sums of counts over all rows; `combine` does not change when they are scaled."""
+    metric = whole_metric(name, lambda ranking, truth: float(combine(counts(ranking, truth).sum(axis=0))))
+    return replace(metric, counts=counts, combine=combine)
 
 
 def by_row(score_row: Callable[[list[str], set[str]], float]) -> Rows:
@@ -123,6 +133,9 @@ def _resampled_scores(metric: Metric, ranking: pl.DataFrame, truth: pl.DataFrame
     drawn = np.random.default_rng(seed).integers(0, ranking.height, size=(draws, ranking.height))
     if metric.rows is not None:
         return metric.rows(ranking, truth)[drawn].mean(axis=1)
+    if metric.counts is not None and metric.combine is not None:
+        counts = metric.counts(ranking, truth)
+        return metric.combine(np.stack([counts[rows].sum(axis=0) for rows in drawn]))
     return np.array([metric.score(ranking[rows], truth) for rows in drawn.tolist()])
 
 

@@ -9,6 +9,7 @@ from kaggle_llm.competition.label_metrics import (
     quadratic_weighted_kappa,
     roc_auc,
     span_f_beta,
+    token_f_beta,
 )
 from kaggle_llm.competition.metric import (
     Metric,
@@ -67,5 +68,6 @@ __all__ = [
     "sharpened_cosine",
     "span_f_beta",
     "spearman",
+    "token_f_beta",
     "words",
 ]

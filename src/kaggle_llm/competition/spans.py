@@ -61,10 +61,10 @@ def spans_of_words(words: Sequence[str], tags: Sequence[str]) -> tuple[str, list
     for word in words:
         offsets.append((start, start + len(word)))
         start += len(word) + 1
-    return " ".join(words), [Span(offsets[i][0], offsets[j][1], kind) for i, j, kind in _runs(tags)]
+    return " ".join(words), [Span(offsets[i][0], offsets[j][1], kind) for i, j, kind in find_runs(tags)]
 
 
-def _runs(tags: Sequence[str]) -> list[tuple[int, int, str]]:
+def find_runs(tags: Sequence[str]) -> list[tuple[int, int, str]]:
     """(first, last, type) of every run of BIO tags."""
     runs: list[tuple[int, int, str]] = []
     for index, tag in enumerate(tags):
@@ -78,6 +78,16 @@ def _runs(tags: Sequence[str]) -> list[tuple[int, int, str]]:
         else:
             runs.append((index, index, kind))
     return runs
+
+
+def label_tokens(tokens: Sequence[Offset], spans: Sequence[Span]) -> list[tuple[int, str]]:
+    """(token, B-TYPE or I-TYPE) of the tokens that a span touches, in their order; the first span of a token counts."""
+    labels: dict[int, str] = {}
+    for span in spans:
+        touched = [n for n, (start, end) in enumerate(tokens) if start < span.end and end > span.start]
+        for place, token in enumerate(touched):
+            labels.setdefault(token, f"{'I' if place else 'B'}-{span.type}")
+    return sorted(labels.items())
 
 
 def bio_tags(types: Sequence[str]) -> list[str]:
@@ -267,7 +277,7 @@ def join_tags(tagged: TokenTags, text: str, threshold: float) -> list[tuple[Span
         for outside, tag in zip(tagged.outside, tagged.tags, strict=True)
     ]
     spans = []
-    for first, last, kind in _runs(chosen):
+    for first, last, kind in find_runs(chosen):
         start, end = _trim(text, tagged.offsets[first][0], tagged.offsets[last][1])
         if text[start:end].strip():
             spans.append((Span(start, end, kind), sum(tagged.scores[first : last + 1]) / (last + 1 - first)))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from kaggle_llm.base import records
 from kaggle_llm.base.tables import print_table
 from kaggle_llm.competition.competition import TRAIN, Competition, CompetitionSettings, load_competition
+from kaggle_llm.competition.data_files import ENDINGS
 from kaggle_llm.competition.metrics import paired_difference
 from kaggle_llm.competition.rankings import read_oof
 
@@ -43,7 +44,7 @@ def compare_runs(run: str, other: str) -> list[Comparison]:
     record, frame = records.read_complete(run), read_oof(run)
     other_record, other_frame = records.read_complete(other), read_oof(other)
     data, other_data = (
-        {name: digest for name, digest in inputs.items() if name.endswith(".csv")}
+        {name: digest for name, digest in inputs.items() if name.endswith(ENDINGS)}
         for inputs in (record.inputs, other_record.inputs)
     )
     if data != other_data:

@@ -17,6 +17,7 @@ from kaggle_llm.base import paths, processes, records
 from kaggle_llm.base.config import save_config
 from kaggle_llm.competition.audit import audit_folds
 from kaggle_llm.competition.competition import TRAIN, Competition, load_competition
+from kaggle_llm.competition.data_files import list_data_files
 from kaggle_llm.competition.folds import ALWAYS_TRAIN, describe_missing_classes, find_common_fold, split_rows
 from kaggle_llm.experiment.part import Part
 from kaggle_llm.experiment.recorded import hash_prediction, read_answers
@@ -191,7 +192,7 @@ class Experiment:
             "command": self.command,
             "runs": [*list_lenders(asdict(self.config)), *self.merged],
         }
-        inputs = {path.name: records.hash_file(path) for path in sorted(self.competition.folder.glob("*.csv"))}
+        inputs = {path.name: records.hash_file(path) for path in list_data_files(self.competition.folder)}
         inputs |= {model.label: records.hash_content(model.folder) for model in models}
         inputs["code"] = hash_prediction(self.exp, self.config)
         files = {name: records.hash_file(self.folder / name) for name in ("metrics.json", "oof.parquet", "config.yaml")}

@@ -1,11 +1,15 @@
-"""Draw a number of rows of test.csv, for rehearsals and timed runs on Kaggle."""
+"""Draw a number of rows of a test set, for rehearsals and timed runs on Kaggle."""
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
+
+from kaggle_llm.competition.competition import TEST, Competition
+from kaggle_llm.competition.data_files import as_text, strip_zeros
+from kaggle_llm.competition.staged_test import StagedTest
 
 if TYPE_CHECKING:
     import polars as pl
@@ -13,8 +17,31 @@ if TYPE_CHECKING:
 WHOLE_NUMBER = re.compile(r"0|[1-9]\d*")
 
 
+def draw_test(
+    competition: Competition, test: StagedTest, labelled: Sequence[str], rows: int
+) -> tuple[StagedTest, pl.DataFrame]:
+    """The test set with `rows` rows of its file, drawn by `draw_rows`, and a frame of ids: columns id (new) and old.
+
+    labelled: ids that the test set has. Raises ValueError where read() makes ids that the file does not have.
+    """
+    import polars as pl
+
+    table = competition.tables[TEST]
+    has_ids = table.raw_id in test.rows.columns
+    ids = strip_zeros(as_text(test.rows)[table.raw_id]) if has_ids else pl.Series([], dtype=pl.String())
+    if not has_ids or not set(table.raw_ids(labelled)) <= set(ids):
+        raise ValueError(f"--rows: read() reshapes {test.file}, so its rows cannot be drawn; leave --rows out")
+    drawn, names = draw_rows(test.rows.with_columns(ids.alias(table.raw_id)), table.raw_id, rows)
+    typed = drawn.with_columns(drawn[table.raw_id].cast(test.rows.schema[table.raw_id]))
+    pairs = [
+        pair for new, old in names.iter_rows() for pair in zip(table.row_ids(new), table.row_ids(old), strict=True)
+    ]
+    schema = {"id": pl.String(), "old": pl.String()}
+    return test.with_rows(typed), pl.DataFrame(pairs, schema=schema, orient="row")
+
+
 def draw_rows(test: pl.DataFrame, id_column: str, rows: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """`rows` rows of test.csv, drawn with a fixed seed, and a frame of their ids: columns id (new) and old.
+    """`rows` rows of a test set, drawn with a fixed seed, and a frame of their ids: columns id (new) and old.
 
     More rows than there are repeat them under new ids: the next whole numbers, where all ids are such.
     """

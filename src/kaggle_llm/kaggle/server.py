@@ -2,8 +2,8 @@
 
 The gateway calls `PredictServer.predict`. The model is loaded in a process of its own (serve_worker.py), so the server
 listens at once, and a call that hangs or crashes costs only its own rows: the process is killed and restarted, and the
-rows get the fallback. Every row goes through `answer()`, as in CV: a call's rows are written as test.csv into a folder
-that the competition reads from.
+rows get the fallback. Every row goes through `answer()`, as in CV: a call's rows are written as the test file into a
+folder that the competition reads from.
 
 Leaves server.log, the output of that process, in the working folder.
 """
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from kaggle_llm.base.config import load_config
 from kaggle_llm.competition.competition import SAMPLE, TEST
 from kaggle_llm.competition.csv_table import read_csv
+from kaggle_llm.competition.data_files import encode_file, find_file, read_file
 from kaggle_llm.engines.pool import OFFLINE_VARIABLES, Worker, WorkerLostError
 from kaggle_llm.inference.budget import budget_until
 from kaggle_llm.inference.run import import_predict
@@ -74,7 +75,8 @@ class PredictServer:
         self.settings, self.budget = settings, budget_until(mounts.deadline)
         self.rows = self.fallbacks = self.calls = 0
         """Rows so far, those of them that got the fallback, and calls."""
-        self._columns = read_csv(mounts.competition / f"{TEST}.csv").columns
+        self._test = find_file(mounts.competition, TEST)
+        self._columns = read_file(self._test).columns
         sample = mounts.competition / f"{SAMPLE}.csv"
         self._sample = pl.read_csv(sample, infer_schema_length=None)  # with the cells' types
         self._lock = threading.Lock()
@@ -122,8 +124,8 @@ class PredictServer:
         seconds = end - time.monotonic() if self.calls else self._share(sample.height)
         if seconds <= 0:
             return None, "no time is left"
-        for name, frame in ((TEST, row), (SAMPLE, sample)):
-            write_table(frame, self._served / f"{name}.csv")
+        for name, frame in ((self._test.name, row), (f"{SAMPLE}.csv", sample)):
+            write_table(frame, self._served / name)
         (self._served / ANSWER_FILE).unlink(missing_ok=True)
         why = self._model.ask(seconds)
         path = self._served / ANSWER_FILE
@@ -247,7 +249,7 @@ def run_server(server: PredictServer) -> None:
     if os.getenv("KAGGLE_IS_COMPETITION_RERUN"):
         inference_server.serve()
         return
-    inference_server.run_local_gateway((str(competition / f"{TEST}.csv"),))
+    inference_server.run_local_gateway((str(find_file(competition, TEST)),))
     if server.fallbacks:
         raise RuntimeError(f"{server.fallbacks} of {server.rows} rows got the fallback: see above and server.log")
 
@@ -322,9 +324,9 @@ def fallback_column(sample: pl.Series, fallback: str | None) -> pl.Series:
 
 
 def write_table(frame: pl.DataFrame, path: Path) -> None:
-    """Write a CSV in place of the link, or of the previous call's file."""
+    """Write a table in place of the link, or of the previous call's file."""
     path.unlink(missing_ok=True)
-    frame.write_csv(path)
+    path.write_bytes(encode_file(frame, path.name))
 
 
 def worker_words(mounts: Mounts) -> list[str]:

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 from kaggle_llm.base import paths, records
 from kaggle_llm.competition.competition import SAMPLE, TEST, TRAIN, Competition, load_competition
 from kaggle_llm.competition.csv_table import read_csv
+from kaggle_llm.competition.data_files import encode_file, find_file
 from kaggle_llm.competition.rankings import answer_columns
+from kaggle_llm.competition.staged_test import StagedTest
 from kaggle_llm.kaggle.bundle import identify_bundle, make_slug, seal_dataset
 from kaggle_llm.kaggle.client import find_owner
 from kaggle_llm.kaggle.hashes import Hashes
@@ -30,7 +32,7 @@ from kaggle_llm.kaggle.push import (
     push_notebook,
     read_code_manifest,
 )
-from kaggle_llm.kaggle.rows import draw_rows, rename_rows
+from kaggle_llm.kaggle.rows import draw_test, rename_rows
 from kaggle_llm.weights.ship import describe_cv
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def push_timed(run: str, rows: int, accept_parity: str = "") -> dict[str, Any]:
     timed = {
         "run": run,
         "bundle": identify_bundle(manifest),
-        "rows": test.height,
+        "rows": test.rows.height,
         "timing": records.read_json(output / "timing.json"),
         **score_output(run, output, truth, oof, dataset),
         "note": manifest.get("note", ""),
@@ -68,8 +70,8 @@ def push_timed(run: str, rows: int, accept_parity: str = "") -> dict[str, Any]:
     return timed
 
 
-def draw_held_out(run: str, rows: int) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """test.csv's rows, their truth (id, items), and their out-of-fold RANKING under the same ids.
+def draw_held_out(run: str, rows: int) -> tuple[StagedTest, pl.DataFrame, pl.DataFrame]:
+    """The rows as a test set, their truth (id, items), and their out-of-fold RANKING under the same ids.
 
     Of the validation rows of the fold whose weights ship; of all folds where more than one fold's weights ship.
     """
@@ -79,24 +81,22 @@ def draw_held_out(run: str, rows: int) -> tuple[pl.DataFrame, pl.DataFrame, pl.D
     if not describe_cv(records.read_complete(run).settings["config"]):
         oof = oof.filter(pl.col("fold") == oof["fold"].min())
     truth = competition.truth(competition.table(TRAIN)).filter(pl.col("id").is_in(oof["id"].to_list()))
-    test, column = competition.test_csv(truth["id"].to_list()), competition.tables[TEST].id
-    if set(test[column]) != set(truth["id"]):
-        raise ValueError(
-            f"--rows: read() of {competition.settings.name} reshapes test.csv, so its rows cannot be drawn"
-        )
-    drawn, names = draw_rows(test, column, rows)
+    ids = truth["id"].to_list()
+    drawn, names = draw_test(competition, competition.as_test(ids), ids, rows)
     return drawn, rename_rows(truth, names), rename_rows(oof.select(answer_columns(oof)), names)
 
 
-def write_rows(run: str, manifest: dict[str, Any], test: pl.DataFrame) -> Path:
+def write_rows(run: str, manifest: dict[str, Any], test: StagedTest) -> Path:
     """Make the dataset of the rows and their sample submission, without labels; returns its folder."""
-    competition, slug = competition_of(run), make_slug(f"{manifest['competition']}-{run}", "rows")
+    slug = make_slug(f"{manifest['competition']}-{run}", "rows")
     folder = paths.pushes_folder(slug) / slug
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    test.write_csv(folder / f"{TEST}.csv")
-    ids = test[competition.tables[TEST].id].to_list()
-    competition.sample_of(ids).write_csv(folder / f"{SAMPLE}.csv")
+    for name, content in test.encode().items():
+        (folder / name).write_bytes(content)
+    with mount_rows(run, folder) as competition:
+        ids, sample = competition.table(TEST)["id"].to_list(), find_file(competition.folder, SAMPLE).name
+        (folder / sample).write_bytes(encode_file(competition.sample_of(ids), sample))
     seal_dataset(folder, "rows", {}, Hashes())
     return folder
 

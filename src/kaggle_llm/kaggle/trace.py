@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kaggle_llm.base import paths, records
+from kaggle_llm.competition.data_files import ENDINGS
 from kaggle_llm.inference.model import read_models
 from kaggle_llm.kaggle.bundle import identify_bundle
 from kaggle_llm.kaggle.predict import MANIFEST
@@ -21,7 +22,6 @@ from kaggle_llm.kaggle.push import PUSH
 
 REPORT = "report.json"
 HASH_CHARACTERS = 12  # shown of a hash
-RAW_SUFFIX = ".csv"
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Ancestry:
         parents = [self.parent(model.label, record.inputs[model.label], model.folder) for model in shipped]
         runs = [paths.run_folder(run) for run in record.settings["runs"]]
         parents += [self.artefact(other) for other in runs if records.read_record(other)]
-        raw = {name: digest for name, digest in record.inputs.items() if name.endswith(RAW_SUFFIX)}
+        raw = {name: digest for name, digest in record.inputs.items() if name.endswith(ENDINGS)}
         parents += [self.raw(name, digest, config["competition"]) for name, digest in raw.items()]
         return TraceNode(f"run {folder.name}", details, parents, list(self.training_commands(folder, record)))
 

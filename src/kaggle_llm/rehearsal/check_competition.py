@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from kaggle_llm.base import paths
 from kaggle_llm.base.tables import print_table
 from kaggle_llm.competition.competition import TEST, TRAIN, Competition, CompetitionSettings, load_competition
-from kaggle_llm.competition.csv_table import read_csv
+from kaggle_llm.competition.data_files import as_text
 from kaggle_llm.competition.folds import FoldSettings, describe_missing_classes, split_rows
 from kaggle_llm.competition.leaks import LeakSettings, check_leaks, find_leaks
-from kaggle_llm.competition.rankings import is_values, make_ranking
+from kaggle_llm.competition.rankings import is_values, make_ranking, select_rows
 from kaggle_llm.rehearsal.checks import Check, note_errors
-from kaggle_llm.rehearsal.stage import hidden_test
+from kaggle_llm.rehearsal.stage import find_solution, hidden_test
 
 if TYPE_CHECKING:
     import polars as pl
@@ -62,7 +62,7 @@ def compare_cells(competition: Competition) -> str:
     """The right answers as a submission, read again; raises ValueError where they are others than before."""
     right = rank_truth(competition)
     submission = competition.submission(right)
-    again = competition.ranking_of(submission)
+    again = select_rows(competition.ranking_of(submission), right["id"].to_list())
     column = "values" if is_values(right) else "items"
     pairs = zip(right["id"], right[column].to_list(), again[column].to_list(), strict=True)
     other = [(row, own, read) for row, own, read in pairs if not is_same(own, read, competition.every_label)]
@@ -121,16 +121,16 @@ def describe_leaks(competition: Competition) -> str:
 def describe_hidden_test(competition: Competition) -> str:
     """The rows that a rehearsal will stage; raises ValueError where they do not fit the public test set."""
     test, truth, origin = hidden_test(competition.settings, None)
-    given = (paths.hidden_folder(competition.folder.name) / "solution.csv").is_file()
-    public = read_csv(competition.folder / f"{TEST}.csv")
-    if test.columns != public.columns:
-        raise ValueError(f"{origin}: test.csv has the columns {test.columns}, the public one {public.columns}")
-    column = competition.tables[TEST].id
-    ids = set(test[column]) if column in test.columns else set()
-    known = {"the public test set": set(public[column]) if ids else set()}
-    known |= {"train.csv": set(competition.table(TRAIN)["id"])} if given else {}  # else they are rows of it
-    for where, others in known.items():
-        if taken := ids & others:
+    hidden = paths.hidden_folder(competition.folder.name)
+    given = hidden.is_dir() and find_solution(hidden) is not None
+    public, rows = competition.raw(TEST), test.rows
+    if rows.columns != public.columns:
+        raise ValueError(f"{origin}: {test.file} has the columns {rows.columns}, the public one {public.columns}")
+    column = competition.tables[TEST].raw_id
+    ids = set(as_text(rows)[column]) if column in rows.columns else set()
+    tables = {"the public test set": TEST} | ({competition.file_name(TRAIN): TRAIN} if given else {})  # else its rows
+    for where, table in tables.items():
+        if taken := ids.intersection(competition.raw_ids(table)):
             raise ValueError(f"{origin}: {len(taken)} id(s) are in {where} too, first {min(taken)!r}")
-    labelled = f"{truth.height} of them with a label" if truth.height < test.height else "all with a label"
-    return f"{test.height} rows, {labelled}, from {origin}{'' if given else ' (no hidden test was given)'}"
+    labelled = f"{truth.height} of them with a label" if truth.height != rows.height else "all with a label"
+    return f"{rows.height} rows, {labelled}, from {origin}{'' if given else ' (no hidden test was given)'}"

@@ -21,7 +21,8 @@ from kaggle_llm.competition.competition import (
     load_competition,
     notebook_seconds,
 )
-from kaggle_llm.competition.csv_table import read_csv
+from kaggle_llm.competition.data_files import as_text
+from kaggle_llm.competition.staged_test import StagedTest
 from kaggle_llm.inference.model import read_models
 from kaggle_llm.kaggle.bundle import identify_bundle
 from kaggle_llm.kaggle.predict import MANIFEST
@@ -116,7 +117,7 @@ def rehearse(
         "bundle": identify_bundle(manifest),
         "ok": all(check.ok for check in results.checks),
         "checks": [asdict(check) for check in results.checks],
-        "rows": test.height,
+        "rows": test.rows.height,
         "seconds": round(rerun.seconds, 1) if rerun else 0.0,
         "peak_rss_mb": round(rerun.usage.peak / MIB) if rerun else 0,
         "memory_method": describe_method(),
@@ -143,9 +144,9 @@ def rehearse_public(site: Site, results: Results) -> None:
     results.sessions.append(session)
 
 
-def rehearse_rerun(site: Site, test: pl.DataFrame, truth: pl.DataFrame, results: Results) -> None:
+def rehearse_rerun(site: Site, test: StagedTest, truth: pl.DataFrame, results: Results) -> None:
     """Kaggle's run on the hidden test, and its score: read while its test set is mounted, which cells may refer to."""
-    with open_session(site, RERUN, OWNED, test.write_csv().encode()) as session:
+    with open_session(site, RERUN, OWNED, test.encode()) as session:
         results.submission, valid = check_submission(session)
         results.checks += [check_network(session), check_notebook(session), check_time(session), check_origin(session)]
         results.checks += [valid, check_independence(session)]
@@ -154,16 +155,17 @@ def rehearse_rerun(site: Site, test: pl.DataFrame, truth: pl.DataFrame, results:
     results.sessions.append(session)
 
 
-def rehearse_hostile(site: Site, test: pl.DataFrame, results: Results) -> None:
+def rehearse_hostile(site: Site, test: StagedTest, results: Results) -> None:
     """Some rows of the rerun among hostile ones; skipped where the rerun failed, as these would fail too."""
     if not is_ok(results, "notebook", "time"):
         results.checks.append(Check(HOSTILE, False, "not run: the rerun failed or was cut"))
         return
     competition = load_competition(site.settings)
-    healthy = test.head(HEALTHY_ROWS) if test.height else hidden_test(site.settings, None)[0].head(HEALTHY_ROWS)
-    content, hostile = make_hostile_test(competition, healthy, list_ids(competition, test))
+    source = test if test.rows.height else hidden_test(site.settings, None)[0]
+    healthy = source.with_rows(source.rows.head(HEALTHY_ROWS))
+    files, hostile = make_hostile_test(competition, healthy, list_ids(competition, test))
     try:
-        with open_session(site, HOSTILE, NESTED, content) as session:
+        with open_session(site, HOSTILE, NESTED, files) as session:
             results.checks.append(check_hostile(session, hostile, site.folder))
     except (ValueError, LookupError, TypeError) as error:  # of a read() that reshapes
         results.checks.append(Check(HOSTILE, False, f"{site.settings.name} cannot read them: {error}"))
@@ -171,15 +173,11 @@ def rehearse_hostile(site: Site, test: pl.DataFrame, results: Results) -> None:
         results.sessions.append(session)
 
 
-def list_ids(competition: Competition, test: pl.DataFrame) -> set[str]:
-    """The ids that rows of the rerun, of the public test and of train.csv have in their files.
-
-    A file that is not there is one that read() makes of others.
-    """
-    files = {name: competition.folder / f"{name}.csv" for name in (TEST, TRAIN)}
-    tables = {name: read_csv(path) for name, path in files.items() if path.is_file()}
-    raw = [(test, competition.tables[TEST].id), *((tables[name], competition.tables[name].id) for name in tables)]
-    return {row for table, column in raw if column in table.columns for row in table[column].drop_nulls()}
+def list_ids(competition: Competition, test: StagedTest) -> set[str]:
+    """The ids that rows of the rerun, of the public test and of the training table have in their files."""
+    column = competition.tables[TEST].raw_id
+    staged = set(as_text(test.rows)[column].drop_nulls()) if column in test.rows.columns else set()
+    return staged.union(*(competition.raw_ids(name).drop_nulls() for name in (TEST, TRAIN)))
 
 
 def replay_fold(site: Site, run: str, record: records.Record, fold: int, results: Results) -> None:
@@ -188,9 +186,9 @@ def replay_fold(site: Site, run: str, record: records.Record, fold: int, results
 
     models = read_models(record.settings["fold_models"][str(fold)])
     expected = pl.read_parquet(paths.run_folder(run) / "oof.parquet").filter(pl.col("fold") == fold)
-    test = load_competition(site.settings).test_csv(expected["id"].to_list())
+    test = load_competition(site.settings).as_test(expected["id"].to_list())
     exchange_models(site.depot, models)
-    with open_session(site, REPLAY, OWNED, test.write_csv().encode()) as session:
+    with open_session(site, REPLAY, OWNED, test.encode()) as session:
         results.checks.append(check_replay(session, fold, expected))
     results.sessions.append(session)
 

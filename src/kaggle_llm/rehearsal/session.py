@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,8 +112,8 @@ def open_site(
 
 
 @contextmanager
-def open_session(site: Site, name: str, layout: Layout, test: bytes | None) -> Iterator[Session]:
-    """Stage, execute, keep the output. test: content of test.csv; None: the competition's own, not in a rerun.
+def open_session(site: Site, name: str, layout: Layout, test: Mapping[str, bytes] | None) -> Iterator[Session]:
+    """Stage, execute, keep the output. test: files of the test set; None: the public ones, not in a rerun.
 
     The rerun starts with the home and working/ of the public session, without the prediction's own files: whatever an
     experiment cached of the public test is there. The other sessions start with an empty working/.

@@ -6,28 +6,22 @@ A bundle's datasets are put into a depot once; each session moves them to where 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kaggle_llm.base import paths, records
-from kaggle_llm.competition.competition import (
-    SAMPLE,
-    TEST,
-    TRAIN,
-    Competition,
-    CompetitionSettings,
-    Table,
-    load_competition,
-)
-from kaggle_llm.competition.csv_table import read_csv
+from kaggle_llm.competition.competition import SAMPLE, TEST, TRAIN, Competition, CompetitionSettings, load_competition
+from kaggle_llm.competition.data_files import encode_file, find_file, list_data_files, read_file
+from kaggle_llm.competition.staged_test import StagedTest
+from kaggle_llm.competition.table import Table
 from kaggle_llm.inference.model import Model, describe_model
 from kaggle_llm.kaggle.bundle import add_model
 from kaggle_llm.kaggle.hashes import Hashes
 from kaggle_llm.kaggle.predict import MANIFEST
-from kaggle_llm.kaggle.rows import draw_rows, rename_rows
+from kaggle_llm.kaggle.rows import draw_test, rename_rows
 from kaggle_llm.rehearsal.sandbox import NAMESPACE, find_method
 
 if TYPE_CHECKING:
@@ -127,16 +121,21 @@ def attach(depot: Depot, mount: Path, layout: Layout) -> Iterator[Path]:
         shutil.rmtree(mount)
 
 
-def stage_competition(settings: CompetitionSettings, test: bytes | None, folder: Path) -> Competition:
-    """Make the competition's folder with `test` as test.csv and a sample of its ids; None: the public files."""
+def stage_competition(settings: CompetitionSettings, test: Mapping[str, bytes] | None, folder: Path) -> Competition:
+    """Make the competition's folder with these files of the test set, and a sample of its ids; None: the public files.
+
+    test: file name → content; with a sample submission or without one.
+    """
     source = load_competition(settings)
+    sample = find_file(source.folder, SAMPLE)
     for path in records.list_files(source.folder):
-        if test is None or path.name not in (f"{TEST}.csv", f"{SAMPLE}.csv"):
+        if test is None or (path.name not in test and path != sample):
             put_file(path, folder / path.relative_to(source.folder))
-    if test is not None:
-        (folder / f"{TEST}.csv").write_bytes(test)
+    for name, content in (test or {}).items():
+        (folder / name).write_bytes(content)
+    if test is not None and sample.name not in test:
         ids = load_competition(settings, folder).table(TEST)["id"].to_list()
-        source.sample_of(ids).write_csv(folder / f"{SAMPLE}.csv")
+        (folder / sample.name).write_bytes(encode_file(source.sample_of(ids), sample.name))
     return load_competition(settings, folder)
 
 
@@ -148,27 +147,45 @@ def drop_unlabelled(solution: pl.DataFrame, table: Table) -> pl.DataFrame:
     return solution.filter(pl.all_horizontal(pl.lit(True), *(pl.col(name).is_not_null() for name in targets)))
 
 
-def hidden_test(settings: CompetitionSettings, rows: int | None) -> tuple[pl.DataFrame, pl.DataFrame, str]:
-    """Rows of test.csv, the truth (id, items) of those that have a label, and where they come from.
+def find_solution(folder: Path) -> Path | None:
+    """The solution of a hidden test's folder."""
+    return next((path for path in list_data_files(folder) if path.name.startswith("solution.")), None)
+
+
+def hidden_test(settings: CompetitionSettings, rows: int | None) -> tuple[StagedTest, pl.DataFrame, str]:
+    """A test set, the truth of its rows that have a label, and where they come from.
 
     The competition's hidden test where output/hidden/ has one, else its training rows. rows: so many of them, drawn
     with a fixed seed; more rows than there are repeat them under new ids.
     """
     competition = load_competition(settings)
     hidden = paths.hidden_folder(competition.folder.name)
-    if (hidden / "solution.csv").is_file():
-        test, labelled = read_csv(hidden / f"{TEST}.csv"), read_csv(hidden / "solution.csv")
-        labelled = drop_unlabelled(labelled.rename({competition.tables[TRAIN].id: "id"}), competition.tables[TRAIN])
+    solution = find_solution(hidden) if hidden.is_dir() else None
+    if solution:
+        test = read_hidden_files(competition, hidden)
+        labelled = drop_unlabelled(competition.labelled(solution), competition.tables[TRAIN])
         origin = paths.relative(hidden)
     else:
         labelled = competition.table(TRAIN)
-        test = competition.test_csv(labelled["id"].to_list())
+        test = competition.as_test(labelled["id"].to_list())
         origin = "training rows: the score is no estimate"
     truth = competition.truth(labelled)
     if rows is not None:
-        column = competition.tables[TEST].id
-        if column not in test.columns or not set(truth["id"]) <= set(test[column]):
-            raise ValueError("--rows: read() reshapes test.csv, so its rows cannot be drawn; rehearse without it")
-        test, names = draw_rows(test, column, rows)
+        test, names = draw_test(competition, test, truth["id"].to_list(), rows)
         truth = rename_rows(truth, names)
     return test, truth, origin
+
+
+def read_hidden_files(competition: Competition, folder: Path) -> StagedTest:
+    """The files of a hidden test's folder but its solution: each has the name of the public one that it replaces.
+
+    Raises ValueError for a file that replaces none.
+    """
+    rows = find_file(folder, competition.tables[TEST].file or TEST)
+    public = {path.name for path in list_data_files(competition.folder)}
+    others = [path for path in list_data_files(folder) if path not in (rows, find_solution(folder))]
+    if unknown := [path.name for path in (rows, *others) if path.name not in public]:
+        raise ValueError(
+            f"{paths.relative(folder)} has {unknown}: {paths.relative(competition.folder)} has no such file"
+        )
+    return StagedTest(rows.name, read_file(rows), {path.name: path.read_bytes() for path in others})
