@@ -17,30 +17,31 @@ from kaggle_llm.inference.budget import Budget
 from kaggle_llm.tasks.choice import OrderSettings, rank_options
 from kaggle_llm.tasks.pairs import make_pair_questions, rank_even
 
-LABELS = ("a", "b", "tie")
+LABELS, ANSWERS = ("a", "b", "tie"), ("answer_a", "answer_b")
 
 
 def rows_of(*pairs: tuple[str, str]) -> pl.DataFrame:
-    rows = [(f"r{n}", "What is 3 x 5?", *pair, 0.3333, 0.6667, 0.0) for n, pair in enumerate(pairs)]
-    columns = ["id", "problem", "answer_a", "answer_b", "winner_a", "winner_b", "winner_tie"]
+    rows = [(f"r{n}", "What is 3 x 5?", *pair) for n, pair in enumerate(pairs)]
+    columns = ["id", "problem", *ANSWERS]
     return pl.DataFrame(rows, schema=columns, orient="row")
 
 
 def test_a_row_is_asked_with_its_answers_and_learned_from_its_shares() -> None:
     rows = rows_of(("15", "16"))
-    (asked,) = make_pair_questions(rows, LABELS)
+    (asked,) = make_pair_questions(rows, LABELS, ANSWERS)
     assert asked.names == LABELS and asked.options == ({"text": "15"}, {"text": "16"}) and asked.target is None
-    (learned,) = make_pair_questions(rows, LABELS, rows.columns[-3:])
+    truth = pl.DataFrame({"id": ["r0"], "items": [["a", "b"]], "shares": [[0.3333, 0.6667]]})
+    (learned,) = make_pair_questions(rows, LABELS, ANSWERS, truth)
     assert learned.target == pytest.approx((1 / 3, 2 / 3, 0), abs=1e-4) and sum(learned.target or ()) == 1.0
 
 
 def test_pairs_that_say_little_are_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
-    make_pair_questions(rows_of(("15", "16"), ("15", "15"), ("", "15"), ("  ", "")), LABELS)
+    make_pair_questions(rows_of(("15", "16"), ("15", "15"), ("", "15"), ("  ", "")), LABELS, ANSWERS)
     assert capsys.readouterr().out.splitlines() == [
-        "1 row(s) with two answers that are the same, first ['r1']",
+        "1 row(s) with answers that are the same, first ['r1']",
         "2 row(s) with an empty answer, first ['r2', 'r3']",
     ]
-    make_pair_questions(rows_of(("15", "16")), LABELS)
+    make_pair_questions(rows_of(("15", "16")), LABELS, ANSWERS)
     assert not capsys.readouterr().out
 
 
@@ -55,7 +56,7 @@ def test_of_equal_answers_none_is_preferred_and_exchanged_answers_exchange_their
         chat=False,
     )
     prompter, engine = Prompter(load_tokenizer(pico_llm), settings), make_engine(pico_llm, EngineSettings())
-    asked = make_pair_questions(rows_of(("fifteen", "fifteen"), ("15", "no idea"), ("no idea", "15")), LABELS)
+    asked = make_pair_questions(rows_of(("fifteen", "fifteen"), ("15", "no idea"), ("no idea", "15")), LABELS, ANSWERS)
     said = rank_options(asked, prompter, engine, OrderSettings(), Budget())
     engine.close()
     equal, given, exchanged = (

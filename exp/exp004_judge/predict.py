@@ -11,15 +11,14 @@ from kaggle_llm.engines.prompts import Prompter, PromptSettings
 from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.experiment.base_config import BaseConfig
 from kaggle_llm.inference.run import Run
-from kaggle_llm.tasks.choice import OrderSettings
-from kaggle_llm.tasks.pairs import rank_even, rank_pairs
+from kaggle_llm.tasks.pairs import PairSettings, rank_even, rank_pairs
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 
 
 @dataclass(kw_only=True)
 class Config(BaseConfig):
     prompt: PromptSettings
-    orders: OrderSettings
+    orders: PairSettings
     lora: LoraSettings
     training: TrainingSettings
 

@@ -24,7 +24,8 @@ def main() -> None:
 def make_examples(part: Part) -> list[TokenGroup]:
     """Every pair in both orders, with the voters' shares as targets."""
     rows = part.train.sample(fraction=1.0, shuffle=True, seed=part.config.seed)
-    return list_pair_examples(rows, part.competition.labels, part.loaded, part.config.orders, part.config.seed)
+    labels, truth = part.competition.legal_items(), part.competition.truth(rows)
+    return list_pair_examples(rows, truth, labels, part.loaded, part.config.orders, part.config.seed)
 
 
 if __name__ == "__main__":

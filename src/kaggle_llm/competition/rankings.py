@@ -66,6 +66,15 @@ def _sort(items: Sequence[str], scores: Sequence[float]) -> tuple[list[str], lis
     return [items[i] for i in order], [float(scores[i]) for i in order]
 
 
+def with_shares(truth: pl.DataFrame) -> pl.DataFrame:
+    """A truth's columns id, items, shares; without shares, right items share equally."""
+    import polars as pl
+
+    if "shares" in truth.columns:
+        return truth.select("id", "items", "shares")
+    return truth.select("id", "items", shares=pl.col("items").list.eval(1.0 / pl.element().len()))
+
+
 def read_rows(answer: pl.DataFrame) -> dict[str, dict[str, float]]:
     """Id → item → score in their order; of VALUES id → the target's number → value."""
     if is_values(answer):

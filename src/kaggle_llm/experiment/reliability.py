@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kaggle_llm.base import records
+from kaggle_llm.competition.rankings import with_shares
 
 if TYPE_CHECKING:
     import polars as pl
@@ -50,15 +51,6 @@ def measure_reliability(ranking: pl.DataFrame, truth: pl.DataFrame) -> Reliabili
     masks = [number == n for n in range(BINS) if (number == n).any()]
     bins = tuple(Bin(float(predicted[mask].mean()), float(true[mask].mean()), int(mask.sum())) for mask in masks)
     return Reliability(bins, sum(bin.labels * abs(bin.said - bin.true) for bin in bins) / len(pairs))
-
-
-def with_shares(truth: pl.DataFrame) -> pl.DataFrame:
-    """Columns id, items, shares; without shares, right items share equally."""
-    import polars as pl
-
-    if "shares" in truth.columns:
-        return truth.select("id", "items", "shares")
-    return truth.select("id", "items", shares=pl.col("items").list.eval(1.0 / pl.element().len()))
 
 
 def write_reliability(rankings: Mapping[str, pl.DataFrame], truth: pl.DataFrame, folder: Path, run: str) -> None:

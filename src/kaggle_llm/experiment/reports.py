@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from kaggle_llm.base import processes
 from kaggle_llm.base.tables import print_table
-from kaggle_llm.competition.rankings import select_rows
+from kaggle_llm.competition.rankings import select_rows, with_shares
 from kaggle_llm.decisions.member_blend import share_firsts
 from kaggle_llm.experiment.reliability import write_reliability
 from kaggle_llm.tasks.heads import rank_prior
@@ -33,7 +33,7 @@ def score_prior(experiment: Experiment) -> float:
 
     competition, train, fold = experiment.competition, experiment.train, experiment.fold
     labels, truth = list(competition.legal_items() or []), competition.truth(train)
-    rows = [dict(zip(items, shares, strict=True)) for items, shares in truth.select("items", "shares").iter_rows()]
+    rows = [dict(zip(*own, strict=True)) for _, *own in with_shares(truth).iter_rows()]
     targets = [[shares.get(label, 0.0) for label in labels] for shares in rows]
     rankings = []
     for k in experiment.folds:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kaggle_llm.competition.rankings import make_ranking
+from kaggle_llm.competition.rankings import make_ranking, with_shares
 from kaggle_llm.engines.engine import Engine
 from kaggle_llm.engines.prompts import Prompter, TokenGroup
 from kaggle_llm.inference.budget import Budget
@@ -15,26 +16,35 @@ from kaggle_llm.tasks.choice import OrderSettings, Question, list_examples, rank
 if TYPE_CHECKING:
     import polars as pl
 
-ANSWERS = ("answer_a", "answer_b")
+
+@dataclass
+class PairSettings(OrderSettings):
+    answers: list[str] = field(default_factory=lambda: ["answer_a", "answer_b"])
+    """The columns of the answers, in the order of their labels; prompt.candidate shows each as {text}."""
 
 
-def make_pair_questions(rows: pl.DataFrame, labels: Sequence[str], shares: Sequence[str] = ()) -> list[Question]:
-    """A question for each row. labels: for the first answer, the second, and a tie.
+def make_pair_questions(
+    rows: pl.DataFrame, labels: Sequence[str], answers: Sequence[str], truth: pl.DataFrame | None = None
+) -> list[Question]:
+    """A question for each row. labels: one for each answer, then such as a tie. answers: the columns that hold them.
 
-    shares: in training, columns with the share of each label. Rows with equal or empty answers are asked like others,
-    and reported.
+    truth: in training, the right items, with `shares` where there are votes. Rows with equal or empty answers are asked
+    like others, and reported.
     """
-    same = rows.filter(rows[ANSWERS[0]] == rows[ANSWERS[1]])
-    empty = rows.filter((rows[ANSWERS[0]].str.strip_chars() == "") | (rows[ANSWERS[1]].str.strip_chars() == ""))
-    for fault, faulty in (("two answers that are the same", same), ("an empty answer", empty)):
+    import polars as pl
+
+    same = rows.filter(pl.concat_list(pl.col(list(answers))).list.n_unique() < len(answers))
+    empty = rows.filter(pl.any_horizontal(pl.col(list(answers)).str.strip_chars() == ""))
+    for fault, faulty in (("answers that are the same", same), ("an empty answer", empty)):
         if faulty.height:
             print(f"{faulty.height} row(s) with {fault}, first {faulty['id'].head(3).to_list()}", flush=True)
+    right = {} if truth is None else {row: dict(zip(*own, strict=True)) for row, *own in with_shares(truth).iter_rows()}
     return [
         Question(
             row,
             tuple(labels),
-            tuple({"text": row[answer]} for answer in ANSWERS),
-            normalise([float(row[share]) for share in shares]) if shares else None,
+            tuple({"text": row[answer]} for answer in answers),
+            None if truth is None else normalise([right[row["id"]].get(label, 0.0) for label in labels]),
         )
         for row in rows.iter_rows(named=True)
     ]
@@ -45,19 +55,26 @@ def rank_pairs(
     labels: Sequence[str],
     prompter: Prompter,
     engine: Engine,
-    settings: OrderSettings,
+    settings: PairSettings,
     budget: Budget,
     on_progress: Callable[[pl.DataFrame], None],
 ) -> pl.DataFrame:
     """`choice.rank_options` on the rows' pairs."""
-    return rank_options(make_pair_questions(rows, labels), prompter, engine, settings, budget, on_progress)
+    return rank_options(
+        make_pair_questions(rows, labels, settings.answers), prompter, engine, settings, budget, on_progress
+    )
 
 
 def list_pair_examples(
-    rows: pl.DataFrame, labels: Mapping[str, str], prompter: Prompter, settings: OrderSettings, seed: int
+    rows: pl.DataFrame,
+    truth: pl.DataFrame,
+    labels: Sequence[str],
+    prompter: Prompter,
+    settings: PairSettings,
+    seed: int,
 ) -> list[TokenGroup]:
-    """`choice.list_examples` on the rows' pairs, in the orders of prediction. labels: label → its column of shares."""
-    questions = make_pair_questions(rows, list(labels), list(labels.values()))
+    """`choice.list_examples` on the rows' pairs, in the orders of prediction."""
+    questions = make_pair_questions(rows, labels, settings.answers, truth)
     return list_examples(questions, prompter, settings.orders, shuffle=False, seed=seed)
 
 
