@@ -142,9 +142,7 @@ class TokenSpans(CharacterSpans):
             if document not in tokens:
                 problems.append(f"row {number}: document {document!r} is not in the test set")
             elif not (token or "").isdecimal() or int(token) >= len(tokens[document]):
-                problems.append(
-                    f"row {number}: token {token!r} of document {document!r}, which has {len(tokens[document])}"
-                )
+                problems.append(f"row {number}: document {document!r} has no token {token!r}")
             elif not re.fullmatch(r"[BI]-.+", label or ""):
                 problems.append(f"row {number}: label {label!r}: B-TYPE or I-TYPE is expected")
         repeated = submission.height - submission.select(sample.columns[1:3]).n_unique() if submission.height else 0
