@@ -84,10 +84,8 @@ def write_commonlit(folder: Path, rng: random.Random) -> None:
 
 
 def write_eedi(folder: Path, rng: random.Random) -> None:
-    """Eedi, Mining Misconceptions: a row is a question with four answers, and a misconception behind some wrong ones."""
-    mistakes = [
-        f"Believes that the {subject} {verb} {mark}" for subject in SUBJECTS for verb, mark in zip(VERBS, MARKS)
-    ]
+    """Eedi, Mining Misconceptions: a row is a question with four answers, some wrong ones with a misconception."""
+    mistakes = [f"Believes that the {subject} {verb} {mark}" for subject in SUBJECTS for verb, mark in MISTAKES]
     mapping = [{"MisconceptionId": n, "MisconceptionName": name} for n, name in enumerate(mistakes)]
     write_csv(folder / "misconception_mapping.csv", mapping)
 

@@ -42,6 +42,23 @@ def fetch(competition: str) -> None:
 
 
 @app.command()
+def init(
+    competition: Annotated[str, typer.Argument(help="Kaggle's name of it; its files lie in input/COMPETITION")],
+    metric: Annotated[str, typer.Option(help="such as map@25, qwk, auc, log_loss, rmse, rougeL, f5")] = "",
+    group: Annotated[str, typer.Option(help="column whose rows stay on one side of a split; none")] = "",
+    target: Annotated[str, typer.Option(help="column of train that is predicted")] = "",
+    text: Annotated[str, typer.Option(metavar="COLUMN,…", help="columns that the model reads")] = "",
+    experiment: Annotated[str, typer.Option(help="name of the first experiment")] = "",
+) -> None:
+    """Write COMPETITION's module and a first experiment, proposed from its files; what is assumed is said."""
+    from kaggle_llm.competition.proposal import Answers
+    from kaggle_llm.experiment.first import init_competition
+
+    texts = tuple(name for name in text.split(",") if name)
+    init_competition(competition, Answers(metric, group, target, texts), experiment)
+
+
+@app.command()
 def check(
     competition: Annotated[str, typer.Argument(help="its name, as in competition.name")],
     folder: Annotated[str, typer.Option("--dir", help="folder with its files; default: input/COMPETITION")] = "",
