@@ -17,14 +17,8 @@ from kaggle_llm.engines.maker import make_engine
 from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.tasks import heads as ranks
 from kaggle_llm.tasks.distillation import DistillationSettings
-from kaggle_llm.tasks.heads_training import (
-    HeadExample,
-    HeadSettings,
-    HeadTask,
-    check_targets,
-    class_target,
-    ordinal_target,
-)
+from kaggle_llm.tasks.heads import HeadSettings, ordinal_target
+from kaggle_llm.tasks.heads_training import HeadExample, HeadTask, check_targets, class_target
 from kaggle_llm.training.base_model import load_trainable
 from kaggle_llm.training.optimizer import group_parameters
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
@@ -35,6 +29,7 @@ LABELS = ["low", "middle", "high", "top"]
 CLASSES = HeadSettings("classification", LABELS)
 LEVELS = HeadSettings("ordinal", LABELS)
 VALUE = HeadSettings("regression")
+VALUES = HeadSettings("regression", targets=["content", "wording"], scales=[[3.0, 2.0], [-40.0, 0.5]])
 TARGETS: dict[str, list[tuple[float, ...]]] = {
     "classification": [(0.0, 1.0, 0.0, 0.0), (0.2, 0.0, 0.5, 0.3), (0.0, 0.0, 0.0, 1.0)],
     "regression": [(0.5,), (-3.0,), (40.0,)],
@@ -89,6 +84,40 @@ def test_the_loss_of_padded_rows_is_the_formula_for_each_alone(
     assert task.loss(model, examples).item() == pytest.approx(sum(expected), rel=1e-5)
     for example, value in zip(examples, expected, strict=True):
         assert task.loss(model, [example]).item() == pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.parametrize("base", ["pico_encoder", "pico_llm"])
+def test_each_of_several_targets_counts_in_units_of_its_own_scale(base: str, request: pytest.FixtureRequest) -> None:
+    task = HeadTask(VALUES)
+    examples = [
+        HeadExample(ids, target) for ids, target in zip(make_rows(2), [(5.0, -41.0), (3.0, -40.0)], strict=True)
+    ]
+    model = load_head(request.getfixturevalue(base), task)
+    logits = literal_logits(model, [example.ids for example in examples])
+    expected = sum(((z - t) ** 2).mean() for z, t in zip(logits, np.array([[1.0, -2.0], [0.0, 0.0]]), strict=True))
+    assert task.loss(model, examples).item() == pytest.approx(expected, rel=1e-5)
+    assert model.config.id2label == {0: "content", 1: "wording"}
+
+
+@pytest.mark.parametrize(("base", "method"), [("pico_encoder", "full"), ("pico_encoder", "lora"), ("pico_llm", "lora")])
+def test_the_scale_of_the_targets_stays_with_the_head(
+    base: str, method: Any, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """From the training, as an adapter or whole, to the merged folder, whose answers are in the targets' units."""
+    folder, rows = request.getfixturevalue(base), make_rows(6, seed=3)
+    assert ranks.read_scales(folder) == []
+    targets = [(float(n), -40.0 + n % 2) for n in range(6)]
+    examples = [HeadExample(ids, target) for ids, target in zip(rows, targets, strict=True)]
+    training = TrainingSettings(epochs=60, batch=8, learning_rate=1e-2, head_learning_rate=3e-2, warmup=0.0)
+    job = Job(folder, tmp_path / "trained", LoraSettings(method=method, r=4, alpha=8), training, seed=0)
+    fine_tune(HeadTask(VALUES), examples, job)
+    merge_adapter(folder, job.folder, tmp_path / "merged")
+    assert ranks.read_scales(job.folder) == ranks.read_scales(tmp_path / "merged") == VALUES.scales
+    engine = make_engine(tmp_path / "merged", EngineSettings())
+    found = ranks.predict_values([*"abcdef"], engine.logits(rows), 2, ranks.read_scales(tmp_path / "merged"))
+    engine.close()
+    difference = (np.array(found["values"].to_list()) - targets) / np.array(VALUES.scales)[:, 1]
+    assert np.abs(difference).mean() < 0.3
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +260,8 @@ def test_a_target_of_another_width_and_a_teacher_of_values_never_reach_the_loss(
 
 
 @pytest.mark.parametrize(
-    ("task", "labels"), [("regression", ["a"]), ("classification", ["a"]), ("ordinal", ["a", "b", "a"])]
+    ("task", "labels"),
+    [("regression", ["a"]), ("regression", ["a", "a"]), ("classification", ["a"]), ("ordinal", ["a", "b", "a"])],
 )
 def test_labels_that_do_not_fit_the_task_are_refused(task: Any, labels: list[str]) -> None:
     with pytest.raises(ValueError, match="labels = "):
@@ -251,6 +281,8 @@ def test_values_and_expected_levels_are_numbers() -> None:
     assert check_answer(values, ["a", "b"])["values"].to_list() == [[2.5], [-1e-3]]
     both = ranks.predict_values(["a"], [np.array([2.5, 1.0])], targets=2)
     assert both["values"].to_list() == [[2.5, 1.0]]
+    both = ranks.predict_values(["a"], [np.array([2.5, 1.0])], 2, VALUES.scales)
+    assert both["values"].to_list() == [[8.0, -39.5]]
     logits = [np.array([800.0, 0.0, -800.0]), np.array([math.log(3), -math.log(3), -math.log(9)])]
     levels = check_answer(ranks.predict_levels(["a", "b"], logits, 4), ["a", "b"])
     assert levels["values"].list.first().to_list() == pytest.approx([1.5, 0.75 + 0.25 + 0.1])
@@ -260,8 +292,8 @@ def test_the_simplest_rules_know_the_training_rows_only() -> None:
     prior = check_ranking(ranks.rank_prior(["a", "b"], ["x", "y", "z"], [(0, 1, 0), (0, 0.5, 0.5)]), ["a", "b"])
     assert prior["items"].to_list() == [["y", "z", "x"]] * 2
     assert prior["scores"][1].to_list() == pytest.approx([math.log(share / 5) for share in (2.5, 1.5, 1)])
-    mean = check_answer(ranks.predict_mean(["a", "b"], [1.0, 2.0, 6.0]), ["a", "b"])
-    assert mean["values"].to_list() == [[3.0]] * 2
+    mean = check_answer(ranks.predict_mean(["a", "b"], [(1.0, 0.0), (2.0, 5.0), (6.0, 1.0)]), ["a", "b"])
+    assert mean["values"].to_list() == [[3.0, 2.0]] * 2
 
 
 def test_no_rows_are_ranked_as_none_and_another_heads_logits_are_refused() -> None:

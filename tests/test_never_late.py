@@ -151,7 +151,7 @@ class WithDecision(Predict):
 
         return Reranked(retrieved, self.rerank(rows, retrieved, loaded, run, offer))
 
-    def decision(self, config: Any) -> Blend:
+    def decision(self, config: Any, competition: Any) -> Blend:
         return Blend()
 
 

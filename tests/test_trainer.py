@@ -18,7 +18,8 @@ from kaggle_llm.base.device import release_device
 from kaggle_llm.engines.prompts import TokenGroup
 from kaggle_llm.tasks.choice_training import ChoiceSettings, ChoiceTask
 from kaggle_llm.tasks.distillation import DistillationSettings
-from kaggle_llm.tasks.heads_training import HeadSettings, HeadTask
+from kaggle_llm.tasks.heads import HeadSettings
+from kaggle_llm.tasks.heads_training import HeadTask
 from kaggle_llm.tasks.masked import MaskedTask
 from kaggle_llm.tasks.tags_training import TokenSettings, TokenTask
 from kaggle_llm.tasks.writing_training import GenerationTask

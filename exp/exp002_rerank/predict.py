@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from kaggle_llm.competition.competition import Competition
 from kaggle_llm.decisions.rerank_blend import Blend, Reranked
 from kaggle_llm.engines.prompts import CandidatePrompts, Prompter, PromptSettings
 from kaggle_llm.engines.tokenizer import load_tokenizer
@@ -52,7 +53,7 @@ def score(rows: pl.DataFrame, loaded: Loaded, run: Run) -> Reranked:
     return Reranked(retrieved, rerank(rows, retrieved, run.config.depth, loaded.prompts, engine, run.budget, offer))
 
 
-def decision(config: Config) -> Blend:
+def decision(config: Config, competition: Competition) -> Blend:
     """The weight of the reranker's score beside the retrieval's rank."""
     return Blend()
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from kaggle_llm.competition.competition import Competition
 from kaggle_llm.decisions.temperature import Temperature
 from kaggle_llm.engines.prompts import Prompter, PromptSettings
 from kaggle_llm.engines.tokenizer import load_tokenizer
@@ -37,6 +38,6 @@ def score(rows: pl.DataFrame, loaded: Prompter, run: Run) -> pl.DataFrame:
     return rank_pairs(rows, labels, loaded, run.engine("llm"), settings, run.budget, run.offer)
 
 
-def decision(config: Config) -> Temperature:
+def decision(config: Config, competition: Competition) -> Temperature:
     """The temperature that calibrates the probabilities."""
     return Temperature()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
+from kaggle_llm.competition.competition import Competition
 from kaggle_llm.competition.spans import WindowSettings
 from kaggle_llm.decisions.outside import OutsideThreshold
 from kaggle_llm.engines.tokenizer import load_tokenizer
@@ -39,6 +40,6 @@ def score(rows: pl.DataFrame, loaded: Tagger, run: Run) -> pl.DataFrame:
     return tag_texts(rows, loaded, run.engine("tagger"), run.budget, run.offer)
 
 
-def decision(config: Config) -> OutsideThreshold:
+def decision(config: Config, competition: Competition) -> OutsideThreshold:
     """The probability from which a token is outside of all spans."""
     return OutsideThreshold()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
+from kaggle_llm.competition.competition import Competition
 from kaggle_llm.decisions.member_blend import BlendSettings, MemberBlend, ask_runs, blend_alike
 from kaggle_llm.experiment.base_config import BaseConfig
 from kaggle_llm.inference.run import Run
@@ -25,6 +26,6 @@ def score(rows: pl.DataFrame, loaded: None, run: Run) -> pl.DataFrame:
     return ask_runs(rows, run)
 
 
-def decision(config: Config) -> MemberBlend:
+def decision(config: Config, competition: Competition) -> MemberBlend:
     """The members' weights."""
     return blend_alike(config)

@@ -6,7 +6,7 @@ import importlib
 
 from kaggle_llm.base import paths
 
-DEMOS = ("misconceptions", "dialogues", "judge", "tags", "open_book")
+DEMOS = ("misconceptions", "dialogues", "judge", "tags", "open_book", "essays")
 
 
 def main() -> None:

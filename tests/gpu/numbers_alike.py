@@ -17,7 +17,8 @@ from kaggle_llm.base.device import has_gpu
 from kaggle_llm.engines.engine import EngineSettings, NonFiniteError
 from kaggle_llm.engines.pool import WorkerPool
 from kaggle_llm.engines.transformers_engine import TransformersEngine
-from kaggle_llm.tasks.heads_training import HeadExample, HeadSettings, HeadTask
+from kaggle_llm.tasks.heads import HeadSettings
+from kaggle_llm.tasks.heads_training import HeadExample, HeadTask
 from kaggle_llm.tasks.tags_training import TokenExample, TokenSettings, TokenTask
 from kaggle_llm.tasks.writing_training import CompletionExample, GenerationTask
 from kaggle_llm.training.base_model import load_trainable

@@ -21,14 +21,8 @@ from kaggle_llm.engines.maker import make_engine
 from kaggle_llm.engines.prompts import Prompt, encode_texts
 from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.tasks import heads as ranks
-from kaggle_llm.tasks.heads_training import (
-    HeadExample,
-    HeadSettings,
-    HeadTask,
-    check_targets,
-    class_target,
-    ordinal_target,
-)
+from kaggle_llm.tasks.heads import HeadSettings, ordinal_target
+from kaggle_llm.tasks.heads_training import HeadExample, HeadTask, check_targets, class_target
 from kaggle_llm.tasks.masked import (
     MaskedSettings,
     MaskedTask,
@@ -107,7 +101,7 @@ def test_ordinal_the_third_of_its_abstract_where_a_sentence_stands(tmp_path: Pat
     ids = [f"s{n}" for n in range(len(held))]
     truth, metric = make_values(ids, [[level] for level in right]), metrics.spearman()
     after = ranks.predict_levels(ids, predict(folder, encode([text for text, _ in held])), 3)
-    before = ranks.predict_mean(ids, levels)
+    before = ranks.predict_mean(ids, [(level,) for level in levels])
     report("spearman", metric.score(before, truth), metric.score(after, truth))
     assert metric.score(before, truth) == 0
     assert metric.score(after, truth) > 0.2
@@ -123,7 +117,7 @@ def test_regression_how_far_into_its_abstract_a_sentence_stands(tmp_path: Path) 
     ids = [f"s{n}" for n in range(len(held))]
     truth, metric = make_values(ids, [[place] for _, place in held]), metrics.root_mean_squared_error()
     after = ranks.predict_values(ids, predict(folder, encode([text for text, _ in held])))
-    before = ranks.predict_mean(ids, [place for _, place in taught])
+    before = ranks.predict_mean(ids, [(place,) for _, place in taught])
     report("rmse", metric.score(before, truth), metric.score(after, truth))
     assert metric.score(after, truth) < 0.97 * metric.score(before, truth)
 

@@ -24,6 +24,7 @@ RECORD = "record.json"
 ADAPTER = "adapter_config.json"  # PEFT's: a folder with it is an adapter
 GIT = "git.json"  # at the root of a repository sent to Kaggle for training: its git state
 WEIGHTS = "weights.json"  # beside a model: what its weights were made from and how
+TARGET_SCALES = "target_scales"  # in the config.json of a regression head: mean and scale of each target
 CODE_PATHS = ("src", "exp", "submission", "requirements", "pyproject.toml")
 RECORDED_PACKAGES = (
     "torch",

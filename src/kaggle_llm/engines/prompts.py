@@ -130,6 +130,16 @@ class Prompter:
         """Token ids of the whole prompt of a row without candidates."""
         return self.shared(row) + self._end()
 
+    def enclosed(self, row: Mapping[str, Any]) -> list[int]:
+        """`row` for a head: inside the special tokens that the tokenizer puts around a text, such as [CLS] and [SEP].
+
+        A chat template brings its own.
+        """
+        if self.settings.chat:
+            return self.row(row)
+        before, after = self._special_tokens()
+        return [*before, *self.row(row)[len(self._start()) :], *after]
+
     def listing(self, row: Mapping[str, Any], options: Sequence[Mapping[str, Any]]) -> list[int]:
         """Token ids of the whole prompt of a row with a list of options, each with its letter."""
         if len(options) > len(self.settings.labels):
@@ -162,6 +172,12 @@ class Prompter:
         """The tokenizer's begin-of-text token, where it adds one; a chat template brings its own."""
         ids, bos = self.tokenizer("")["input_ids"], self.tokenizer.bos_token_id
         return [bos] if not self.settings.chat and bos is not None and ids[:1] == [bos] else []
+
+    def _special_tokens(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts before and behind a text."""
+        encoded = self.tokenizer("x", return_special_tokens_mask=True)
+        ids, mask = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
+        return ids[: mask.index(0)], ids[len(mask) - mask[::-1].index(0) :]
 
     def _wrapping(self) -> tuple[str, str]:
         """The chat template's text before and after the user's message."""

@@ -221,10 +221,10 @@ class Experiment:
                 before = score_rows(self.exp, before_run, rows)
         predicted = Predicted(part.fold, rows["id"].to_list(), after, before, run.fallback, bool(part.learned))
         self._predicted.append(predicted)
-        score = Scores([predicted], self.predict, self.config, self.competition, self.train, fit=False).score
-        note = ", its decision not fitted yet" if hasattr(self.predict, "decision") else ""
+        scores = Scores([predicted], self.predict, self.config, self.competition, self.train, fit=False)
+        note = ", its decision not fitted yet" if scores.neutral is not None else ""
         metric = self.competition.metric.name
-        print(f"{self.name}: {part.name}: {metric} {score:.4f} on {rows.height} rows{note}", flush=True)
+        print(f"{self.name}: {part.name}: {metric} {scores.score:.4f} on {rows.height} rows{note}", flush=True)
 
     def _write_scores(self, also: Mapping[str, float]) -> dict[str, Any]:
         """oof.parquet, the decisions, and metrics.json."""

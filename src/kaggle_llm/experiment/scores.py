@@ -50,7 +50,7 @@ class Scores:
     ) -> None:
         self.predicted, self.competition, self.metric = list(predicted), competition, competition.metric
         self.truth = competition.truth(train)
-        self.neutral, self._fit = neutral_decision(predict, config), fit
+        self.neutral, self._fit = neutral_decision(predict, config, competition), fit
         self._groups: dict[str, str] = dict(zip(train["id"], train[competition.group or "id"], strict=True))
         self.scored = join_scored([fold.after for fold in predicted])
         """What predict.score returned for all validated rows, before a decision."""

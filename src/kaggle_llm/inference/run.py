@@ -162,7 +162,8 @@ def answer(exp: Path, run: Run, rows: pl.DataFrame) -> pl.DataFrame:
         folds = [Member(exp, config, models) for models in members.values()]
         rankings = ask_members(run, rows, folds, average_by_id, lambda some: run.offer_ranking(average_by_id(some)))
         return check_answer(average_by_id(rankings), rows["id"].to_list())
-    if run.decision is None and (neutral := neutral_decision(import_predict(exp), run.config)) is not None:
+    neutral = neutral_decision(import_predict(exp), run.config, run.competition)
+    if run.decision is None and neutral is not None:
         run.decision = load_decided(run.model(DECISION_MODEL), type(neutral))
     return check_answer(run.decide(score_rows(exp, run, rows)), rows["id"].to_list())
 
@@ -176,9 +177,9 @@ def score_rows(exp: Path, run: Run, rows: pl.DataFrame) -> Any:
     return predict.score(rows, run.loaded(predict), run)
 
 
-def neutral_decision(predict: ModuleType, config: Any) -> Any:
+def neutral_decision(predict: ModuleType, config: Any, competition: Competition) -> Any:
     """predict.py's decision before a fit; None where it has none."""
-    return predict.decision(config) if hasattr(predict, "decision") else None
+    return predict.decision(config, competition) if hasattr(predict, "decision") else None
 
 
 def ask_members(

@@ -1,19 +1,189 @@
-"""A sequence head's logits as RANKING or VALUES, and the baselines that it has to beat.
+"""A sequence head over the rows of a competition: prompts, logits as RANKING or VALUES, and what it has to beat.
 
-A new head starts at random, so its score before training is that of rank_prior or predict_mean.
+A new head starts at random, so its score before training is that of `answer_without_model`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from kaggle_llm.competition.rankings import make_ranking, make_values
+from kaggle_llm.base import records
+from kaggle_llm.competition.competition import TRAIN, Competition
+from kaggle_llm.competition.forms import NumberColumns
+from kaggle_llm.competition.rankings import is_values, make_ranking, make_values
+from kaggle_llm.engines.engine import Engine
+from kaggle_llm.engines.prompts import Prompter, PromptSettings
+from kaggle_llm.engines.tokenizer import load_tokenizer
+from kaggle_llm.inference.budget import Budget
+from kaggle_llm.inference.progress import work_through
 
 if TYPE_CHECKING:
     import polars as pl
+
+ROWS_A_CHUNK = 64  # at most so many where time is short: the budget is checked between chunks
+HeadKind = Literal["classification", "ordinal", "regression"]
+
+
+@dataclass
+class HeadTaskSettings:
+    """The config section `head`: labels and targets are the competition's."""
+
+    task: HeadKind
+    """classification: all labels by their probability. ordinal: labels from lowest to highest, a question "more than
+    this one?" for each; thresholds make a label of the answers. regression: the numbers of NumberColumns, or the level
+    of such a label."""
+
+
+@dataclass
+class HeadSettings:
+    task: HeadKind
+    labels: list[str] = field(default_factory=list)
+    """Classes, or levels from lowest to highest; none for the regression of numbers."""
+    targets: list[str] = field(default_factory=lambda: ["value"])
+    """Regression: a name for each number."""
+    scales: list[list[float]] = field(default_factory=list)
+    """Regression: mean and scale of each target, for a head that answers (target − mean) / scale; []: 0 and 1."""
+
+    def __post_init__(self) -> None:
+        few = len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)
+        if few and (self.labels or self.task != "regression"):
+            raise ValueError(f"labels = {self.labels}: {self.task} needs two or more different ones")
+        if self.scales and len(self.scales) != len(self.targets):
+            raise ValueError(f"scales = {self.scales} of the targets {self.targets}: give one for each")
+
+    @property
+    def levels(self) -> list[str]:
+        """The labels, where the head answers with a number from 0, the lowest one, on."""
+        return [] if self.task == "classification" else self.labels
+
+
+def describe_head(task: HeadKind, competition: Competition) -> HeadSettings:
+    """The head for a competition; raises ValueError where its answers are not what such a head gives."""
+    name = competition.settings.name
+    if isinstance(competition, NumberColumns):
+        if task != "regression":
+            raise ValueError(f"head.task = {task}, but {name} asks for numbers: set head.task=regression")
+        return HeadSettings(task, targets=list(competition.columns))
+    labels = list(competition.legal_items() or [])
+    if not labels:
+        raise ValueError(f"{name} names no labels for a head: take a form with labels or NumberColumns")
+    if task != "classification" and competition.every_label:
+        raise ValueError(
+            f"head.task = {task} gives one label a row, but {name} asks for a score of every label: set "
+            f"head.task=classification"
+        )
+    return HeadSettings(task, labels, ["level"] if task == "regression" else ["value"])
+
+
+def read_scales(folder: Path) -> list[list[float]]:
+    """HeadSettings.scales of a trained head; [] of one that has none, or that is no head yet."""
+    scales: list[list[float]] = records.read_json(folder / "config.json").get(records.TARGET_SCALES, [])
+    return scales
+
+
+@dataclass(frozen=True)
+class Head:
+    """Makes prompts of rows, in the same way for training and prediction, and answers of logits."""
+
+    settings: HeadSettings
+    prompter: Prompter
+
+    def prompts(self, rows: pl.DataFrame) -> list[list[int]]:
+        """The prompt of every row."""
+        prompts = [self.prompter.enclosed(row) for row in rows.iter_rows(named=True)]
+        self.prompter.report_cuts()
+        return prompts
+
+    def answer(self, rows: pl.DataFrame, engine: Engine) -> pl.DataFrame:
+        """RANKING of classes; VALUES of numbers and of levels, before thresholds."""
+        ids, settings, prompts = rows["id"].to_list(), self.settings, self.prompts(rows)
+        logits = engine.logits(prompts) if prompts else []
+        if settings.task == "classification":
+            return rank_classes(ids, logits, settings.labels)
+        if settings.task == "ordinal":
+            return predict_levels(ids, logits, len(settings.labels))
+        return predict_values(ids, logits, len(settings.targets), settings.scales)
+
+
+def load_head(folder: Path, task: HeadKind, competition: Competition, prompt: PromptSettings) -> Head:
+    """The head of a model's folder, trained or not."""
+    settings = describe_head(task, competition)
+    settings.scales = read_scales(folder)
+    return Head(settings, Prompter(load_tokenizer(folder), prompt))
+
+
+def ask_head(
+    rows: pl.DataFrame,
+    head: Head,
+    engine: Engine,
+    budget: Budget,
+    on_progress: Callable[[pl.DataFrame], None] | None = None,
+) -> pl.DataFrame:
+    """`Head.answer`, a chunk of rows at a time; rows that the budget cut are missing.
+
+    on_progress: called with the rows so far, every minute.
+    """
+    import polars as pl
+
+    def report(parts: Sequence[pl.DataFrame]) -> None:
+        if on_progress:
+            on_progress(pl.concat(parts))
+
+    no_rows = head.answer(rows.clear(), engine)
+    chunks = budget.split(range(rows.height), ROWS_A_CHUNK)
+    parts = work_through(chunks, budget, "head", lambda chunk: head.answer(rows[list(chunk)], engine), report)
+    return pl.concat([no_rows, *parts])
+
+
+def list_targets(settings: HeadSettings, truth: pl.DataFrame) -> list[tuple[float, ...]]:
+    """The target of every row: its numbers; the share of each label; its level, or the answers to "more than …?".
+
+    truth: of the competition. Several right labels without shares share equally.
+    """
+    if is_values(truth):
+        return [tuple(row) for row in truth["values"].to_list()]
+    labels = settings.labels
+    if settings.task == "classification":
+        items, shares = truth["items"].to_list(), truth["shares"].to_list() if "shares" in truth.columns else None
+        pairs = zip(items, shares or [[1 / len(row)] * len(row) for row in items], strict=True)
+        return [share_labels(labels, row_items, row_shares) for row_items, row_shares in pairs]
+    levels = [labels.index(row[0]) for row in truth["items"].to_list()]
+    if settings.task == "ordinal":
+        return [ordinal_target(level, len(labels)) for level in levels]
+    return [(float(level),) for level in levels]
+
+
+def share_labels(labels: Sequence[str], items: Sequence[str], shares: Sequence[float]) -> tuple[float, ...]:
+    """The share of each label, scaled to sum to 1: rounded ones do not."""
+    share = dict(zip(items, shares, strict=True))
+    return tuple(share.get(label, 0.0) / sum(shares) for label in labels)
+
+
+def ordinal_target(level: int, levels: int) -> tuple[float, ...]:
+    """[levels − 1] answers: level > 0, level > 1, …; raises ValueError outside 0 … levels − 1."""
+    if not 0 <= level < levels:
+        raise ValueError(f"level {level}: there are {levels}, counted from 0")
+    return tuple(float(level > j) for j in range(levels - 1))
+
+
+def answer_without_model(rows: pl.DataFrame, task: HeadKind, competition: Competition) -> pl.DataFrame:
+    """The same answer for all rows: the labels' shares, the mean numbers, or the label nearest to the mean level.
+
+    Of the training rows that are not asked themselves: in CV, those of the other folds.
+    """
+    settings, ids, train = describe_head(task, competition), rows["id"].to_list(), competition.table(TRAIN)
+    targets = list_targets(settings, competition.truth(train.filter(~train["id"].is_in(ids))))
+    if task == "classification":
+        return rank_prior(ids, settings.labels, targets)
+    if not settings.levels:
+        return predict_mean(ids, targets)
+    level = round(float(np.sum(targets, axis=1).mean()))
+    return make_ranking(ids, [[settings.levels[level]]] * len(ids), [[0.0]] * len(ids))
 
 
 def rank_classes(ids: Sequence[str], logits: Sequence[np.ndarray], labels: Sequence[str]) -> pl.DataFrame:
@@ -22,9 +192,12 @@ def rank_classes(ids: Sequence[str], logits: Sequence[np.ndarray], labels: Seque
     return make_ranking(ids, [list(labels)] * len(scores), scores)
 
 
-def predict_values(ids: Sequence[str], logits: Sequence[np.ndarray], targets: int = 1) -> pl.DataFrame:
-    """VALUES: the logits as they are. logits: [targets] a row."""
-    return make_values(ids, _as_rows(logits, targets))
+def predict_values(
+    ids: Sequence[str], logits: Sequence[np.ndarray], targets: int = 1, scales: Sequence[Sequence[float]] = ()
+) -> pl.DataFrame:
+    """VALUES: logit · scale + mean of each target. logits: [targets] a row; scales: see HeadSettings."""
+    means, sizes = np.array(scales or [(0.0, 1.0)] * targets).T
+    return make_values(ids, _as_rows(logits, targets) * sizes + means)
 
 
 def predict_levels(ids: Sequence[str], logits: Sequence[np.ndarray], levels: int) -> pl.DataFrame:
@@ -46,9 +219,9 @@ def rank_prior(ids: Sequence[str], labels: Sequence[str], targets: Sequence[Sequ
     return make_ranking(ids, [list(labels)] * len(ids), [np.log(counts / counts.sum())] * len(ids))
 
 
-def predict_mean(ids: Sequence[str], values: Sequence[float]) -> pl.DataFrame:
-    """VALUES of every row: the mean value or level of the training rows."""
-    return make_values(ids, [[float(np.mean(values))]] * len(ids))
+def predict_mean(ids: Sequence[str], targets: Sequence[Sequence[float]]) -> pl.DataFrame:
+    """VALUES of every row: the mean of each target in training; targets: [training rows, targets]."""
+    return make_values(ids, [np.mean(targets, axis=0).tolist()] * len(ids))
 
 
 def _as_rows(logits: Sequence[np.ndarray], width: int) -> np.ndarray:

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from kaggle_llm.base import records
+from kaggle_llm.competition.competition import Competition
 from kaggle_llm.tasks.distillation import DistillationSettings, soft_choice_loss
+from kaggle_llm.tasks.heads import Head, HeadSettings, list_targets
 from kaggle_llm.training.padding import pad_for_head
 
 if TYPE_CHECKING:
+    import polars as pl
     import torch
 
     from kaggle_llm.training.base_model import ModelKind
@@ -26,24 +32,12 @@ PROBLEMS = {  # transformers' word for each task
 }
 
 
-@dataclass
-class HeadSettings:
-    task: Literal["classification", "regression", "ordinal"]
-    labels: list[str] = field(default_factory=list)
-    """Classes, or the levels of an ordinal target, lowest first; none for regression."""
-
-    def __post_init__(self) -> None:
-        if self.task == "regression" and self.labels:
-            raise ValueError(f"labels = {self.labels}: a regression has none; set labels=[]")
-        if self.task != "regression" and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
-            raise ValueError(f"labels = {self.labels}: {self.task} needs two or more different ones")
-
-
 @dataclass(frozen=True)
 class HeadExample:
     ids: tuple[int, ...]
     target: tuple[float, ...]
-    """Classification: a share for each label, sums to 1. Regression: one value. Ordinal: see ordinal_target."""
+    """Classification: a share for each label, sums to 1. Regression: a number for each target. Ordinal: see
+    heads.ordinal_target."""
     teacher: tuple[float, ...] | None = None
     """A teacher's scores of the labels (log-probabilities up to a constant); for classification only."""
 
@@ -55,17 +49,10 @@ def class_target(label: str, labels: Sequence[str]) -> tuple[float, ...]:
     return tuple(float(label == other) for other in labels)
 
 
-def ordinal_target(level: int, levels: int) -> tuple[float, ...]:
-    """[levels − 1] answers: level > 0, level > 1, …; raises ValueError outside 0 … levels − 1."""
-    if not 0 <= level < levels:
-        raise ValueError(f"level {level}: there are {levels}, counted from 0")
-    return tuple(float(level > j) for j in range(levels - 1))
-
-
 def name_outputs(settings: HeadSettings) -> list[str]:
     """A name for each of the head's logits."""
     if settings.task == "regression":
-        return ["value"]
+        return list(settings.targets)
     if settings.task == "ordinal":
         return [f"more than {label}" for label in settings.labels[:-1]]
     return list(settings.labels)
@@ -104,7 +91,7 @@ class HeadTask:
     """Loss of a row with logits z and target t:
 
     classification: −Σ t·log softmax(z), with distillation where the example has a teacher.
-    regression: (z − t)².
+    regression: (z − (t − mean) / scale)², its mean over the targets; mean and scale are those of HeadSettings.
     ordinal: −Σⱼ tⱼ·log σ(zⱼ) + (1 − tⱼ)·log(1 − σ(zⱼ)), a binary question "more than level j?" for each level but
     the highest. Source: Niu et al., Ordinal Regression with Multiple Output CNN for Age Estimation, 2016, equation 2
     without weights. (CORAL, Cao, Mirjalili, Raschka, 2020, has the same loss but one weight vector for all questions.)
@@ -118,11 +105,13 @@ class HeadTask:
 
     def config(self) -> dict[str, Any]:
         names = name_outputs(self.settings)
+        scales = self.settings.scales
         return {
             "num_labels": len(names),
             "id2label": dict(enumerate(names)),
             "label2id": {name: i for i, name in enumerate(names)},
             "problem_type": PROBLEMS[self.settings.task],
+            **({records.TARGET_SCALES: scales} if scales else {}),
         }
 
     def length(self, example: HeadExample) -> int:
@@ -145,6 +134,25 @@ class HeadTask:
             ]
             return torch.stack(losses).sum()
         target = logits.new_tensor([example.target for example in examples])
-        loss_function = mse_loss if self.settings.task == "regression" else binary_cross_entropy_with_logits
-        loss: torch.Tensor = loss_function(logits, target, reduction="sum")
-        return loss
+        if self.settings.task == "ordinal":
+            return binary_cross_entropy_with_logits(logits, target, reduction="sum")
+        means, sizes = logits.new_tensor(self.settings.scales or [[0.0, 1.0]] * logits.shape[1]).T
+        return mse_loss(logits, (target - means) / sizes, reduction="sum") / logits.shape[1]
+
+
+def make_head_task(head: Head, competition: Competition, rows: pl.DataFrame) -> HeadTask:
+    """The task of training a head on labelled rows; a regression's targets are scaled to mean 0 and deviation 1."""
+    if head.settings.task != "regression":
+        return HeadTask(head.settings)
+    targets = np.array(list_targets(head.settings, competition.truth(rows)))
+    scales = [[float(column.mean()), float(column.std()) or 1.0] for column in targets.T]
+    return HeadTask(replace(head.settings, scales=scales))
+
+
+def list_head_examples(head: Head, competition: Competition, rows: pl.DataFrame) -> list[HeadExample]:
+    """An example of every labelled row; raises ValueError where there is nothing to learn."""
+    targets = list_targets(head.settings, competition.truth(rows))
+    prompts = head.prompts(competition.unlabelled(rows))
+    examples = [HeadExample(tuple(ids), target) for ids, target in zip(prompts, targets, strict=True)]
+    check_targets(head.settings, examples)
+    return examples

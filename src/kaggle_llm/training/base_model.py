@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from kaggle_llm.base import paths, processes
+from kaggle_llm.base import paths, processes, records
 from kaggle_llm.base.device import choose_placement
 from kaggle_llm.engines.attention import SEGMENTS, inner_model, prepare_device, register_segments, takes_segments
 from kaggle_llm.engines.quantised import adaptable, read_quantisation, rounds_activations
@@ -38,7 +38,8 @@ def load_trainable(
     """The model of `base`, trainable as `lora` says.
 
     config: changes to its config, such as num_labels or attn_implementation; that of packed rows is taken only where
-    they give what single prompts give. A new head is initialised with `seed`.
+    they give what single prompts give. target_scales, which transformers does not know, is kept in it. A new head is
+    initialised with `seed`.
     Raises ValueError where the device cannot compute in `training.dtype`.
     """
     import transformers
@@ -46,11 +47,14 @@ def load_trainable(
     is_packed = config.get("attn_implementation") == SEGMENTS
     if is_packed:
         del config["attn_implementation"]
+    scales = config.pop(records.TARGET_SCALES, None)
     config |= make_loading_options(lora, training, seed, HEAD_NAMES if kind in ("sequence", "token") else None)
     model_class = getattr(transformers, CLASSES[kind][0])
     with adaptable(base) as options:
         config |= options | choose_placement()
         model, info = model_class.from_pretrained(base, local_files_only=True, output_loading_info=True, **config)
+    if scales is not None:
+        model.config.update({records.TARGET_SCALES: scales})
     if is_packed:
         pack_rows(model, base, training.dtype)
     if kind == "sequence" and model.config.get_text_config().pad_token_id is None:  # decoders pool before the padding

@@ -143,7 +143,8 @@ def head_config(adapter: Path) -> dict[str, Any]:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(adapter)
-    names = ("id2label", "label2id", "problem_type")
+    names = ["id2label", "label2id", "problem_type"]
+    names += [records.TARGET_SCALES] if hasattr(config, records.TARGET_SCALES) else []
     return {name: getattr(config, name) for name in names} | {"pad_token_id": config.get_text_config().pad_token_id}
 
 

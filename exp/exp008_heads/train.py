@@ -1,0 +1,27 @@
+"""An encoder with a head for levels, classes or numbers; levels are cut by thresholds fitted for the kappa."""
+
+from __future__ import annotations
+
+from predict import Config
+
+from kaggle_llm.experiment.part import Part
+from kaggle_llm.experiment.start import start
+from kaggle_llm.tasks.heads_training import HeadExample, list_head_examples, make_head_task
+
+
+def main() -> None:
+    experiment = start(__file__, Config)
+    for part in experiment.parts():
+        part.learn("body", make_head_task(part.loaded, part.competition, part.train), make_examples)
+    experiment.score()
+    experiment.ship()
+
+
+def make_examples(part: Part) -> list[HeadExample]:
+    """Every row's text with its label or numbers."""
+    rows = part.train.sample(fraction=1.0, shuffle=True, seed=part.config.seed)
+    return list_head_examples(part.loaded, part.competition, rows)
+
+
+if __name__ == "__main__":
+    main()
