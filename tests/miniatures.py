@@ -257,3 +257,15 @@ MINIATURES: dict[str, Callable[[Path, random.Random], None]] = {
 def write_miniature(name: str, folder: Path) -> None:
     folder.mkdir(parents=True)
     MINIATURES[name](folder, random.Random(name))
+
+
+FLAGS = {  # what a competitor says to `kaggle-llm init`, since the files do not
+    "automated-essay-scoring-2": ["--metric", "qwk"],
+    "commonlit-evaluate-student-summaries": ["--metric", "mcrmse"],
+    "eedi-mining-misconceptions-in-mathematics": ["--metric", "map@25"],
+    "jigsaw-agile-community-rules": ["--metric", "auc"],
+    "lmsys-chatbot-arena": ["--metric", "log_loss"],
+    "map-charting-student-math-misunderstandings": ["--metric", "map@3", "--group", "QuestionId"],
+    "pii-detection-removal-from-educational-data": ["--metric", "token_f5"],
+    "wsdm-cup-multilingual-chatbot-arena": ["--metric", "accuracy"],
+}

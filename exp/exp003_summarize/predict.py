@@ -32,5 +32,5 @@ def fallback(rows: pl.DataFrame, run: Run) -> pl.DataFrame:
 
 
 def score(rows: pl.DataFrame, loaded: Prompter, run: Run) -> pl.DataFrame:
-    (text,), settings = run.competition.tables["test"].texts, run.config.writing
+    text, settings = run.competition.tables["test"].texts[0], run.config.writing
     return write_texts(rows, text, loaded, run.engine("llm"), settings, run.budget, run.offer)

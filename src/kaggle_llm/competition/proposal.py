@@ -12,17 +12,29 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kaggle_llm.competition.competition import SAMPLE, TEST, TRAIN
-from kaggle_llm.competition.data_files import as_text, find_file, list_data_files, read_file, strip_zeros
+from kaggle_llm.competition.competition import TEST, TRAIN
+from kaggle_llm.competition.data_files import strip_zeros
+from kaggle_llm.competition.inspect_files import (
+    Files,
+    find_document_file,
+    find_id,
+    find_joined,
+    find_wide,
+    holds_lists,
+    is_identifier,
+    is_part,
+    is_words,
+    read_files,
+    shape,
+)
 from kaggle_llm.competition.span_forms import TOKENS
-from kaggle_llm.competition.table import Table, Wide, shape_rows
+from kaggle_llm.competition.table import Table
 
 if TYPE_CHECKING:
     import polars as pl
 
 LABELS_AT_MOST = 60  # different targets that are classes; more are texts or numbers
 LABEL_CHARACTERS = 40  # a longer target is a text
-PARTS = "ABCDEFGHIJ"
 METRICS = {  # --metric → the function of competition/metrics.py and its arguments
     "accuracy": "accuracy()",
     "auc": 'roc_auc("{positive}")',
@@ -81,6 +93,8 @@ class Proposal:
     """Columns of train that make up the target, with a colon between."""
     empty_texts: bool = False
     """Whether train has rows with an empty text."""
+    groups: int = 0
+    """Number of groups; 0: there are none."""
     answers: tuple[str, ...] = ()
     """Columns of answers of which one is chosen."""
     types: tuple[str, ...] = ()
@@ -91,18 +105,6 @@ class Proposal:
     @property
     def texts(self) -> tuple[str, ...]:
         return self.tables[TEST].texts
-
-
-@dataclass(frozen=True)
-class Files:
-    """The files as text: the sample, the pair of train and test, and the others by name."""
-
-    sample: pl.DataFrame
-    train_file: str
-    train: pl.DataFrame
-    test_file: str
-    test: pl.DataFrame
-    others: Mapping[str, pl.DataFrame]
 
 
 def propose(folder: Path, name: str, answers: Answers) -> Proposal:
@@ -129,94 +131,10 @@ def propose(folder: Path, name: str, answers: Answers) -> Proposal:
         own = "" if file.partition(".")[0] == part else file
         proposal.tables[part] = replace(table, file=own, joined=joined[part])
     proposal.tables |= find_documents(files, proposal)
+    proposal.groups = train[spec.group].n_unique() if spec.group else 0
     proposal.empty_texts = any(train[text].null_count() for text in texts)
     proposal.metric = write_metric(proposal, answers.metric)
     return proposal
-
-
-# files ---------------------------------------------------------------------------------------------------------
-
-
-def read_files(folder: Path) -> Files:
-    """Raises ValueError where there is no pair of a train and a test file with the sample's rows."""
-    sample = as_text(read_file(find_file(folder, SAMPLE)))
-    frames = {path.name: as_text(read_file(path)) for path in list_data_files(folder) if SAMPLE not in path.name}
-    pairs = [(name, swap_part(name)) for name in frames if "test" in name.lower() and swap_part(name) in frames]
-    keys = sample.columns[:2]
-    fitting = [pair for pair in pairs if set(keys) & set(frames[pair[0]].columns)] or pairs
-    if not fitting:
-        raise ValueError(f"{folder} has {sorted(frames)}: a file named like test and one named like train are expected")
-    test, train = max(fitting, key=lambda pair: pair[0].startswith(TEST) or keys[0] in frames[pair[0]].columns)
-    others = {name: frame for name, frame in frames.items() if name not in (test, train)}
-    return Files(sample, train, frames[train], test, frames[test], others)
-
-
-def swap_part(name: str) -> str:
-    """The train file's name of a test file's."""
-    return re.sub("test", TRAIN, name, flags=re.IGNORECASE)
-
-
-def find_id(files: Files) -> str:
-    first, second, *_ = files.sample.columns
-    if first in files.test.columns or find_wide(files):
-        return first
-    if second in files.test.columns:
-        return second
-    raise ValueError(
-        f"the sample submission begins with {first!r}, and {files.test_file} has {files.test.columns}: no rule here "
-        f"makes one of the other; write the module by hand (docs/competition.md)"
-    )
-
-
-def find_wide(files: Files) -> Wide | None:
-    """Whether the sample's ids are <id of test>_<part>, where columns of test are named by the part."""
-    first = files.sample.columns[0]
-    ids = files.sample[first].str.extract(r"^(.*)_([A-Z])$", 1)
-    if first in files.test.columns or ids.null_count() or not ids.len():
-        return None
-    raw = next((name for name in files.test.columns if set(ids) <= set(files.test[name])), None)
-    columns = find_patterns(files.train.columns)
-    if raw is None or not columns:
-        return None
-    pattern = next(iter(columns.values()))
-    parts = tuple(part for part in PARTS if pattern.format(part) in files.train.columns)
-    right = next((name for name in files.test.columns if set(files.train[name].drop_nulls()) <= set(parts)), "")
-    return Wide(raw, parts, columns, right)
-
-
-def find_patterns(columns: Sequence[str]) -> dict[str, str]:
-    """New column → pattern, of columns that differ in one capital letter: {"AnswerText": "Answer{}Text"}."""
-    patterns = {}
-    for name in columns:
-        for place, sign in enumerate(name):
-            pattern = f"{name[:place]}{{}}{name[place + 1 :]}"
-            if sign == PARTS[0] and "{" not in name and pattern.format(PARTS[1]) in columns:
-                patterns[pattern.format("")] = pattern
-    return patterns
-
-
-def find_joined(files: Files) -> dict[str, dict[str, str]]:
-    """For train and test: other file → the column by which its rows belong to theirs."""
-    joined: dict[str, dict[str, str]] = {TRAIN: {}, TEST: {}}
-    for name, frame in files.others.items():
-        parts = [part for part in (TRAIN, TEST) if part in name.lower()] or [TRAIN, TEST]
-        main = files.test if parts == [TEST] else files.train
-        for column in frame.columns:
-            if column in main.columns and column in files.test.columns and frame[column].is_unique().all():
-                for part in parts:
-                    joined[part][name] = column
-                break
-    return joined
-
-
-def shape(files: Files, part: str, spec: Table, joined: Mapping[str, Mapping[str, str]]) -> pl.DataFrame:
-    """A table's rows with joined columns, wide rows split."""
-    raw = files.train if part == TRAIN else files.test
-    table = Table(spec.id, (), joined=joined[part], wide=spec.wide)
-    return shape_rows(raw, table, lambda name: files.others[name])
-
-
-# columns -------------------------------------------------------------------------------------------------------
 
 
 def propose_target(
@@ -313,25 +231,6 @@ def find_texts(files: Files, train: pl.DataFrame, test: pl.DataFrame, spec: Tabl
     return texts
 
 
-def is_part(name: str, wide: Wide | None) -> bool:
-    """Whether a column belongs to one part of a wide row."""
-    return wide is not None and any(name == old.format(part) for old in wide.columns.values() for part in wide.parts)
-
-
-def is_identifier(name: str) -> bool:
-    return bool(re.search(r"(^|_)ids?$|[a-z]Id$", name))
-
-
-def is_words(column: pl.Series) -> bool:
-    import polars as pl
-
-    if column.dtype != pl.String():
-        return False
-    filled = column.drop_nulls()
-    numbers = filled.cast(pl.Float64, strict=False)
-    return filled.n_unique() > 1 and numbers.null_count() > 0 and not set(filled.unique()) <= {"True", "False"}
-
-
 def find_answers(texts: Sequence[str], proposal: Proposal) -> None:
     """Columns of two or more answers that the labels choose between: response_a for the label model_a."""
     endings = [str(label).rpartition("_")[2] for label in proposal.labels]
@@ -366,26 +265,6 @@ def find_group(
     return keys[0] if keys else ""
 
 
-def holds_lists(test: pl.DataFrame, text: str) -> bool:
-    """Whether the cells of a column are lists, also as JSON."""
-    import polars as pl
-
-    cells = test[text].drop_nulls()
-    if cells.dtype != pl.String():
-        return True
-    return cells.len() > 0 and bool((cells.str.starts_with("[") & cells.str.ends_with("]")).all())
-
-
-def find_document_file(files: Files, targets: pl.Series) -> tuple[str, str] | None:
-    """The file, and its column, that has all targets as ids."""
-    for name, frame in files.others.items():
-        for column in frame.columns:
-            ids = strip_zeros(frame[column])
-            if targets.len() and ids.is_unique().all() and set(targets) <= set(ids):
-                return name, column
-    return None
-
-
 def find_documents(files: Files, proposal: Proposal) -> dict[str, Table]:
     """The table of documents, whose ids are the targets; that of the labels in words for RankedLabels."""
     if proposal.form == "RankedLabels":
@@ -404,9 +283,6 @@ def propose_tokens(files: Files, proposal: Proposal) -> None:
     proposal.form = "TokenSpans"
     labels = files.train["labels"].explode().drop_nulls().unique().to_list()
     proposal.types = tuple(sorted({label.partition("-")[2] for label in labels if "-" in label}))
-
-
-# metric --------------------------------------------------------------------------------------------------------
 
 
 def write_metric(proposal: Proposal, asked: str) -> str:

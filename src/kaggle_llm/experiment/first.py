@@ -22,6 +22,7 @@ from kaggle_llm.experiment.python_code import Code, layout, prefix, quote, to_ca
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SPAN_FORMS = ("TokenSpans",)
+FOLDS = 5
 ENCODER_TOKENS, LLM_TOKENS = 440, 400  # of a prompt's texts
 SMALLEST = 16  # tokens of a text
 CHARACTERS_A_TOKEN = 4
@@ -109,7 +110,7 @@ def write_module(proposal: Proposal) -> str:
         f"from kaggle_llm.competition.table import {'Table, Wide' if proposal.tables[TRAIN].wide else 'Table'}",
     ]
     lines = [
-        f'"""{proposal.name}: proposed by `kaggle-llm init` from its files; look at what it assumed."""',
+        f'"""{proposal.name}: proposed by `kaggle-llm init` from its files."""',
         "",
         "from __future__ import annotations",
         "",
@@ -207,7 +208,7 @@ def write_config(proposal: Proposal, source: str, text: str) -> str:
     config: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     config["competition"] = {"name": proposal.name}
     config.pop("leaks", None)
-    config["folds"] = {key: value for key, value in config["folds"].items() if key != "unseen"} | {"validate": [0]}
+    config["folds"] = {"count": min(config["folds"]["count"], proposal.groups or FOLDS), "validate": [0]}
     CONFIGS[source](config, proposal)
     return dump_config(config)
 

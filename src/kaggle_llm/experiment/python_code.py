@@ -39,7 +39,7 @@ def to_code(value: Any) -> Code:
 
 
 def to_call(value: Any, named: Mapping[str, Code]) -> Code:
-    """A dataclass as the call that makes it; fields with their default are left out. named: fields written by a name."""
+    """A dataclass as the call that makes it, without fields that have their default. named: written by a name."""
     items = []
     for field in fields(value):
         own = getattr(value, field.name)

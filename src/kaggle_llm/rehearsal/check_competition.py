@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from kaggle_llm.base import paths
@@ -100,11 +101,21 @@ def describe_best_score(competition: Competition) -> str:
     return f"{metric.name}, {direction} is better; right answers score {score:.4f}"
 
 
+def make_folds(competition: Competition, train: pl.DataFrame) -> FoldSettings:
+    """The usual folds, or as many as there are groups."""
+    usual = FoldSettings()
+    groups = train[competition.group].n_unique() if competition.group else usual.count
+    return replace(usual, count=max(min(usual.count, groups), 2))
+
+
 def describe_folds(competition: Competition) -> str:
-    train, settings = competition.table(TRAIN), FoldSettings()
+    train = competition.table(TRAIN)
+    settings = make_folds(competition, train)
     fold = split_rows(competition, train, settings)
     sizes = ", ".join(str((fold == k).sum()) for k in range(settings.count))
-    kept = f"groups of {competition.group!r}" if competition.group else "no groups"
+    fewer = f" (set folds.count={settings.count})" if settings.count < FoldSettings().count else ""
+    group = competition.group
+    kept = f"{train[group].n_unique()} groups of {group!r}{fewer}" if group else "no groups"
     missing = describe_missing_classes(competition, train, fold)
     return "; ".join([f"{settings.count} folds of {sizes} rows, {kept}", *missing])
 
@@ -112,7 +123,7 @@ def describe_folds(competition: Competition) -> str:
 def describe_leaks(competition: Competition) -> str:
     """Raises ValueError for a leak above its limit."""
     train, settings = competition.table(TRAIN), LeakSettings()
-    fold = split_rows(competition, train, FoldSettings())
+    fold = split_rows(competition, train, make_folds(competition, train))
     leaks = find_leaks(train, fold, settings, competition.tables[TRAIN].texts)
     check_leaks(leaks, settings)
     return f"{len(leaks)} below their limits" if leaks else "none found"
