@@ -172,7 +172,7 @@ def test_a_second_table_is_joined_and_staged(root: Path, monkeypatch: pytest.Mon
     keys = competition.raw(TEST)["prompt_id"].to_list()
     assert competition.table(TEST)["prompt_text"].to_list() == [prompts[key] for key in keys]
     test, truth, origin = hidden_test(competition.settings, 7)
-    assert "training rows" in origin and truth.height == test.rows.height == 7
+    assert "rows of the training table" in origin and truth.height == test.rows.height == 7
     staged = stage_competition(competition.settings, test.encode(), root / "mount")
     assert staged.sample()["student_id"].to_list() == test.rows["student_id"].to_list()
     expected = competition.table(TRAIN).filter(pl.col("id").is_in(test.rows["student_id"].to_list()))

@@ -208,6 +208,7 @@ def write_config(proposal: Proposal, source: str, text: str) -> str:
     config: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     config["competition"] = {"name": proposal.name}
     config.pop("leaks", None)
+    config["smoke"].pop("prompt", None)  # with budgets of the source's columns
     config["folds"] = {"count": min(config["folds"]["count"], proposal.groups or FOLDS), "validate": [0]}
     CONFIGS[source](config, proposal)
     return dump_config(config)

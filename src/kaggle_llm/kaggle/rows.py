@@ -7,14 +7,29 @@ import re
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from kaggle_llm.base import paths, records
 from kaggle_llm.competition.competition import TEST, Competition
 from kaggle_llm.competition.data_files import as_text, strip_zeros
 from kaggle_llm.competition.staged_test import StagedTest
+from kaggle_llm.weights.ship import describe_cv
 
 if TYPE_CHECKING:
     import polars as pl
 
 WHOLE_NUMBER = re.compile(r"0|[1-9]\d*")
+
+
+def read_held_out(run: str) -> tuple[pl.DataFrame, str]:
+    """The out-of-fold rows that the run's shipped models were not trained on, and "".
+
+    Where they were trained on every row: the rows of all folds, and the reason.
+    """
+    import polars as pl
+
+    oof = pl.read_parquet(paths.run_folder(run) / "oof.parquet")
+    if note := describe_cv(records.read_complete(run).settings["config"]):
+        return oof, note
+    return oof.filter(pl.col("fold") == oof["fold"].min()), ""
 
 
 def draw_test(

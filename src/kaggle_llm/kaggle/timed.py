@@ -32,8 +32,7 @@ from kaggle_llm.kaggle.push import (
     push_notebook,
     read_code_manifest,
 )
-from kaggle_llm.kaggle.rows import draw_test, rename_rows
-from kaggle_llm.weights.ship import describe_cv
+from kaggle_llm.kaggle.rows import draw_test, read_held_out, rename_rows
 
 if TYPE_CHECKING:
     import polars as pl
@@ -75,12 +74,9 @@ def draw_held_out(run: str, rows: int) -> tuple[StagedTest, pl.DataFrame, pl.Dat
 
     Of the validation rows of the fold whose weights ship; of all folds where more than one fold's weights ship.
     """
-    import polars as pl
-
-    competition, oof = competition_of(run), pl.read_parquet(paths.run_folder(run) / "oof.parquet")
-    if not describe_cv(records.read_complete(run).settings["config"]):
-        oof = oof.filter(pl.col("fold") == oof["fold"].min())
-    truth = competition.truth(competition.table(TRAIN)).filter(pl.col("id").is_in(oof["id"].to_list()))
+    competition, (oof, _) = competition_of(run), read_held_out(run)
+    rows_of_train = competition.truth(competition.table(TRAIN))
+    truth = rows_of_train.filter(rows_of_train["id"].is_in(oof["id"].to_list()))
     ids = truth["id"].to_list()
     drawn, names = draw_test(competition, competition.as_test(ids), ids, rows)
     return drawn, rename_rows(truth, names), rename_rows(oof.select(answer_columns(oof)), names)

@@ -26,6 +26,7 @@ from kaggle_llm.competition.staged_test import StagedTest
 from kaggle_llm.inference.model import read_models
 from kaggle_llm.kaggle.bundle import identify_bundle
 from kaggle_llm.kaggle.predict import MANIFEST
+from kaggle_llm.kaggle.rows import read_held_out
 from kaggle_llm.rehearsal.checks import Check, note_errors
 from kaggle_llm.rehearsal.drills import run_drills
 from kaggle_llm.rehearsal.hostile import make_hostile_test
@@ -98,7 +99,8 @@ def rehearse(
     seconds = parse_duration(limit) if limit else notebook_seconds(settings.hours)
     memory_limit = parse_memory(memory or f"{manifest['runtime']['machine']['ram_gb']}GB")
     folder = paths.rehearsals_folder(run) / datetime.now().strftime("%Y%m%d-%H%M%S")
-    test, truth, origin = hidden_test(settings, rows)
+    held_out, note = read_held_out(run)
+    test, truth, origin = hidden_test(settings, rows, [] if note else held_out["id"].to_list())
     shipped = read_models(record.settings["ship"])
     results = Results(checks=[check_bundle(bundle, record)])
     with note_errors("rehearsal", results.checks, folder):

@@ -6,7 +6,7 @@ A bundle's datasets are put into a depot once; each session moves them to where 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 OWNER = "rehearsal"
+TRAINED = "rows of the training table: the score is no estimate"
 
 
 @dataclass(frozen=True)
@@ -152,11 +153,13 @@ def find_solution(folder: Path) -> Path | None:
     return next((path for path in list_data_files(folder) if path.name.startswith("solution.")), None)
 
 
-def hidden_test(settings: CompetitionSettings, rows: int | None) -> tuple[StagedTest, pl.DataFrame, str]:
+def hidden_test(
+    settings: CompetitionSettings, rows: int | None, held_out: Collection[str] = ()
+) -> tuple[StagedTest, pl.DataFrame, str]:
     """A test set, the truth of its rows that have a label, and where they come from.
 
-    The competition's hidden test where output/hidden/ has one, else its training rows. rows: so many of them, drawn
-    with a fixed seed; more rows than there are repeat them under new ids.
+    The competition's hidden test where output/hidden/ has one, else rows of its training table: those of `held_out`, or
+    all. rows: so many of them, drawn with a fixed seed; more rows than there are repeat them under new ids.
     """
     competition = load_competition(settings)
     hidden = paths.hidden_folder(competition.folder.name)
@@ -167,8 +170,9 @@ def hidden_test(settings: CompetitionSettings, rows: int | None) -> tuple[Staged
         origin = paths.relative(hidden)
     else:
         labelled = competition.table(TRAIN)
+        labelled = labelled.filter(labelled["id"].is_in(list(held_out))) if held_out else labelled
         test = competition.as_test(labelled["id"].to_list())
-        origin = "training rows: the score is no estimate"
+        origin = "rows of the training table that the shipped model was not trained on" if held_out else TRAINED
     truth = competition.truth(labelled)
     if rows is not None:
         test, names = draw_test(competition, test, truth["id"].to_list(), rows)
