@@ -80,7 +80,7 @@ def test_a_module_that_fits_passes_and_its_right_answers_score_best(check: Any, 
     assert list(checks) == ["tables", "cells", "metric", "folds", "leaks", "hidden test"]
     assert all(answer.ok for answer in checks.values()), checks
     assert best in checks["metric"].detail and "5 folds of 4, 4, 4, 4, 4 rows" in checks["folds"].detail
-    assert "20 rows, all with a label, from training rows" in checks["hidden test"].detail
+    assert "20 rows, all with a label, from the training table, as no hidden test" in checks["hidden test"].detail
 
 
 def test_cells_that_are_read_as_other_answers_are_named(check: Any) -> None:

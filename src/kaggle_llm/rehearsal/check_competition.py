@@ -144,4 +144,5 @@ def describe_hidden_test(competition: Competition) -> str:
         if taken := ids.intersection(competition.raw_ids(table)):
             raise ValueError(f"{origin}: {len(taken)} id(s) are in {where} too, first {min(taken)!r}")
     labelled = f"{truth.height} of them with a label" if truth.height != rows.height else "all with a label"
-    return f"{rows.height} rows, {labelled}, from {origin}{'' if given else ' (no hidden test was given)'}"
+    source = origin if given else "the training table, as no hidden test was given"
+    return f"{rows.height} rows, {labelled}, from {source}"
