@@ -130,7 +130,8 @@ def test_a_config_is_its_source_with_the_columns_of_the_competition(name: str, f
     assert config["competition"] == {"name": name} and config.keys() == before.keys() - {"leaks"}
     assert config["models"] == before["models"] and config["training"] == before["training"]
     written = json.dumps(config)
-    assert "prompt" not in config["smoke"], "no budgets of the source's columns"
+    for budgets in (config.get("prompt", {}), config["smoke"].get("prompt", {})):
+        assert budgets.get("budgets", {}).keys() <= {*proposal.texts, "text", "MisconceptionName"}
     assert all(text in proposal.answers or f"{{{text}}}" in written for text in proposal.texts if "prompt" in config)
     for column in ("misconception", "wrong_answer", "answer_a", "dialogue"):
         assert column not in written or name.startswith("eedi"), "nothing of the source's competition is left"

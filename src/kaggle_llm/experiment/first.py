@@ -23,8 +23,7 @@ from kaggle_llm.experiment.python_code import Code, layout, prefix, quote, to_ca
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SPAN_FORMS = ("TokenSpans",)
 FOLDS = 5
-ENCODER_TOKENS, LLM_TOKENS = 440, 400  # of a prompt's texts
-SMALLEST = 16  # tokens of a text
+ENCODER_TOKENS, LLM_TOKENS, SMOKE_TOKENS = 400, 400, 64  # of a prompt's texts
 CHARACTERS_A_TOKEN = 4
 WHY = {
     "exp002_rerank": "the answers are documents, or labels in words: retrieve, then rerank",
@@ -265,6 +264,7 @@ def set_head(config: dict[str, Any], proposal: Proposal) -> None:
     task = "regression" if proposal.form == "NumberColumns" else "ordinal" if is_ordered else "classification"
     config["head"]["task"] = task
     config["prompt"] |= {"shared": list_fields(proposal.texts), "budgets": share_tokens(proposal.texts, ENCODER_TOKENS)}
+    config["smoke"]["prompt"] = {"budgets": share_tokens(proposal.texts, SMOKE_TOKENS)}
 
 
 CONFIGS: dict[str, Callable[[dict[str, Any], Proposal], None]] = {
@@ -283,4 +283,4 @@ def list_fields(texts: Sequence[str]) -> str:
 
 def share_tokens(texts: Sequence[str], tokens: int) -> dict[str, int]:
     """Equal budgets that sum to `tokens` at most."""
-    return dict.fromkeys(texts, max(tokens // max(len(texts), 1), SMALLEST))
+    return dict.fromkeys(texts, max(tokens // max(len(texts), 1), 1))
