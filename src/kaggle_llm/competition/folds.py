@@ -48,7 +48,7 @@ def split_rows(competition: Competition, train: pl.DataFrame, settings: FoldSett
     if unseen and not competition.group:
         raise ValueError(
             f"folds.unseen = {unseen}, but {competition.settings.name} has no groups: name a column as the training "
-            f"Table's group, set new_targets if a hidden test has targets that train.csv lacks, or leave unseen out"
+            f"Table's group, set new_targets if a hidden test has targets that training lacks, or leave unseen out"
         )
     column = competition.group or competition.target or "id"
     return assign_folds(train[column], replace(settings, unseen=unseen))

@@ -227,7 +227,7 @@ def read_call(tables: Sequence[Any], columns: Sequence[str], sample: pl.DataFram
     rows = pl.concat(frames, how="horizontal")
     id_column, *cells = sample.columns
     if not set(columns) <= set(rows.columns):
-        raise ValueError(f"predict got the columns {rows.columns}, test.csv has {list(columns)}")
+        raise ValueError(f"predict got the columns {rows.columns}, the test file has {list(columns)}")
     ids = rows[id_column if id_column in rows.columns else columns[0]].alias(id_column)
     return rows, pl.DataFrame([ids]).with_columns(pl.lit(sample[cell].first()).alias(cell) for cell in cells)
 

@@ -114,7 +114,7 @@ def check_hostile(session: Session, hostile: int, rerun: Path) -> Check:
     problems = compare_rankings(found, expected.join(found.select("id"), on="id", how="semi"))
     if problems:
         return Check(session.name, False, f"among hostile rows: {problems[0]}")
-    rows = f"{hostile} hostile rows" if hostile else "no hostile rows, as read() reshapes test.csv"
+    rows = f"{hostile} hostile rows" if hostile else "no hostile rows, as read() reshapes the test file"
     return Check(session.name, True, f"{rows}; {found.height} others as in the rerun")
 
 
