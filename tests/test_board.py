@@ -49,6 +49,17 @@ def test_a_line_per_run_best_first_with_parent_lb_and_idea(root: Path) -> None:
     assert "exp003_a" in table and "A better idea." in table
 
 
+def test_runs_stand_by_competition(root: Path) -> None:
+    for run, competition in (("exp029_a", "essays"), ("exp001_a", "chats"), ("exp002_a", "essays")):
+        config = {"settings": {"config": {"competition": {"name": competition}}}}
+        (root / "output" / run / "record.json").write_text(json.dumps(config))
+    entries = json.loads(board(root, "--json").stdout)
+    ordered = [(entry["competition"], entry["run"]) for entry in entries if entry["complete"]]
+    assert ordered == [("chats", "exp001_a"), ("essays", "exp029_a"), ("essays", "exp002_a")]
+    table = board(root).stdout
+    assert all(title in table for title in ("runs of chats", "runs of essays", "runs that are not complete"))
+
+
 def test_it_needs_no_heavy_import(root: Path) -> None:
     said = board(root, python=("-X", "importtime")).stderr
     modules = {line.rpartition("|")[2].strip() for line in said.splitlines()}

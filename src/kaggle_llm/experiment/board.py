@@ -1,10 +1,11 @@
-"""All runs in one table: CV and interval, before, LB, parent, date, idea. Reads JSON only."""
+"""All runs, a table for each competition: CV and interval, before, LB, parent, date, idea. Reads JSON only."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from datetime import date
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +16,52 @@ from kaggle_llm.weights.ship import describe_cv
 
 
 def read_board() -> list[dict[str, Any]]:
-    """One entry for each run with a metrics.json, by metric, the best CV first."""
+    """One entry for each run with a metrics.json, by competition and metric, the best CV first."""
     entries = [read_entry(path.parent) for path in (paths.root() / "output").glob("*/metrics.json")]
-    return sorted(entries, key=lambda run: (run["metric"], -run["cv"] if run["greater_is_better"] else run["cv"]))
+    sign = {True: -1, False: 1}
+    return sorted(
+        entries, key=lambda run: (run["competition"], run["metric"], sign[run["greater_is_better"]] * run["cv"])
+    )
 
 
 def read_entry(folder: Path) -> dict[str, Any]:
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    metrics, config = json.loads((folder / "metrics.json").read_text(encoding="utf-8")), read_config(folder)
     parent, submissions = folder / "parent.json", folder / "submissions.json"
     scores = json.loads(submissions.read_text(encoding="utf-8")) if submissions.is_file() else []
     experiment = folder.name.split("--")[0]
     variant_of = experiment if experiment != folder.name else ""
     return {
         **metrics,
-        "complete": (folder / "record.json").is_file(),
+        "competition": config.get("competition", {}).get("name", ""),
+        "complete": bool(config),
         "lb": scores[-1].get("public_score") if scores else None,
         "parent": json.loads(parent.read_text(encoding="utf-8"))["parent"] if parent.is_file() else variant_of,
         "date": date.fromtimestamp((folder / "metrics.json").stat().st_mtime).isoformat(),
-        "ships": describe_shipped(folder),
+        "ships": describe_shipped(config),
         "idea": read_idea(paths.root() / "exp" / experiment),
     }
 
 
-def describe_shipped(folder: Path) -> str:
-    """What a complete run ships ("" for fold0), with a note where CV is not the score of exactly that."""
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config of a complete run; {} of another."""
     record = folder / "record.json"
-    config = json.loads(record.read_text(encoding="utf-8"))["settings"]["config"] if record.is_file() else {}
+    config: dict[str, Any] = (
+        json.loads(record.read_text(encoding="utf-8"))["settings"]["config"] if record.is_file() else {}
+    )
+    return config
+
+
+def describe_shipped(config: Mapping[str, Any]) -> str:
+    """What a complete run ships ("" for fold0), with a note where CV is not the score of exactly that."""
     ship, note = config.get("ship", "fold0"), describe_cv(config)
     return f"{ship} ({note})" if note else "" if ship == "fold0" else ship
 
 
 def print_board(entries: list[dict[str, Any]]) -> None:
     columns = ("run", "metric", "CV", "95 %", "before", "LB", "parent", "ships", "date", "idea")
-    print_table(f"{len(entries)} runs", columns, [_describe_run(entry) for entry in entries])
+    for competition, runs in groupby(entries, key=lambda entry: entry["competition"]):
+        rows = [_describe_run(entry) for entry in runs]
+        print_table(f"runs of {competition}" if competition else "runs that are not complete", columns, rows)
 
 
 def _describe_run(entry: Mapping[str, Any]) -> list[str]:
