@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +14,21 @@ import numpy as np
 import polars as pl
 import pytest
 from scipy.special import log_softmax, softmax
+from scipy.stats import rankdata
+from sklearn.metrics import roc_auc_score
 
-from kaggle_llm.base.config import save_config
+from kaggle_llm.base.config import build_config, save_config
 from kaggle_llm.competition.competition import CompetitionSettings
 from kaggle_llm.competition.folds import find_common_fold
-from kaggle_llm.competition.metrics import Metric, accuracy, log_loss, mean_average_precision, root_mean_squared_error
+from kaggle_llm.competition.metrics import (
+    Metric,
+    accuracy,
+    log_loss,
+    mean_average_precision,
+    roc_auc,
+    root_mean_squared_error,
+    spearman,
+)
 from kaggle_llm.competition.rankings import average_rankings, make_ranking, make_values
 from kaggle_llm.decisions.member_blend import (
     BlendSettings,
@@ -194,6 +205,45 @@ def test_a_metric_of_values_is_fitted_too() -> None:
     assert score(fitted, said, truth, metric) < min(
         score(blend().weigh(one), said, truth, metric) for one in ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1))
     )
+
+
+def test_across_rows_members_count_alike_however_their_scores_spread() -> None:
+    """Two members of one AUC each, one of whose scores lie close together: log-odds let the other one decide alone."""
+    rng = np.random.default_rng(3)
+    right = rng.integers(0, 2, 200)
+    odds = right + rng.normal(size=(2, 200))
+    odds[1] = 0.01 * odds[1] + 5
+    ids, labels = [f"r{n}" for n in range(200)], ["0", "1"]
+    answers = [make_ranking(ids, [labels] * 200, [[0.0, odd] for odd in own.tolist()]) for own in odds]
+    said = join(dict(enumerate(answers)))
+    truth = pl.DataFrame({"id": ids, "items": [[labels[k]] for k in right]})
+    metric, alike = roc_auc("1"), blend("rows", (1.0, 1.0))
+    fitted = alike.fit(said, truth, metric)
+    ranks = sum(rankdata(own) for own in odds)
+    expected = roc_auc_score(right, ranks)
+    assert score(fitted.weigh([1, 1]), said, truth, metric) == pytest.approx(expected, abs=3e-4)  # sums of ranks tie
+    assert expected > score(blend("log", (1.0, 1.0)), said, truth, metric)
+    assert score(alike, said, truth, metric) == score(blend("log", (1.0, 1.0)), said, truth, metric), "not fitted yet"
+
+
+def test_a_row_of_a_blend_across_rows_is_the_same_alone() -> None:
+    answers, truth = drawn(5, 40, (1.0, 2.0))
+    fitted = blend("rows", (1.0, 1.0)).fit(join(dict(enumerate(answers))), truth, log_loss(LABELS))
+    together = fitted.apply(join(dict(enumerate(answers))))
+    alone = fitted.apply(join({n: answer[:1] for n, answer in enumerate(answers)}))
+    assert alone.equals(together[:1])
+    saved = build_config(json.loads(json.dumps(asdict(fitted))), MemberBlend)
+    assert saved == fitted, "it is kept as JSON"
+    values = [make_values(["a", "b", "c"], [[x, -x] for x in own]) for own in ((1.0, 2.0, 3.0), (0.0, 9.0, 10.0))]
+    said, right = join(dict(enumerate(values))), make_values(["a", "b", "c"], [[1.0, -1.0], [2.0, -2.0], [3.0, -3.0]])
+    blended = blend("rows", (1.0, 1.0)).fit(said, right, spearman()).weigh([1, 1]).apply(said)
+    np.testing.assert_allclose(blended["values"].to_list(), [[1 / 6, 5 / 6], [1 / 2, 1 / 2], [5 / 6, 1 / 6]])
+
+
+def test_rows_that_score_different_items_cannot_be_compared() -> None:
+    answer = make_ranking(["a", "b"], [["x", "y"], ["x", "z"]], [[1.0, 0.0]] * 2).with_columns(member=pl.lit(0))
+    with pytest.raises(ValueError, match=r"blend\.space = rows: the rows' answers score different items"):
+        blend("rows", (1.0,)).fit(answer, pl.DataFrame({"id": ["a", "b"], "items": [["x"], ["x"]]}), accuracy())
 
 
 def test_a_row_does_not_help_to_fit_its_own_weights() -> None:

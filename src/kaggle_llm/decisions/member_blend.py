@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from kaggle_llm.base import paths
 from kaggle_llm.base.config import read_saved_config
 from kaggle_llm.competition.rankings import answer_columns, is_values, make_ranking, make_values
+from kaggle_llm.decisions.quantiles import Quantiles, fit_quantiles
 from kaggle_llm.inference.cross_fit import Decided
 from kaggle_llm.inference.ensemble import Member
 from kaggle_llm.inference.model import select_member_models
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from kaggle_llm.competition.metrics import Metric
 
-Space = Literal["probability", "log", "rank"]
+Space = Literal["probability", "log", "rank", "rows"]
 SMALLEST = 1e-15  # probability whose logarithm is taken
 MEMBERS = "members"  # a bundle's folder with the members' configs
 RowAnswer = tuple[list[str], list[float]]  # items and scores
@@ -29,8 +30,8 @@ RowAnswer = tuple[list[str], list[float]]  # items and scores
 @dataclass
 class BlendSettings:
     space: Space = "log"
-    """What is averaged for each item: its probability in the row (softmax of the scores), the logarithm of that, or
-    minus the logarithm of its rank."""
+    """What is averaged for each item: its probability in the row (softmax of the scores), the logarithm of that, minus
+    the logarithm of its rank; rows: the share of out-of-fold rows in which the member gives it less (AUC, Spearman)."""
     rounds: int = 20
     """How many times the forward selection adds a member; one member may be added several times."""
 
@@ -49,6 +50,8 @@ class MemberBlend:
     space: Space
     rounds: int
     weights: tuple[float, ...]
+    quantiles: tuple[Quantiles, ...] = ()
+    """Of every member and label, or target of VALUES, where space is rows."""
 
     def fit(self, answers: pl.DataFrame, truth: pl.DataFrame, metric: Metric) -> MemberBlend:
         """The weights with the best metric that forward selection with replacement finds.
@@ -57,25 +60,31 @@ class MemberBlend:
         selections the shortest is kept. Source: Caruana et al., Ensemble Selection from Libraries of Models, ICML 2004,
         sections 2 and 2.2.
         """
+        curves = replace(self, quantiles=fit_curves(answers)) if self.space == "rows" else self
         counts = kept = [0] * len(self.weights)
         best = -math.inf
         for _ in range(self.rounds):
             tried = [[n + (m == member) for m, n in enumerate(counts)] for member in range(len(counts))]
-            scores = [metric.sign * metric.score(self.weigh(trial).apply(answers), truth) for trial in tried]
+            scores = [metric.sign * metric.score(curves.weigh(trial).apply(answers), truth) for trial in tried]
             counts = tried[scores.index(max(scores))]
             if max(scores) > best:
                 best, kept = max(scores), counts
-        return self.weigh(kept)
+        return curves.weigh(kept)
 
     def apply(self, answers: pl.DataFrame) -> pl.DataFrame:
-        """The blended RANKING or VALUES; a row is blended of the members that answered it."""
+        """The blended RANKING or VALUES; a row is blended of the members that answered it.
+
+        In the space rows of what is not fitted yet, logarithms of probabilities are averaged.
+        """
+        space: Space = "log" if self.space == "rows" and not self.quantiles else self.space
+        answers = read_shares(answers, self.quantiles) if self.quantiles else answers
         rows = answers.group_by("id", maintain_order=True).agg("member", *answer_columns(answers)[1:])
         ids = rows["id"].to_list()
         weights = [[self.weights[member] for member in members] for members in rows["member"].to_list()]
         if is_values(answers):
             return make_values(ids, map(average_values, rows["values"].to_list(), weights))
         pairs = zip(rows["items"].to_list(), rows["scores"].to_list(), weights, strict=True)
-        mixed = [mix_rows(list(zip(items, scores, strict=True)), own, self.space) for items, scores, own in pairs]
+        mixed = [mix_rows(list(zip(items, scores, strict=True)), own, space) for items, scores, own in pairs]
         return make_ranking(ids, [items for items, _ in mixed], [scores for _, scores in mixed])
 
     def weigh(self, counts: Sequence[float]) -> MemberBlend:
@@ -131,7 +140,7 @@ def mix_rows(rows: Sequence[RowAnswer], weights: Sequence[float], space: Space) 
         item: sum(share * values.get(item, missing) for share, (values, missing) in zip(shares, valued, strict=True))
         for item in items
     }
-    if space == "probability":
+    if space in ("probability", "rows"):
         means = {item: math.log(max(mean, SMALLEST)) for item, mean in means.items()}
     return list(means), list(means.values())
 
@@ -145,6 +154,8 @@ def average_values(rows: Sequence[Sequence[float]], weights: Sequence[float]) ->
 
 def value_items(items: list[str], scores: list[float], space: Space) -> tuple[dict[str, float], float]:
     """Item → its value in `space`, and the value of an item that the row lacks."""
+    if space == "rows":
+        return dict(zip(items, scores, strict=True)), 0.0
     if space == "rank":
         return {item: -math.log(rank) for rank, item in enumerate(items, 1)}, -math.log(len(items) + 1)
     peak = max(scores, default=0.0)
@@ -153,6 +164,45 @@ def value_items(items: list[str], scores: list[float], space: Space) -> tuple[di
     if space == "log":
         return logs, min(logs.values(), default=math.log(SMALLEST))
     return {item: math.exp(value) for item, value in logs.items()}, 0.0
+
+
+def fit_curves(answers: pl.DataFrame) -> tuple[Quantiles, ...]:
+    """The curve of every member and label, or target.
+
+    Raises ValueError where rows are answered with different items: they cannot be compared across rows.
+    """
+    curves = []
+    for (member,), own in answers.group_by("member", maintain_order=True):
+        rows = read_log_scores(own)
+        if len({frozenset(row) for row in rows}) > 1:
+            raise ValueError(
+                "blend.space = rows: the rows' answers score different items; choose log, probability or rank"
+            )
+        curves += [fit_quantiles(int(str(member)), item, [row[item] for row in rows]) for item in rows[0]]
+    return tuple(curves)
+
+
+def read_shares(answers: pl.DataFrame, quantiles: Sequence[Quantiles]) -> pl.DataFrame:
+    """The answers with shares of rows in the place of scores or values."""
+    import polars as pl
+
+    curves = {(curve.member, curve.item): curve for curve in quantiles}
+    frames = []
+    for (member,), own in answers.group_by("member", maintain_order=True):
+        rows, ids = read_log_scores(own), own["id"].to_list()
+        shares = {item: curves[int(str(member)), item].read([row[item] for row in rows]).tolist() for item in rows[0]}
+        by_row = [list(row) for row in zip(*shares.values(), strict=True)]
+        frame = make_values(ids, by_row) if is_values(own) else make_ranking(ids, [list(shares)] * len(ids), by_row)
+        frames.append(frame.with_columns(member=own["member"]))
+    return pl.concat(frames) if frames else answers
+
+
+def read_log_scores(answers: pl.DataFrame) -> list[dict[str, float]]:
+    """Each row's items with their log-probabilities; of VALUES, each target's number with its value."""
+    if is_values(answers):
+        return [{str(target): value for target, value in enumerate(row)} for row in answers["values"].to_list()]
+    rows = answers.select("items", "scores").iter_rows()
+    return [value_items(items, scores, "log")[0] for items, scores in rows]
 
 
 def share_firsts(answer: pl.DataFrame, other: pl.DataFrame) -> float:
