@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -19,6 +20,7 @@ from kaggle_llm.retrieval.fusion import fuse_by_rank
 from kaggle_llm.retrieval.lexical import LexicalIndex
 from kaggle_llm.retrieval.negatives import draw_groups
 from kaggle_llm.retrieval.retriever import RetrievalSettings
+from kaggle_llm.retrieval.top_k import find_top
 from kaggle_llm_demo.misconceptions import build_competition
 
 TEXTS = {  # no stop words and no punctuation, so that a split gives the words
@@ -183,3 +185,12 @@ def test_rows_are_searched_for_some_at_a_time_and_found_as_if_all_at_once(
         assert index.search(rows).equals(whole) and whole["id"].to_list() == rows["id"].to_list()
         assert index.search(rows.head(0)).height == 0
     assert sizes == [20, 8, 8, 4]
+
+
+@pytest.mark.parametrize("k", [1, 7, 40, 41, 100])
+@pytest.mark.parametrize("levels", [1, 3, 10**6], ids=["all equal", "many ties", "hardly any tie"])
+def test_the_top_is_the_beginning_of_a_stable_sort(k: int, levels: int) -> None:
+    rng = np.random.default_rng(levels)
+    for _ in range(20):
+        scores = rng.integers(0, levels, 41).astype(np.float32)
+        assert find_top(scores, k).tolist() == np.argsort(-scores, kind="stable")[:k].tolist()

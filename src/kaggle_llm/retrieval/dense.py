@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from kaggle_llm.competition.rankings import make_ranking
 from kaggle_llm.engines.prompts import Prompt, encode_texts
 from kaggle_llm.engines.tokenizer import load_tokenizer
+from kaggle_llm.retrieval.top_k import find_top
 
 if TYPE_CHECKING:
     import polars as pl
@@ -30,12 +31,10 @@ class DenseIndex:
         Queries are embedded and scored one by one: in a batch, the other queries change a vector's last bits and so the
         order of near ties. A row's candidates are thus the same alone and among others.
         """
-        import numpy as np
-
         items, scores = [], []
         for query in queries:
             similarity = self._documents @ self._run.engine(self._name).embed(self._encode([query]))[0]
-            best = np.argsort(-similarity, kind="stable")[:k]
+            best = find_top(similarity, k)
             items.append([self.ids[i] for i in best])
             scores.append(similarity[best].tolist())
         return make_ranking(ids, items, scores)

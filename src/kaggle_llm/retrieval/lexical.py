@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from kaggle_llm.base.words import split_words
 from kaggle_llm.competition.rankings import make_ranking
+from kaggle_llm.retrieval.top_k import find_top
 
 if TYPE_CHECKING:
     import polars as pl
@@ -34,7 +35,7 @@ class LexicalIndex:
         items, scores = [], []
         for words in self._tokens(queries):
             row = self._index.get_scores(words) if words else np.zeros(len(self.ids))
-            best = np.argsort(-row, kind="stable")[:k]
+            best = find_top(row, k)
             items.append([self.ids[i] for i in best])
             scores.append(row[best].tolist())
         return make_ranking(ids, items, scores)
