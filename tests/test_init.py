@@ -198,6 +198,10 @@ def go_whole_way(name: str, bare: Workspace, root: Path) -> None:
     )
     assert report["ok"] and report["rows"] == 6, [check for check in report["checks"] if not check["ok"]]
     succeed(done)
+    succeed(workspace.cli("audit", "exp100_first--smoke", **path))
+    ancestry = succeed(workspace.cli("trace", report["submission"]["path"], **path))
+    files = [path.name for path in (root / "input" / name).iterdir()]
+    assert ancestry.count("the file here is the same") == len(files) and all(file in ancestry for file in files)
 
 
 @pytest.mark.slow
