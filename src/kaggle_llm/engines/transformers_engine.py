@@ -19,6 +19,7 @@ from kaggle_llm.engines.engine import (
     check_adapter_base,
     check_prompt_lengths,
     check_scores_finite,
+    resolve_dtype,
 )
 from kaggle_llm.engines.generation import Generator, pad_rows
 from kaggle_llm.engines.memory import AnswerT, ask_within_memory
@@ -41,6 +42,7 @@ class TransformersEngine:
     def __init__(self, folder: Path, settings: EngineSettings, base: Path | None = None) -> None:
         import torch
 
+        settings = resolve_dtype(settings)
         self.folder, self.settings, self.base = folder, settings, base
         check_adapter_base(folder, base)
         prepare_device()

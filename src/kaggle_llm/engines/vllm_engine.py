@@ -26,6 +26,7 @@ from kaggle_llm.engines.engine import (
     check_adapter_base,
     check_prompt_lengths,
     check_scores_finite,
+    resolve_dtype,
 )
 from kaggle_llm.engines.generation import keep_structure
 from kaggle_llm.engines.prompts import Prompt
@@ -62,6 +63,7 @@ class VllmEngine:
 
     def __init__(self, folder: Path, settings: EngineSettings, base: Path | None = None) -> None:
         prepare_environment()
+        settings = resolve_dtype(settings)
         check_adapter_base(folder, base)
         check_vllm_settings(settings.vllm)
         check_vllm_dtype(base or folder, settings.dtype)
