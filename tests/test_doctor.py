@@ -303,7 +303,10 @@ def test_a_shorter_limit_that_was_seen_is_a_warning(tmp_path: Path) -> None:
 
 @needs_vllm
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("accelerator", ["NvidiaL4", "NvidiaH100", "NvidiaRtxPro6000"])
+@pytest.mark.parametrize(
+    "accelerator",
+    ["NvidiaRtxPro6000", *(pytest.param(name, marks=pytest.mark.slow) for name in ("NvidiaL4", "NvidiaH100"))],
+)
 def test_vllm_is_asked_about_each_card(tmp_path: Path, accelerator: str) -> None:
     runtime = load_runtime("t4x2-vllm032", accelerator)
     case = make_case(tmp_path, {"quantization_config": W4A16}, runtime, dtype="bfloat16")

@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 QUERY_TIMEOUT = 60  # seconds that nvidia-smi may take
+BFLOAT16_FROM = (8, 0)  # compute capability
 CONTEXT_GB = 0.7  # GiB of a card that CUDA and its libraries take in each process: assumed
 MEMORY_ERRORS = (  # torch's allocator and the driver say the first, cuBLAS the second where no room is left for itself
     "out of memory",
@@ -58,13 +59,21 @@ def read_capability() -> tuple[int, int] | None:
     return None
 
 
+def read_memory(gpus: str) -> list[tuple[float, float]]:
+    """(free, total) GiB of each of the `gpus`, as in `ask_driver`."""
+    lines = [line.split(",") for line in ask_driver("memory.free,memory.total", gpus)]
+    return [(float(free) / 1024, float(total) / 1024) for free, total in lines]
+
+
 def measure_free_share() -> float | None:
     """The smallest share of a visible GPU's memory that a new process can have beside its context; None without one."""
-    shares = []
-    for line in ask_driver("memory.free,memory.total", os.environ.get("CUDA_VISIBLE_DEVICES", "")):
-        free, total = (float(part) for part in line.split(","))
-        shares.append((free - CONTEXT_GB * 1024) / total)
-    return min(shares, default=None)
+    visible = read_memory(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    return min(((free - CONTEXT_GB) / total for free, total in visible), default=None)
+
+
+def measure_free_memory() -> float | None:
+    """GiB of the first visible GPU that no process holds; None without one."""
+    return next((free for free, _ in read_memory(name_first_gpu())), None)
 
 
 def choose_placement() -> dict[str, Any]:

@@ -9,9 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from kaggle_llm.base.device import read_capability
-
-BFLOAT16_FROM = (8, 0)  # compute capability
+from kaggle_llm.base.device import BFLOAT16_FROM, read_capability
 
 
 @dataclass
