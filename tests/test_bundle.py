@@ -14,6 +14,7 @@ import pytest
 from workspace import ROOT, Workspace, succeed
 
 from kaggle_llm.base import records
+from kaggle_llm.base.accelerators import ACCELERATORS
 from kaggle_llm.base.records import hash_file
 from kaggle_llm.kaggle.bundle import (
     add_model,
@@ -25,6 +26,7 @@ from kaggle_llm.kaggle.bundle import (
     seal_dataset,
 )
 from kaggle_llm.kaggle.hashes import Hashes
+from kaggle_llm.kaggle.metadata import describe_kernel
 from kaggle_llm.kaggle.notebook import write_notebook
 from kaggle_llm.kaggle.predict import check_dataset_files
 
@@ -251,6 +253,30 @@ def test_a_model_that_kaggle_has_is_named_and_not_packed(
     assert slugs >= {folders["reranker"], folders["decision"]} and len(slugs) == 3, "and the code"
     files = {entry["path"]: entry["sha256"] for entry in manifest["sources"][QWEN]}
     assert files == records.hash_files(other.root / encoder)
+
+
+def test_a_bundle_is_for_an_accelerator_that_the_competition_gives(
+    trained: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = copy_workspace(trained, tmp_path / "other")
+    monkeypatch.setenv("KAGGLE_LLM_ROOT", str(other.root))
+
+    def read_code(accelerator: str | None = None) -> dict[str, Any]:
+        folder = bundle_run(SMOKE, accelerator=accelerator)
+        (path,) = folder.glob("*-code/MANIFEST.json")
+        return dict(records.read_json(path))
+
+    assert read_code()["runtime"]["machine"]["accelerator"] == "NvidiaTeslaT4"
+    for name in ACCELERATORS:
+        code = read_code(name)
+        metadata = describe_kernel("abc-def", "alice", code["runtime"], code["competition"], [], [])
+        assert metadata["machine_shape"] == ("" if name == "none" else name)
+    record = json.loads((other.output / SMOKE / "record.json").read_text())
+    record["settings"]["config"]["competition"]["accelerators"] = ["NvidiaL4"]
+    records.write_json(other.output / SMOKE / "record.json", record)
+    with pytest.raises(ValueError, match="the competition gives NvidiaL4"):
+        bundle_run(SMOKE)
+    assert read_code("NvidiaL4")["runtime"]["machine"]["gpus"]["count"] == 4
 
 
 @pytest.mark.parametrize("source", ["qwen-3", "a/b/c/d", "a/b/c/d/latest", "a/b/c/d/1/e", "a b/c/d/e/1"])

@@ -23,6 +23,27 @@ def test_the_card_is_named_by_the_driver(tmp_path: Path, monkeypatch: pytest.Mon
     assert device.describe_device.__wrapped__() == "card 1"
     monkeypatch.setattr(device, "has_gpu", lambda: False)
     assert device.describe_device.__wrapped__() == "cpu"
+    assert device.read_capability.__wrapped__() is None and device.measure_free_share() is None
+
+
+def install_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    """A stand-in for nvidia-smi that gives this answer, and a torch that sees a GPU."""
+    (folder / "nvidia-smi").write_text(f"#!/bin/sh\nprintf '{answer}'\n")
+    (folder / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(device, "has_gpu", lambda: True)
+
+
+def test_the_capability_is_the_drivers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_smi(tmp_path, monkeypatch, "12.0\\n")
+    assert device.read_capability.__wrapped__() == (12, 0)
+
+
+def test_the_free_share_is_that_of_the_fullest_card_less_a_context(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_smi(tmp_path, monkeypatch, "15000, 15360\\n8000, 15360\\n")
+    assert device.measure_free_share() == pytest.approx((8000 - 0.7 * 1024) / 15360)
 
 
 def test_kernels_and_allocator_are_chosen() -> None:

@@ -21,9 +21,9 @@ from kaggle_llm.engines.engine import EngineSettings
 from kaggle_llm.inference.model import Model, describe_model
 from kaggle_llm.runtime import facts, model_memory, rules_engine, rules_numbers, rules_runtime
 from kaggle_llm.runtime.case import Case
-from kaggle_llm.runtime.doctor import examine, examine_case, read_shipped
+from kaggle_llm.runtime.doctor import examine, examine_case, load_in_turn, read_shipped
 from kaggle_llm.runtime.findings import Finding
-from kaggle_llm.runtime.model_facts import read_model_facts
+from kaggle_llm.runtime.model_facts import ModelFacts, read_model_facts
 from kaggle_llm.runtime.pins import Runtime, load_runtime
 from kaggle_llm.runtime.speed import judge_time
 from kaggle_llm.runtime.vllm_checks import ask_vllm, read_environment
@@ -245,6 +245,106 @@ def write_adapter(folder: Path, **config: Any) -> Path:
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text(json.dumps({"task_type": "CAUSAL_LM", **config}))
     return folder
+
+
+# other accelerators ---------------------------------------------------------------------------------------------
+
+
+ON_T4_ONLY: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({}, {"dtype": "bfloat16"}),
+    ({"global_head_dim": 512}, {}),
+    ({"kv_lora_rank": 512}, {}),
+    ({}, {"kv_cache_dtype": "bfloat16"}),
+    ({}, {"attention_backend": "FLASH_ATTN"}),
+    ({"quantization_config": {"quant_method": "experts_int8"}}, {}),
+    ({}, {"environment": {"VLLM_USE_FLASHINFER_SAMPLER": "1"}}),
+]
+
+
+@pytest.mark.parametrize(("config", "settings"), ON_T4_ONLY)
+def test_what_a_t4_refuses_a_newer_card_takes(tmp_path: Path, config: dict[str, Any], settings: dict[str, Any]) -> None:
+    runtime = load_runtime("t4x2-vllm032", "NvidiaL4")
+    assert refused(make_case(tmp_path / "a", config, **settings))
+    assert refused(make_case(tmp_path / "b", config, runtime, **settings)) == []
+
+
+def test_a_card_with_a_floor_of_its_own_is_held_to_it(tmp_path: Path) -> None:
+    config = {"quantization_config": {"quant_method": "fp_quant"}}
+    for name, said in (("NvidiaH100", "fp_quant (asks for 10.0) does not run on an H100"), ("NvidiaRtxPro6000", "")):
+        case = make_case(tmp_path / name, config, load_runtime("t4x2-vllm032", name), dtype="bfloat16")
+        assert said in " | ".join(refused(case)) and bool(refused(case)) == bool(said)
+
+
+def test_a_model_that_fits_no_t4_fits_a_larger_card(tmp_path: Path) -> None:
+    for accelerator, fits in (("NvidiaTeslaT4", False), ("NvidiaL4", False), ("NvidiaH100", True)):
+        case = make_case(tmp_path / accelerator, None, load_runtime("t4x2-vllm032", accelerator), gigabytes=40.0)
+        assert (finding(case, "fits").level == "ok") == fits
+    assert model_memory.vllm_batch(case, 80.0 * 2**30) == (16384, 1024), "vLLM's defaults from 70 GB on"
+
+
+def test_what_is_not_known_of_a_machine_is_said(tmp_path: Path) -> None:
+    case = make_case(tmp_path / "a", None, load_runtime("t4x2-vllm032", "NvidiaL4"), dtype="bfloat16")
+    assert case.backend is None and case.processes == 4
+    assert "the memory of the machine with NvidiaL4 is not known" in finding(case, "loading").detail
+    assert "the backend that vLLM 0.32.0 takes on an L4 is not known" in finding(case, "attention").detail
+    cpu = make_case(tmp_path / "b", None, load_runtime("t4x2-vllm032", "none"), kind="auto")
+    assert not cpu.on_vllm and refused(cpu) == [] and "float16 is slow on a CPU" in " | ".join(warned(cpu))
+    (time,) = judge_time(cpu)
+    assert time.level == "warn" and "no estimate" in time.detail
+    with_vllm = make_case(tmp_path / "c", None, load_runtime("t4x2-vllm032", "none"), dtype="float32")
+    assert "on a machine without a GPU" in " | ".join(refused(with_vllm))
+
+
+def test_a_shorter_limit_that_was_seen_is_a_warning(tmp_path: Path) -> None:
+    case = make_case(tmp_path, None, load_runtime("t4x2-vllm032", "NvidiaH100"), dtype="bfloat16")
+    assert "competition.hours = 9, and a competition with NvidiaH100 gave 5" in " | ".join(warned(case))
+    assert "hours" not in " | ".join(warned(replace(case, hours=5.0)))
+
+
+@needs_vllm
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "accelerator",
+    ["NvidiaRtxPro6000", *(pytest.param(name, marks=pytest.mark.slow) for name in ("NvidiaL4", "NvidiaH100"))],
+)
+def test_vllm_is_asked_about_each_card(tmp_path: Path, accelerator: str) -> None:
+    runtime = load_runtime("t4x2-vllm032", accelerator)
+    case = make_case(tmp_path, {"quantization_config": W4A16}, runtime, dtype="bfloat16")
+    case = replace(case, answers=ask_vllm(case))
+    assert "bfloat16" in case.answers["dtypes"] and case.backend == case.answers["attention"]["valid"][0]
+    assert finding(case, "attention").detail.endswith("says so") and finding(case, "quantisation").level == "ok"
+    assert refused(case) == []
+
+
+# models that are loaded together --------------------------------------------------------------------------------
+
+
+def make_encoder(folder: Path, gigabytes: float) -> ModelFacts:
+    return read_model_facts("encoder", write_model(folder, LLAMA | {"architectures": ["BertModel"]}, gigabytes))
+
+
+def test_vllm_gets_what_the_encoder_leaves(tmp_path: Path) -> None:
+    """14.56 GB: 4 for the encoder's weights and 0.9 for its batch and CUDA; 0.7 for vLLM's own CUDA."""
+    case = make_case(tmp_path / "llm")
+    alone = list(load_in_turn([case]))
+    encoder = replace(case, model=make_encoder(tmp_path / "encoder", 4.0))
+    first, second = load_in_turn([case, encoder])
+    assert [first.model.name, second.model.name] == ["encoder", "m"], "retrieval comes before reading"
+    assert first.taken == alone[0].taken == 0 and 4.7 < second.taken / 2**30 < 5.2
+    share = model_memory.vllm_share(second, 14.56 * 2**30)
+    assert share == pytest.approx((14.56 - second.taken / 2**30 - 0.7) / 14.56)
+    found = finding(second, "fits")
+    assert found.level == "ok" and "held by the run's other models" in found.detail
+    large = replace(case, model=make_encoder(tmp_path / "large", 13.0))
+    assert finding(list(load_in_turn([case, large]))[1], "fits").level == "refused", "each alone would fit"
+    assert finding(case, "fits").level == finding(large, "fits").level == "ok"
+
+
+def test_a_share_that_the_config_names_must_be_free(tmp_path: Path) -> None:
+    case = make_case(tmp_path / "llm", gpu_memory_utilization=0.9)
+    encoder = replace(case, model=make_encoder(tmp_path / "encoder", 4.0))
+    found = finding(list(load_in_turn([case, encoder]))[1], "fits")
+    assert found.level == "refused" and "set engine.vllm.gpu_memory_utilization to 0.6" in found.detail
 
 
 # memory ---------------------------------------------------------------------------------------------------------
@@ -554,7 +654,7 @@ def test_a_run_is_judged_by_its_config_and_then_by_what_it_ships(repository: Pat
 
     found = ask("exp002_rerank")
     assert set(found) == {"t4x2-transformers", "models.encoder", "models.reranker"}
-    assert found["models.reranker"][0].startswith("engine ok: transformers, float32")
+    assert found["models.reranker"][0].startswith("engine ok: transformers, float16"), "what auto is on a T4"
     assert "for 100 rows" in found["models.reranker"][-1] and "8 prompts a row" in found["models.reranker"][-1]
 
     adapter = write_adapter(repository / "output" / "adapter", r=8)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from kaggle_llm.base import records
+from kaggle_llm.base.accelerators import ACCELERATORS
 from kaggle_llm.kaggle.kernels import NOTEBOOK, write_kernel
 from kaggle_llm.kaggle.metadata import (
     DATASET,
@@ -60,6 +61,20 @@ def test_a_kernel_of_every_runtime_keeps_the_rules(tmp_path: Path, runtime: str)
     assert found["enable_internet"] is False and found["dataset_sources"] == ["alice/a", "alice/b"]
     assert "@sha256:" in found["docker_image"] and stamp in (tmp_path / "kernel" / NOTEBOOK).read_text()
     assert stamp != write_kernel(tmp_path / "kernel", tmp_path / "a.ipynb", metadata, "other weights")
+
+
+@pytest.mark.parametrize("accelerator", ACCELERATORS)
+def test_the_metadata_ask_for_the_accelerator(tmp_path: Path, accelerator: str) -> None:
+    runtime = asdict(load_runtime("t4x2-vllm032", accelerator))
+    described = describe_kernel("abc-def", "alice", runtime, "comp", ["code-1"], [])
+    shape = "" if accelerator == "none" else accelerator
+    assert (described["machine_shape"], described["enable_gpu"]) == (shape, bool(shape))
+    records.write_json(tmp_path / KERNEL, described)
+    write_notebook(ROOT / "submission" / "notebook.py", tmp_path / NOTEBOOK)
+    check_kernel_metadata(tmp_path)
+    records.write_json(tmp_path / KERNEL, {**described, "enable_gpu": not shape})
+    with pytest.raises(ValueError, match="enable_gpu = "):
+        check_kernel_metadata(tmp_path)
 
 
 @pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in WRONG.items() for value in values])

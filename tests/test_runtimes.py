@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 
-from kaggle_llm.base.config import ConfigError, load_config
+from kaggle_llm.base.accelerators import ACCELERATORS, find_accelerator
+from kaggle_llm.base.config import ConfigError, build_config, load_config
+from kaggle_llm.experiment.base_config import BaseConfig
 from kaggle_llm.runtime import findings, machine, pins
 from kaggle_llm.runtime.findings import Finding
 from kaggle_llm.runtime.machine import check_machine
-from kaggle_llm.runtime.pins import DEFAULT, Runtime, list_runtimes, load_runtime
+from kaggle_llm.runtime.pins import DEFAULT, Pins, choose_accelerator, list_runtimes, list_served, load_runtime
 from kaggle_llm.runtime.rules_runtime import judge_pins
 
 T4X2 = "Tesla T4, 7.5, 15360, 580.178.04\nTesla T4, 7.5, 15360, 580.178.04\n"
@@ -106,12 +108,54 @@ def test_a_runtime_with_a_wrong_key_says_all_that_is_wrong(tmp_path: Path) -> No
     text = (
         (pins.RUNTIMES_FOLDER / "t4x2-vllm032.yaml")
         .read_text()
-        .replace("ram_gb:", "ram:")
-        .replace("cores: 4", "cores: four")
+        .replace("glibc:", "libc:")
+        .replace("site_gb: 12", "site_gb: twelve")
     )
     (tmp_path / "a.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=r"(?s)machine.ram: unknown key.*machine.cores = 'four'"):
-        load_config(tmp_path / "a.yaml", Runtime)
+    with pytest.raises(ConfigError, match=r"(?s)image.libc: unknown key.*site_gb = 'twelve'"):
+        load_config(tmp_path / "a.yaml", Pins)
+
+
+# accelerators ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accelerator", ACCELERATORS)
+@pytest.mark.parametrize("name", list_runtimes())
+def test_the_pins_serve_every_accelerator_and_the_manifest_names_it(name: str, accelerator: str) -> None:
+    runtime = load_runtime(name, accelerator)
+    assert list(judge_pins(runtime)) == [] and accelerator in list_served(runtime)
+    machine = json.loads(json.dumps(asdict(runtime)))["machine"]
+    known = find_accelerator(accelerator)
+    assert machine["accelerator"] == accelerator and machine["gpus"]["count"] == known.count
+    assert machine["gpus"]["capability"] == (list(known.capability) if known.capability else None)
+    assert machine["driver"] == load_runtime(name).driver.version, "of CUDA, whatever the card"
+
+
+def test_a_card_that_is_newer_than_cuda_is_refused() -> None:
+    runtime = replace(load_runtime("t4x2-transformers", "NvidiaRtxPro6000"), cuda="12.6")
+    (found,) = judge_pins(runtime)
+    assert found.level == "refused" and "an RTX PRO 6000 needs CUDA 12.8 or newer" in found.detail
+    assert "NvidiaRtxPro6000" not in list_served(runtime) and "NvidiaL4" in list_served(runtime)
+
+
+def test_an_accelerator_that_the_competition_does_not_give_is_refused_with_the_way_out() -> None:
+    settings: dict[str, Any] = {"competition": {"name": "x", "accelerators": ["NvidiaH100"]}}
+    way = "engine.accelerator = NvidiaTeslaT4, and the competition gives NvidiaH100.*set engine.accelerator=NvidiaH100"
+    with pytest.raises(ConfigError, match=way):
+        build_config(settings, BaseConfig)
+    build_config(settings | {"engine": {"accelerator": "NvidiaH100"}}, BaseConfig)
+    with pytest.raises(ConfigError, match=r"no accelerator 'NvidiaH10', did you mean 'NvidiaH100'\?"):
+        build_config(settings | {"engine": {"accelerator": "NvidiaH10"}}, BaseConfig)
+    with pytest.raises(ConfigError, match=r"no accelerator 'L4'"):
+        build_config({"competition": {"name": "x", "accelerators": ["NvidiaTeslaT4", "L4"]}}, BaseConfig)
+
+
+def test_a_recorded_config_chooses_and_the_command_may_choose_otherwise() -> None:
+    assert choose_accelerator({}) == "NvidiaTeslaT4", "as before there was a choice"
+    config = {"engine": {"accelerator": "NvidiaL4"}, "competition": {"accelerators": ["NvidiaL4", "none"]}}
+    assert choose_accelerator(config) == "NvidiaL4" and choose_accelerator(config, "none") == "none"
+    with pytest.raises(ValueError, match="the competition gives NvidiaL4, none"):
+        choose_accelerator(config, "NvidiaH100")
 
 
 # the machine ----------------------------------------------------------------------------------------------------
@@ -191,6 +235,19 @@ def test_a_driver_is_compared_by_its_numbers_not_as_text(smi: Path, tmp_path: Pa
         assert check(tmp_path)["driver"].level == level
     install_smi(smi, T4X2.replace("580.178.04", "560.35.03"))
     assert check(tmp_path, "t4x2-vllm019")["driver"].level == "ok"
+
+
+def test_another_accelerator_is_checked_by_its_own_figures(smi: Path, tmp_path: Path) -> None:
+    machine = asdict(load_runtime(DEFAULT, "NvidiaRtxPro6000"))["machine"]
+    install_smi(smi, "NVIDIA RTX PRO 6000 Blackwell Server Edition, 12.0, 97887, 580.178.04\n")
+    assert {finding.level for finding in check(tmp_path, machine=machine).values()} == {"ok"}
+    install_smi(smi, T4X2)
+    found = check(tmp_path, machine=machine)
+    assert found["capability"].level == "refused" and "chosen for NvidiaRtxPro6000" in found["capability"].detail
+    (smi / "nvidia-smi").unlink()
+    assert "copy one of those once" in check(tmp_path, machine=machine)["GPUs"].detail
+    machine = asdict(load_runtime(DEFAULT, "none"))["machine"]
+    assert list(check(tmp_path, machine=machine)) == ["image", "disk", "output disk", "Python"]
 
 
 def test_no_driver_at_all_is_said_and_the_rest_is_checked(smi: Path, tmp_path: Path) -> None:

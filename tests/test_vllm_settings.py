@@ -230,6 +230,32 @@ def test_only_a_t4_and_a_cpu_ask_for_settings(
     assert machine_settings(given) == expected
 
 
+@pytest.mark.parametrize(
+    ("free", "given", "expected"),
+    [
+        (0.95, {}, {}),
+        (0.616, {}, {"gpu_memory_utilization": 0.61}),
+        (0.616, {"gpu_memory_utilization": 0.3}, {}),
+        (None, {}, {}),
+    ],
+)
+def test_vllm_takes_what_others_leave_of_the_card(
+    vllm: Any, monkeypatch: pytest.MonkeyPatch, free: float | None, given: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    vllm_arguments = sys.modules["vllm.engine.arg_utils"]
+    monkeypatch.setattr(vllm_arguments.__dict__["EngineArgs"], "gpu_memory_utilization", 0.92, raising=False)
+    monkeypatch.setattr(vllm_engine, "measure_free_share", lambda: free)
+    assert vllm_engine.share_memory(given) == expected
+
+
+def test_a_full_card_is_said_before_vllm_starts(vllm: Any, monkeypatch: pytest.MonkeyPatch, pico_llm: Path) -> None:
+    engine_arguments = sys.modules["vllm.engine.arg_utils"].__dict__["EngineArgs"]
+    monkeypatch.setattr(engine_arguments, "gpu_memory_utilization", 0.92, raising=False)
+    monkeypatch.setattr(vllm_engine, "measure_free_share", lambda: -0.01)
+    with pytest.raises(MemoryError, match=r"nvidia-smi names the processes.*engine.batch_tokens"):
+        VllmEngine(pico_llm, EngineSettings("vllm", "float16"))._arguments()
+
+
 def test_vllm_is_offline_and_its_log_level_is_the_users(vllm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_engine, "capability", lambda: (7, 5))
     vllm_engine.prepare_environment()

@@ -125,13 +125,14 @@ def doctor(
     runtime: Annotated[str | None, typer.Option(help="a name of src/kaggle_llm/runtime/runtimes/")] = None,
     model: Annotated[Path | None, typer.Option(help="this model folder alone, with RUN's config or without")] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="rows of the test set, to estimate the time")] = None,
+    accelerator: Annotated[str | None, typer.Option(help="such as NvidiaL4; default: engine.accelerator")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
 ) -> None:
     """Will RUN's models fit and run on the runtime's GPUs? Judged from files. Exit 1 where something will not work."""
     from kaggle_llm.runtime.doctor import examine, print_diagnosis
     from kaggle_llm.runtime.pins import DEFAULT
 
-    diagnosis = examine(run, runtime or DEFAULT, model, rows)
+    diagnosis = examine(run, runtime or DEFAULT, model, rows, accelerator)
     if as_json:
         import json
 
@@ -152,13 +153,15 @@ def wheels(runtime: Annotated[str, typer.Argument(help="a name of src/kaggle_llm
 
 @app.command()
 def bundle(
-    run: RunName, runtime: Annotated[str | None, typer.Option(help="the image and packages that it runs on")] = None
+    run: RunName,
+    runtime: Annotated[str | None, typer.Option(help="the image and packages that it runs on")] = None,
+    accelerator: Annotated[str | None, typer.Option(help="such as NvidiaL4; default: engine.accelerator")] = None,
 ) -> None:
     """Pack a run into Kaggle datasets: output/bundles/RUN/."""
     from kaggle_llm.kaggle.bundle import bundle_run, print_bundle
     from kaggle_llm.runtime.pins import DEFAULT
 
-    print_bundle(bundle_run(run, runtime or DEFAULT))
+    print_bundle(bundle_run(run, runtime or DEFAULT, accelerator))
 
 
 @app.command()

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,9 @@ from kaggle_llm.base.device import has_gpu
 from kaggle_llm.engines.engine import EngineSettings
 from kaggle_llm.engines.pool import WorkerPool
 from kaggle_llm.engines.transformers_engine import TransformersEngine
+from kaggle_llm.inference.model import Model
 from kaggle_llm.training.trainer import fine_tune
+from kaggle_llm.weights.stages import must_spill
 
 LABELS = [(YES,), (NO,)]
 SHARE = 0.6  # of the card, which the next process takes
@@ -74,6 +78,50 @@ def small_training(folder: Path) -> dict[str, float | str]:
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     raise AssertionError("1.5 GB were enough")
+
+
+@contextmanager
+def fill_card(share: float) -> Iterator[None]:
+    """Another process holds this share of the card."""
+    code = "import sys, torch; free, total = torch.cuda.mem_get_info(); "
+    code += f"held = torch.empty(int({share} * total), dtype=torch.uint8, device='cuda'); print('held', flush=True); "
+    process = subprocess.Popen(
+        [sys.executable, "-c", code + "sys.stdin.read()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert process.stdout and process.stdout.readline() == b"held\n"
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def vllm_beside_another(folder: Path) -> dict[str, float | str]:
+    """vLLM starts and answers on a card of which another process holds 40 %."""
+    base, prompts = make_shape(folder, "0.5B"), flatten(draw_trees(4, 8))
+    with fill_card(0.4):
+        pool = WorkerPool(base, EngineSettings(kind="vllm", dtype="float16"), None, [["0"]])
+        scores = pool.choices(prompts, LABELS)
+        pool.close()
+    assert np.isfinite(scores).all()
+    return {"prompts": float(len(prompts))}
+
+
+def parity_reference(folder: Path) -> dict[str, float | str]:
+    """A reference that fits the card is computed there; on a full card it is computed on the CPU, with its scores."""
+    base, prompts = make_shape(folder, "0.5B"), flatten(draw_trees(1, 9))[:4]
+    model = Model("m", base)
+    assert not must_spill(model, "float32")
+    with fill_card(0.97):
+        assert must_spill(model, "float32")
+        engine = TransformersEngine(base, EngineSettings(dtype="float32"), device="cpu")
+        scores = engine.choices(prompts, LABELS)
+        engine.close()
+    engine = TransformersEngine(base, EngineSettings(dtype="float32"))
+    difference = float(np.abs(engine.choices(prompts, LABELS) - scores).max())
+    engine.close()
+    assert difference < 1e-3, f"|Δ log p| {difference:.3g}"
+    return {"max_abs_diff": difference}
 
 
 def two_workers(folder: Path) -> dict[str, float | str]:

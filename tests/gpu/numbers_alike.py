@@ -14,7 +14,7 @@ from models import FIRST, LAST, draw_groups, draw_trees, flatten, make_job, make
 from pico import save_llama
 
 from kaggle_llm.base.device import has_gpu
-from kaggle_llm.engines.engine import EngineSettings, NonFiniteError
+from kaggle_llm.engines.engine import EngineSettings, NonFiniteError, resolve_dtype
 from kaggle_llm.engines.pool import WorkerPool
 from kaggle_llm.engines.transformers_engine import TransformersEngine
 from kaggle_llm.tasks.heads import HeadSettings
@@ -22,6 +22,7 @@ from kaggle_llm.tasks.heads_training import HeadExample, HeadTask
 from kaggle_llm.tasks.tags_training import TokenExample, TokenSettings, TokenTask
 from kaggle_llm.tasks.writing_training import CompletionExample, GenerationTask
 from kaggle_llm.training.base_model import load_trainable
+from kaggle_llm.training.settings import TrainingSettings, resolve_training
 from kaggle_llm.training.trainer import fine_tune
 
 EXACT, HALF = 1e-4, 0.02  # of a loss, relative: in float32, in half precision
@@ -83,6 +84,21 @@ def ask(base: Path, prompts: Sequence[Any], device: str = "", **settings: Any) -
     scores = engine.choices(prompts, LABELS)
     engine.close()
     return scores
+
+
+def auto_dtypes(folder: Path) -> dict[str, float | str]:
+    """What auto became here; float32 has the precision of float32, not of TF32, whose products are 1e-3 off."""
+    import torch
+
+    chosen = {"training": resolve_training(TrainingSettings()).dtype, "engine": resolve_dtype(EngineSettings()).dtype}
+    assert (chosen["training"] == "float32") != has_gpu(), chosen
+    TransformersEngine(save_llama(folder / "tiny"), EngineSettings())  # prepares the device
+    first, second = (torch.randn(512, 512, dtype=torch.float64) for _ in range(2))
+    device = "cuda" if has_gpu() else "cpu"
+    product = (first.float().to(device) @ second.float().to(device)).double().cpu()
+    error = float((product - first @ second).norm() / (first @ second).norm())
+    assert error < 1e-5, f"a product in float32 is {error:.2g} off"
+    return {**chosen, "error": error}
 
 
 def scores(folder: Path) -> dict[str, float | str]:

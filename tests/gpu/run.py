@@ -55,6 +55,8 @@ def list_checks() -> list[Check]:
         Check("hand-over of memory", memory.hand_over, train),
         Check("two passes of fifty trees", speed.two_passes),
         Check("a step of every task", numbers_alike.every_task, train),
+        Check("auto dtypes, no TF32", numbers_alike.auto_dtypes),
+        Check("parity's reference on a full card", memory.parity_reference, card=True),
         Check("scores as on the CPU", numbers_alike.scores, card=True),
         Check("attention kernels", numbers_alike.kernels),
         Check("throughput of scoring", speed.scoring),
@@ -66,6 +68,7 @@ def list_checks() -> list[Check]:
         Check("a killed training goes on", numbers_alike.resume, train),
         Check("100,000 vectors searched", speed.search, ()),
         Check("vLLM answers as transformers", numbers_alike.vllm, ("transformers", "vllm"), card=True),
+        Check("vLLM beside another process", memory.vllm_beside_another, ("transformers", "vllm"), card=True),
     ]
 
 

@@ -11,6 +11,8 @@ from functools import cache
 from typing import Any
 
 QUERY_TIMEOUT = 60  # seconds that nvidia-smi may take
+BFLOAT16_FROM = (8, 0)  # compute capability
+CONTEXT_GB = 0.7  # GiB of a card that CUDA and its libraries take in each process: assumed
 MEMORY_ERRORS = (  # torch's allocator and the driver say the first, cuBLAS the second where no room is left for itself
     "out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
@@ -24,19 +26,54 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-@cache
-def describe_device() -> str:
-    """The name of the first visible GPU, or "cpu".
+def ask_driver(fields: str, gpus: str) -> list[str]:
+    """nvidia-smi's answer, a line for each of the `gpus` ("0,1" or their UUIDs; "": all); [] without a GPU.
 
     The driver is asked, not torch, whose answer takes some hundred MB of the card; torch is imported only where there
-    is a driver.
+    is a driver. Raises CalledProcessError where nvidia-smi fails.
     """
     if shutil.which("nvidia-smi") is None or not has_gpu():
-        return "cpu"
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", f"--id={first}"]
+        return []
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    command += [f"--id={gpus}"] if gpus else []
     answer = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_TIMEOUT, check=True)
-    return answer.stdout.strip()
+    return answer.stdout.strip().splitlines()
+
+
+def name_first_gpu() -> str:
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+
+
+@cache
+def describe_device() -> str:
+    """The name of the first visible GPU, or "cpu"."""
+    return next(iter(ask_driver("name", name_first_gpu())), "cpu").strip()
+
+
+@cache
+def read_capability() -> tuple[int, int] | None:
+    """The compute capability of the first visible GPU; None without one."""
+    for line in ask_driver("compute_cap", name_first_gpu()):
+        major, minor = line.strip().split(".")
+        return int(major), int(minor)
+    return None
+
+
+def read_memory(gpus: str) -> list[tuple[float, float]]:
+    """(free, total) GiB of each of the `gpus`, as in `ask_driver`."""
+    lines = [line.split(",") for line in ask_driver("memory.free,memory.total", gpus)]
+    return [(float(free) / 1024, float(total) / 1024) for free, total in lines]
+
+
+def measure_free_share() -> float | None:
+    """The smallest share of a visible GPU's memory that a new process can have beside its context; None without one."""
+    visible = read_memory(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    return min(((free - CONTEXT_GB) / total for free, total in visible), default=None)
+
+
+def measure_free_memory() -> float | None:
+    """GiB of the first visible GPU that no process holds; None without one."""
+    return next((free for free, _ in read_memory(name_first_gpu())), None)
 
 
 def choose_placement() -> dict[str, Any]:

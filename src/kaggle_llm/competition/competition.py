@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import importlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -40,6 +40,8 @@ class CompetitionSettings:
     """Rows of the hidden test according to the competition's page; `submit` extrapolates the time to them."""
     hours: float = 9.0
     """Time limit of a notebook by the competition's rules: of the bundle's notebook, rehearsals, doctor and submit."""
+    accelerators: list[str] = field(default_factory=list)
+    """The accelerators that the competition gives its notebooks, of those that engine.accelerator names; []: all."""
 
     def __post_init__(self) -> None:
         if not notebook_seconds(self.hours) > 0:

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from kaggle_llm.base import records
+from kaggle_llm.base.accelerators import DEFAULT_ACCELERATOR, find_accelerator
+from kaggle_llm.base.device import describe_device
 from kaggle_llm.engines.prompts import Prompt
 
 if TYPE_CHECKING:
     import numpy as np
+
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 
 
 @dataclass
 class EngineSettings:
     kind: Literal["auto", "transformers", "vllm"] = "auto"
     """auto: vLLM where a GPU and vLLM are present, else transformers; the run's recorded config names the choice."""
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Of weights and activations; a T4 has no bfloat16."""
+    dtype: Dtype = "auto"
+    """Of weights and activations. auto: what `accelerator` computes (float16 on a T4, bfloat16 on newer cards), in CV
+    too, but float32 on a machine without a GPU, where half precision is slow; the recorded config names the choice."""
     batch_tokens: int = 4096
     """Tokens of a batch, padding included; transformers only. Memory use is proportional to it."""
+    accelerator: str = DEFAULT_ACCELERATOR
+    """The machine on Kaggle that it ships to: NvidiaTeslaT4 (two cards), NvidiaL4 (four), NvidiaH100, NvidiaRtxPro6000,
+    or none, a CPU."""
     vllm: dict = field(default_factory=dict)
     """vLLM's own settings by their names there, such as {gpu_memory_utilization: 0.85, max_model_len: 2048}."""
     workers: int | None = None
@@ -30,8 +38,25 @@ class EngineSettings:
     """Seconds that a worker may take for a call, vLLM's start included, before it is killed and replaced."""
 
     def __post_init__(self) -> None:
+        find_accelerator(self.accelerator)
         if (self.workers or 0) < 0 or not self.patience > 0:
             raise ValueError(f"workers = {self.workers}, patience = {self.patience} s: no workers are 0, patience > 0")
+
+
+def choose_shipped_dtype(dtype: Dtype, accelerator: str) -> Dtype:
+    """The dtype on Kaggle: auto is half precision, in float32 on a CPU."""
+    if dtype != "auto":
+        return dtype
+    shipped = find_accelerator(accelerator)
+    return shipped.half if shipped.count else "float32"
+
+
+def resolve_dtype(settings: EngineSettings) -> EngineSettings:
+    """The settings with dtype auto decided: what ships, or float32 where there is no GPU."""
+    if settings.dtype != "auto":
+        return settings
+    has_card = describe_device() != "cpu"
+    return replace(settings, dtype=choose_shipped_dtype("auto", settings.accelerator) if has_card else "float32")
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from typing import Any
 
 from kaggle_llm.base import records
 from kaggle_llm.base.device import has_gpu
-from kaggle_llm.engines.engine import Engine, EngineSettings
+from kaggle_llm.engines.engine import Engine, EngineSettings, resolve_dtype
 from kaggle_llm.engines.pool import WorkerPool, assign_gpus, list_visible_gpus
 
 
 def resolve_engine(settings: EngineSettings) -> EngineSettings:
-    """The settings with `auto` decided: vLLM where a GPU and vLLM are present, else transformers.
+    """The settings with `auto` decided: vLLM where a GPU and vLLM are present, else transformers; and the dtype.
 
     Raises ImportError where vLLM is asked for but not installed, ValueError for settings that it does not know.
     """
@@ -28,7 +28,7 @@ def resolve_engine(settings: EngineSettings) -> EngineSettings:
         from kaggle_llm.engines.vllm_engine import check_vllm_settings
 
         check_vllm_settings(settings.vllm)
-    return replace(settings, kind=kind)
+    return resolve_dtype(replace(settings, kind=kind))
 
 
 def make_engine(folder: Path, settings: EngineSettings, base: Path | None = None) -> Engine:

@@ -19,6 +19,7 @@ from kaggle_llm.engines.engine import (
     check_adapter_base,
     check_prompt_lengths,
     check_scores_finite,
+    resolve_dtype,
 )
 from kaggle_llm.engines.generation import Generator, pad_rows
 from kaggle_llm.engines.memory import AnswerT, ask_within_memory
@@ -35,17 +36,19 @@ if TYPE_CHECKING:
 class TransformersEngine:
     """The model in `folder`, or the adapter there on the model in `base`; loaded at the first call.
 
-    Raises ValueError for an adapter without its base, and for bfloat16 on a GPU without it.
+    device: cpu for the CPU where there is a GPU too. Raises ValueError for an adapter without its base, and for
+    bfloat16 on a GPU without it.
     """
 
-    def __init__(self, folder: Path, settings: EngineSettings, base: Path | None = None) -> None:
+    def __init__(self, folder: Path, settings: EngineSettings, base: Path | None = None, device: str = "") -> None:
         import torch
 
+        settings = resolve_dtype(settings)
         self.folder, self.settings, self.base = folder, settings, base
         check_adapter_base(folder, base)
         prepare_device()
         avoid_slow_kernel()
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype: torch.dtype = getattr(torch, settings.dtype)
         if self.dtype is torch.bfloat16 and self.device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
             name = torch.cuda.get_device_name()
@@ -153,7 +156,8 @@ class TransformersEngine:
         )
 
     def _load(self, maker: Any, **options: Any) -> Any:
-        options |= {"dtype": self.dtype, "local_files_only": True, **choose_placement()}
+        placement = choose_placement() if self.device.type == "cuda" else {}
+        options |= {"dtype": self.dtype, "local_files_only": True, **placement}
         if self.base is None:
             return maker.from_pretrained(self.folder, **options).to(self.device).eval()
         from peft import PeftModel

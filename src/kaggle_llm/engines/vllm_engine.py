@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import gc
+import math
 import os
 import typing
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kaggle_llm.base import records
+from kaggle_llm.base.device import measure_free_share
 from kaggle_llm.engines.attention import SM_75, capability
 from kaggle_llm.engines.engine import (
     Completion,
@@ -26,6 +28,7 @@ from kaggle_llm.engines.engine import (
     check_adapter_base,
     check_prompt_lengths,
     check_scores_finite,
+    resolve_dtype,
 )
 from kaggle_llm.engines.generation import keep_structure
 from kaggle_llm.engines.prompts import Prompt
@@ -62,6 +65,7 @@ class VllmEngine:
 
     def __init__(self, folder: Path, settings: EngineSettings, base: Path | None = None) -> None:
         prepare_environment()
+        settings = resolve_dtype(settings)
         check_adapter_base(folder, base)
         check_vllm_settings(settings.vllm)
         check_vllm_dtype(base or folder, settings.dtype)
@@ -178,7 +182,7 @@ class VllmEngine:
         reserved = sorted(settings.keys() & own.keys())
         if reserved:
             raise ValueError(f"engine.vllm has {reserved}: the engine sets {', '.join(own)} itself")
-        return {"use_tqdm_on_load": False} | machine_settings(settings) | lora | settings | own
+        return {"use_tqdm_on_load": False} | machine_settings(settings) | share_memory(settings) | lora | settings | own
 
     def _ask(
         self, prompts: Sequence[Prompt], parameters: SamplingParams | Sequence[SamplingParams]
@@ -253,6 +257,29 @@ def machine_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     if gpu is None:
         return {} if "gpu_memory_utilization" in settings else CPU_SETTINGS
     return T4_SETTINGS if gpu == SM_75 else {}
+
+
+def share_memory(settings: Mapping[str, Any]) -> dict[str, float]:
+    """A smaller gpu_memory_utilization where other processes, such as an encoder's worker, hold a part of the card.
+
+    vLLM wants its share of the whole card, by default nine tenths, and does not start where less is free. Call it in
+    the process that starts vLLM, when it starts. Raises MemoryError where nothing is free.
+    """
+    free = None if "gpu_memory_utilization" in settings else measure_free_share()
+    if free is None:
+        return {}
+    from vllm.engine.arg_utils import EngineArgs
+
+    usual = float(EngineArgs.gpu_memory_utilization)
+    if free >= usual:
+        return {}
+    if free <= 0:
+        raise MemoryError(
+            "no memory of the card is free for vLLM: close what holds it (nvidia-smi names the processes), or set "
+            "engine.batch_tokens lower, so that the run's encoders hold less"
+        )
+    print(f"{free:.0%} of the card is free: vLLM takes that instead of {usual:.0%}", flush=True)
+    return {"gpu_memory_utilization": math.floor(100 * free) / 100}
 
 
 def has_token_logprobs() -> bool:

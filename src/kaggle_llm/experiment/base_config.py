@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from kaggle_llm.base.accelerators import check_allowed
 from kaggle_llm.competition.competition import CompetitionSettings
 from kaggle_llm.competition.folds import FoldSettings
 from kaggle_llm.competition.leaks import LeakSettings
@@ -33,3 +34,6 @@ class BaseConfig:
     sources: dict[str, str] = field(default_factory=dict)
     """Model folder → the same model on Kaggle, so that it need not be uploaded."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_allowed(self.engine.accelerator, self.competition.accelerators)

@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from kaggle_llm.base import records
 from kaggle_llm.base.fingerprint import hash_code
-from kaggle_llm.engines.engine import Completion, Engine, EngineSettings, EngineWrapper, LengthError, Sampling
+from kaggle_llm.engines.engine import (
+    Completion,
+    Engine,
+    EngineSettings,
+    EngineWrapper,
+    LengthError,
+    Sampling,
+    resolve_dtype,
+)
 from kaggle_llm.engines.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -46,7 +54,7 @@ def describe_answers(
         "weights": records.hash_content(folder),
         "base": records.hash_content(base) if base else None,
         "engine": kind,
-        "dtype": settings.dtype,
+        "dtype": resolve_dtype(settings).dtype,
         "vllm": vllm if kind == "vllm" else {},
         "device": device,
         "versions": {name: versions[name] for name in packages if name in versions},

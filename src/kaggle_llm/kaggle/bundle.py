@@ -25,7 +25,7 @@ from kaggle_llm.kaggle.metadata import DATASET, MODEL_SOURCE, MOST_ENTRIES, desc
 from kaggle_llm.kaggle.notebook import write_notebook
 from kaggle_llm.kaggle.predict import MANIFEST
 from kaggle_llm.kaggle.secrets import check_secrets
-from kaggle_llm.runtime.pins import DEFAULT, load_runtime
+from kaggle_llm.runtime.pins import DEFAULT, choose_accelerator, load_runtime
 from kaggle_llm.weights.parity import find_fault
 from kaggle_llm.weights.ship import describe_cv
 
@@ -36,26 +36,28 @@ SKIPPED_FOLDERS = {".cache", ".huggingface", ".git"}  # left out by the kaggle C
 PutFile = Callable[[Path, Path], None]  # puts a source file at a target path
 
 
-def bundle_run(run: str, runtime: str = DEFAULT) -> Path:
-    """Build the bundle and return its folder. runtime: a name, as in runtime/runtimes/.
+def bundle_run(run: str, runtime: str = DEFAULT, accelerator: str | None = None) -> Path:
+    """Build the bundle and return its folder. runtime: a name, as in runtime/runtimes/; accelerator: by default the
+    config's.
 
     Raises FileNotFoundError where the run is not complete, ValueError for secrets, pickles, links that leave their
-    folder, and file names that Kaggle does not keep.
+    folder, file names that Kaggle does not keep, and an accelerator that the competition does not give.
     """
     folder = paths.bundle_folder(run)
 
     def make(target: Path) -> None:
         with Hashes() as hashes:
-            fill_bundle(run, runtime, target, hashes)
+            fill_bundle(run, runtime, accelerator, target, hashes)
 
     records.make_folder(folder, make, finish=lambda target: None)
     return folder
 
 
-def fill_bundle(run: str, runtime: str, target: Path, hashes: Hashes) -> None:
+def fill_bundle(run: str, runtime: str, accelerator: str | None, target: Path, hashes: Hashes) -> None:
     paths.experiment_folder(run)  # a name that no experiment has is refused with those that there are
     record = records.read_complete(run)
     config, competition = record.settings["config"], record.settings["config"]["competition"]["name"]
+    machine = load_runtime(runtime, choose_accelerator(config, accelerator))
     warn_of_changed_code(run)
     shipped = read_models(record.settings["ship"])
     check_as_recorded(run, record, shipped)
@@ -69,7 +71,7 @@ def fill_bundle(run: str, runtime: str, target: Path, hashes: Hashes) -> None:
     wheels = add_wheels(target, runtime)
     about: dict[str, Any] = {"run": run, "experiment": run.split("--")[0], "competition": competition, "models": models}
     about["sources"] = {source: list_model(folder, hashes) for folder, source in sources.items()}
-    about |= {"wheels": wheels, "runtime": asdict(load_runtime(runtime)), "hours": read_hours(config)}
+    about |= {"wheels": wheels, "runtime": asdict(machine), "hours": read_hours(config)}
     code = make_slug(f"{competition}-{run}", "code")
     add_code(target / code, run, config.get("members", []))
     seal_dataset(target / code, "code", about, hashes)

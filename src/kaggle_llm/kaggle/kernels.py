@@ -72,7 +72,9 @@ def push_kernel(folder: Path, ref: str, stamp: str, before: str) -> int:
     # Named in the metadata and as an argument: some pushes were reported to heed one of them only.
     accelerator = str(records.read_json(folder / KERNEL)["machine_shape"])
     try:
-        output = run_kaggle("kernels", "push", "-p", str(folder), "--accelerator", accelerator)
+        output = run_kaggle(
+            "kernels", "push", "-p", str(folder), *(["--accelerator", accelerator] if accelerator else [])
+        )
     except KaggleError:
         for _ in range(PUSH_RECHECKS if stamp not in before else 0):
             pause(5.0)

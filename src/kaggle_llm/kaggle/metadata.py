@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kaggle_llm.base import records
+from kaggle_llm.base.accelerators import ACCELERATORS, Accelerator, find_accelerator
 
 DATASET, KERNEL = "dataset-metadata.json", "kernel-metadata.json"
 MOST_ENTRIES = 50  # top-level files of a dataset
@@ -19,12 +20,10 @@ SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 DATASET_SOURCE = re.compile(r"[^/\s]+/[a-z0-9]+(-[a-z0-9]+)*")
 MODEL_SOURCE = re.compile(r"[^/\s]+/[^/\s]+/[^/\s]+/[^/\s]+/\d+")
 IMAGE = re.compile(r"[\w./-]+@sha256:[0-9a-f]{64}")
-ACCELERATOR = "NvidiaTeslaT4"
 FIXED_FIELDS = {  # all written out: the CLI turns the internet on where the field is missing
     "language": "python",
     "kernel_type": "notebook",
     "is_private": True,
-    "enable_gpu": True,
     "enable_tpu": False,
     "enable_internet": False,
     "docker_image_pinning_type": "original",
@@ -47,7 +46,7 @@ def describe_kernel(
     datasets: list[str],
     models: list[str],
 ) -> dict[str, Any]:
-    """kernel-metadata.json of a private notebook without internet on the runtime's image and GPUs.
+    """kernel-metadata.json of a private notebook without internet on the runtime's image and accelerator.
 
     runtime: asdict of a Runtime; datasets: slugs of the owner's; models: Kaggle model sources.
     """
@@ -56,13 +55,18 @@ def describe_kernel(
         "title": slug,
         "code_file": "notebook.ipynb",
         **FIXED_FIELDS,
-        "machine_shape": runtime["machine"]["accelerator"],
+        **describe_shape(find_accelerator(runtime["machine"]["accelerator"])),
         "docker_image": runtime["image"]["ref"],
         "competition_sources": [competition],
         "dataset_sources": [f"{owner}/{name}" for name in sorted(datasets)],
         "kernel_sources": [],
         "model_sources": sorted(models),
     }
+
+
+def describe_shape(accelerator: Accelerator) -> dict[str, Any]:
+    """The fields that ask for the machine; a CPU has no shape."""
+    return {"enable_gpu": accelerator.count > 0, "machine_shape": accelerator.name if accelerator.count else ""}
 
 
 def check_dataset_metadata(folder: Path) -> None:
@@ -122,9 +126,15 @@ def find_kernel_problems(metadata: Mapping[str, Any], folder: Path) -> Iterator[
 
 def find_wrong_values(metadata: Mapping[str, Any]) -> Iterator[Problem]:
     """Fields that are the same in every kernel, the accelerator, and the image."""
-    for field, value in {**FIXED_FIELDS, "machine_shape": ACCELERATOR}.items():
+    for field, value in FIXED_FIELDS.items():
         if metadata.get(field) != value:
             yield field, metadata.get(field), f"{value!r}, written out"
+    shape, gpu = metadata.get("machine_shape"), metadata.get("enable_gpu")
+    shapes = [describe_shape(accelerator)["machine_shape"] for accelerator in ACCELERATORS.values()]
+    if shape not in shapes:
+        yield "machine_shape", shape, f"one of {', '.join(map(repr, shapes))}, written out"
+    elif gpu is not bool(shape):
+        yield "enable_gpu", gpu, f"{bool(shape)} for machine_shape = {shape!r}, written out"
     if not IMAGE.fullmatch(str(metadata.get("docker_image"))):
         yield "docker_image", metadata.get("docker_image"), "an image by its digest: image@sha256:…"
 

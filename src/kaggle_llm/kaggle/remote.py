@@ -26,7 +26,7 @@ from kaggle_llm.kaggle.notebook import write_notebook
 from kaggle_llm.kaggle.predict import MANIFEST
 from kaggle_llm.kaggle.push import push_notebook
 from kaggle_llm.runtime.doctor import find_model_folders
-from kaggle_llm.runtime.pins import DEFAULT, load_runtime
+from kaggle_llm.runtime.pins import DEFAULT, choose_accelerator, load_runtime
 
 ARCHIVE, ABOUT = "run.tar", "run.json"  # left by the kernel: output/<run>/, and its hash
 
@@ -72,7 +72,7 @@ def fill_datasets(
         "models": models,
         "wheels": wheels,
         "competition_folder": competition["dir"] or f"input/{competition['name']}",
-        "runtime": asdict(load_runtime(runtime)),
+        "runtime": asdict(load_runtime(runtime, choose_accelerator(config))),
         "sources": [name for name in models.values() if "/" in name],
     }
     seal_dataset(target / slug, "code", manifest, hashes)

@@ -13,7 +13,7 @@ from kaggle_llm.base.tables import print_table
 from kaggle_llm.kaggle.bundle import seal_dataset
 from kaggle_llm.kaggle.hashes import Hashes
 from kaggle_llm.kaggle.predict import MANIFEST
-from kaggle_llm.runtime.pins import load_runtime
+from kaggle_llm.runtime.pins import list_served, load_runtime
 from kaggle_llm.runtime.wheels import collect_wheels, describe_pins
 
 LARGEST_SHOWN = 5  # wheels
@@ -54,5 +54,6 @@ def print_wheelhouse(folder: Path) -> None:
     rows = [[path.name, f"{path.stat().st_size / 1e6:.1f}"] for path in wheels[:LARGEST_SHOWN]]
     print_table(title, ("the largest", "MB"), rows)
     kept = records.read_json(folder / MANIFEST)["kept"]
+    print(f"for the cards that its CUDA knows: {', '.join(list_served(load_runtime(folder.name)))}")
     if kept:
         print(f"left to the image: {', '.join(f'{name} {version}' for name, version in kept.items())}")

@@ -64,6 +64,7 @@ from kaggle_llm.rehearsal.verdicts import (
 if TYPE_CHECKING:
     import polars as pl
 
+USUAL_RAM_GB = 29  # of the machine with two T4s
 HEALTHY_ROWS = 4  # among the hostile ones, compared with the rerun's
 
 
@@ -87,7 +88,7 @@ def rehearse(
 
     rows: so many rows of the hidden test; limit: of each session, by default the notebook's; replay: also predict
     this fold's validation rows with the bundle; memory: of all processes of a session together, by default that of the
-    runtime's machine.
+    runtime's machine, or of the usual one where it is not known.
     """
     bundle, record = paths.bundle_folder(run), records.read_complete(run)
     if not (bundle / MANIFEST).is_file():
@@ -97,7 +98,7 @@ def rehearse(
     settings = CompetitionSettings(**record.settings["config"]["competition"])
     manifest = records.read_json(bundle / MANIFEST)
     seconds = parse_duration(limit) if limit else notebook_seconds(settings.hours)
-    memory_limit = parse_memory(memory or f"{manifest['runtime']['machine']['ram_gb']}GB")
+    memory_limit = parse_memory(memory or f"{manifest['runtime']['machine']['ram_gb'] or USUAL_RAM_GB}GB")
     folder = paths.rehearsals_folder(run) / datetime.now().strftime("%Y%m%d-%H%M%S")
     held_out, note = read_held_out(run)
     test, truth, origin = hidden_test(settings, rows, [] if note else held_out["id"].to_list())

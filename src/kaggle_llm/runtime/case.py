@@ -9,9 +9,13 @@ from typing import Any
 
 from packaging.version import Version
 
+from kaggle_llm.base.accelerators import Accelerator, find_accelerator
 from kaggle_llm.competition.competition import CompetitionSettings
+from kaggle_llm.engines.attention import SM_75
 from kaggle_llm.engines.engine import EngineSettings
 from kaggle_llm.engines.vllm_engine import T4_SETTINGS
+from kaggle_llm.runtime.facts import default_backend
+from kaggle_llm.runtime.machine import GIB
 from kaggle_llm.runtime.model_facts import ModelFacts
 from kaggle_llm.runtime.pins import Runtime
 from kaggle_llm.runtime.work import Work
@@ -29,12 +33,27 @@ class Case:
     """The competition's time limit."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Environment variables of the notebook's process, as far as the files that ship set them."""
+    taken: float = 0.0
+    """Bytes of each card that the run's models before this one hold while it is loaded."""
 
     @property
     def on_vllm(self) -> bool:
         """Whether vLLM serves the model, as `make_engine` decides; auto takes vLLM where the runtime has it."""
-        by_vllm = self.engine.kind == "vllm" or (self.engine.kind == "auto" and self.runtime.vllm is not None)
-        return by_vllm and self.model.is_language_model
+        has_vllm = self.runtime.vllm is not None and self.accelerator.count > 0
+        return (
+            self.engine.kind == "vllm" or (self.engine.kind == "auto" and has_vllm)
+        ) and self.model.is_language_model
+
+    @property
+    def accelerator(self) -> Accelerator:
+        return find_accelerator(self.runtime.machine.accelerator)
+
+    @property
+    def card_bytes(self) -> float | None:
+        """Of one card; without a GPU the machine's memory."""
+        machine = self.runtime.machine
+        gigabytes = machine.gpus.memory_gb if self.accelerator.count else machine.ram_gb
+        return None if gigabytes is None else gigabytes * GIB
 
     @cached_property
     def version(self) -> Version:
@@ -52,10 +71,28 @@ class Case:
 
     @property
     def backend(self) -> str | None:
-        """The attention backend that the config names, or our engine on a T4; None without vLLM."""
+        """The attention backend that the config names, our engine on a T4, or vLLM's own choice.
+
+        None without vLLM, and where vLLM could not be asked.
+        """
+        if not self.on_vllm:
+            return None
         config = self.settings.get("attention_config") or {}
         named = self.settings.get("attention_backend") or (config.get("backend") if isinstance(config, dict) else None)
-        return str(named or T4_SETTINGS["attention_backend"]).upper() if self.on_vllm else None
+        default = T4_SETTINGS["attention_backend"] if self.is_t4 else self.default_backend
+        return str(named or default).upper() if named or default else None
+
+    @property
+    def is_t4(self) -> bool:
+        return self.accelerator.capability == SM_75
+
+    @property
+    def default_backend(self) -> str | None:
+        """The attention backend that vLLM takes by itself; None where that is not known."""
+        if self.is_t4:
+            return default_backend(self.version)
+        valid = (self.answer("attention") or {}).get("valid")
+        return str(valid[0]) if valid else None
 
     @property
     def kv_cache_dtype(self) -> str:
@@ -69,7 +106,7 @@ class Case:
     @property
     def processes(self) -> int:
         """How many processes load weights at the same time: the ranks of tensor parallel, or one a GPU."""
-        return max(self.tensor_parallel, self.runtime.machine.gpus.count)
+        return max(self.tensor_parallel, self.accelerator.count, 1)
 
     def answer(self, name: str) -> Any:
         """vLLM's answer to a question; None where it was not asked or could not answer."""

@@ -1,4 +1,4 @@
-"""Check a run against two T4s: does each model fit, what is refused, which kernels run it, how long it takes.
+"""Check a run against Kaggle's machine: do its models fit, what is refused, which kernels run them, how long it takes.
 
 Reads files only: the models that the run ships, its config, the runtime's pins. Leaves nothing on disk.
 """
@@ -17,20 +17,20 @@ from typing import Any
 from kaggle_llm.base import paths, records
 from kaggle_llm.base.tables import print_table
 from kaggle_llm.competition.competition import read_hours
-from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.engines.engine import EngineSettings, choose_shipped_dtype
 from kaggle_llm.inference.model import Model, read_models
 from kaggle_llm.runtime import rules_engine, rules_numbers, rules_runtime
 from kaggle_llm.runtime.case import Case
 from kaggle_llm.runtime.findings import Finding
 from kaggle_llm.runtime.model_facts import ModelFacts, read_model_facts
-from kaggle_llm.runtime.model_memory import judge_memory
-from kaggle_llm.runtime.pins import DEFAULT, Runtime, load_runtime
+from kaggle_llm.runtime.model_memory import held_bytes, judge_memory
+from kaggle_llm.runtime.pins import DEFAULT, Runtime, choose_accelerator, load_runtime
 from kaggle_llm.runtime.speed import judge_time
 from kaggle_llm.runtime.vllm_checks import ask_vllm, read_environment
 from kaggle_llm.runtime.work import Work, plan_work
 
 TEXT_TOKENS = 512  # of an encoder's text: assumed
-NO_RUN_CONFIG = {"engine": {"dtype": "float16"}}  # the config of a model without a run
+NO_RUN_CONFIG: dict[str, Any] = {}  # of a model without a run
 COUNT_PROMPTS = """
 import json, sys
 from pathlib import Path
@@ -60,29 +60,54 @@ class Diagnosis:
         return {"runtime": self.runtime, "refused": self.refused, "findings": rows}
 
 
-def examine(run: str | None, runtime: str = DEFAULT, model: Path | None = None, rows: int | None = None) -> Diagnosis:
+def examine(
+    run: str | None,
+    runtime: str = DEFAULT,
+    model: Path | None = None,
+    rows: int | None = None,
+    accelerator: str | None = None,
+) -> Diagnosis:
     """Judge the models that `run` ships on `runtime`; before it is trained, those that its config names.
 
     model: judge only this folder, with the run's config if there is one. rows: of the test set, for the estimated time.
-    Raises ValueError without run and model, for an unknown runtime, and for an ensemble with untrained members.
+    accelerator: instead of the config's. Raises ValueError without run and model, for an unknown runtime or
+    accelerator or one that the competition does not give, and for an ensemble with untrained members.
     """
-    pins = load_runtime(runtime)
     if run is None and model is None:
         raise ValueError("nothing to examine: give a run, or a model folder by --model")
     config = read_run_config(run) if run else NO_RUN_CONFIG
+    pins = load_runtime(runtime, choose_accelerator(config, accelerator))
     if members := list(config.get("members", ())):
         if untrained := [member for member in members if records.read_record(paths.run_folder(member)) is None]:
             raise ValueError(f"{run} has members that are not trained: {', '.join(untrained)}")
-        return join_diagnoses([examine(member, runtime, model, rows) for member in members], members)
-    models = [read_folder(model)] if model else list_models(run or "", config)
+        name = pins.machine.accelerator
+        return join_diagnoses([examine(member, runtime, model, rows, name) for member in members], members)
+    together = [[read_folder(model)]] if model else list_models(run or "", config)
     engine, prompts = EngineSettings(**config.get("engine", {})), count_prompts(run, config) if run else 1
+    engine = replace(engine, dtype=choose_shipped_dtype(engine.dtype, pins.machine.accelerator))
     folders = [paths.root() / "submission", paths.experiment_folder(run)] if run else []
     own = {name: value for name, value in os.environ.items() if name.startswith("VLLM_")}
-    environment = {**read_environment(folders), **own}
-    works, hours = [plan_tokens(facts, config, rows, prompts) for facts in models], read_hours(config)
-    cases = [Case(facts, engine, pins, work, {}, hours, environment) for facts, work in zip(models, works, strict=True)]
-    findings = {case.model.name: list(examine_case(case)) for case in cases}
+    environment, hours = {**read_environment(folders), **own}, read_hours(config)
+    findings: dict[str, list[Finding]] = {}
+    for models in together:
+        works = [plan_tokens(facts, config, rows, prompts) for facts in models]
+        cases = [
+            Case(each, engine, pins, work, {}, hours, environment) for each, work in zip(models, works, strict=True)
+        ]
+        findings |= {case.model.name: list(examine_case(case)) for case in load_in_turn(cases)}
     return Diagnosis(pins.name, {pins.name: judge_runtime(pins), **findings})
+
+
+def load_in_turn(cases: Sequence[Case]) -> Iterator[Case]:
+    """The cases in the order in which their models are loaded, each beside what those before it hold of a card.
+
+    Encoders and heads come first, because retrieval comes before reading; all stay loaded until the run ends.
+    """
+    taken = 0.0
+    for case in sorted(cases, key=lambda case: case.model.is_language_model):
+        beside = replace(case, taken=taken)
+        taken += held_bytes(beside)
+        yield beside
 
 
 def join_diagnoses(diagnoses: Sequence[Diagnosis], members: Sequence[str]) -> Diagnosis:
@@ -129,15 +154,20 @@ def read_run_config(run: str) -> Mapping[str, Any]:
     return asdict(load_config(experiment / "config.yaml", import_predict(experiment).Config))
 
 
-def list_models(run: str, config: Mapping[str, Any]) -> list[ModelFacts]:
-    """The models that the run ships; before it is complete, the model folders that its config names."""
+def list_models(run: str, config: Mapping[str, Any]) -> list[list[ModelFacts]]:
+    """The models that the run ships; before it is complete, the model folders that its config names.
+
+    A list for each fold of an ensemble: their models are loaded one fold after the other, not together.
+    """
     record = records.read_record(paths.run_folder(run))
     if record is None:
         folders = {key: paths.absolute(value) for key, value in find_model_folders(config)}
         if not folders:
             raise ValueError(f"{run} is not trained and its config names no model folder that is here: give --model")
-        return [read_model_facts(key, folder) for key, folder in folders.items()]
-    return list(read_shipped(read_models(record.settings["ship"])))
+        return [[read_model_facts(key, folder) for key, folder in folders.items()]]
+    shipped = read_models(record.settings["ship"])
+    folds = {model.fold for model in shipped} - {None} or {None}
+    return [list(read_shipped([model for model in shipped if model.fold in (None, k)])) for k in sorted(folds, key=str)]
 
 
 def read_shipped(shipped: Sequence[Model]) -> Iterator[ModelFacts]:

@@ -1,4 +1,4 @@
-"""What vLLM does on a T4: for versions that are not installed here, and for what no check of vLLM says.
+"""What vLLM does on a T4 and elsewhere: for versions that are not installed here, and for what no check of vLLM says.
 
 Read from the sources of the releases 0.19.1 and 0.32.0 and from reports of others on T4s, named by the number
 of the issue or pull request of vllm-project/vllm. Nothing of it was run on a T4 here.
@@ -14,7 +14,7 @@ LARGEST_HEAD = 256  # 512 asks for 98 304 bytes of shared memory, a T4 has 65 53
 LARGEST_FLOAT32_HEAD = 128  # 256 asks for 81 920 bytes in float32 (#36802)
 FLASHINFER_DROPPED = Version("0.24")  # FlashInfer's attention asks for capability 8.0 from here on (#45375)
 
-# get_min_capability() of 0.32.0; a T4 is 75.
+# get_min_capability() of 0.32.0; a T4 is 75, an L4 89, an H100 90, an RTX PRO 6000 120.
 MIN_CAPABILITY = {
     **{"awq": 75, "awq_marlin": 75, "auto_awq": 75, "gptq": 60, "gptq_marlin": 60, "auto_gptq": 60},
     **{"compressed-tensors": 70, "moe_wna16": 70, "fp8": 75, "experts_int8": 80, "mxfp4": 80, "gpt_oss_mxfp4": 80},
@@ -25,11 +25,11 @@ MIN_CAPABILITY = {
 # vLLM → the torch that its wheel asks for, by the wheel's metadata; other versions are not checked.
 TORCH = {"0.19.1": "2.10.0", "0.32.0": "2.13.0"}
 
-# The vendor's figures of a T4 times the share of them that is assumed to be reached; not measured.
-PREFILL_FLOPS = 65e12 * 0.3  # float16 on tensor cores: about 20 of 65 TFLOPS
-FLOAT32_FLOPS = 8.1e12 * 0.6
-TRITON_FLOPS = 65e12 * 0.25  # attention runs without tensor cores, the matrices with them
-BANDWIDTH = 300e9  # bytes/s; the card has 320
+# The share of a card's figures (base/accelerators.py) that is assumed to be reached; not measured.
+HALF_SHARE = 0.3  # on tensor cores: about 20 of a T4's 65 TFLOPS
+FLOAT32_SHARE = 0.6
+TRITON_SHARE = 0.25  # below capability 8.0 vLLM's attention runs without tensor cores, the matrices with them
+BANDWIDTH_SHARE = 0.94
 
 
 def default_backend(version: Version) -> str:

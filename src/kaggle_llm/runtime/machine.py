@@ -19,7 +19,10 @@ QUERY = "name,compute_cap,memory.total,driver_version"
 NVIDIA_SMI_TIMEOUT = 60.0  # seconds
 GIB = 2**30
 OUTPUT_GB = 1.0  # needed in the folder of the notebook's output: submission.csv and logs
-TURN_ON = "turn on the accelerator (two T4s) in the notebook's settings, or machine_shape in kernel-metadata.json"
+TURN_ON = (
+    "turn on the accelerator {} in the notebook's settings, or machine_shape in kernel-metadata.json; where only the "
+    "competition's own notebooks get it, copy one of those once and push to its slug"
+)
 
 
 def check_machine(runtime: Mapping[str, Any], scratch: Path, working: Path) -> list[Finding]:
@@ -28,15 +31,19 @@ def check_machine(runtime: Mapping[str, Any], scratch: Path, working: Path) -> l
     scratch: where packages are installed; working: where the submission is written.
     """
     machine, findings = runtime["machine"], []
-    try:
-        cards = query_gpus()
-    except (OSError, subprocess.SubprocessError, ValueError) as error:
-        findings.append(Finding("GPUs", "refused", f"nvidia-smi says nothing ({error}): {TURN_ON}"))
-    else:
-        findings += check_gpus(cards, machine)
+    if machine["gpus"]["count"]:
+        findings += check_cards(machine)
     findings.append(check_image(runtime["image"]))
     findings += check_free_space(runtime, scratch, working)
     return [*findings, check_python(runtime["image"]["python"])]
+
+
+def check_cards(machine: Mapping[str, Any]) -> list[Finding]:
+    try:
+        return list(check_gpus(query_gpus(), machine))
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        way = TURN_ON.format(machine["accelerator"])
+        return [Finding("GPUs", "refused", f"nvidia-smi says nothing ({error}): {way}")]
 
 
 def query_gpus() -> list[dict[str, str]]:
@@ -57,15 +64,14 @@ def check_gpus(cards: list[dict[str, str]], machine: Mapping[str, Any]) -> Itera
     wanted = machine["gpus"]
     names = ", ".join(card["name"] for card in cards) or "none"
     level: Level = "ok" if len(cards) >= wanted["count"] else "refused"
-    yield Finding(
-        "GPUs", level, f"{names}; the runtime has {wanted['count']}" + ("" if level == "ok" else f": {TURN_ON}")
-    )
+    way = TURN_ON.format(machine["accelerator"])
+    yield Finding("GPUs", level, f"{names}; the runtime has {wanted['count']}" + ("" if level == "ok" else f": {way}"))
     if not cards:
         return
     capability = ".".join(map(str, wanted["capability"]))
     others = sorted({card["compute_cap"] for card in cards} - {capability})
     text = f"capability {others[0] if others else capability}, the runtime is made for {capability}"
-    way = ": kernels and dtypes were chosen for another card; run doctor with a runtime of this one"
+    way = f": kernels and dtypes were chosen for {machine['accelerator']}; set engine.accelerator and run doctor"
     yield Finding("capability", "refused" if others else "ok", text + (way if others else ""))
     memory = min(float(card["memory.total"]) for card in cards) / 1024
     small = memory < wanted["memory_gb"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from kaggle_llm.base.device import CONTEXT_GB
 from kaggle_llm.runtime import facts
 from kaggle_llm.runtime.case import Case
 from kaggle_llm.runtime.findings import Finding
@@ -11,10 +12,10 @@ from kaggle_llm.runtime.machine import GIB
 from kaggle_llm.runtime.model_facts import DTYPE_BYTES
 from kaggle_llm.weights.checkpoint import is_float
 
-CONTEXT = 0.7 * GIB  # of a card, taken by CUDA, its libraries and graphs: assumed
+CONTEXT = CONTEXT_GB * GIB  # of a card, taken by CUDA, its libraries and graphs: assumed
 PROCESS = 3.0 * GIB  # of memory, taken by Python with torch and CUDA: assumed
-BATCHED_TOKENS = 8192  # vLLM's defaults on cards below 70 GB
-SEQUENCES = 256
+BATCHED_TOKENS, SEQUENCES = 8192, 256  # vLLM's defaults
+LARGE_CARD, LARGE_BATCHED_TOKENS, LARGE_SEQUENCES = 70 * GIB, 16384, 1024  # and those from 70 GB on
 FEW_SEQUENCES = 8
 DATASET_LIMIT = 200e9  # bytes that Kaggle takes in one dataset
 
@@ -26,7 +27,7 @@ def judge_memory(case: Case) -> Iterator[Finding]:
             "fits", "warn", f"{case.model.weights} has no safetensors: save it with save_pretrained to judge it"
         )
         return
-    yield judge_vllm_card(case) if case.on_vllm else judge_transformers_card(case)
+    yield judge_card(case)
     yield from name_unmodelled(case)
     yield judge_loading(case)
     yield judge_disk(case)
@@ -61,20 +62,59 @@ def weight_bytes(case: Case) -> float:
     return case.model.loaded_bytes(case.engine.dtype) / case.tensor_parallel
 
 
-def judge_vllm_card(case: Case) -> Finding:
-    card, settings = case.runtime.machine.gpus.memory_gb * GIB, case.settings
-    share = float(settings.get("gpu_memory_utilization", facts.memory_utilization(case.version)))
+def judge_card(case: Case) -> Finding:
+    if case.card_bytes is None:
+        where = "a card" if case.accelerator.count else "the machine"
+        return Finding("fits", "warn", f"the memory of {where} with {case.accelerator.name} is not known")
+    return judge_vllm_card(case, case.card_bytes) if case.on_vllm else judge_transformers_card(case, case.card_bytes)
+
+
+def held_bytes(case: Case) -> float:
+    """Of each card, while the model is loaded: vLLM takes its share at once, transformers what it needs."""
+    if not case.model.tensors or not case.accelerator.count:
+        return 0.0
+    if case.on_vllm:
+        return (case.card_bytes or 0.0) * vllm_share(case, case.card_bytes or 0.0)
+    return transformers_bytes(case)
+
+
+def vllm_share(case: Case, card: float) -> float:
+    """gpu_memory_utilization as the engine chooses it: vLLM's default, or what other models leave free."""
+    named = case.settings.get("gpu_memory_utilization")
+    if named is not None:
+        return float(named)
+    return max(0.0, min(facts.memory_utilization(case.version), (card - case.taken - CONTEXT) / card))
+
+
+def vllm_batch(case: Case, card: float) -> tuple[int, int]:
+    """(max_num_batched_tokens, max_num_seqs): the config's, else vLLM's defaults for the card."""
+    large = card >= LARGE_CARD
+    tokens, sequences = (LARGE_BATCHED_TOKENS, LARGE_SEQUENCES) if large else (BATCHED_TOKENS, SEQUENCES)
+    settings = case.settings
+    return int(settings.get("max_num_batched_tokens", tokens)), int(settings.get("max_num_seqs", sequences))
+
+
+def describe_taken(case: Case) -> str:
+    return f", {case.taken / GIB:.1f} GB of it held by the run's other models" if case.taken else ""
+
+
+def judge_vllm_card(case: Case, card: float) -> Finding:
+    settings, share = case.settings, vllm_share(case, card)
     weights = max(0.0, weight_bytes(case) - float(settings.get("cpu_offload_gb", 0)) * GIB)
-    sequences = int(settings.get("max_num_seqs", SEQUENCES))
-    activations = activation_bytes(case, int(settings.get("max_num_batched_tokens", BATCHED_TOKENS)), sequences)
+    batched, sequences = vllm_batch(case, card)
+    activations = activation_bytes(case, batched, sequences)
     room = card * share - weights - activations - CONTEXT
     if settings.get("kv_cache_memory_bytes"):
-        room = min(float(settings["kv_cache_memory_bytes"]), card - weights - activations - CONTEXT)
+        room = min(float(settings["kv_cache_memory_bytes"]), card - case.taken - weights - activations - CONTEXT)
     token = kv_bytes(case)
     text = (
         f"{weights / GIB:.1f} GB weights + {activations / GIB:.1f} activations (estimate) + {CONTEXT / GIB:.1f} CUDA "
         f"(assumed) of {share:.0%} of {card / GIB:.2f} GB on each of {case.tensor_parallel} card(s)"
+        f"{describe_taken(case)}"
     )
+    if card * share > card - case.taken:
+        way = f"set engine.vllm.gpu_memory_utilization to {max(0.0, 1 - (case.taken + CONTEXT) / card):.2f} or less"
+        return Finding("fits", "refused", f"{text}: vLLM does not start where less than its share is free: {way}")
     length = case.max_model_len
     if room <= 0:
         return Finding("fits", "refused", f"{text}: nothing is left for keys and values; {ways_out(case)}")
@@ -94,26 +134,32 @@ def judge_vllm_card(case: Case) -> Finding:
 def ways_out(case: Case) -> str:
     """Settings that make a model smaller on a card."""
     ways = [] if case.model.method else ["quantise it to 4 bits"]
-    if case.on_vllm and case.tensor_parallel < case.runtime.machine.gpus.count:
-        ways.append(f"engine.vllm.tensor_parallel_size={case.runtime.machine.gpus.count}")
+    if case.on_vllm and case.tensor_parallel < case.accelerator.count:
+        ways.append(f"engine.vllm.tensor_parallel_size={case.accelerator.count}")
     if case.engine.dtype == "float32":
-        ways.append("engine.dtype=float16")
+        ways.append(f"engine.dtype={case.accelerator.half}")
     ways += ["a smaller engine.vllm.max_num_batched_tokens", "a smaller model"] if case.on_vllm else ["a smaller model"]
     return "ways out: " + ", ".join(ways)
 
 
-def judge_transformers_card(case: Case) -> Finding:
-    card = case.runtime.machine.gpus.memory_gb * GIB
-    weights, tokens = weight_bytes(case), max(case.engine.batch_tokens, case.work.longest)
+def transformers_bytes(case: Case) -> float:
+    """Weights, one batch with its cache, and CUDA."""
+    tokens = max(case.engine.batch_tokens, case.work.longest)
     cache = tokens * kv_bytes(case) if case.model.is_language_model else 0.0
-    needed = weights + activation_bytes(case, tokens, 0) + cache + CONTEXT
+    return weight_bytes(case) + activation_bytes(case, tokens, 0) + cache + CONTEXT
+
+
+def judge_transformers_card(case: Case, card: float) -> Finding:
+    weights, needed = weight_bytes(case), transformers_bytes(case)
+    tokens = max(case.engine.batch_tokens, case.work.longest)
+    where = "on each card" if case.accelerator.count else "of memory"
     text = (
         f"{weights / GIB:.1f} GB weights + {(needed - weights) / GIB:.1f} for batches of {tokens} tokens (estimate) "
-        f"of {card / GIB:.2f} GB on each card"
+        f"of {card / GIB:.2f} GB {where}{describe_taken(case)}"
     )
-    if needed <= card:
+    if needed + case.taken <= card:
         return Finding("fits", "ok", text)
-    smaller = "engine.batch_tokens smaller, " if weights + CONTEXT < card else ""
+    smaller = "engine.batch_tokens smaller, " if weights + CONTEXT + case.taken < card else ""
     return Finding("fits", "refused", f"{text}: {smaller}{ways_out(case)}, or engine.kind=vllm with packed weights")
 
 
@@ -136,7 +182,11 @@ def judge_loading(case: Case) -> Finding:
 
     vLLM moves one tensor after the other to the card; transformers builds the whole model in memory first.
     """
-    model, ram = case.model, case.runtime.machine.ram_gb * GIB
+    model, gigabytes = case.model, case.runtime.machine.ram_gb
+    if gigabytes is None:
+        why = f"the memory of the machine with {case.accelerator.name} is not known"
+        return Finding("loading", "warn", f"{why}: processes that load at the same time: {case.processes}")
+    ram = gigabytes * GIB
     size = DTYPE_BYTES[case.engine.dtype]
     largest = max(tensor.size * size if is_float(tensor.dtype) else tensor.bytes for tensor in model.tensors)
     offloaded = float(case.settings.get("cpu_offload_gb", 0)) * GIB
@@ -158,11 +208,12 @@ def judge_disk(case: Case) -> Finding:
     """Weights stay on their read-only mount; installed packages take the disk outside /kaggle/working."""
     stored = sum(path.stat().st_size for path in case.model.weights.rglob("*") if path.is_file())
     scratch, site = case.runtime.machine.scratch_gb, case.runtime.site_gb
-    text = f"packages take about {site:.0f} of {scratch:.0f} GB, weights of {stored / GIB:.1f} GB stay on their mount"
+    room = "a disk of unknown size" if scratch is None else f"{scratch:.0f} GB"
+    text = f"packages take about {site:.0f} GB of {room}, weights of {stored / GIB:.1f} GB stay on their mount"
     if stored > DATASET_LIMIT:
         return Finding(
             "disk", "refused", f"{text}: Kaggle takes {DATASET_LIMIT / 1e9:.0f} GB in a dataset; quantise it"
         )
-    if site > scratch:
+    if scratch is not None and site > scratch:
         return Finding("disk", "refused", f"{text}: take a runtime that brings fewer packages")
     return Finding("disk", "ok", text)

@@ -1,16 +1,19 @@
-"""Runtimes: a pinned Kaggle image, its machine, and the packages that a wheelhouse brings, each with its reason.
+"""Runtimes: a pinned Kaggle image and the packages that a wheelhouse brings, each with its reason, on a machine.
 
-A runtime is a YAML file in runtimes/. A new one is a copy with other pins; nothing else names it.
+The pins are a YAML file in runtimes/. A new one is a copy with other pins; nothing else names it. The machine is an
+accelerator of base/accelerators.py: the same pins serve all whose CUDA they have.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from kaggle_llm.base.accelerators import ACCELERATORS, DEFAULT_ACCELERATOR, Accelerator, check_allowed, find_accelerator
 from kaggle_llm.base.config import load_config
 
 RUNTIMES_FOLDER = Path(__file__).parent / "runtimes"
@@ -18,6 +21,8 @@ RUNTIMES_FOLDER = Path(__file__).parent / "runtimes"
 # tokens in one request, has Marlin kernels on a T4 and chooses a working attention backend by itself. A run without
 # vLLM only pays for the larger upload.
 DEFAULT = "t4x2-vllm032"
+WORKING_GB = 20.0
+NAMED = "Without a machine shape Kaggle may give another GPU, so it is always named."
 
 
 @dataclass
@@ -51,9 +56,11 @@ class Image:
 
 @dataclass
 class Gpus:
+    """As in the table of accelerators. None: not known, or there is no GPU."""
+
     count: int
-    capability: list[int]
-    memory_gb: float
+    capability: list[int] | None
+    memory_gb: float | None
     """Of one card, in GiB, as torch sees it."""
     why: str
 
@@ -62,11 +69,11 @@ class Gpus:
 class Machine:
     accelerator: str
     gpus: Gpus
-    cores: int
-    ram_gb: float
+    cores: int | None
+    ram_gb: float | None
     working_gb: float
     """Of /kaggle/working, which becomes the notebook's output."""
-    scratch_gb: float
+    scratch_gb: float | None
     """Of the disk elsewhere, such as /tmp."""
     driver: str
     """The lowest driver that the CUDA of torch runs on."""
@@ -74,11 +81,14 @@ class Machine:
 
 
 @dataclass
-class Runtime:
+class Pins:
+    """What a YAML file of runtimes/ holds."""
+
     name: str
     why: str
     image: Image
-    machine: Machine
+    driver: Pin
+    """The lowest driver that the CUDA of torch runs on."""
     cuda: str
     """CUDA version of the torch that is used."""
     torch: Pin
@@ -106,15 +116,51 @@ class Runtime:
         )
 
 
+@dataclass(kw_only=True)
+class Runtime(Pins):
+    """Pins on a machine."""
+
+    machine: Machine
+
+
 def list_runtimes() -> list[str]:
     return sorted(path.stem for path in RUNTIMES_FOLDER.glob("*.yaml"))
 
 
 @cache
-def load_runtime(name: str) -> Runtime:
-    """The runtime of this name. Raises ValueError for an unknown name, with the nearest one."""
+def load_runtime(name: str, accelerator: str = DEFAULT_ACCELERATOR) -> Runtime:
+    """The runtime of this name on this accelerator. Raises ValueError for an unknown name, with the nearest one."""
     names = list_runtimes()
     if name not in names:
         (nearest,) = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
         raise ValueError(f"no runtime {name!r}, did you mean {nearest!r}? There are: {', '.join(names)}")
-    return load_config(RUNTIMES_FOLDER / f"{name}.yaml", Runtime)
+    pins = load_config(RUNTIMES_FOLDER / f"{name}.yaml", Pins)
+    return Runtime(**vars(pins), machine=describe_machine(find_accelerator(accelerator), pins))
+
+
+def describe_machine(accelerator: Accelerator, pins: Pins) -> Machine:
+    """The machine as a manifest holds it."""
+    capability = list(accelerator.capability) if accelerator.capability else None
+    gpus = Gpus(accelerator.count, capability, accelerator.memory_gb, accelerator.why)
+    scratch = "About 60 GiB, by a remark of Kaggle's staff; measured again in the first cell."
+    why = {"accelerator": NAMED, "driver": pins.driver.why, "scratch_gb": scratch}
+    known = accelerator.cores, accelerator.ram_gb, WORKING_GB, accelerator.scratch_gb
+    return Machine(accelerator.name, gpus, *known, driver=pins.driver.version, why=why)
+
+
+def choose_accelerator(config: Mapping[str, Any], named: str | None = None) -> str:
+    """The named accelerator or the config's; raises ValueError for one that the competition does not give."""
+    name = named or str(config.get("engine", {}).get("accelerator", DEFAULT_ACCELERATOR))
+    check_allowed(name, list(config.get("competition", {}).get("accelerators", [])))
+    return name
+
+
+def list_served(runtime: Pins) -> list[str]:
+    """The accelerators whose capability the runtime's CUDA knows; one without a card needs none."""
+    return [name for name, accelerator in ACCELERATORS.items() if knows_card(runtime, accelerator)]
+
+
+def knows_card(runtime: Pins, accelerator: Accelerator) -> bool:
+    from packaging.version import Version
+
+    return Version(runtime.cuda) >= Version(accelerator.cuda or "0")

@@ -1,4 +1,4 @@
-"""Engine settings that a T4 refuses: attention, caches, two cards, adapters. One function a rule."""
+"""Engine settings that a card refuses: attention, caches, several cards, adapters. One function a rule."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from packaging.version import Version
 from kaggle_llm.runtime import facts
 from kaggle_llm.runtime.case import Case
 from kaggle_llm.runtime.findings import Finding
-from kaggle_llm.runtime.machine import GIB
 from kaggle_llm.runtime.model_memory import CONTEXT, weight_bytes
 
 ON = ("1", "true")
@@ -19,48 +18,56 @@ COMFORTABLE_SHARE = 0.8  # of a card: weights below it leave room for the cache
 
 
 def judge_backend(case: Case) -> Iterator[Finding]:
-    """The attention backend that the config names, or our engine on a T4."""
+    """The attention backend that the config names, our engine on a T4, or vLLM elsewhere."""
     if not case.on_vllm:
         return
-    backend, way = case.backend, "leave engine.vllm.attention_backend out: TRITON_ATTN is taken on a T4"
     config = case.settings.get("attention_config")
     if "attention_backend" in case.settings and isinstance(config, dict) and "backend" in config:
+        way = "leave engine.vllm.attention_backend out"
         yield Finding("attention", "refused", f"attention_backend and attention_config.backend are both given: {way}")
-    elif backend == "FLASHINFER" and case.version >= facts.FLASHINFER_DROPPED:
-        why = f"since vLLM {facts.FLASHINFER_DROPPED} it asks for capability 8.0 (#45375)"
-        yield Finding("attention", "refused", f"FLASHINFER does not run on a T4: {why}: {way}")
-    elif backend == "FLASHINFER":
-        yield Finding("attention", "warn", f"FLASHINFER is built when it starts, with nvcc and ninja: {way}")
-    elif backend and (backend.startswith("FLASH") or backend.startswith("TURBOQUANT")):
-        why = "fails on a T4 (#43576)" if backend == "TURBOQUANT" else "asks for capability 8.0 or more, a T4 has 7.5"
-        yield Finding("attention", "refused", f"{backend} {why}: {way}")
+    elif case.backend is None:
+        why = f"the backend that vLLM {case.version} takes on {case.accelerator.card} is not known"
+        yield Finding("attention", "warn", f"{why}, {case.source}: ask where vLLM is installed")
     else:
-        yield from judge_asked_backend(case)
+        yield from (case.is_t4 and judge_t4_backend(case)) or judge_asked_backend(case)
+
+
+def judge_t4_backend(case: Case) -> list[Finding]:
+    """What is known of a T4 without asking vLLM; [] for a backend that may run there."""
+    backend, way = case.backend or "", "leave engine.vllm.attention_backend out: TRITON_ATTN is taken on a T4"
+    if backend == "FLASHINFER" and case.version >= facts.FLASHINFER_DROPPED:
+        why = f"since vLLM {facts.FLASHINFER_DROPPED} it asks for capability 8.0 (#45375)"
+        return [Finding("attention", "refused", f"FLASHINFER does not run on a T4: {why}: {way}")]
+    if backend == "FLASHINFER":
+        return [Finding("attention", "warn", f"FLASHINFER is built when it starts, with nvcc and ninja: {way}")]
+    if backend.startswith(("FLASH", "TURBOQUANT")):
+        why = "fails on a T4 (#43576)" if backend == "TURBOQUANT" else "asks for capability 8.0 or more, a T4 has 7.5"
+        return [Finding("attention", "refused", f"{backend} {why}: {way}")]
+    return []
 
 
 def judge_asked_backend(case: Case) -> Iterator[Finding]:
     """The named backend by vLLM's own check of head size, dtype and so on."""
-    answer = case.answer("attention")
-    default = facts.default_backend(case.version)
-    forced = "" if default == case.backend else f"; by default vLLM {case.version} would take {default}"
+    answer, default = case.answer("attention"), case.default_backend
+    forced = f"; by default vLLM {case.version} would take {default}" if default and default != case.backend else ""
     if answer is None:
         yield Finding("attention", "ok", f"{case.backend}, {case.source}{forced}")
     elif case.backend in answer["valid"]:
         yield Finding("attention", "ok", f"{case.backend} of {', '.join(answer['valid'])}, {case.source}{forced}")
-    elif not case.model.is_mla:
+    elif not (case.model.is_mla and case.is_t4):
         reasons = ", ".join(answer["refused"].get(case.backend, ["it does not know it"]))
         valid = ", ".join(answer["valid"]) or "none: set engine.kind=transformers"
         yield Finding("attention", "refused", f"{case.backend}: {reasons} ({case.source}); it can take {valid}")
 
 
 def judge_mla(case: Case) -> Iterator[Finding]:
-    if case.on_vllm and case.model.is_mla:
+    if case.on_vllm and case.is_t4 and case.model.is_mla:
         why = "multi-head latent attention asks vLLM for FlashAttention's prefill, which starts at 8.0 (#34122)"
         yield Finding("attention", "refused", f"{why}: take a model without it, or engine.kind=transformers")
 
 
 def judge_linear_attention(case: Case) -> Iterator[Finding]:
-    if case.on_vllm and case.model.has_linear_attention:
+    if case.on_vllm and case.is_t4 and case.model.has_linear_attention:
         why = (
             "gated delta nets (Qwen3.5, Qwen3-Next) have only Triton kernels on a T4, and gave garbage in some versions"
         )
@@ -69,7 +76,7 @@ def judge_linear_attention(case: Case) -> Iterator[Finding]:
 
 def judge_triton(case: Case) -> Iterator[Finding]:
     """Triton multiplies without tensor cores below capability 8.0."""
-    if not case.on_vllm:
+    if not (case.on_vllm and case.is_t4):
         return
     if case.model.experts[0]:
         yield Finding("experts", "warn", "vLLM's kernels of experts are Triton's, slow on a T4: no tensor cores")
@@ -82,10 +89,10 @@ def judge_kv_cache(case: Case) -> Iterator[Finding]:
     if not case.on_vllm:
         return
     dtype = case.kv_cache_dtype
-    if dtype.startswith("fp8"):
+    if dtype.startswith("fp8") and case.accelerator.is_below(89):
         why = f"kv_cache_dtype = {dtype} asks for capability 8.9, a T4 has 7.5"
         yield Finding("kv cache", "refused", f"{why}: leave engine.vllm.kv_cache_dtype out")
-    elif dtype == "bfloat16" or dtype.startswith("turboquant"):
+    elif case.is_t4 and (dtype == "bfloat16" or dtype.startswith("turboquant")):
         why = f"kv_cache_dtype = {dtype} does not run on a T4"
         yield Finding("kv cache", "refused", f"{why}: leave engine.vllm.kv_cache_dtype out")
 
@@ -95,7 +102,7 @@ def judge_environment(case: Case) -> Iterator[Finding]:
     if not case.on_vllm:
         return
     variables = {name: value.lower() for name, value in case.environment.items()}
-    if variables.get("VLLM_USE_FLASHINFER_SAMPLER") in ON:
+    if case.is_t4 and variables.get("VLLM_USE_FLASHINFER_SAMPLER") in ON:
         why = "VLLM_USE_FLASHINFER_SAMPLER=1 makes vLLM stop on a T4"
         yield Finding("sampler", "refused", f"{why}: set it to 0, or leave it out")
     if "VLLM_ATTENTION_BACKEND" in variables:
@@ -109,7 +116,7 @@ def judge_cards(case: Case) -> Iterator[Finding]:
     """How many cards and processes the settings ask for."""
     if not case.on_vllm:
         return
-    cards, settings = case.runtime.machine.gpus.count, case.settings
+    cards, settings = case.accelerator.count, case.settings
     if int(settings.get("data_parallel_size", 1)) > 1:
         why = "one LLM object takes no data_parallel_size above 1"
         yield Finding("cards", "refused", f"{why}: leave it out, two processes with one card each do the same")
@@ -123,11 +130,15 @@ def judge_cards(case: Case) -> Iterator[Finding]:
 
 def judge_tensor_parallel(case: Case) -> Iterator[Finding]:
     """Whether tensor parallel is needed, and whether its settings suit Kaggle's cards."""
-    card = case.runtime.machine.gpus.memory_gb * GIB
-    if weight_bytes(case) * case.tensor_parallel < COMFORTABLE_SHARE * (card - CONTEXT) and case.model.tensors:
-        why = "the model fits one card: tensor parallel may hang on Kaggle, whose cards have no peer access (#51513)"
-        yield Finding("cards", "warn", f"{why}; without it two processes share the rows")
-    if case.settings.get("disable_custom_all_reduce") is False:
+    card = case.card_bytes
+    fits = card and weight_bytes(case) * case.tensor_parallel < COMFORTABLE_SHARE * (card - CONTEXT)
+    if fits and case.model.tensors:
+        link = (
+            "whose cards have no peer access (#51513)" if case.is_t4 else "where the link of these cards is not known"
+        )
+        why = f"the model fits one card: tensor parallel may hang on Kaggle, {link}"
+        yield Finding("cards", "warn", f"{why}; without it one process a card shares the rows")
+    if case.is_t4 and case.settings.get("disable_custom_all_reduce") is False:
         why = "Kaggle's cards have no peer access, so vLLM's own all-reduce does not work"
         yield Finding("cards", "warn", f"{why}: leave disable_custom_all_reduce out")
 
@@ -195,7 +206,9 @@ def judge_adapter(case: Case) -> Iterator[Finding]:
     unserved += [f"modules_to_save of {name}" for name in saved]
     if unserved:
         yield Finding("adapter", "refused", f"vLLM serves no adapter with {', '.join(unserved)}: {way}")
-    yield Finding("adapter", "warn", f"adapters at run time use Triton kernels, without tensor cores on a T4: {way}")
+    if case.is_t4:
+        why = "adapters at run time use Triton kernels, without tensor cores on a T4"
+        yield Finding("adapter", "warn", f"{why}: {way}")
 
 
 RULES = (

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+from kaggle_llm.base.accelerators import find_accelerator
 from kaggle_llm.runtime import facts
 from kaggle_llm.runtime.case import Case
 from kaggle_llm.runtime.findings import Finding
-from kaggle_llm.runtime.pins import Runtime
+from kaggle_llm.runtime.pins import Runtime, knows_card
 
 CUDA_13 = Version("13.0")
 CUDA_13_FROM = Version("0.20")  # the first vLLM whose default build is of CUDA 13
@@ -22,10 +23,25 @@ def judge_presence(case: Case) -> Iterator[Finding]:
     if case.engine.kind == "vllm" and case.runtime.vllm is None and case.model.is_language_model:
         way = "take another --runtime, or train with engine.kind=transformers"
         yield Finding("engine", "refused", f"engine.kind = vllm, and {case.runtime.name} has no vLLM: {way}")
+    elif case.engine.kind == "vllm" and not case.accelerator.count and case.model.is_language_model:
+        way = "set engine.kind=transformers, or engine.accelerator to one with cards"
+        yield Finding("engine", "refused", f"engine.kind = vllm on a machine without a GPU; its wheel needs one: {way}")
+
+
+def judge_hours(case: Case) -> Iterator[Finding]:
+    """The competition's limit beside the shortest that was seen with the accelerator."""
+    seen = case.accelerator.hours
+    if seen is not None and case.hours > seen:
+        why = f"competition.hours = {case.hours:g}, and a competition with {case.accelerator.name} gave {seen:g}"
+        yield Finding("hours", "warn", f"{why}: read its rules, the notebook is killed at their limit")
 
 
 def judge_pins(runtime: Runtime) -> Iterator[Finding]:
-    """Pins that exclude each other: transformers, torch and CUDA beside vLLM."""
+    """Pins that exclude each other: transformers, torch and CUDA beside vLLM, and the card beside CUDA."""
+    card = find_accelerator(runtime.machine.accelerator)
+    if not knows_card(runtime, card):
+        why = f"{card.card} needs CUDA {card.cuda} or newer, {runtime.name} has {runtime.cuda}"
+        yield Finding("cuda", "refused", f"{why}: take another --runtime")
     if runtime.vllm is None:
         return
     vllm, allowed = Version(runtime.vllm.version), SpecifierSet(runtime.vllm.transformers)
@@ -43,7 +59,7 @@ def judge_pins(runtime: Runtime) -> Iterator[Finding]:
         yield Finding("cuda", "refused", f"{why}: bring the whole CUDA 13 stack, or vLLM 0.19.1, or its +cu129 build")
     if cuda >= CUDA_13 and Version(runtime.machine.driver) < Version(CUDA_13_DRIVER):
         why = f"CUDA {cuda} asks for driver {CUDA_13_DRIVER}, the runtime's lowest is {runtime.machine.driver}"
-        yield Finding("driver", "refused", f"{why}: set machine.driver to it, so that the first cell checks it")
+        yield Finding("driver", "refused", f"{why}: set driver.version to it, so that the first cell checks it")
 
 
-RULES = (judge_presence,)
+RULES = (judge_presence, judge_hours)

@@ -1,4 +1,4 @@
-"""How long a run takes on two T4s, by assumed throughputs that were not measured."""
+"""How long a run takes on the accelerator, by assumed throughputs that were not measured."""
 
 from __future__ import annotations
 
@@ -17,17 +17,21 @@ def judge_time(case: Case) -> Iterator[Finding]:
     """Finding named time: 2 · parameters · tokens / throughput for reading, weights / bandwidth for each new token."""
     if not case.model.tensors:
         return
-    work, limit = case.work, case.hours * 3600
-    flops = throughput(case)
-    cards = case.runtime.machine.gpus.count  # one process a card, or both for one model
+    accelerator, work, limit = case.accelerator, case.work, case.hours * 3600
+    flops, bandwidth = throughput(case), facts.BANDWIDTH_SHARE * (accelerator.bandwidth or 0)
+    if not flops or not bandwidth:
+        why = f"the speed of {accelerator.card} on Kaggle is not known: no estimate for {work.tokens:,} tokens"
+        yield Finding("time", "warn", f"{why}; time it there with kaggle-llm push --rows")
+        return
+    cards = accelerator.count  # one process a card, or all for one model
     reading = 2 * case.model.active_parameters * work.tokens / flops / cards
     reading += 4 * case.model.hidden * case.model.layers * work.tokens * work.longest / 2 / flops / cards
     steps = work.rows * work.prompts * (work.new - 1) / STEP_SEQUENCES
-    writing = steps * weight_bytes(case) / facts.BANDWIDTH * (1 if case.tensor_parallel > 1 else 1 / cards)
+    writing = steps * weight_bytes(case) / bandwidth * (1 if case.tensor_parallel > 1 else 1 / cards)
     total = reading + writing + START_SECONDS[case.on_vllm]
     text = (
-        f"about {describe_seconds(total)} for {work.rows} rows, an estimate that was not run on a T4: "
-        f"{work.tokens:,} tokens, {flops / 1e12:.0f} TFLOPS and {facts.BANDWIDTH / 1e9:.0f} GB/s a card, "
+        f"about {describe_seconds(total)} for {work.rows} rows, an estimate that was not run on {accelerator.card}: "
+        f"{work.tokens:,} tokens, {flops / 1e12:.0f} TFLOPS and {bandwidth / 1e9:.0f} GB/s a card, "
         f"{cards} cards, {START_SECONDS[case.on_vllm]:.0f} s to load; {work.note}"
     )
     if total > limit:
@@ -36,11 +40,17 @@ def judge_time(case: Case) -> Iterator[Finding]:
         yield Finding("time", "ok", text)
 
 
-def throughput(case: Case) -> float:
-    """Assumed floating-point operations a second of one card."""
-    if case.engine.dtype == "float32":
-        return facts.FLOAT32_FLOPS
-    return facts.TRITON_FLOPS if case.on_vllm else facts.PREFILL_FLOPS
+def throughput(case: Case) -> float | None:
+    """Assumed floating-point operations a second of one card; None where nothing is known of it.
+
+    A card whose rate of half precision is not known is taken to have that of float32 at least.
+    """
+    accelerator = case.accelerator
+    slow = accelerator.float32_flops and facts.FLOAT32_SHARE * accelerator.float32_flops
+    if case.engine.dtype == "float32" or not accelerator.half_flops:
+        return slow
+    without_tensor_cores = case.on_vllm and accelerator.is_below(80)
+    return accelerator.half_flops * (facts.TRITON_SHARE if without_tensor_cores else facts.HALF_SHARE)
 
 
 def describe_seconds(seconds: float) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from kaggle_llm.base import processes
 from kaggle_llm.base.fingerprint import hash_code
-from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.engines.engine import EngineSettings, resolve_dtype
 from kaggle_llm.engines.maker import make_engine
 from kaggle_llm.engines.packing import compute_logits, pack
 from kaggle_llm.engines.tokenizer import choose_pad, load_tokenizer
@@ -263,6 +263,7 @@ def score_completions(folder: Path, pairs: Sequence[PreferenceExample], settings
     import torch
     from transformers import AutoModelForCausalLM
 
+    settings = resolve_dtype(settings)
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, settings.dtype),

@@ -17,7 +17,7 @@ from kaggle_llm.engines.attention import SEGMENTS, inner_model, prepare_device, 
 from kaggle_llm.engines.quantised import adaptable, read_quantisation, rounds_activations
 from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.engines.trial import pack_where_possible
-from kaggle_llm.training.settings import LoraSettings, TrainingSettings
+from kaggle_llm.training.settings import LoraSettings, TrainingSettings, resolve_training
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +44,7 @@ def load_trainable(
     """
     import transformers
 
+    training = resolve_training(training)
     is_packed = config.get("attn_implementation") == SEGMENTS
     if is_packed:
         del config["attn_implementation"]

@@ -6,8 +6,10 @@ one epoch with warm-up and linear decay.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
+
+from kaggle_llm.base.device import BFLOAT16_FROM, read_capability
 
 
 @dataclass
@@ -52,8 +54,9 @@ class TrainingSettings:
     paged: the states move to the host's memory where the card is full."""
     clip: float = 1.0
     """Largest norm of a step's gradient."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of frozen weights and of the computation; trained weights are float32. float16 uses a loss scaler."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of frozen weights and of the computation; trained weights are float32. auto: bfloat16 on a GPU, float16 on one
+    without it (a T4), float32 on a CPU; the run's recorded config names the choice. float16 uses a loss scaler."""
     gradient_checkpointing: bool = False
     """Recompute activations instead of keeping them: less memory, a third more time."""
     checkpoint_steps: int = 100
@@ -70,3 +73,13 @@ class TrainingSettings:
             raise ValueError(f"warmup = {self.warmup}: is a share of the steps, between 0 and 1")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate = {self.learning_rate}: must be more than 0")
+
+
+def resolve_training(training: TrainingSettings) -> TrainingSettings:
+    """The settings with dtype auto decided: what this machine's first GPU computes, or float32 without one."""
+    if training.dtype != "auto":
+        return training
+    capability = read_capability()
+    if capability is None:
+        return replace(training, dtype="float32")
+    return replace(training, dtype="float16" if capability < BFLOAT16_FROM else "bfloat16")

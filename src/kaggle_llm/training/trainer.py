@@ -31,7 +31,7 @@ from kaggle_llm.training.callbacks import make_callbacks
 from kaggle_llm.training.checkpoints import Checkpoints
 from kaggle_llm.training.optimizer import choose_optimizer, group_parameters
 from kaggle_llm.training.plan import Share, plan_training, within_budget
-from kaggle_llm.training.settings import LoraSettings, TrainingSettings
+from kaggle_llm.training.settings import LoraSettings, TrainingSettings, resolve_training
 from kaggle_llm.training.tracking import tracking
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ class Job:
 
     def __post_init__(self) -> None:
         check_quantised(self.base, self.lora)
+        object.__setattr__(self, "training", resolve_training(self.training))  # frozen; its key names the dtype
 
 
 def on_device(train: Callable[Arguments, None]) -> Callable[Arguments, None]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.engines.engine import Dtype, EngineSettings
 from kaggle_llm.engines.prompts import Prompt
 from kaggle_llm.engines.transformers_engine import TransformersEngine
 
@@ -19,7 +19,7 @@ LAYER_NAME = re.compile(r"^(.*?\.\d+)(\.|$)")  # layers.7.mlp.down_proj → laye
 
 @dataclass(frozen=True)
 class Headroom:
-    """The largest absolute activation of every layer, in the order in which they run, measured in float32."""
+    """The largest absolute activation of every layer, in the order in which they run."""
 
     layers: dict[str, float]
 
@@ -33,13 +33,21 @@ class Headroom:
         return [name for name, value in self.layers.items() if not value <= LIMIT]
 
 
-def measure_headroom(model: Path, prompts: Sequence[Prompt], method: str, base: Path | None = None) -> Headroom:
-    """Run the prompts through a model folder (with `base`: an adapter on it) in float32 and watch every module.
+def measure_headroom(
+    model: Path,
+    prompts: Sequence[Prompt],
+    method: str,
+    base: Path | None = None,
+    dtype: Dtype = "float32",
+    device: str = "",
+) -> Headroom:
+    """Run the prompts through a model folder (with `base`: an adapter on it) and watch every module.
 
-    method: the engine's, such as choices. Inputs of modules count as well as outputs: the product that enters
+    method: the engine's, such as choices. dtype: bfloat16 has float32's range; in float16 a layer that overflows gives
+    infinity. device: as in TransformersEngine. Inputs of modules count as well as outputs: the product that enters
     down_proj is no module's output.
     """
-    engine = TransformersEngine(model, EngineSettings(dtype="float32"), base)
+    engine = TransformersEngine(model, EngineSettings(dtype=dtype), base, device)
     layers: dict[str, float] = {}
     hooks = [part.register_forward_hook(watch(name, layers)) for name, part in engine.module(method).named_modules()]
     try:

@@ -26,7 +26,7 @@ from kaggle_llm.weights.headroom import LIMIT, Headroom, measure_headroom
 from kaggle_llm.weights.plot import draw_parity
 from kaggle_llm.weights.recorder import Call, RecordingRun
 from kaggle_llm.weights.ship import describe_cv
-from kaggle_llm.weights.stages import Stage, list_stages
+from kaggle_llm.weights.stages import Stage, describe_stage, list_stages
 
 if TYPE_CHECKING:
     import polars as pl
@@ -44,11 +44,14 @@ class ParitySettings:
     rows: int = 200
     """Held-out rows where the metric decides: quantised weights, half precision, another engine."""
     exact_rows: int = 32
-    """Held-out rows where numbers must be equal: adapter attached and merged, in float32."""
+    """Held-out rows where numbers must be equal: adapter attached and merged, where both are computed in float32."""
     largest: float = 1e-4
     """Largest |Δ log-probability| allowed between adapter and merged weights in float32."""
     largest_engine: float = 1e-3
     """The same between two engines in float32."""
+    dtype: Literal["trained", "float32", "float16", "bfloat16"] = "trained"
+    """Of the stages before the engine that ships. trained: the one that the model was trained in; float32 takes twice
+    the memory. What does not fit into the free memory of the card is computed on the CPU, and the report says so."""
     loss: float = 0.02
     """Largest loss of the metric allowed: upper end of the 95 % interval of the paired difference."""
 
@@ -111,6 +114,7 @@ def check_parity(run: str, rows: int | None = None, again: bool = False) -> dict
         "settings": asdict(settings),
         "note": describe_cv(record.settings["config"]),
         "steps": [asdict(step) for step in steps],
+        "reference": gate.reference,
         "headroom": {
             name: {"limit": LIMIT, "largest": headroom.largest, "over": headroom.over, "layers": headroom.layers}
             for name, headroom in gate.headroom.items()
@@ -176,6 +180,8 @@ class Gate:
         self.exp, self.config, self.competition, self.settings, self.run = exp, config, competition, settings, run
         self.truth = competition.truth(competition.table(TRAIN))
         self.headroom: dict[str, Headroom] = {}
+        self.reference: dict[str, dict[str, str]] = {}
+        """Model → stage → its dtype and device."""
 
     def list_tested(self, record: records.Record) -> Iterator[TestedModels]:
         """The models that ship; of an ensemble each member with the rows of its fold."""
@@ -192,25 +198,28 @@ class Gate:
     def check(self, tested: TestedModels) -> Iterator[Step]:
         """Every step between the stages of every model."""
         for model in tested.models:
-            stages = list_stages(model, tested.models, self.config.engine)
+            stages = list_stages(model, tested.models, self.config.engine, self.settings.dtype)
             if model.member is not None or not stages:  # an ensemble's member has its own parity
                 continue
             name, label, last = model.name, replace(model, fold=tested.fold).label, None
+            self.reference[label] = {stage.name: describe_stage(stage) for stage in stages}
             for number, stage in enumerate(stages):
                 compared = stages[max(number, 1) : number + 2]  # this stage with the one before, the next with this
                 answers = self.ask(name, stage, tested.rows, exact_only=all(after.exact for after in compared))
                 if last is not None:
                     yield self.judge(label, name, *last, stage, answers)
                 last = stage, answers
-            self.measure(label, name, stages[-1], answers)
+            reference = [stage for stage in stages if stage.engine == stages[0].engine][-1]
+            self.measure(label, name, reference, answers)
 
     def ask(self, name: str, stage: Stage, rows: pl.DataFrame, exact_only: bool) -> Answer:
         """The stage's answers to all rows; exact_only: to the exact_rows first ones."""
         cut = self.settings.exact_rows
         parts = [rows.head(cut)] if exact_only or rows.height <= cut else [rows.head(cut), rows.tail(-cut)]
-        print(f"{self.run}: {name}, {stage.name}: {sum(part.height for part in parts)} rows", flush=True)
+        where = f", {describe_stage(stage)}" if stage.on_cpu else ""
+        print(f"{self.run}: {name}, {stage.name}: {sum(part.height for part in parts)} rows{where}", flush=True)
         rankings, calls = [], []
-        with RecordingRun(name, self.config, self.competition, stage.models, stage.engine) as run:
+        with RecordingRun(name, self.config, self.competition, stage.models, stage.engine, on_cpu=stage.on_cpu) as run:
             for part in parts:
                 run.calls.clear()
                 try:
@@ -270,7 +279,9 @@ class Gate:
             return
         model = find_model(stage.models, name)
         spread = prompts[:: max(1, len(prompts) // HEADROOM_PROMPTS)]
-        self.headroom[label] = measure_headroom(model.folder, spread, calls[0].method, model.base)
+        self.headroom[label] = measure_headroom(
+            model.folder, spread, calls[0].method, model.base, stage.engine.dtype, "cpu" if stage.on_cpu else ""
+        )
 
     def headroom_status(self) -> Status:
         half = self.config.engine.dtype == "float16"
@@ -303,6 +314,8 @@ def print_parity(report: Mapping[str, Any]) -> None:
         return
     columns = ("model", "step", "rows", "max |Δ|", "mean |Δ|", "KL", "Spearman", "loss of the metric", "non-finite", "")
     print_table(f"{report['run']}: parity {report['status']}", columns, [format_step(step) for step in report["steps"]])
+    for name, stages in report.get("reference", {}).items():  # none in reports of before
+        print(f"{name}: {', '.join(f'{stage} in {where}' for stage, where in stages.items())}")
     for name, headroom in report["headroom"].items():
         over = f"; OVERFLOW in float16: {', '.join(headroom['over'])}" if headroom["over"] else ""
         share = headroom["largest"] / headroom["limit"]

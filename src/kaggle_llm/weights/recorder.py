@@ -12,6 +12,7 @@ from kaggle_llm.competition.competition import Competition
 from kaggle_llm.engines.engine import Completion, Engine, EngineSettings, EngineWrapper, Sampling
 from kaggle_llm.engines.maker import make_engine
 from kaggle_llm.engines.prompts import Prompt
+from kaggle_llm.engines.transformers_engine import TransformersEngine
 from kaggle_llm.inference.model import Model
 from kaggle_llm.inference.run import Run, score_rows
 
@@ -74,7 +75,8 @@ class RecordingEngine(EngineWrapper):
 class RecordingRun(Run):
     """A Run that records the calls of the model `watched`'s engine in `calls`.
 
-    settings: of that engine; the other models keep the config's. keep_for: as in Run.
+    settings: of that engine; the other models keep the config's. on_cpu: it runs on the CPU, beside a GPU too.
+    keep_for: as in Run.
     """
 
     def __init__(
@@ -85,9 +87,10 @@ class RecordingRun(Run):
         models: Sequence[Model],
         settings: EngineSettings | None = None,
         keep_for: str = "",
+        on_cpu: bool = False,
     ) -> None:
         super().__init__(config, competition, models, keep_for=keep_for)
-        self.watched = watched
+        self.watched, self.on_cpu = watched, on_cpu
         self.settings = replace(settings, workers=0) if settings else None  # every stage in one process
         self.calls: list[Call] = []
 
@@ -96,6 +99,8 @@ class RecordingRun(Run):
             return super().open_engine(model)
         if self.settings is None:
             return RecordingEngine(super().open_engine(model), self.calls)
+        if self.on_cpu:
+            return RecordingEngine(TransformersEngine(model.folder, self.settings, model.base, "cpu"), self.calls)
         return RecordingEngine(make_engine(model.folder, self.settings, model.base), self.calls)
 
 
