@@ -90,7 +90,9 @@ def one(pico_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[
     return train("one", pico_llm, tmp_path_factory.mktemp("one"))
 
 
-@pytest.mark.parametrize(("kind", "kept_as"), [("ddp", "Tensor"), ("fsdp2", "DTensor")])
+@pytest.mark.parametrize(
+    ("kind", "kept_as"), [("ddp", "Tensor"), pytest.param("fsdp2", "DTensor", marks=pytest.mark.release)]
+)
 def test_two_processes_give_the_curve_of_one(
     pico_llm: Path, tmp_path: Path, one: tuple[list[float], dict[str, np.ndarray], str], kind: str, kept_as: str
 ) -> None:

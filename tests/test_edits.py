@@ -259,8 +259,8 @@ def test_one_edit_of_each_kind_costs_what_it_changes(pair: Pair, share: int) -> 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_twenty_edits_in_random_order(pair: Pair) -> None:
-    try_random(pair, 20)
+def test_ten_edits_in_random_order(pair: Pair) -> None:
+    try_random(pair, 10)
 
 
 @pytest.mark.release
