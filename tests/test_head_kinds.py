@@ -202,6 +202,14 @@ def test_a_prompt_is_what_the_tokenizer_makes_of_the_text(
         assert len(ids) == before + len(inner) + after
 
 
+def test_a_long_text_of_an_encoder_is_cut_to_its_budget(tmp_path: Path, pico_encoder: Path) -> None:
+    head = load_head(pico_encoder, "ordinal", open_competition(Level, tmp_path), replace(PROMPT, budgets={"body": 20}))
+    rows = pl.DataFrame({"id": ["a"], "body": [" ".join(TOPICS) * 9]})
+    (ids,) = head.prompts(rows)
+    fixed = len(head.prompter.tokenizer("Text: …")["input_ids"])
+    assert 20 <= len(ids) <= 20 + fixed + 3, "a piece that began inside a word is spelled anew"
+
+
 MODULE = "from test_head_kinds import {0}\n\nCOMPETITION = {0}\n"
 SETTINGS: dict[type[Competition], dict[str, Any]] = {  # form → sections of config.yaml, beside its name and prompt
     Marks: {"head": {"task": "regression"}},
