@@ -35,7 +35,7 @@ def test_every_mark_is_given_and_no_answer_twice(rows: pl.DataFrame) -> None:
     counts = rows["score"].value_counts()
     assert set(counts["score"]) == set(LABELS) and counts["count"].min() >= 20
     assert rows["answer"].n_unique() == rows.height
-    assert rows["question"].n_unique() == len(words.PROPOSALS)
+    assert rows["question"].n_unique() > 2 * len(words.PROPOSALS)
 
 
 def test_length_tells_something_and_far_from_all(rows: pl.DataFrame) -> None:
@@ -44,8 +44,8 @@ def test_length_tells_something_and_far_from_all(rows: pl.DataFrame) -> None:
 
 def test_questions_are_of_equal_difficulty(rows: pl.DataFrame) -> None:
     scores = rows.select("question", pl.col("score").cast(pl.Float64))
-    between = scores.group_by("question").mean()["score"].std()
-    assert isinstance(between, float) and between < 0.8
+    between = scores.group_by(pl.col("question").str.head(7)).mean()["score"].std()
+    assert isinstance(between, float) and between < 0.3
 
 
 def test_the_teacher_agrees_with_the_rule_but_not_always() -> None:
@@ -68,11 +68,11 @@ def test_skill_makes_marks_and_style_makes_fewer() -> None:
 
 
 def test_faults_have_different_weights() -> None:
-    faults = ["slip", "off topic", "rude", "contrary end", "contradiction"]
+    faults = ["slip", "off topic", "contrary end", "contradiction"]
     assert sorted(faults, key=lambda fault: -WORTH[fault]) == faults and max(WORTH[fault] for fault in faults) < 0
 
 
-def test_a_fitting_reason_is_its_claims_own_and_another_is_not() -> None:
+def test_a_reason_is_the_claims_own_and_empty_words_are_none() -> None:
     rng = random.Random(3)
     claim, seen = "it would save money", set()
     for _ in range(200):
@@ -85,7 +85,7 @@ def test_a_fitting_reason_is_its_claims_own_and_another_is_not() -> None:
         elif reason[1] in words.FOR[claim]:
             assert gained in (WORTH["reason"], round(WORTH["reason"] + WORTH["example"], 6))
         else:
-            assert gained == WORTH["wrong reason"]
+            assert reason[1] in words.EMPTY_REASONS and gained == WORTH["no reason"]
         seen.add(gained)
     assert len(seen) == 4
 

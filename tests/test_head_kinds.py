@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import polars as pl
 import pytest
+import yaml
 from workspace import ROOT, Workspace, copy_workspace, succeed
 
 from kaggle_llm.competition.competition import Competition, CompetitionSettings, Table
@@ -201,12 +202,24 @@ def test_a_prompt_is_what_the_tokenizer_makes_of_the_text(
         assert len(ids) == before + len(inner) + after
 
 
+def test_a_long_text_of_an_encoder_is_cut_to_its_budget(tmp_path: Path, pico_encoder: Path) -> None:
+    head = load_head(pico_encoder, "ordinal", open_competition(Level, tmp_path), replace(PROMPT, budgets={"body": 20}))
+    rows = pl.DataFrame({"id": ["a"], "body": [" ".join(TOPICS) * 9]})
+    (ids,) = head.prompts(rows)
+    fixed = len(head.prompter.tokenizer("Text: …")["input_ids"])
+    assert 20 <= len(ids) <= 20 + fixed + 3, "a piece that began inside a word is spelled anew"
+
+
 MODULE = "from test_head_kinds import {0}\n\nCOMPETITION = {0}\n"
-SETTINGS = {  # form → what is set beside competition.name
-    Marks: ("head.task=regression",),
-    Votes: ("head.task=classification",),
-    Ranked: ("head.task=classification", "models.body=input/models/SmolLM2-135M-Instruct", "lora.method=lora"),
-    Level: ("head.task=regression",),
+SETTINGS: dict[type[Competition], dict[str, Any]] = {  # form → sections of config.yaml, beside its name and prompt
+    Marks: {"head": {"task": "regression"}},
+    Votes: {"head": {"task": "classification"}},
+    Ranked: {
+        "head": {"task": "classification"},
+        "models": {"body": "input/models/SmolLM2-135M-Instruct"},
+        "lora": {"method": "lora"},
+    },
+    Level: {"head": {"task": "regression"}},
 }
 
 
@@ -226,10 +239,16 @@ def workspace(bare: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Work
 @pytest.mark.slow
 @pytest.mark.parametrize("form", SETTINGS, ids=lambda form: form.__name__)
 def test_another_competition_is_a_matter_of_settings(form: type[Competition], workspace: Workspace) -> None:
-    words = [f"competition.name=made-{form.__name__.lower()}", "folds.unseen=null", "leaks={}", *SETTINGS[form]]
-    words += ["prompt.shared={body}", "prompt.budgets={body: 32}", "folds.validate=[0]", "folds.rows=15"]
-    words += ["parity.exact_rows=4"]
-    path = f"{workspace.root / 'src'}:{ROOT / 'tests'}"
-    said = succeed(workspace.train("exp008_heads", "--smoke", "run=kind", *words, PYTHONPATH=path))
-    metrics = json.loads((workspace.output / "exp008_heads--kind-smoke" / "metrics.json").read_text())
+    name = f"made-{form.__name__.lower()}"
+    path = Path("exp", "exp008_heads", "config.yaml")
+    config = yaml.safe_load((ROOT / path).read_text()) | {"competition": {"name": name}, "leaks": {}} | SETTINGS[form]
+    config["prompt"] = {"chat": False, "shared": "{body}", "budgets": {"body": 32}}
+    config["folds"] = {"count": 4, "validate": [0]}
+    (workspace.root / path).write_text(yaml.safe_dump(config))
+    said = succeed(workspace.train("exp008_heads", "--smoke", PYTHONPATH=f"{workspace.root / 'src'}:{ROOT / 'tests'}"))
+    folder = workspace.output / "exp008_heads--smoke"
+    metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["before"] is not None and metrics["metric"] in said
+    assert {"length alone", "ridge on TF-IDF"} <= metrics["also"].keys()
+    steps = json.loads((folder / "parity.json").read_text())["steps"]
+    assert [step["status"] for step in steps] == ["passed"] * ("lora" in SETTINGS[form])

@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from kaggle_llm.competition.metrics import accuracy, quadratic_kappa, quadratic_weighted_kappa
-from kaggle_llm.competition.rankings import check_ranking, make_values
+from kaggle_llm.competition.rankings import average_by_id, check_ranking, make_values
 from kaggle_llm.decisions.thresholds import Thresholds, apply_thresholds, fit_thresholds, round_levels
 from kaggle_llm.inference.cross_fit import CROSS_FIT_PARTS, Decided, choose_part, cross_fit, load_decided
 
@@ -120,7 +120,7 @@ KAPPA = quadratic_weighted_kappa(FOUR)
 
 
 def levels_of(ranking: pl.DataFrame) -> list[int]:
-    return [int(item) for (item,) in ranking["items"].to_list()]
+    return [int(items[0]) for items in ranking["items"].to_list()]
 
 
 def test_a_decision_of_thresholds_is_the_fitted_cuts_whatever_the_metric_is() -> None:
@@ -175,8 +175,18 @@ def test_thresholds_turn_values_into_a_ranking_of_labels_and_survive_a_file(tmp_
     assert load_decided(tmp_path, Thresholds) == Decided(thresholds)
     values = make_values(["a", "b", "c"], [[0.3, 9.0], [0.4, 9.0], [-7.0, 9.0]])
     decided = check_ranking(thresholds.apply(values), ["a", "b", "c"])
-    assert decided["items"].to_list() == [["1"], ["2"], ["1"]]
+    assert [items[0] for items in decided["items"].to_list()] == ["1", "2", "1"]
     assert check_ranking(thresholds.apply(values[:0]), []).height == 0
+
+
+def test_members_that_disagree_are_averaged_to_the_level_between_them() -> None:
+    thresholds = round_levels(FOUR)
+    members = [
+        thresholds.apply(make_values(["a", "b"], [[first], [second]])) for first, second in ((0, 3), (1, 3), (3, 0))
+    ]
+    assert members[0]["scores"][0].to_list() == [0.0, -1.0, -2.0, -3.0]
+    mean = average_by_id(pl.concat(members))
+    assert [items[0] for items in mean["items"].to_list()] == [FOUR[1], FOUR[3]]
 
 
 def test_a_row_without_a_value_gets_no_label() -> None:

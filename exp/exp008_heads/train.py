@@ -5,6 +5,7 @@ from __future__ import annotations
 from predict import Config
 
 from kaggle_llm.experiment.part import Part
+from kaggle_llm.experiment.reports import score_simple_rules
 from kaggle_llm.experiment.start import start
 from kaggle_llm.tasks.heads_training import HeadExample, list_head_examples, make_head_task
 
@@ -13,7 +14,7 @@ def main() -> None:
     experiment = start(__file__, Config)
     for part in experiment.parts():
         part.learn("body", make_head_task(part.loaded, part.competition, part.train), make_examples)
-    experiment.score()
+    experiment.score(score_simple_rules(experiment, experiment.config.head.task))
     experiment.ship()
 
 

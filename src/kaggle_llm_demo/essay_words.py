@@ -57,6 +57,10 @@ AGAINST = {
         "it is the only dry one in winter",
     ),
 }
+EMPTY_REASONS = (
+    *("it is like that", "I think so", "that is how I see it", "my friends say so, too", "everybody knows it"),
+    *("I just feel that way", "it always was like that", "why not", "it would be good", "I read it somewhere"),
+)
 EXAMPLES = (
     *("My cousin's school did that, and after a month {}.", "In the village where I lived before, {}."),
     *(

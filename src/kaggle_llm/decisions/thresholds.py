@@ -44,11 +44,15 @@ class Thresholds:
         return replace(self, cuts=tuple(cuts.tolist()))
 
     def apply(self, values: pl.DataFrame) -> pl.DataFrame:
-        """VALUES, of which the first target counts → RANKING of one label a row, score 0."""
+        """VALUES, of which the first target counts → RANKING of all labels; scores are −|label's level − row's level|.
+
+        So members of an ensemble have labels in common: the mean of their scores is highest at the median level.
+        """
         import numpy as np
 
-        levels = apply_thresholds(values["values"].list.first().to_numpy(), np.array(self.cuts)).tolist()
-        return make_ranking(values["id"].to_list(), [[self.labels[level]] for level in levels], [[0.0]] * len(levels))
+        levels = apply_thresholds(values["values"].list.first().to_numpy(), np.array(self.cuts))
+        scores = -abs(np.arange(len(self.labels)) - levels[:, None]).astype(float)
+        return make_ranking(values["id"].to_list(), [self.labels] * len(levels), scores.tolist())
 
 
 def round_levels(labels: Sequence[str]) -> Thresholds:

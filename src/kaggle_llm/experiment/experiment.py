@@ -92,6 +92,10 @@ class Experiment:
         """The labelled rows that a fold validates."""
         return self.train.filter(self.fold == fold)
 
+    def train_of(self, fold: int) -> pl.DataFrame:
+        """The labelled rows that a fold trains on."""
+        return self.train.filter(self.fold != fold)
+
     @property
     def about(self) -> dict[str, Any]:
         """The run's description for a tracker: name, competition, config, git state and parent."""
@@ -118,7 +122,7 @@ class Experiment:
     def _iterate_parts(self) -> Iterator[Part]:
         for k in self.folds:
             models = find_fold(self.config.models, self.members, k)
-            part = Part(self, f"fold{k}", k, self.train.filter(self.fold != k), models)
+            part = Part(self, f"fold{k}", k, self.train_of(k), models)
             yield part
             part.close()
             self.fold_parts.append(part)
@@ -230,7 +234,7 @@ class Experiment:
         """oof.parquet, the decisions, and metrics.json."""
         (self.folder / records.RECORD).unlink(missing_ok=True)  # the run is incomplete until it ships again
         scores = self.scores
-        groups = {k: self.competition.groups(self.train.filter(self.fold != k), self.rows_of(k)) for k in self.folds}
+        groups = {k: self.competition.groups(self.train_of(k), self.rows_of(k)) for k in self.folds}
         metrics = scores.measure(self.name, groups, self.smoke)
         metrics["also"] |= also
         oof = with_cells(scores.oof, self.competition, self.config.seed)

@@ -9,7 +9,8 @@ from kaggle_llm.base.tables import print_table
 from kaggle_llm.competition.rankings import select_rows, with_shares
 from kaggle_llm.decisions.member_blend import share_firsts
 from kaggle_llm.experiment.reliability import write_reliability
-from kaggle_llm.tasks.heads import rank_prior
+from kaggle_llm.tasks.heads import HeadKind, rank_prior
+from kaggle_llm.tasks.linear import answer_by_rule, predict_by_length, predict_by_words
 
 if TYPE_CHECKING:
     import polars as pl
@@ -40,6 +41,22 @@ def score_prior(experiment: Experiment) -> float:
         trained = [target for target, own in zip(targets, fold.to_list(), strict=True) if own != k]
         rankings.append(rank_prior(experiment.rows_of(k)["id"].to_list(), labels, trained))
     return experiment.score_of(pl.concat(rankings))
+
+
+def score_simple_rules(experiment: Experiment, task: HeadKind) -> dict[str, float]:
+    """The metric of what needs no language model: linear models of the texts' length and words, with own decisions."""
+    if not processes.is_first():
+        return {}
+    import polars as pl
+
+    scores = {}
+    for name, rule in {"length alone": predict_by_length, "ridge on TF-IDF": predict_by_words}.items():
+        answers = [
+            answer_by_rule(rule, task, experiment.competition, experiment.train_of(k), experiment.rows_of(k))
+            for k in experiment.folds
+        ]
+        scores[name] = experiment.score_of(experiment.scores.decide(pl.concat(answers), f" of {name}"))
+    return scores
 
 
 def take_best(experiment: Experiment) -> pl.DataFrame:

@@ -106,8 +106,11 @@ class Scores:
             return None
         if any(fold.before is None for fold in self.predicted):
             return self.fallback
-        scored = join_scored([fold.before for fold in self.predicted])
-        return self._apply(self._decide(scored, " before the training")[0], scored)
+        return self.decide(join_scored([fold.before for fold in self.predicted]), " before the training")
+
+    def decide(self, scored: Any, note: str = "") -> pl.DataFrame:
+        """The RANKING or VALUES of other scores of the validated rows, with a decision cross-fitted for them."""
+        return self._apply(self._decide(scored, note)[0], scored)
 
     def measure(self, run: str, groups: Mapping[int, pl.Series], smoke: bool) -> dict[str, Any]:
         """metrics.json. groups: fold → [rows] the groups that are scored apart."""

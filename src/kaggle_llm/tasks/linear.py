@@ -1,0 +1,64 @@
+"""What a head has to beat: linear models of a text's length or words, fitted in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kaggle_llm.competition.competition import TEST, Competition
+from kaggle_llm.competition.rankings import make_ranking, make_values
+from kaggle_llm.tasks.heads import HeadKind, HeadSettings, describe_head, list_targets
+
+if TYPE_CHECKING:
+    import polars as pl
+
+LEAST_SHARE = 1e-3  # of a label: a linear model may give it less than nothing
+Rule = Callable[[Sequence[str], np.ndarray, Sequence[str]], np.ndarray]
+"""(training texts, their targets [n, targets], texts) → [rows, targets]."""
+
+
+def predict_by_words(train: Sequence[str], targets: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    """Ridge regression on the TF-IDF of words and pairs of words."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import Ridge
+
+    words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"\S+")
+    model = Ridge().fit(words.fit_transform(train), targets)
+    return np.asarray(model.predict(words.transform(texts)))
+
+
+def predict_by_length(train: Sequence[str], targets: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    """Linear regression on the number of characters and its logarithm."""
+    from sklearn.linear_model import LinearRegression
+
+    def measure(some: Sequence[str]) -> np.ndarray:
+        lengths = np.array([[len(text)] for text in some], dtype=float)
+        return np.hstack([lengths, np.log1p(lengths)])
+
+    return np.asarray(LinearRegression().fit(measure(train), targets).predict(measure(texts)))
+
+
+def answer_by_rule(
+    rule: Rule, task: HeadKind, competition: Competition, train: pl.DataFrame, rows: pl.DataFrame
+) -> pl.DataFrame:
+    """What a head of this task would answer to `rows`, by a rule fitted on the labelled rows `train`."""
+    settings = describe_head(task, competition)
+    targets = np.array(list_targets(settings, competition.truth(train)))
+    texts, asked = (join_texts(frame, competition) for frame in (train, rows))
+    return answer_predicted(settings, rows["id"].to_list(), rule(texts, targets, asked).reshape(len(asked), -1))
+
+
+def join_texts(rows: pl.DataFrame, competition: Competition) -> list[str]:
+    """All texts of each row as one."""
+    return ["\n".join(texts) for texts in rows.select(competition.tables[TEST].texts).iter_rows()]
+
+
+def answer_predicted(settings: HeadSettings, ids: Sequence[str], predicted: np.ndarray) -> pl.DataFrame:
+    """RANKING of classes, VALUES of numbers and levels, of the predicted targets [rows, targets]."""
+    if settings.task == "classification":
+        shares = np.maximum(predicted, LEAST_SHARE)
+        logs = np.log(shares / shares.sum(axis=1, keepdims=True))
+        return make_ranking(ids, [settings.labels] * len(ids), logs.tolist())
+    return make_values(ids, predicted.sum(axis=1, keepdims=True) if settings.task == "ordinal" else predicted)
