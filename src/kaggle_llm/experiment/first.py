@@ -263,6 +263,7 @@ def set_head(config: dict[str, Any], proposal: Proposal) -> None:
     is_ordered = proposal.form == "OneLabel" and len(levels) == len(proposal.labels) > 2
     task = "regression" if proposal.form == "NumberColumns" else "ordinal" if is_ordered else "classification"
     config["head"]["task"] = task
+    config["prompt"].pop("default_budget", None)
     config["prompt"] |= {"shared": list_fields(proposal.texts), "budgets": share_tokens(proposal.texts, ENCODER_TOKENS)}
     config["smoke"]["prompt"] = {"budgets": share_tokens(proposal.texts, SMOKE_TOKENS)}
 
