@@ -180,7 +180,8 @@ def name_unmodelled(case: Case) -> Iterator[Finding]:
 def judge_loading(case: Case) -> Finding:
     """Memory of the machine while all processes read the weights at once.
 
-    vLLM moves one tensor after the other to the card; transformers builds the whole model in memory first.
+    Both engines bring one tensor after the other to the card (transformers by device_map); without a card the weights
+    stay in the machine's memory.
     """
     model, gigabytes = case.model, case.runtime.machine.ram_gb
     if gigabytes is None:
@@ -190,7 +191,7 @@ def judge_loading(case: Case) -> Finding:
     size = DTYPE_BYTES[case.engine.dtype]
     largest = max(tensor.size * size if is_float(tensor.dtype) else tensor.bytes for tensor in model.tensors)
     offloaded = float(case.settings.get("cpu_offload_gb", 0)) * GIB
-    held = 2.0 * largest + offloaded if case.on_vllm else weight_bytes(case)
+    held = 2.0 * largest + offloaded if case.accelerator.count else weight_bytes(case)
     needed = case.processes * (PROCESS + held)
     stored = sum(tensor.bytes for tensor in model.tensors)
     text = (
