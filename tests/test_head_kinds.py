@@ -210,6 +210,19 @@ def test_a_long_text_of_an_encoder_is_cut_to_its_budget(tmp_path: Path, pico_enc
     assert 20 <= len(ids) <= 20 + fixed + 3, "a piece that began inside a word is spelled anew"
 
 
+def test_no_prompt_is_longer_than_the_encoder_reads(
+    tmp_path: Path, pico_encoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A hidden text whose cut spells anew ended the notebook: of 512 places of an encoder none is left over."""
+    head = load_head(pico_encoder, "ordinal", open_competition(Level, tmp_path), replace(PROMPT, budgets={"body": 500}))
+    tokenizer, text = head.prompter.tokenizer, " ".join(TOPICS) * 30
+    (ids,) = head.prompts(pl.DataFrame({"id": ["a"], "body": [text]}))
+    whole = tokenizer(f"Text: {text}")["input_ids"]
+    assert len(ids) == tokenizer.model_max_length == 128 < len(whole)
+    assert (ids[:40], ids[-40:]) == (whole[:40], whole[-40:]), "both ends stay, with what encloses them"
+    assert "'the whole prompt': 1" in capsys.readouterr().err
+
+
 MODULE = "from test_head_kinds import {0}\n\nCOMPETITION = {0}\n"
 SETTINGS: dict[type[Competition], dict[str, Any]] = {  # form → sections of config.yaml, beside its name and prompt
     Marks: {"head": {"task": "regression"}},

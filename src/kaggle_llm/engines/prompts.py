@@ -133,12 +133,18 @@ class Prompter:
     def enclosed(self, row: Mapping[str, Any]) -> list[int]:
         """`row` for a head: inside the special tokens that the tokenizer puts around a text, such as [CLS] and [SEP].
 
-        A chat template brings its own.
+        A chat template brings its own. What is longer than the tokenizer's model reads is cut in the middle: budgets
+        are of texts, and a text that was cut may have some tokens more.
         """
         if self.settings.chat:
             return self.row(row)
         before, after = self._special_tokens()
-        return [*before, *self.row(row)[len(self._start()) :], *after]
+        ids = self.row(row)[len(self._start()) :]
+        room = self.tokenizer.model_max_length - len(before) - len(after)
+        if len(ids) > room:
+            self.cut["the whole prompt"] += 1
+            ids = [*ids[: room - room // 2], *ids[len(ids) - room // 2 :]]
+        return [*before, *ids, *after]
 
     def listing(self, row: Mapping[str, Any], options: Sequence[Mapping[str, Any]]) -> list[int]:
         """Token ids of the whole prompt of a row with a list of options, each with its letter."""

@@ -23,7 +23,7 @@ from kaggle_llm.experiment.python_code import Code, layout, prefix, quote, to_ca
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SPAN_FORMS = ("TokenSpans",)
 FOLDS = 5
-ENCODER_TOKENS, LLM_TOKENS, SMOKE_TOKENS = 400, 400, 64  # of a prompt's texts
+ENCODER_TOKENS, LLM_TOKENS, SMOKE_TOKENS = 400, 400, 48  # of a prompt's texts
 CHARACTERS_A_TOKEN = 4
 WHY = {
     "exp002_rerank": "the answers are documents, or labels in words: retrieve, then rerank",
