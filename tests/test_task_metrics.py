@@ -222,6 +222,17 @@ def test_the_area_under_the_curve_is_averaged_over_targets_or_groups() -> None:
         roc_auc().score(ranking[:2], groups)
 
 
+def test_draws_that_do_not_define_a_metric_are_left_out_of_its_interval() -> None:
+    """Of six rows, one of them positive, a third of all resamples have one class: the interval ended in an error."""
+    ids = [f"r{n}" for n in range(6)]
+    ranking = make_ranking(ids, [["1", "0"]] * 6, [[p, 0] for p in (0.9, 0.1, 0.2, 0.3, 0.4, 0.95)])
+    truth = true(["1"], ["0"], ["0"], ["0"], ["0"], ["0"])
+    low, high = bootstrap_interval(roc_auc(), ranking, truth)
+    assert 0.0 <= low < roc_auc().score(ranking, truth) == 0.8 < high <= 1.0
+    assert paired_difference(roc_auc(), ranking, ranking, truth) == (0.0, 0.0, 0.0)
+    assert roc_auc().try_score(ranking[1:3], truth) is None
+
+
 def test_a_weighted_log_loss_by_hand() -> None:
     """−(1·log ½ + 3·log ¼) / (1 + 3)."""
     half, quarter = math.log(1 / 2), math.log(1 / 4)

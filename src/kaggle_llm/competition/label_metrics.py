@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from kaggle_llm.competition.metric import (
     Metric,
+    UndefinedScore,
     by_row,
     count_metric,
     first_items,
@@ -62,7 +63,7 @@ def roc_auc(positive: str = "1", by: str = "") -> Metric:
 
     Of RANKINGs: the probability of the label `positive` (the softmax of the row's scores). Of VALUES, each 0 or 1 in
     the truth: the mean over targets. by: a column of the truth; the mean over its groups of rows. Groups and targets
-    whose rows are all of one class are left out, as in a resample; raises ValueError where none is left.
+    whose rows are all of one class are left out; raises UndefinedScore where none is left.
     """
 
     def score(answer: pl.DataFrame, truth: pl.DataFrame) -> float:
@@ -80,7 +81,8 @@ def roc_auc(positive: str = "1", by: str = "") -> Metric:
             if 0 < right[rows, target].mean() < 1
         ]
         if not scores:
-            raise ValueError(f"auc of {len(right)} row(s) of one class is not defined: score rows of both")
+            rows = f"{len(right)} row(s) of one class"
+            raise UndefinedScore(f"auc of {rows} is not defined: score rows of both, more of them (folds.rows)")
         return float(np.mean(scores))
 
     return whole_metric("auc", score)

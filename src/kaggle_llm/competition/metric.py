@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     import numpy as np
     import polars as pl
 
+
+class UndefinedScore(ValueError):
+    """These rows do not define the metric, such as the AUC of one class; more of them would."""
+
+
 Rows = Callable[["pl.DataFrame", "pl.DataFrame"], "np.ndarray"]
 
 
@@ -34,6 +39,13 @@ class Metric:
     """[rows, counts] of a metric that is a function of their sums, such as F-beta's hits; with `combine`."""
     combine: Callable[[np.ndarray], np.ndarray] | None = None
     """[…, counts] sums, or means → […] scores."""
+
+    def try_score(self, ranking: pl.DataFrame, truth: pl.DataFrame) -> float | None:
+        """The score; None where these rows do not define it."""
+        try:
+            return self.score(ranking, truth)
+        except UndefinedScore:
+            return None
 
     @property
     def sign(self) -> int:
@@ -99,7 +111,10 @@ def first_items(frame: pl.DataFrame, column: str) -> pl.Series:
 def bootstrap_interval(
     metric: Metric, ranking: pl.DataFrame, truth: pl.DataFrame, draws: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % percentile interval of metric.score over rows drawn with replacement (Efron's percentile method)."""
+    """95 % percentile interval of metric.score over rows drawn with replacement (Efron's percentile method).
+
+    Draws that do not define the metric are left out.
+    """
     return _percentiles(_resampled_scores(metric, ranking, truth, draws, seed))
 
 
@@ -136,11 +151,11 @@ def _resampled_scores(metric: Metric, ranking: pl.DataFrame, truth: pl.DataFrame
     if metric.counts is not None and metric.combine is not None:
         counts = metric.counts(ranking, truth)
         return metric.combine(np.stack([counts[rows].sum(axis=0) for rows in drawn]))
-    return np.array([metric.score(ranking[rows], truth) for rows in drawn.tolist()])
+    return np.array([metric.try_score(ranking[rows], truth) for rows in drawn.tolist()], dtype=float)
 
 
 def _percentiles(scores: np.ndarray) -> tuple[float, float]:
     import numpy as np
 
-    low, high = np.percentile(scores, [2.5, 97.5])
+    low, high = np.nanpercentile(scores, [2.5, 97.5])
     return float(low), float(high)

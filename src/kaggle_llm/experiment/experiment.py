@@ -227,8 +227,10 @@ class Experiment:
         self._predicted.append(predicted)
         scores = Scores([predicted], self.predict, self.config, self.competition, self.train, fit=False)
         note = ", its decision not fitted yet" if scores.neutral is not None else ""
-        metric = self.competition.metric.name
-        print(f"{self.name}: {part.name}: {metric} {scores.score:.4f} on {rows.height} rows{note}", flush=True)
+        metric = self.competition.metric
+        score = metric.try_score(scores.ranking, scores.truth)
+        value = "not defined" if score is None else f"{score:.4f}"
+        print(f"{self.name}: {part.name}: {metric.name} {value} on {rows.height} rows{note}", flush=True)
 
     def _write_scores(self, also: Mapping[str, float]) -> dict[str, Any]:
         """oof.parquet, the decisions, and metrics.json."""

@@ -118,6 +118,8 @@ class Scores:
 
         metric, truth, oof = self.metric, self.truth, self.oof
         group = pl.concat([groups[fold.fold] for fold in self.predicted])
+        names = sorted(set(group.to_list()))
+        by_group = {name: metric.try_score(oof.filter(group == name), truth) for name in names}
         also = {other.name: other.score(self.ranking, truth) for other in self.competition.also}
         if self.fallback is not None and self.fallback is not self.before:
             also["without a model"] = metric.score(self.fallback, truth)
@@ -132,10 +134,10 @@ class Scores:
             "interval": list(bootstrap_interval(metric, self.ranking, truth)),
             "before": metric.score(self.before, truth) if self.before is not None else None,
             "folds": [
-                {"fold": k, "score": metric.score(part, truth), "rows": part.height}
+                {"fold": k, "score": metric.try_score(part, truth), "rows": part.height}
                 for (k,), part in oof.group_by("fold", maintain_order=True)
             ],
-            "groups": {name: metric.score(oof.filter(group == name), truth) for name in sorted(set(group.to_list()))},
+            "groups": {name: score for name, score in by_group.items() if score is not None},
             "also": also,
             "smoke": smoke,
         }

@@ -77,7 +77,7 @@ class Results:
     submission: pl.DataFrame | None = None
     """The rerun's; None where it cannot be read."""
     score: float | None = None
-    """The metric of the rerun's submission on the rows that have a label; None where there are none."""
+    """The metric of the rerun's submission on the rows that have a label; None where they do not define it."""
     scored_rows: int = 0
 
 
@@ -205,7 +205,7 @@ def score_rerun(rerun: Session, submission: pl.DataFrame, truth: pl.DataFrame, r
     with note_errors("score", results.checks, rerun.folder):
         answer = rerun.competition.ranking_of(submission).join(truth.select("id"), on="id", how="semi")
         results.scored_rows = answer.height
-        results.score = rerun.competition.metric.score(answer, truth) if answer.height else None
+        results.score = rerun.competition.metric.try_score(answer, truth) if answer.height else None
 
 
 def describe_command(run: str, **options: object) -> str:

@@ -254,19 +254,23 @@ class Gate:
         status, reason = judge_exact(differences, limit) if after.exact else self.judge_loss(loss, ranking.height)
         if faults:
             status, reason = "failed", "; ".join([*faults, *([reason] if status == "failed" else [])])
-        score_before, score = (self.competition.metric.score(frame, self.truth) for frame in (before, ranking))
+        score_before, score = (self.competition.metric.try_score(frame, self.truth) for frame in (before, ranking))
         rows = ranking.height
         return Step(label, stage.name, after.name, rows, status, reason, score_before, score, loss, 0, differences)
 
-    def find_loss(self, ranking: pl.DataFrame, before: pl.DataFrame) -> tuple[float, float, float]:
-        """(loss, low, high): what the metric loses from `before` to `ranking`, and its interval."""
+    def find_loss(self, ranking: pl.DataFrame, before: pl.DataFrame) -> tuple[float, float, float] | None:
+        """(loss, low, high): what the metric loses from `before` to `ranking`, and its interval; None: not defined."""
         metric = self.competition.metric
+        if metric.try_score(ranking, self.truth) is None:
+            return None
         difference, low, high = paired_difference(metric, ranking, before, self.truth)
         return (0 - difference, 0 - high, 0 - low) if metric.greater_is_better else (difference, low, high)
 
-    def judge_loss(self, loss: tuple[float, float, float], rows: int) -> tuple[Status, str]:
+    def judge_loss(self, loss: tuple[float, float, float] | None, rows: int) -> tuple[Status, str]:
         if rows < MIN_ROWS:
             return "undecided", f"{rows} rows, {MIN_ROWS} are needed"
+        if loss is None:
+            return "undecided", f"the metric is not defined on these {rows} rows"
         if loss[2] > self.settings.loss:
             return "failed", f"the metric may lose {loss[2]:.4f} (95 %), {self.settings.loss} is allowed"
         return "passed", ""
