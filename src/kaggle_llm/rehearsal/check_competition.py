@@ -17,7 +17,7 @@ from kaggle_llm.competition.competition import TEST, TRAIN, Competition, Competi
 from kaggle_llm.competition.data_files import as_text
 from kaggle_llm.competition.folds import FoldSettings, describe_missing_classes, split_rows
 from kaggle_llm.competition.leaks import LeakSettings, check_leaks, find_leaks
-from kaggle_llm.competition.rankings import is_values, make_ranking, select_rows
+from kaggle_llm.competition.rankings import is_values, make_ranking
 from kaggle_llm.rehearsal.checks import Check, note_errors
 from kaggle_llm.rehearsal.stage import find_solution, hidden_test
 
@@ -63,10 +63,10 @@ def compare_cells(competition: Competition) -> str:
     """The right answers as a submission, read again; raises ValueError where they are others than before."""
     right = rank_truth(competition)
     submission = competition.submission(right)
-    again = select_rows(competition.ranking_of(submission), right["id"].to_list())
     column = "values" if is_values(right) else "items"
-    pairs = zip(right["id"], right[column].to_list(), again[column].to_list(), strict=True)
-    other = [(row, own, read) for row, own, read in pairs if not is_same(own, read, competition.every_label)]
+    again = dict(competition.ranking_of(submission).select("id", column).iter_rows())
+    triples = [(row, own, again.get(row, [])) for row, own in right.select("id", column).iter_rows()]
+    other = [(row, own, read) for row, own, read in triples if not is_same(own, read, competition.every_label)]
     if other:
         row, own, read = other[0]
         raise ValueError(
@@ -139,7 +139,7 @@ def describe_hidden_test(competition: Competition) -> str:
         raise ValueError(f"{origin}: {test.file} has the columns {rows.columns}, the public one {public.columns}")
     column = competition.tables[TEST].raw_id
     ids = set(as_text(rows)[column]) if column in rows.columns else set()
-    tables = {"the public test set": TEST} | ({competition.file_name(TRAIN): TRAIN} if given else {})  # else its rows
+    tables = {"the public test set": TEST, competition.file_name(TRAIN): TRAIN} if given else {}
     for where, table in tables.items():
         if taken := ids.intersection(competition.raw_ids(table)):
             raise ValueError(f"{origin}: {len(taken)} id(s) are in {where} too, first {min(taken)!r}")
