@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kaggle_llm.competition.competition import SAMPLE, TEST, TRAIN
-from kaggle_llm.competition.data_files import as_text, find_file, list_data_files, read_file, strip_zeros
+from kaggle_llm.competition.data_files import SUFFIXES, as_text, find_file, list_data_files, read_file, strip_zeros
 from kaggle_llm.competition.table import Table, Wide, shape_rows
 
 if TYPE_CHECKING:
@@ -32,16 +32,48 @@ class Files:
 
 def read_files(folder: Path) -> Files:
     """Raises ValueError where there is no pair of a train and a test file with the sample's rows."""
-    sample = as_text(read_file(find_file(folder, SAMPLE)))
+    sample = read_sample(folder)
     frames = {path.name: as_text(read_file(path)) for path in list_data_files(folder) if SAMPLE not in path.name}
-    pairs = [(name, swap_part(name)) for name in frames if "test" in name.lower() and swap_part(name) in frames]
+    stems = {stem(name): name for name in frames}
+    pairs = [(stems[key], stems[swap_part(key)]) for key in stems if TEST in key.lower() and swap_part(key) in stems]
     keys = sample.columns[:2]
     fitting = [pair for pair in pairs if set(keys) & set(frames[pair[0]].columns)] or pairs
     if not fitting:
-        raise ValueError(f"{folder} has {sorted(frames)}: a file named like test and one named like train are expected")
+        raise ValueError(
+            f"{folder} has {list_names(folder)}: a table named like test and one named like train are expected, "
+            f"{', '.join(SUFFIXES)}; convert other files, or write the module by hand, with each Table's file "
+            f"(docs/competition.md)"
+        )
     test, train = max(fitting, key=lambda pair: pair[0].startswith(TEST) or keys[0] in frames[pair[0]].columns)
     others = {name: frame for name, frame in frames.items() if name not in (test, train)}
     return Files(sample, train, frames[train], test, frames[test], others)
+
+
+def read_sample(folder: Path) -> pl.DataFrame:
+    """Raises FileNotFoundError without a sample submission, ValueError without an id and a cell that have names."""
+    try:
+        path = find_file(folder, SAMPLE)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{folder} has {list_names(folder)}, and no {SAMPLE}.csv: put one there, or rename yours; "
+            f"its columns are an id and the cells"
+        ) from None
+    sample = as_text(read_file(path))
+    if sample.width < 2 or not all(sample.columns):
+        raise ValueError(
+            f"{path} has the columns {sample.columns}: an id and a cell are expected, both with a name, and commas "
+            f"between them; make such a file of it"
+        )
+    return sample
+
+
+def list_names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def stem(name: str) -> str:
+    """A file's name without its endings."""
+    return name.partition(".")[0]
 
 
 def swap_part(name: str) -> str:
@@ -59,6 +91,18 @@ def find_id(files: Files) -> str:
         f"the sample submission begins with {first!r}, and {files.test_file} has {files.test.columns}: no rule here "
         f"makes one of the other; write the module by hand (docs/competition.md)"
     )
+
+
+def find_train_id(files: Files, id_column: str) -> str:
+    """The id of train, whose name may be another than test's; raises ValueError where it has none."""
+    names = [id_column, *filter(is_identifier, files.train.columns)]
+    own = next((name for name in names if name in files.train.columns and files.train[name].is_unique().all()), "")
+    if not (own or id_column in files.train.columns):
+        raise ValueError(
+            f"{files.train_file} has {files.train.columns}: neither {id_column!r}, the id of {files.test_file}, nor "
+            f"another column of ids; write the module by hand, with a read() that adds them (docs/competition.md)"
+        )
+    return own or id_column
 
 
 def find_wide(files: Files) -> Wide | None:
@@ -89,10 +133,16 @@ def find_patterns(columns: Sequence[str]) -> dict[str, str]:
 
 
 def find_joined(files: Files) -> dict[str, dict[str, str]]:
-    """For train and test: other file → the column by which its rows belong to theirs."""
+    """For train and test: other file → the column by which its rows belong to theirs.
+
+    A file of test alone is none, such as the labels that Kaggle gives afterwards.
+    """
     joined: dict[str, dict[str, str]] = {TRAIN: {}, TEST: {}}
+    stems = set(map(stem, files.others))
     for name, frame in files.others.items():
         parts = [part for part in (TRAIN, TEST) if part in name.lower()] or [TRAIN, TEST]
+        if parts == [TEST] and swap_part(stem(name)) not in stems:
+            continue
         main = files.test if parts == [TEST] else files.train
         for column in frame.columns:
             if column in main.columns and column in files.test.columns and frame[column].is_unique().all():
@@ -138,11 +188,11 @@ def find_document_file(files: Files, targets: pl.Series) -> tuple[str, str] | No
     return None
 
 
-def holds_lists(test: pl.DataFrame, text: str) -> bool:
+def holds_lists(rows: pl.DataFrame, name: str) -> bool:
     """Whether the cells of a column are lists, also as JSON."""
     import polars as pl
 
-    cells = test[text].drop_nulls()
+    cells = rows[name].drop_nulls()
     if cells.dtype != pl.String():
         return True
     return cells.len() > 0 and bool((cells.str.starts_with("[") & cells.str.ends_with("]")).all())
