@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 import zipfile
@@ -124,6 +125,42 @@ def test_labels_of_the_test_set_that_came_afterwards_are_not_joined(folder: Path
     assert not proposal.tables["test"].joined and "several labels a row" in proposal.assumed["form"]
 
 
+def test_a_joined_file_has_the_key_of_every_row_and_is_no_file_of_documents(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LLM Detect AI Text: targets of 0 and 1 beside prompts whose ids are 0 and 1; other.csv has a title by chance."""
+    write_task(folder, spread(0, 1), 0.1, prompt_id=spread(0, 0, 1), title=[f"title {n}" for n in range(TRAIN_ROWS)])
+    write_rows(folder / "train_prompts.csv", [{"prompt_id": n, "source": f"source {n}"} for n in range(2)])
+    write_rows(folder / "other.csv", [{"title": f"heading {n}"} for n in range(9)])
+    proposal = make_proposal(folder)
+    assert (proposal.form, proposal.tables["train"].group) == ("OneProbability", "prompt_id")
+    assert proposal.tables["train"].joined == {"train_prompts.csv": "prompt_id"} and not proposal.documents
+    pass_checks(proposal, folder, monkeypatch)
+
+
+def test_several_documents_in_a_target_are_refused(folder: Path) -> None:
+    write_task(folder, [f"d{n % 7} d{n % 5}" for n in range(TRAIN_ROWS)], "d1 d2")
+    write_rows(folder / "documents.csv", [{"doc": f"d{n}", "words": f"words {n}"} for n in range(9)])
+    with pytest.raises(ValueError, match=r"the targets are several ids of documents\.csv, such as 'd0 d0': write"):
+        make_proposal(folder)
+
+
+def test_labels_that_are_columns_are_answers_to_choose_from(folder: Path) -> None:
+    write_task(folder, spread(*"AB"), "A", A=[f"one {n}" for n in range(60)], B=[f"two {n}" for n in range(60)])
+    proposal = make_proposal(folder)
+    assert (proposal.form, proposal.answers, first.choose_source(proposal)) == ("OneLabel", (*"AB",), "exp004_judge")
+
+
+def test_what_is_no_table_is_left_out_and_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_task(folder, spread(*COLOURS), "red")
+    (folder / "settings.json").write_text('{"a": 1}')
+    assert make_proposal(folder).form == "OneLabel"
+    assert re.search(r"left out: .*settings\.json is no JSON table", capsys.readouterr().err)
+    (folder / "train.parquet").touch()
+    with pytest.raises(ValueError, match=r"has train\.csv and train\.parquet: remove one, or say which"):
+        make_proposal(folder)
+
+
 def test_a_zip_beside_a_plain_file_belongs_to_it(folder: Path) -> None:
     write_task(folder, spread(*COLOURS), "red")
     with zipfile.ZipFile(folder / "train.csv.zip", "w") as archive:
@@ -150,7 +187,7 @@ def test_a_zip_beside_a_plain_file_belongs_to_it(folder: Path) -> None:
             "OneLabel",
             "",
         ),
-        ([f"text {n % 40}" for n in range(TRAIN_ROWS)], "", "", "Texts", "40 different ones"),
+        (spread(*(f"{'long ' * 25}{n}" for n in range(20))), "", "", "Texts", "20 different ones"),
         ([f"text {n}" for n in range(TRAIN_ROWS)], "", "", "Texts", ""),
     ],
     ids=str,

@@ -124,7 +124,7 @@ def test_what_cannot_be_a_table_is_named(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(ValueError, match=r"train\.parquet is no parquet table"):
         read_file(tmp_path / "train.parquet")
-    with pytest.raises(ValueError, match=r"has train\.parquet and train\.json: say which one in the Table's file"):
+    with pytest.raises(ValueError, match=r"has train\.parquet and train\.json: remove one, or say which in"):
         find_file(tmp_path, "train")
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +34,7 @@ class Files:
 def read_files(folder: Path) -> Files:
     """Raises ValueError where there is no pair of a train and a test file with the sample's rows."""
     sample = read_sample(folder)
-    frames = {path.name: as_text(read_file(path)) for path in list_data_files(folder) if SAMPLE not in path.name}
+    frames = read_tables(path for path in list_data_files(folder) if SAMPLE not in path.name)
     stems = {stem(name): name for name in frames}
     pairs = [(stems[key], stems[swap_part(key)]) for key in stems if TEST in key.lower() and swap_part(key) in stems]
     keys = sample.columns[:2]
@@ -45,6 +46,8 @@ def read_files(folder: Path) -> Files:
             f"(docs/competition.md)"
         )
     test, train = max(fitting, key=lambda pair: pair[0].startswith(TEST) or keys[0] in frames[pair[0]].columns)
+    for name in (test, train):
+        find_file(folder, stem(name))  # raises where another file has the same name
     others = {name: frame for name, frame in frames.items() if name not in (test, train)}
     return Files(sample, train, frames[train], test, frames[test], others)
 
@@ -65,6 +68,17 @@ def read_sample(folder: Path) -> pl.DataFrame:
             f"between them; make such a file of it"
         )
     return sample
+
+
+def read_tables(paths: Iterable[Path]) -> dict[str, pl.DataFrame]:
+    """File name → its table; a file that is none, such as a JSON of settings, is left out, which is said."""
+    frames = {}
+    for path in paths:
+        try:
+            frames[path.name] = as_text(read_file(path))
+        except ValueError as error:
+            print(f"left out: {error}", file=sys.stderr)
+    return frames
 
 
 def list_names(folder: Path) -> list[str]:
@@ -145,11 +159,18 @@ def find_joined(files: Files) -> dict[str, dict[str, str]]:
             continue
         main = files.test if parts == [TEST] else files.train
         for column in frame.columns:
-            if column in main.columns and column in files.test.columns and frame[column].is_unique().all():
+            if column in main.columns and column in files.test.columns and is_key(frame[column], main[column]):
                 for part in parts:
                     joined[part][name] = column
                 break
     return joined
+
+
+def is_key(keys: pl.Series, values: pl.Series) -> bool:
+    """Whether each value is one of the keys, which are unique."""
+    if keys.dtype.is_nested() or values.dtype.is_nested():
+        return False
+    return bool(keys.is_unique().all()) and set(strip_zeros(values.drop_nulls())) <= set(strip_zeros(keys))
 
 
 def shape(files: Files, part: str, spec: Table, joined: Mapping[str, Mapping[str, str]]) -> pl.DataFrame:
@@ -179,11 +200,11 @@ def is_words(column: pl.Series) -> bool:
 
 
 def find_document_file(files: Files, targets: pl.Series) -> tuple[str, str] | None:
-    """The file, and its column, that has all targets as ids."""
+    """The file, and its column, that has all targets as ids; none of those that are joined."""
+    joined = find_joined(files)
     for name, frame in files.others.items():
-        for column in frame.columns:
-            ids = strip_zeros(frame[column])
-            if targets.len() and ids.is_unique().all() and set(targets) <= set(ids):
+        for column in frame.columns if name not in {**joined[TRAIN], **joined[TEST]} else ():
+            if targets.len() and is_key(frame[column], targets):
                 return name, column
     return None
 

@@ -169,10 +169,10 @@ def check_targets(files: Files, train: pl.DataFrame, targets: Sequence[str]) -> 
             raise ValueError(f"--target {name}: {files.train_file} has {train.columns}")
         values = train[name].drop_nulls()
         if holds_lists(train, name):
+            longest = max(map(str, values.to_list()), key=len)
             raise ValueError(
-                f"{files.train_file}: {name} holds lists, such as {max(map(str, values), key=len)[:60]}: write the "
-                f"module by hand, with a truth() that reads them (docs/competition.md), or say another column with "
-                f"--target"
+                f"{files.train_file}: {name} holds lists, such as {longest[:60]}: write the module by hand, with a "
+                f"truth() that reads them (docs/competition.md), or say another column with --target"
             )
         if values.n_unique() < 2:
             raise ValueError(
@@ -236,13 +236,13 @@ def set_cell(files: Files, values: pl.Series, metric: str, proposal: Proposal) -
     few = distinct.len() <= LABELS_AT_MOST and 2 * distinct.len() <= values.len()
     items = cell.split()
     proposal.document_file = find_document_file(files, distinct)
+    check_items(files, distinct, proposal)
     if proposal.document_file:
         proposal.form, proposal.cut = "RankedItems", max(len(items), 1)
     elif len(items) > 1 and set(items) <= set(distinct):
         is_options = set(distinct) <= set(files.test.columns)
         proposal.form, proposal.cut = "RankedItems" if is_options else "RankedLabels", len(items)
         proposal.labels = tuple(distinct) if is_options else ()
-        proposal.answers = proposal.labels if is_options else ()
     elif distinct.len() == 2 and (metric in PROBABILITIES or (is_number(cell) and cell not in distinct)):
         proposal.form, proposal.labels = "OneProbability", tuple(distinct)
     elif numeric and few and whole and metric not in NUMBERS:
@@ -257,8 +257,18 @@ def set_cell(files: Files, values: pl.Series, metric: str, proposal: Proposal) -
         proposal.form, proposal.labels = "OneLabel", tuple(distinct)
     else:
         proposal.form = "Texts"
-        if distinct.len() < values.len():
+        if 2 * distinct.len() <= values.len():
             proposal.assumed["form"] = f"a text, of {distinct.len()} different ones; classes are OneLabel with labels"
+
+
+def check_items(files: Files, distinct: pl.Series, proposal: Proposal) -> None:
+    """Raises ValueError for targets that are several ids of documents."""
+    several = distinct.str.split(" ").explode().unique()
+    if not proposal.document_file and (source := find_document_file(files, several)):
+        raise ValueError(
+            f"{files.train_file}: the targets are several ids of {source[0]}, such as {distinct.first()!r}: write the "
+            f"module by hand, RankedItems with a truth() that splits them (docs/competition.md)"
+        )
 
 
 def is_number(cell: str) -> bool:
@@ -313,7 +323,10 @@ def check_names(texts: Sequence[str]) -> None:
 
 
 def find_answers(texts: Sequence[str], proposal: Proposal) -> None:
-    """Columns of two or more answers that the labels choose between: response_a for the label model_a."""
+    """Columns of two or more answers that the labels choose between: A for A, response_a for the label model_a."""
+    if proposal.labels and set(proposal.labels) <= set(texts):
+        proposal.answers = tuple(proposal.labels)
+        return
     endings = [str(label).rpartition("_")[2] for label in proposal.labels]
     for start in (text.removesuffix(endings[0]) for text in texts if endings and text.endswith(f"_{endings[0]}")):
         columns = [f"{start}{ending}" for ending in endings if f"{start}{ending}" in texts]

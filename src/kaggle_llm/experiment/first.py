@@ -257,6 +257,7 @@ def set_rerank(config: dict[str, Any], proposal: Proposal) -> None:
 def set_writing(config: dict[str, Any], proposal: Proposal) -> None:
     config["prompt"] |= {"shared": f"{list_fields(proposal.texts)}\nAnswer:"}
     config["prompt"]["budgets"] = share_tokens(proposal, proposal.texts, LLM_TOKENS)
+    config["writing"]["spare"] = "unknown"
 
 
 def set_choice(config: dict[str, Any], proposal: Proposal) -> None:
