@@ -13,11 +13,11 @@ from typing import Any
 import polars as pl
 import pytest
 import yaml
-from miniatures import write_text
+from miniatures import write_miniature, write_text
 from workspace import ROOT
 
 from kaggle_llm.competition.competition import CompetitionSettings
-from kaggle_llm.competition.proposal import Answers, Proposal, propose
+from kaggle_llm.competition.proposal import Answers, Proposal, propose, shorten
 from kaggle_llm.experiment import first
 from kaggle_llm.experiment.first import write_config, write_module
 from kaggle_llm.rehearsal import check_competition as checking
@@ -284,3 +284,38 @@ def test_quotes_and_long_notes_are_laid_out_as_the_house_does_it(folder: Path, m
     columns = {f"a_column_of_words_number_{n}": spread("first", "second", "third") for n in range(6)}
     write_task(folder, spread(*COLOURS), "red", 'the "label"', **columns)
     pass_checks(make_proposal(folder), folder, monkeypatch)
+
+
+def test_only_what_a_flag_says_is_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_task(folder, list(range(7, 127, 2)))
+    proposal, questions = make_proposal(folder), list[str]()
+    monkeypatch.setattr("builtins.input", lambda question: questions.append(question) or "")
+    assert first.ask(proposal, Answers()) == Answers() and "form" in proposal.assumed
+    assert [question.partition(" ")[0] for question in questions] == ["texts", "group", "metric"]
+
+
+def test_texts_are_named_once(folder: Path) -> None:
+    write_task(folder, spread(*COLOURS), "red")
+    assert make_proposal(folder, texts=("text", "text")).texts == ("text",)
+
+
+@pytest.mark.parametrize(
+    ("columns", "labels"),
+    [
+        (("winner_a", "winner_b", "winner_tie"), ["a", "b", "tie"]),
+        (("winner", "winner_tie"), ["winner", "winner_tie"]),
+        (("winner_tie", "winner"), ["winner_tie", "winner"]),
+    ],
+)
+def test_labels_are_what_differs_in_their_columns(columns: tuple[str, ...], labels: list[str]) -> None:
+    assert [shorten(name, columns) for name in columns] == labels
+
+
+def test_wide_rows_may_have_a_column_in_test_alone(tmp_path: Path) -> None:
+    name = "eedi-mining-misconceptions-in-mathematics"
+    write_miniature(name, tmp_path / name)
+    test = tmp_path / name / "test.csv"
+    rows = pl.read_csv(test)
+    rows.select(pl.lit("web").alias("Source"), *rows.columns).write_csv(test)
+    wide = propose(tmp_path / name, name, Answers()).tables["test"].wide
+    assert wide and (wide.id, wide.right) == ("QuestionId", "CorrectAnswer")

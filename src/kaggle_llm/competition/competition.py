@@ -371,8 +371,8 @@ def load_competition(settings: CompetitionSettings, folder: Path | None = None) 
     module_name, names = settings.name.replace("-", "_"), list_competitions()
     if settings.name not in names:
         raise ValueError(
-            f"competition.name = {settings.name!r}: write src/kaggle_llm/competition/{module_name}.py "
-            f"(there are: {', '.join(names)})"
+            f"competition.name = {settings.name!r}: run `kaggle-llm init {settings.name}`, or write "
+            f"src/kaggle_llm/competition/{module_name}.py (there are: {', '.join(names)})"
         )
     module = importlib.import_module(f"kaggle_llm.competition.{module_name}")
     competition: Competition = module.COMPETITION(settings, folder)

@@ -131,7 +131,8 @@ def find_wide(files: Files) -> Wide | None:
         return None
     pattern = next(iter(columns.values()))
     parts = tuple(part for part in PARTS if pattern.format(part) in files.train.columns)
-    right = next((name for name in files.test.columns if set(files.train[name].drop_nulls()) <= set(parts)), "")
+    shared = [name for name in files.test.columns if name in files.train.columns]
+    right = next((name for name in shared if set(files.train[name].drop_nulls()) <= set(parts)), "")
     return Wide(raw, parts, columns, right)
 
 

@@ -102,7 +102,7 @@ def propose(folder: Path, name: str, answers: Answers) -> Proposal:
     else:
         spec = propose_target(files, train, test, spec, answers, proposal)
     check_columns(answers, files, train, test)
-    texts = answers.texts or find_texts(files, train, test, spec, proposal)
+    texts = list(dict.fromkeys(answers.texts)) or find_texts(files, train, test, spec, proposal)
     check_names(texts)
     find_answers(texts, proposal)
     spec = replace(
@@ -289,7 +289,8 @@ def glue(train: pl.DataFrame, columns: Sequence[str]) -> pl.Series:
 def shorten(name: str, names: Sequence[str]) -> str:
     """A column's name without the words that all of them begin with: winner_tie → tie."""
     words = [other.split("_") for other in names]
-    common = next(n for n in range(len(words[0])) if len({tuple(word[: n + 1]) for word in words}) > 1)
+    shortest = min(map(len, words))
+    common = next((n for n in range(shortest) if len({tuple(word[: n + 1]) for word in words}) > 1), 0)
     return "_".join(name.split("_")[common:])
 
 
