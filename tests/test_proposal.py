@@ -319,3 +319,12 @@ def test_wide_rows_may_have_a_column_in_test_alone(tmp_path: Path) -> None:
     rows.select(pl.lit("web").alias("Source"), *rows.columns).write_csv(test)
     wide = propose(tmp_path / name, name, Answers()).tables["test"].wide
     assert wide and (wide.id, wide.right) == ("QuestionId", "CorrectAnswer")
+
+
+def test_ids_that_pandas_wrote_as_floats_are_those_of_the_sample(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_task(folder, spread(*COLOURS), "red")
+    for name in ("train", "test", "sample_submission"):
+        rows = pl.read_csv(folder / f"{name}.csv")
+        rows.with_columns(pl.col("id").cast(pl.Float64())).write_csv(folder / f"{name}.csv")
+    competition = pass_checks(make_proposal(folder), folder, monkeypatch)
+    assert competition.sample()["id"].to_list() == competition.table("test")["id"].to_list()

@@ -195,6 +195,7 @@ class Competition:
     def sample(self) -> pl.DataFrame:
         """The sample submission, all text: an id and the cells."""
         sample = as_text(read_file(find_file(self.folder, SAMPLE)))
+        sample = sample.with_columns(strip_zeros(sample.to_series(0)))
         expected = self.cell_columns()
         if sample.width < 2 or sample.columns[1:] != (expected or sample.columns[1:2]):
             raise ValueError(
@@ -306,7 +307,7 @@ class Competition:
         if submission.columns != sample.columns:
             return [f"columns {submission.columns}, the sample has {sample.columns}"]
         id_column = sample.columns[0]
-        problems = _compare_ids(submission[id_column].to_list(), sample[id_column].to_list())
+        problems = compare_ids(submission[id_column].to_list(), sample[id_column].to_list())
         items = self.legal_items()
         legal = None if items is None else set(items)
         if not submission.height and (asked := self.table(TEST).height):
@@ -379,7 +380,8 @@ def load_competition(settings: CompetitionSettings, folder: Path | None = None) 
     return competition
 
 
-def _compare_ids(got: list[str], asked: list[str]) -> list[str]:
+def compare_ids(got: list[str], asked: list[str]) -> list[str]:
+    """The problems of a submission's ids, compared with the sample's."""
     problems = []
     if len(got) != len(asked):
         problems.append(f"{len(got)} rows, the sample has {len(asked)}")

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from kaggle_llm.base import paths
 from kaggle_llm.base.tables import print_table
-from kaggle_llm.competition.competition import TEST, TRAIN, Competition, CompetitionSettings, load_competition
+from kaggle_llm.competition.competition import (
+    TEST,
+    TRAIN,
+    Competition,
+    CompetitionSettings,
+    compare_ids,
+    load_competition,
+)
 from kaggle_llm.competition.data_files import as_text
 from kaggle_llm.competition.folds import FoldSettings, describe_missing_classes, split_rows
 from kaggle_llm.competition.leaks import LeakSettings, check_leaks, find_leaks
@@ -55,8 +62,21 @@ def print_checks(name: str, checks: list[Check]) -> None:
 def describe_tables(competition: Competition) -> str:
     """Rows of every table, read and checked; raises what `Competition.check` raises."""
     competition.check()
+    compare_sample(competition)
     sizes = [f"{name} {competition.table(name).height} rows" for name in competition.tables]
     return f"{', '.join(sizes)}; the sample has {competition.sample().columns}"
+
+
+def compare_sample(competition: Competition) -> None:
+    """Raises ValueError where the test set has other ids than the sample, unless its rows are of another kind."""
+    sample, test = competition.sample(), competition.tables[TEST]
+    ids = competition.table(TEST)["id"].to_list()
+    problems = compare_ids(ids, sample.to_series(0).to_list()) if sample.columns[0] == test.id else []
+    if problems:
+        raise ValueError(
+            f"{competition.file_name(TEST)} does not fit the sample: {'; '.join(problems)}: make read() give "
+            f"the sample's ids, or override submission() and ranking_of()"
+        )
 
 
 def compare_cells(competition: Competition) -> str:
