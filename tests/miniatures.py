@@ -206,6 +206,7 @@ def write_pii(folder: Path, rng: random.Random) -> None:
             words = [*write_text(rng, 2).split(" "), "by", "Ada", f"Stone{n}", "\n\n", f"ada{n}@mail.example", "."]
             blanks = [word != "\n\n" and after not in (".", "\n\n") for word, after in pairwise([*words, "."])]
             labels = ["O"] * (len(words) - 5) + ["B-NAME_STUDENT", "I-NAME_STUDENT", "O", "B-EMAIL", "O"]
+            labels = labels if n % 4 else ["O"] * len(words)  # most documents there hold nothing
             text = "".join(word + " " * blank for word, blank in zip(words, blanks, strict=True))
             row = {"document": first + n, "full_text": text, "tokens": words, "trailing_whitespace": blanks}
             made.append({**row, **({"labels": labels} if labelled else {})})

@@ -124,3 +124,10 @@ def test_a_hidden_test_is_looked_at(check: Any, tmp_path: Path, change: dict[str
     assert answer.ok == (not problem) and problem in answer.detail
     if not problem:
         assert answer.detail == "2 rows, 1 of them with a label, from output/hidden/made"
+
+
+def test_a_sample_with_other_ids_than_the_test_set_is_said(check: Any, tmp_path: Path) -> None:
+    sample = tmp_path / "input" / "made" / "sample_submission.csv"
+    sample.write_text(sample.read_text().replace("tr0,", "tr9,", 1))
+    detail = check(Pick)["tables"].detail
+    assert "test.csv does not fit the sample: 1 id(s) of the sample are missing, first ['tr9']" in detail

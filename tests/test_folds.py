@@ -201,3 +201,6 @@ def test_a_class_that_a_training_part_lacks_is_said(tmp_path: Path) -> None:
     assert describe_missing_classes(make_competition(tmp_path, target=""), train, fold) == []
     texts = make_train([f"summary {number}" for number in range(6)])
     assert describe_missing_classes(make_competition(tmp_path), texts, pl.Series([0, 1] * 3)) == []
+    spans = ["-", "-", "-", "-", "0:3:NAME", "4:7:NAME"]
+    train = train.with_columns(label=pl.Series(spans))
+    assert describe_missing_classes(make_competition(tmp_path), train, fold) == [], "spans are no classes"

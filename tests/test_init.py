@@ -167,7 +167,7 @@ def test_what_cannot_be_proposed_is_said(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"--metric beauty: known are accuracy, auc"):
         propose(folder / name, name, Answers(metric="beauty"))
     (folder / name / "test.parquet").unlink()
-    with pytest.raises(ValueError, match=r"a file named like test and one named like train are expected"):
+    with pytest.raises(ValueError, match=r"a table named like test and one named like train are expected"):
         propose(folder / name, name, Answers())
 
 

@@ -24,7 +24,7 @@ from kaggle_llm.competition.metrics import (
 )
 from kaggle_llm.competition.rankings import make_ranking
 from kaggle_llm.competition.span_forms import TOKENS, TokenSpans
-from kaggle_llm.competition.table import Table, Wide, join_items
+from kaggle_llm.competition.table import Table, Wide, join_items, shape_rows
 from kaggle_llm.rehearsal import stage
 from kaggle_llm.rehearsal.hostile import make_hostile_test
 from kaggle_llm.rehearsal.stage import hidden_test, stage_competition
@@ -124,7 +124,7 @@ def test_what_cannot_be_a_table_is_named(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(ValueError, match=r"train\.parquet is no parquet table"):
         read_file(tmp_path / "train.parquet")
-    with pytest.raises(ValueError, match=r"has train\.parquet and train\.json: say which one in the Table's file"):
+    with pytest.raises(ValueError, match=r"has train\.parquet and train\.json: remove one, or say which in"):
         find_file(tmp_path, "train")
 
 
@@ -179,6 +179,19 @@ def test_a_second_table_is_joined_and_staged(root: Path, monkeypatch: pytest.Mon
     assert sorted(staged.table(TEST)["prompt_text"]) == sorted(expected["prompt_text"])
 
 
+def test_a_joined_file_adds_only_columns_that_the_rows_lack() -> None:
+    """As NBME has them: notes and features both say the case, as the rows do."""
+    rows = pl.DataFrame({"id": ["a", "b"], "case": ["0", "1"], "note": ["7", "8"], "feature": ["5", "5"]})
+    files = {
+        "notes.csv": pl.DataFrame({"note": ["8", "7"], "case": ["1", "0"], "words": ["long", "short"]}),
+        "features.csv": pl.DataFrame({"case": ["9"], "feature": ["5"], "name": ["pain"]}),
+    }
+    table = Table("id", (), joined={"notes.csv": "note", "features.csv": "feature"})
+    shaped = shape_rows(rows, table, files.__getitem__)
+    assert shaped.columns == [*rows.columns, "words", "name"]
+    assert shaped["case"].to_list() == ["0", "1"] and shaped["words"].to_list() == ["short", "long"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_are_drawn_and_hostile_ones_are_read_in_every_format(
     kind: type[Competition], root: Path, monkeypatch: pytest.MonkeyPatch
@@ -229,8 +242,9 @@ def test_tokens_become_spans_and_spans_the_rows_of_labelled_tokens(root: Path, m
     rows = json.loads((competition.folder / "train.json").read_text())
     train = competition.table(TRAIN)
     truth = competition.truth(train)
-    assert truth["items"].list.len().to_list() == [2] * len(rows), "a name of two tokens is one span"
-    right = make_ranking(truth["id"].to_list(), truth["items"].to_list(), [[0.0, 0.0]] * truth.height)
+    spans = truth["items"].to_list()
+    assert [len(own) for own in spans] == [2 * ("B-EMAIL" in row["labels"]) for row in rows], "two tokens are a name"
+    right = make_ranking(truth["id"].to_list(), spans, [[0.0] * len(own) for own in spans])
     submission = competition.submission(right)
     expected = [
         (str(row["document"]), str(token), label)

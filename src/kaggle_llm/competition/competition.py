@@ -195,6 +195,7 @@ class Competition:
     def sample(self) -> pl.DataFrame:
         """The sample submission, all text: an id and the cells."""
         sample = as_text(read_file(find_file(self.folder, SAMPLE)))
+        sample = sample.with_columns(strip_zeros(sample.to_series(0)))
         expected = self.cell_columns()
         if sample.width < 2 or sample.columns[1:] != (expected or sample.columns[1:2]):
             raise ValueError(
@@ -306,7 +307,7 @@ class Competition:
         if submission.columns != sample.columns:
             return [f"columns {submission.columns}, the sample has {sample.columns}"]
         id_column = sample.columns[0]
-        problems = _compare_ids(submission[id_column].to_list(), sample[id_column].to_list())
+        problems = compare_ids(submission[id_column].to_list(), sample[id_column].to_list())
         items = self.legal_items()
         legal = None if items is None else set(items)
         if not submission.height and (asked := self.table(TEST).height):
@@ -371,15 +372,16 @@ def load_competition(settings: CompetitionSettings, folder: Path | None = None) 
     module_name, names = settings.name.replace("-", "_"), list_competitions()
     if settings.name not in names:
         raise ValueError(
-            f"competition.name = {settings.name!r}: write src/kaggle_llm/competition/{module_name}.py "
-            f"(there are: {', '.join(names)})"
+            f"competition.name = {settings.name!r}: run `kaggle-llm init {settings.name}`, or write "
+            f"src/kaggle_llm/competition/{module_name}.py (there are: {', '.join(names)})"
         )
     module = importlib.import_module(f"kaggle_llm.competition.{module_name}")
     competition: Competition = module.COMPETITION(settings, folder)
     return competition
 
 
-def _compare_ids(got: list[str], asked: list[str]) -> list[str]:
+def compare_ids(got: list[str], asked: list[str]) -> list[str]:
+    """The problems of a submission's ids, compared with the sample's."""
     problems = []
     if len(got) != len(asked):
         problems.append(f"{len(got)} rows, the sample has {len(asked)}")

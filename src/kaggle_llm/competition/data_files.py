@@ -37,7 +37,9 @@ def find_file(folder: Path, name: str) -> Path:
         others = f" (nor is there {', '.join(SUFFIXES[1:])})" if len(names) > 1 else ""
         raise FileNotFoundError(f"{names[0]} is missing in {folder}{others}")
     if len(paths) > 1:
-        raise ValueError(f"{folder} has {' and '.join(path.name for path in paths)}: say which one in the Table's file")
+        raise ValueError(
+            f"{folder} has {' and '.join(path.name for path in paths)}: remove one, or say which in the Table's file"
+        )
     return paths[0]
 
 

@@ -57,12 +57,12 @@ def split_rows(competition: Competition, train: pl.DataFrame, settings: FoldSett
 def describe_missing_classes(competition: Competition, train: pl.DataFrame, fold: pl.Series) -> list[str]:
     """A line for each fold that validates classes of which its training has no row.
 
-    None where a competition has no target or new ones, and where most targets occur once, as texts do.
+    None where a competition has no target or new ones, and where most targets occur once, as texts and spans do.
     """
     if not competition.target or competition.new_targets:
         return []
     targets, lines = train[competition.target], list[str]()
-    if 2 * targets.n_unique() > targets.len():
+    if 2 * targets.is_unique().sum() > targets.n_unique():
         return []
     for k in sorted(set(fold) - {ALWAYS_TRAIN}):
         valid = targets.filter(fold == k)

@@ -111,7 +111,8 @@ class LabelColumns(Competition):
     """A submission with a probability for each label, and a train.csv with each label's share in such columns.
 
     The shares are 1 for the right label, or shares of votes that sum to 1. `read` adds the target `label`, the label
-    with the largest share.
+    with the largest share. Where train.csv has a column of labels instead, that is the target, and `read` adds the
+    columns.
     """
 
     labels: ClassVar[Mapping[str, str]]
@@ -125,7 +126,7 @@ class LabelColumns(Competition):
         return list(self.labels.values())
 
     def read(self, name: str) -> pl.DataFrame:
-        """The table; the training table with `label`, null where a row has no shares.
+        """The table; the training table with shares and label, null where a row has none.
 
         Raises ValueError for shares that do not sum to 1.
         """
@@ -134,6 +135,12 @@ class LabelColumns(Competition):
         raw, columns = super().read(name), self.cell_columns()
         if name != TRAIN:
             return raw
+        if not set(columns) & set(raw.columns):
+            right_label = pl.col(self.target)
+            return raw.with_columns(
+                (right_label == label).cast(pl.Int8()).cast(pl.String()).alias(column)
+                for label, column in self.labels.items()
+            )
         shares = raw.select(pl.col(columns).cast(pl.Float64, strict=False)).to_numpy()
         right = (shares >= 0).all(axis=1) & (abs(shares.sum(axis=1) - 1) < SHARES_TOLERANCE)
         empty = raw.select(pl.all_horizontal(pl.col(columns).is_null())).to_series()

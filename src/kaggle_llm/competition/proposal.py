@@ -19,6 +19,7 @@ from kaggle_llm.competition.inspect_files import (
     find_document_file,
     find_id,
     find_joined,
+    find_train_id,
     find_wide,
     holds_lists,
     is_identifier,
@@ -26,7 +27,9 @@ from kaggle_llm.competition.inspect_files import (
     is_words,
     read_files,
     shape,
+    stem,
 )
+from kaggle_llm.competition.metric_names import NUMBERS, PROBABILITIES, split_metric, write_metric
 from kaggle_llm.competition.span_forms import TOKENS
 from kaggle_llm.competition.table import Table
 
@@ -34,32 +37,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 LABELS_AT_MOST = 60  # different targets that are classes; more are texts or numbers
-LABEL_CHARACTERS = 40  # a longer target is a text
-METRICS = {  # --metric → the function of competition/metrics.py and its arguments
-    "accuracy": "accuracy()",
-    "auc": 'roc_auc("{positive}")',
-    "bleu": "bleu()",
-    "chrf": "chrf()",
-    "exact_match": "exact_match()",
-    "f": "f_beta({k}, {labels})",
-    "log_loss": "log_loss({labels})",
-    "map": "mean_average_precision({k})",
-    "mcc": "matthews_correlation()",
-    "mcrmse": "root_mean_squared_error()",
-    "mrr": "mean_reciprocal_rank()",
-    "ndcg": "ndcg({k})",
-    "pearson": "pearson()",
-    "precision": "precision({k})",
-    "qwk": "quadratic_weighted_kappa({labels})",
-    "recall": "recall({k})",
-    "rmse": "root_mean_squared_error()",
-    "rouge1": 'rouge("rouge1")',
-    "rouge2": 'rouge("rouge2")',
-    "rougeL": 'rouge("rougeL")',
-    "span_f": "span_f_beta({k})",
-    "spearman": "spearman()",
-    "token_f": "token_f_beta({k})",
-}
+LABEL_CHARACTERS = 100  # a longer target is a text
 
 
 @dataclass(frozen=True)
@@ -67,7 +45,7 @@ class Answers:
     """What the files cannot say; empty: it is assumed."""
 
     metric: str = ""
-    """A key of METRICS, with its number behind it: map@25, f5."""
+    """A key of metric_names.METRICS, with its number behind it: map@25, f5."""
     group: str = ""
     """The column whose rows stay on one side of a split; "none": there is none."""
     target: str = ""
@@ -91,6 +69,8 @@ class Proposal:
     """Python code."""
     glued: tuple[str, ...] = ()
     """Columns of train that make up the target, with a colon between."""
+    lengths: dict[str, int] = field(default_factory=dict)
+    """Text → characters of its longest one in train."""
     empty_texts: bool = False
     """Whether train has rows with an empty text."""
     groups: int = 0
@@ -110,7 +90,10 @@ class Proposal:
 def propose(folder: Path, name: str, answers: Answers) -> Proposal:
     """A proposal for a competition's folder; raises ValueError where its files cannot be understood."""
     files, proposal = read_files(folder), Proposal(name)
-    spec = Table(find_id(files), (), wide=find_wide(files))
+    id_column, wide = find_id(files), find_wide(files)
+    spec = Table(id_column if wide else find_train_id(files, id_column), (), wide=wide)
+    if spec.id != id_column:
+        proposal.assumed["id"] = f"the id of {files.train_file} is {spec.id}, of {files.test_file} {id_column}"
     joined = find_joined(files)
     train, test = (shape(files, part, spec, joined) for part in (TRAIN, TEST))
     if set(TOKENS) <= set(test.columns):
@@ -118,7 +101,9 @@ def propose(folder: Path, name: str, answers: Answers) -> Proposal:
         propose_tokens(files, proposal)
     else:
         spec = propose_target(files, train, test, spec, answers, proposal)
-    texts = answers.texts or find_texts(files, train, test, spec, proposal)
+    check_columns(answers, files, train, test)
+    texts = list(dict.fromkeys(answers.texts)) or find_texts(files, train, test, spec, proposal)
+    check_names(texts)
     find_answers(texts, proposal)
     spec = replace(
         spec,
@@ -126,14 +111,17 @@ def propose(folder: Path, name: str, answers: Answers) -> Proposal:
         group=find_group(spec, joined, train, test, answers, proposal),
         lists=tuple(text for text in texts if holds_lists(test, text)),
     )
-    unlabelled = replace(spec, target="", group="", numbers=())
+    unlabelled = replace(spec, id=id_column, target="", group="", numbers=())
     for part, table, file in ((TRAIN, spec, files.train_file), (TEST, unlabelled, files.test_file)):
-        own = "" if file.partition(".")[0] == part else file
+        own = "" if stem(file) == part else file
         proposal.tables[part] = replace(table, file=own, joined=joined[part])
     proposal.tables |= find_documents(files, proposal)
     proposal.groups = train[spec.group].n_unique() if spec.group else 0
+    proposal.lengths = {text: max((len(str(cell)) for cell in train[text].drop_nulls()), default=0) for text in texts}
     proposal.empty_texts = any(train[text].null_count() for text in texts)
-    proposal.metric = write_metric(proposal, answers.metric)
+    if not answers.metric:
+        proposal.assumed["metric"] = "the usual one of this form; say another with --metric"
+    proposal.metric = write_metric(proposal.form, proposal.labels, proposal.cut, answers.metric)
     return proposal
 
 
@@ -142,18 +130,20 @@ def propose_target(
 ) -> Table:
     """Sets the form; returns the table with its target."""
     targets = [answers.target] if answers.target else find_targets(files, train, test, spec, proposal)
-    find_form(files, train, targets, proposal)
+    check_targets(files, train, proposal.glued or targets)
+    find_form(files, train, targets, split_metric(answers.metric)[0], proposal)
     if proposal.form == "NumberColumns":
         return replace(spec, numbers=tuple(targets))
-    if proposal.form == "LabelColumns":
-        return replace(spec, target="label", numbers=tuple(targets))
+    if isinstance(proposal.labels, dict):
+        target = targets[0] if len(targets) == 1 else "label"
+        return replace(spec, target=target, numbers=tuple(proposal.labels.values()))
     return replace(spec, target=targets[0])
 
 
 def find_targets(files: Files, train: pl.DataFrame, test: pl.DataFrame, spec: Table, proposal: Proposal) -> list[str]:
     """The columns behind the id of the sample submission, else the first one that test lacks."""
-    cells = [name for name in files.sample.columns if name != spec.id]
-    lacking = [name for name in train.columns if name not in test.columns]
+    cells = files.sample.columns[1:]
+    lacking = [name for name in train.columns if name not in (spec.id, *test.columns)]
     if set(cells) <= set(lacking):
         return cells
     if set(parts := cells[0].split(":")) <= set(lacking):
@@ -161,44 +151,132 @@ def find_targets(files: Files, train: pl.DataFrame, test: pl.DataFrame, spec: Ta
         return cells
     if not lacking:
         raise ValueError(f"{files.train_file} has no column that {files.test_file} lacks: there is nothing to predict")
-    proposal.assumed["target"] = f"one of {', '.join(lacking)}; say another with --target"
-    return lacking[:1]
+    named = [name for name in lacking if names_labels(cells, train[name])]
+    if len(named or lacking) > 1:
+        proposal.assumed["target"] = f"the first of {', '.join(named or lacking)}; say another with --target"
+    return (named or lacking)[:1]
 
 
-def find_form(files: Files, train: pl.DataFrame, targets: list[str], proposal: Proposal) -> None:
+def names_labels(cells: Sequence[str], targets: pl.Series) -> bool:
+    """Whether the sample submission has a column for each label."""
+    return len(cells) > 1 and set(cells) == set(targets.drop_nulls())
+
+
+def check_targets(files: Files, train: pl.DataFrame, targets: Sequence[str]) -> None:
+    """Raises ValueError for columns that are not there, hold lists, or always the same."""
+    for name in targets:
+        if name not in train.columns:
+            raise ValueError(f"--target {name}: {files.train_file} has {train.columns}")
+        values = train[name].drop_nulls()
+        if holds_lists(train, name):
+            longest = max(map(str, values.to_list()), key=len)
+            raise ValueError(
+                f"{files.train_file}: {name} holds lists, such as {longest[:60]}: write the module by hand, with a "
+                f"truth() that reads them (docs/competition.md), or say another column with --target"
+            )
+        if values.n_unique() < 2:
+            raise ValueError(
+                f"{files.train_file}: {name} has no two different values in {train.height} row(s): there is nothing to "
+                f"learn; say another column with --target, or put more rows into the file"
+            )
+
+
+def check_columns(answers: Answers, files: Files, train: pl.DataFrame, test: pl.DataFrame) -> None:
+    """Raises ValueError for columns that a person named and that are not there."""
+    group = () if answers.group in ("", "none") else (answers.group,)
+    for flag, names, file, rows in (
+        ("--group", group, files.train_file, train),
+        ("--text", answers.texts, files.train_file, train),
+        ("--text", answers.texts, files.test_file, test),
+    ):
+        for name in names:
+            if name not in rows.columns:
+                raise ValueError(f"{flag} {name}: {file} has {rows.columns}")
+
+
+def find_form(files: Files, train: pl.DataFrame, targets: list[str], metric: str, proposal: Proposal) -> None:
     """Sets form, labels and cut."""
+    cells = files.sample.columns[1:]
+    if len(targets) > 1:
+        set_columns(train, targets, proposal)
+        return
+    values = glue(train, proposal.glued) if proposal.glued else strip_zeros(train[targets[0]])
+    if names_labels(cells, values):
+        proposal.form, proposal.labels = "LabelColumns", {name: name for name in cells}
+    elif len(cells) > 1:
+        raise ValueError(
+            f"the sample submission has the columns {cells}, which {files.train_file} lacks: write the module by hand, "
+            f"with cell_columns(), cells() and answer_in() (docs/competition.md)"
+        )
+    else:
+        set_cell(files, values.drop_nulls(), metric, proposal)
+
+
+def set_columns(train: pl.DataFrame, targets: list[str], proposal: Proposal) -> None:
+    """The form of a submission with the columns that train has."""
     import polars as pl
 
-    if len(targets) > 1:
-        sums = train.select(pl.sum_horizontal(pl.col(targets).cast(pl.Float64, strict=False))).to_series()
-        is_shares = bool(((sums - 1).abs() < 1e-3).all())
-        proposal.form = "LabelColumns" if is_shares else "NumberColumns"
-        proposal.labels = {shorten(name, targets): name for name in targets} if is_shares else ()
+    numbers = train.select(pl.col(targets).cast(pl.Float64, strict=False))
+    if ((numbers.sum_horizontal() - 1).abs() < 1e-3).all():
+        proposal.form, proposal.labels = "LabelColumns", {shorten(name, targets): name for name in targets}
         return
+    proposal.form = "NumberColumns"
+    if all(set(column.drop_nulls()) <= {0, 1} for column in numbers):
+        proposal.assumed["form"] = "several labels a row are predicted as numbers near 0 and 1"
+
+
+def set_cell(files: Files, values: pl.Series, metric: str, proposal: Proposal) -> None:
+    """The form of a submission with one cell. values: the targets of train."""
+    import polars as pl
+
     cell = str(files.sample[:, 1].first() or "")
-    values = glue(train, proposal.glued) if proposal.glued else strip_zeros(train[targets[0]])
-    distinct = values.drop_nulls().unique().sort()
+    distinct = values.unique().sort()
     numbers = distinct.cast(pl.Float64, strict=False)
-    numeric, few = not numbers.null_count(), distinct.len() <= LABELS_AT_MOST
+    numeric, whole = not numbers.null_count(), bool((numbers == numbers.round()).all())
+    few = distinct.len() <= LABELS_AT_MOST and 2 * distinct.len() <= values.len()
     items = cell.split()
     proposal.document_file = find_document_file(files, distinct)
+    check_items(files, distinct, proposal)
     if proposal.document_file:
         proposal.form, proposal.cut = "RankedItems", max(len(items), 1)
     elif len(items) > 1 and set(items) <= set(distinct):
         is_options = set(distinct) <= set(files.test.columns)
         proposal.form, proposal.cut = "RankedItems" if is_options else "RankedLabels", len(items)
         proposal.labels = tuple(distinct) if is_options else ()
-        proposal.answers = proposal.labels if is_options else ()
-    elif numeric and distinct.len() == 2 and cell not in distinct:
+    elif distinct.len() == 2 and (metric in PROBABILITIES or (is_number(cell) and cell not in distinct)):
         proposal.form, proposal.labels = "OneProbability", tuple(distinct)
-    elif numeric and few and (numbers == numbers.round()).all():
+    elif numeric and few and whole and metric not in NUMBERS:
         proposal.form, proposal.labels = "OneLabel", tuple(sorted(distinct, key=float))
+        if distinct.len() > 2:
+            proposal.assumed["labels"] = "levels in order; for names, say head.task=classification"
     elif numeric:
         proposal.form = "NumberColumns"
+        if whole and not few:
+            proposal.assumed["form"] = "a number that a head estimates; an answer that is worked out is one of Texts"
     elif few and (distinct.str.len_chars() <= LABEL_CHARACTERS).all():
         proposal.form, proposal.labels = "OneLabel", tuple(distinct)
     else:
         proposal.form = "Texts"
+        if 2 * distinct.len() <= values.len():
+            proposal.assumed["form"] = f"a text, of {distinct.len()} different ones; classes are OneLabel with labels"
+
+
+def check_items(files: Files, distinct: pl.Series, proposal: Proposal) -> None:
+    """Raises ValueError for targets that are several ids of documents."""
+    several = distinct.str.split(" ").explode().unique()
+    if not proposal.document_file and (source := find_document_file(files, several)):
+        raise ValueError(
+            f"{files.train_file}: the targets are several ids of {source[0]}, such as {distinct.first()!r}: write the "
+            f"module by hand, RankedItems with a truth() that splits them (docs/competition.md)"
+        )
+
+
+def is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def glue(train: pl.DataFrame, columns: Sequence[str]) -> pl.Series:
@@ -211,7 +289,8 @@ def glue(train: pl.DataFrame, columns: Sequence[str]) -> pl.Series:
 def shorten(name: str, names: Sequence[str]) -> str:
     """A column's name without the words that all of them begin with: winner_tie → tie."""
     words = [other.split("_") for other in names]
-    common = next(n for n in range(len(words[0])) if len({tuple(word[: n + 1]) for word in words}) > 1)
+    shortest = min(map(len, words))
+    common = next((n for n in range(shortest) if len({tuple(word[: n + 1]) for word in words}) > 1), 0)
     return "_".join(name.split("_")[common:])
 
 
@@ -226,13 +305,29 @@ def find_texts(files: Files, train: pl.DataFrame, test: pl.DataFrame, spec: Tabl
         if name in train.columns and name not in skipped and not is_identifier(name) and is_words(train[name])
     ]
     if not texts:
-        raise ValueError(f"{files.test_file} has {test.columns}: no column of words; say them with --text")
+        raise ValueError(
+            f"{files.test_file} has {test.columns}: none is a column of words that {files.train_file} has too; say the "
+            f"columns that the model reads with --text"
+        )
     proposal.assumed["texts"] = "all columns of words; say others with --text"
     return texts
 
 
+def check_names(texts: Sequence[str]) -> None:
+    """Raises ValueError for a column that no prompt can name, as it is there in braces."""
+    wrong = [text for text in texts if text.isdecimal() or re.search(r"[][{}.:!]", text)]
+    if wrong:
+        raise ValueError(
+            f"prompts name columns in braces, and cannot name {wrong}: say other columns with --text, or write the "
+            f"module by hand, with a read() that gives them other names (docs/competition.md)"
+        )
+
+
 def find_answers(texts: Sequence[str], proposal: Proposal) -> None:
-    """Columns of two or more answers that the labels choose between: response_a for the label model_a."""
+    """Columns of two or more answers that the labels choose between: A for A, response_a for the label model_a."""
+    if proposal.labels and set(proposal.labels) <= set(texts):
+        proposal.answers = tuple(proposal.labels)
+        return
     endings = [str(label).rpartition("_")[2] for label in proposal.labels]
     for start in (text.removesuffix(endings[0]) for text in texts if endings and text.endswith(f"_{endings[0]}")):
         columns = [f"{start}{ending}" for ending in endings if f"{start}{ending}" in texts]
@@ -274,7 +369,7 @@ def find_documents(files: Files, proposal: Proposal) -> dict[str, Table]:
         return {}
     file, column = proposal.document_file
     texts = [name for name in files.others[file].columns if name != column and is_words(files.others[file][name])]
-    proposal.documents = file.partition(".")[0]
+    proposal.documents = stem(file)
     return {proposal.documents: Table(column, tuple(texts))}
 
 
@@ -283,29 +378,3 @@ def propose_tokens(files: Files, proposal: Proposal) -> None:
     proposal.form = "TokenSpans"
     labels = files.train["labels"].explode().drop_nulls().unique().to_list()
     proposal.types = tuple(sorted({label.partition("-")[2] for label in labels if "-" in label}))
-
-
-def write_metric(proposal: Proposal, asked: str) -> str:
-    """The metric as Python; raises ValueError for one that METRICS lacks."""
-    usual = {
-        "LabelColumns": "log_loss",
-        "NumberColumns": "rmse",
-        "OneLabel": "accuracy",
-        "OneProbability": "auc",
-        "RankedItems": f"map@{proposal.cut}",
-        "RankedLabels": f"map@{proposal.cut}",
-        "Texts": "rougeL",
-        "TokenSpans": "token_f1",
-    }
-    if not asked:
-        proposal.assumed["metric"] = "the usual one of this form; say another with --metric"
-    match = re.fullmatch(r"([A-Za-z_]+?)@?(\d*)", asked or usual[proposal.form])
-    name, k = match.groups() if match else (asked, "")
-    known = {key: key for key in METRICS} | {"rougel": "rougeL", "rouge": "rougeL"}
-    whole = known.get(f"{name}{k}") or known.get(name.removesuffix("_l") + "L" if name.endswith("_l") else name)
-    if whole is None:
-        known_names = ", ".join(METRICS)
-        raise ValueError(f"--metric {asked}: known are {known_names}; another is a function (docs/competition.md)")
-    labels = "tuple(labels)" if isinstance(proposal.labels, dict) else "labels"
-    positive = [*proposal.labels, "1"][min(len(proposal.labels), 2) - 1]
-    return METRICS[whole].format(k=k or proposal.cut or 1, labels=labels, positive=positive)

@@ -43,7 +43,7 @@ class Table:
     file: str = ""
     """Its file; empty: the table's name with .csv, .parquet, .json or .jsonl, whichever is there."""
     joined: Mapping[str, str] = field(default_factory=dict)
-    """Other file → the column that both have: its columns are put beside those of the file."""
+    """Other file → the column that both have: its columns that the file lacks are put beside."""
     wide: Wide | None = None
     lists: tuple[str, ...] = ()
     """Texts whose cells are lists (as JSON in a CSV): their items are joined by a blank line."""
@@ -94,6 +94,7 @@ def shape_rows(raw: pl.DataFrame, table: Table, read: Callable[[str], pl.DataFra
     keys = dict.fromkeys([table.raw_id, table.target, table.group, *table.joined.values()])
     for file, key in table.joined.items():
         others = as_text(read(file))
+        others = others.select(key, *(name for name in others.columns if name not in rows.columns))
         rows = _strip(rows, keys).join(_strip(others, [key]), on=key, how="left", maintain_order="left")
     if table.wide and table.id not in rows.columns:
         rows = split_rows(rows, table.id, table.wide)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from kaggle_llm.base import paths, records
@@ -18,13 +19,13 @@ from kaggle_llm.base.tables import print_table
 from kaggle_llm.competition.competition import TEST, TRAIN
 from kaggle_llm.competition.forms import LABELS
 from kaggle_llm.competition.proposal import Answers, Proposal, propose
-from kaggle_llm.experiment.python_code import Code, layout, prefix, quote, to_call, to_code
+from kaggle_llm.experiment.python_code import LINE, Code, layout, prefix, quote, to_call, to_code
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SPAN_FORMS = ("TokenSpans",)
 FOLDS = 5
 ENCODER_TOKENS, LLM_TOKENS, SMOKE_TOKENS = 400, 400, 48  # of a prompt's texts
-CHARACTERS_A_TOKEN = 4
+CHARACTERS_A_TOKEN = 2  # at least, also of names and numbers
 WHY = {
     "exp002_rerank": "the answers are documents, or labels in words: retrieve, then rerank",
     "exp003_summarize": "the answer is a text",
@@ -37,9 +38,14 @@ WHY = {
 def init_competition(name: str, answers: Answers, experiment: str) -> None:
     """Write the module and the experiment, and print what they are and why.
 
-    On a terminal it asks what was assumed. Raises FileNotFoundError without the files, FileExistsError where the module
-    or the experiment exists.
+    On a terminal it asks what was assumed. Raises ValueError for a name that no module can have, FileNotFoundError
+    without the files, FileExistsError where the module or the experiment exists.
     """
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+        raise ValueError(
+            f"competition {name!r}: Kaggle's names have lower-case letters, digits and single hyphens; name its folder "
+            f"in input/ so"
+        )
     folder = paths.root() / "input" / name
     if not folder.is_dir():
         raise FileNotFoundError(f"{paths.relative(folder)} does not exist: run `kaggle-llm fetch {name}` first")
@@ -58,7 +64,8 @@ def init_competition(name: str, answers: Answers, experiment: str) -> None:
 
 def ask(proposal: Proposal, answers: Answers) -> Answers:
     """The answers with those of a person at the terminal to what was assumed; an empty line keeps the assumption."""
-    asked = {key: input(f"{key} ({text}): ").strip() for key, text in proposal.assumed.items()}
+    said = {field.name for field in fields(answers)}
+    asked = {key: input(f"{key} ({text}): ").strip() for key, text in proposal.assumed.items() if key in said}
     given: dict[str, Any] = {key: value for key, value in asked.items() if value}
     if "texts" in given:
         given["texts"] = tuple(given["texts"].split(","))
@@ -159,13 +166,24 @@ def list_attributes(proposal: Proposal) -> list[str]:
         "cut": proposal.cut or None,
         "metric": Code(proposal.metric),
     }
-    notes = {"texts": ["texts"], "tables": ["target", "group"], "metric": ["metric"]}
+    notes = {
+        "texts": ["form", "texts"],
+        "tables": ["id", "target", "group"],
+        "labels": ["labels"],
+        "metric": ["metric"],
+    }
     lines = []
     for name, value in values.items():
-        lines += [f"    # Assumed: {assumed[key]}." for key in notes.get(name, ()) if key in assumed]
+        for key in notes.get(name, ()):
+            lines += write_comment(f"Assumed: {assumed[key]}.") if key in assumed else []
         typed = ": ClassVar" if name == "tables" or isinstance(value, dict) else ""
         lines += [] if value is None else [layout(prefix(f"{name}{typed} = ", to_code(value)), "    ")]
     return lines
+
+
+def write_comment(text: str) -> list[str]:
+    start = "    # "
+    return textwrap.wrap(text, LINE, initial_indent=start, subsequent_indent=start, break_on_hyphens=False)
 
 
 def code_table(proposal: Proposal, name: str) -> Code:
@@ -232,12 +250,14 @@ def set_rerank(config: dict[str, Any], proposal: Proposal) -> None:
     words = " ".join(f"{{{name}}}" for name in documents)
     config["retrieval"] |= {"query": " ".join(f"{{{name}}}" for name in proposal.texts), "document": words}
     config["prompt"] |= {"shared": list_fields(proposal.texts), "candidate": f"Answer: {words}\nTrue?"}
-    config["prompt"]["budgets"] = share_tokens(proposal.texts, LLM_TOKENS // 2) | share_tokens(documents, 64)
+    config["prompt"]["budgets"] = share_tokens(proposal, proposal.texts, LLM_TOKENS // 2)
+    config["prompt"]["budgets"] |= dict.fromkeys(documents, 64 // max(len(documents), 1))
 
 
 def set_writing(config: dict[str, Any], proposal: Proposal) -> None:
     config["prompt"] |= {"shared": f"{list_fields(proposal.texts)}\nAnswer:"}
-    config["prompt"]["budgets"] = share_tokens(proposal.texts, LLM_TOKENS)
+    config["prompt"]["budgets"] = share_tokens(proposal, proposal.texts, LLM_TOKENS)
+    config["writing"]["spare"] = "unknown"
 
 
 def set_choice(config: dict[str, Any], proposal: Proposal) -> None:
@@ -249,7 +269,7 @@ def set_choice(config: dict[str, Any], proposal: Proposal) -> None:
         "ending": f"Best, {', '.join(letters[:-1])} or {letters[-1]}{' for none' if others else ''}:",
         "labels": [f" {letter}" for letter in options],
         "others": [f" {letter}" for letter in others],
-        "budgets": share_tokens(texts, LLM_TOKENS // 2) | {"text": LLM_TOKENS // len(proposal.answers)},
+        "budgets": share_tokens(proposal, texts, LLM_TOKENS // 2) | {"text": LLM_TOKENS // len(proposal.answers)},
     }
     config["orders"]["answers"] = list(proposal.answers)
 
@@ -264,8 +284,9 @@ def set_head(config: dict[str, Any], proposal: Proposal) -> None:
     task = "regression" if proposal.form == "NumberColumns" else "ordinal" if is_ordered else "classification"
     config["head"]["task"] = task
     config["prompt"].pop("default_budget", None)
-    config["prompt"] |= {"shared": list_fields(proposal.texts), "budgets": share_tokens(proposal.texts, ENCODER_TOKENS)}
-    config["smoke"]["prompt"] = {"budgets": share_tokens(proposal.texts, SMOKE_TOKENS)}
+    budgets, fewer = (share_tokens(proposal, proposal.texts, tokens) for tokens in (ENCODER_TOKENS, SMOKE_TOKENS))
+    config["prompt"] |= {"shared": list_fields(proposal.texts), "budgets": budgets}
+    config["smoke"]["prompt"] = {"budgets": fewer}
 
 
 CONFIGS: dict[str, Callable[[dict[str, Any], Proposal], None]] = {
@@ -282,6 +303,12 @@ def list_fields(texts: Sequence[str]) -> str:
     return "".join(f"{text.replace('_', ' ')}: {{{text}}}\n" for text in texts)
 
 
-def share_tokens(texts: Sequence[str], tokens: int) -> dict[str, int]:
-    """Equal budgets that sum to `tokens` at most."""
-    return dict.fromkeys(texts, max(tokens // max(len(texts), 1), 1))
+def share_tokens(proposal: Proposal, texts: Sequence[str], tokens: int) -> dict[str, int]:
+    """Budgets that sum to `tokens` at most: what is short gets what it needs, the rest equal parts."""
+    equal = max(tokens // max(len(texts), 1), 1)
+    needs = {text: proposal.lengths[text] // CHARACTERS_A_TOKEN + 4 for text in texts}
+    short = {text: need for text, need in needs.items() if need < equal}
+    if len(short) == len(texts):
+        return dict.fromkeys(texts, equal)
+    rest = (tokens - sum(short.values())) // (len(texts) - len(short))
+    return {text: short.get(text, max(rest, 1)) for text in texts}

@@ -21,7 +21,8 @@ class Code:
 
 
 def quote(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    """In double quotes, but where that needs backslashes and single ones do not."""
+    return repr(text) if '"' in text and "'" not in text else json.dumps(text, ensure_ascii=False)
 
 
 def to_code(value: Any) -> Code:

@@ -13,11 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from kaggle_llm.base import paths
 from kaggle_llm.base.tables import print_table
-from kaggle_llm.competition.competition import TEST, TRAIN, Competition, CompetitionSettings, load_competition
+from kaggle_llm.competition.competition import (
+    TEST,
+    TRAIN,
+    Competition,
+    CompetitionSettings,
+    compare_ids,
+    load_competition,
+)
 from kaggle_llm.competition.data_files import as_text
 from kaggle_llm.competition.folds import FoldSettings, describe_missing_classes, split_rows
 from kaggle_llm.competition.leaks import LeakSettings, check_leaks, find_leaks
-from kaggle_llm.competition.rankings import is_values, make_ranking, select_rows
+from kaggle_llm.competition.rankings import is_values, make_ranking
 from kaggle_llm.rehearsal.checks import Check, note_errors
 from kaggle_llm.rehearsal.stage import find_solution, hidden_test
 
@@ -55,18 +62,31 @@ def print_checks(name: str, checks: list[Check]) -> None:
 def describe_tables(competition: Competition) -> str:
     """Rows of every table, read and checked; raises what `Competition.check` raises."""
     competition.check()
+    compare_sample(competition)
     sizes = [f"{name} {competition.table(name).height} rows" for name in competition.tables]
     return f"{', '.join(sizes)}; the sample has {competition.sample().columns}"
+
+
+def compare_sample(competition: Competition) -> None:
+    """Raises ValueError where the test set has other ids than the sample, unless its rows are of another kind."""
+    sample, test = competition.sample(), competition.tables[TEST]
+    ids = competition.table(TEST)["id"].to_list()
+    problems = compare_ids(ids, sample.to_series(0).to_list()) if sample.columns[0] == test.id else []
+    if problems:
+        raise ValueError(
+            f"{competition.file_name(TEST)} does not fit the sample: {'; '.join(problems)}: make read() give "
+            f"the sample's ids, or override submission() and ranking_of()"
+        )
 
 
 def compare_cells(competition: Competition) -> str:
     """The right answers as a submission, read again; raises ValueError where they are others than before."""
     right = rank_truth(competition)
     submission = competition.submission(right)
-    again = select_rows(competition.ranking_of(submission), right["id"].to_list())
     column = "values" if is_values(right) else "items"
-    pairs = zip(right["id"], right[column].to_list(), again[column].to_list(), strict=True)
-    other = [(row, own, read) for row, own, read in pairs if not is_same(own, read, competition.every_label)]
+    again = dict(competition.ranking_of(submission).select("id", column).iter_rows())
+    triples = [(row, own, again.get(row, [])) for row, own in right.select("id", column).iter_rows()]
+    other = [(row, own, read) for row, own, read in triples if not is_same(own, read, competition.every_label)]
     if other:
         row, own, read = other[0]
         raise ValueError(
@@ -139,7 +159,7 @@ def describe_hidden_test(competition: Competition) -> str:
         raise ValueError(f"{origin}: {test.file} has the columns {rows.columns}, the public one {public.columns}")
     column = competition.tables[TEST].raw_id
     ids = set(as_text(rows)[column]) if column in rows.columns else set()
-    tables = {"the public test set": TEST} | ({competition.file_name(TRAIN): TRAIN} if given else {})  # else its rows
+    tables = {"the public test set": TEST, competition.file_name(TRAIN): TRAIN} if given else {}
     for where, table in tables.items():
         if taken := ids.intersection(competition.raw_ids(table)):
             raise ValueError(f"{origin}: {len(taken)} id(s) are in {where} too, first {min(taken)!r}")
