@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from kaggle_llm.competition.competition import TEST, Competition, CompetitionSettings, load_competition
-from kaggle_llm.competition.staged_test import StagedTest
+from kaggle_llm.competition.staged import StagedTest
 from kaggle_llm.competition.table import Table
 from kaggle_llm.kaggle.rows import make_ids
 from kaggle_llm.rehearsal.hostile import HUGE_BYTES, make_hostile_test

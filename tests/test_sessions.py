@@ -11,7 +11,7 @@ from workspace import Workspace
 
 from kaggle_llm.base import records
 from kaggle_llm.competition.competition import Competition, CompetitionSettings, load_competition
-from kaggle_llm.competition.staged_test import StagedTest
+from kaggle_llm.competition.staged import StagedTest
 from kaggle_llm.inference.model import Model
 from kaggle_llm.kaggle.timed import draw_held_out, score_output, write_rows
 from kaggle_llm.rehearsal.checks import Check

@@ -18,7 +18,7 @@ from kaggle_llm.base.folders import list_competitions
 from kaggle_llm.competition.csv_table import NULL_WORDS
 from kaggle_llm.competition.data_files import as_text, encode_file, find_file, read_file, strip_zeros
 from kaggle_llm.competition.rankings import make_ranking, replace_rows
-from kaggle_llm.competition.staged_test import StagedTest, match_columns
+from kaggle_llm.competition.staged import StagedTest, match_columns
 from kaggle_llm.competition.table import Table, check_filled, check_id_column, fill_texts, select_columns, shape_rows
 
 if TYPE_CHECKING:

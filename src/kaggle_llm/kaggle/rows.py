@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from kaggle_llm.base import paths, records
 from kaggle_llm.competition.competition import TEST, Competition
 from kaggle_llm.competition.data_files import as_text, strip_zeros
-from kaggle_llm.competition.staged_test import StagedTest
+from kaggle_llm.competition.staged import StagedTest
 from kaggle_llm.weights.ship import describe_cv
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from kaggle_llm.competition.competition import SAMPLE, TEST, TRAIN, Competition,
 from kaggle_llm.competition.csv_table import read_csv
 from kaggle_llm.competition.data_files import encode_file, find_file
 from kaggle_llm.competition.rankings import answer_columns
-from kaggle_llm.competition.staged_test import StagedTest
+from kaggle_llm.competition.staged import StagedTest
 from kaggle_llm.kaggle.bundle import identify_bundle, make_slug, seal_dataset
 from kaggle_llm.kaggle.client import find_owner
 from kaggle_llm.kaggle.hashes import Hashes

@@ -7,7 +7,7 @@ from typing import Any
 
 from kaggle_llm.competition.competition import TEST, Competition
 from kaggle_llm.competition.data_files import as_text
-from kaggle_llm.competition.staged_test import StagedTest
+from kaggle_llm.competition.staged import StagedTest
 from kaggle_llm.kaggle.rows import make_ids
 
 HUGE_BYTES = 200_000  # of one text

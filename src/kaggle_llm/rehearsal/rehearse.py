@@ -22,7 +22,7 @@ from kaggle_llm.competition.competition import (
     notebook_seconds,
 )
 from kaggle_llm.competition.data_files import as_text
-from kaggle_llm.competition.staged_test import StagedTest
+from kaggle_llm.competition.staged import StagedTest
 from kaggle_llm.inference.model import read_models
 from kaggle_llm.kaggle.bundle import identify_bundle
 from kaggle_llm.kaggle.predict import MANIFEST

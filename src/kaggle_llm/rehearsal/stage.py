@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from kaggle_llm.base import paths, records
 from kaggle_llm.competition.competition import SAMPLE, TEST, TRAIN, Competition, CompetitionSettings, load_competition
 from kaggle_llm.competition.data_files import encode_file, find_file, list_data_files, read_file
-from kaggle_llm.competition.staged_test import StagedTest
+from kaggle_llm.competition.staged import StagedTest
 from kaggle_llm.competition.table import Table
 from kaggle_llm.inference.model import Model, describe_model
 from kaggle_llm.kaggle.bundle import add_model
