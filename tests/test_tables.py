@@ -202,12 +202,13 @@ def test_rows_are_drawn_and_hostile_ones_are_read_in_every_format(
     assert test.rows.height == rows
     staged = stage_competition(competition.settings, test.encode(), root / "mount")
     assert set(truth["id"]) <= set(staged.table(TEST)["id"]), "every label's row is asked"
-    known = set(competition.raw_ids(TRAIN)) | set(competition.raw_ids(TEST))
+    known = competition.ids_in_file(TRAIN) | competition.ids_in_file(TEST)
     healthy = test.with_rows(test.rows.head(3))
     files, hostile = make_hostile_test(competition, healthy, known)
     read = stage_competition(competition.settings, files, root / "hostile")
-    assert hostile > 10 and set(read.raw_ids(TEST)) > set(as_text(healthy.rows)[competition.tables[TEST].raw_id])
-    assert not set(read.raw_ids(TEST)[:5]) & known
+    ids = read.tables[TEST].read_ids(read.raw(TEST))
+    assert hostile > 10 and set(ids) > set(competition.tables[TEST].read_ids(healthy.rows))
+    assert not set(ids[:5]) & known
     read.table(TEST)
 
 
@@ -224,7 +225,7 @@ def test_a_hidden_test_is_an_overlay_of_the_real_files(
     for name, content in staged.encode().items():
         (hidden / name).write_bytes(content)
     raw = competition.raw(TRAIN)
-    solution = raw.filter(competition.raw_ids(TRAIN).is_in(train.raw_ids(ids)))
+    solution = raw.filter(train.read_ids(raw).is_in(train.raw_ids(ids)))
     name = f"solution{competition.file(TRAIN).suffix}"
     (hidden / name).write_bytes(encode_file(solution, name))
     test, truth, origin = hidden_test(competition.settings, None)

@@ -25,6 +25,13 @@ def text_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBas
     return replace_backend(tokenizer, content)
 
 
+def list_special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The special tokens that the tokenizer puts in front of a text and behind it."""
+    probe = tokenizer("a", return_special_tokens_mask=True)
+    ids, indices = list(probe["input_ids"]), [i for i, mask in enumerate(probe["special_tokens_mask"]) if not mask]
+    return ids[: indices[0]], ids[indices[-1] + 1 :]
+
+
 @functools.lru_cache(maxsize=8)
 def inner_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """The tokenizer without the blank that Llama-2's puts in front of every text: for what stands behind other text."""

@@ -158,16 +158,12 @@ class Competition:
         """A table's file as it is: `data_files.read_file`."""
         return read_file(self.file(name))
 
-    def raw_ids(self, name: str) -> pl.Series:
-        """The ids of a table's file, as text; none where read() makes the id, or the file."""
-        import polars as pl
-
-        column = self.tables[name].raw_id
+    def ids_in_file(self, name: str) -> set[str]:
+        """The ids that a table's file has; none where read() makes the id, or the file."""
         try:
-            raw = self.raw(name)
+            return set(self.tables[name].read_ids(self.raw(name)).drop_nulls())
         except FileNotFoundError:
-            raw = pl.DataFrame()
-        return strip_zeros(as_text(raw)[column]) if column in raw.columns else pl.Series(column, [], dtype=pl.String())
+            return set()
 
     def labelled(self, path: Path) -> pl.DataFrame:
         """The rows of another file that is laid out as the training table's, such as a hidden test's solution.
@@ -240,10 +236,10 @@ class Competition:
         Override it where read() makes ids that the file does not have.
         """
         train, test = self.tables[TRAIN], self.tables[TEST]
-        raw, ids_of_file = self.raw(TRAIN), self.raw_ids(TRAIN)
+        raw = self.raw(TRAIN)
         if train.raw_id not in raw.columns:
             raise ValueError(f"{self.file_name(TRAIN)} has no column {train.raw_id!r}: override as_test()")
-        rows = raw.filter(ids_of_file.is_in(train.raw_ids(ids))).rename({train.raw_id: test.raw_id})
+        rows = raw.filter(train.read_ids(raw).is_in(train.raw_ids(ids))).rename({train.raw_id: test.raw_id})
         others = {}
         for file, key in test.joined.items():
             if file not in train.joined:

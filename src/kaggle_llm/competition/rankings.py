@@ -75,6 +75,15 @@ def with_shares(truth: pl.DataFrame) -> pl.DataFrame:
     return truth.select("id", "items", shares=pl.col("items").list.eval(1.0 / pl.element().len()))
 
 
+def share_labels(truth: pl.DataFrame, labels: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """A truth's ids → the share of each label, scaled to sum to 1: rounded ones do not."""
+    shares = {}
+    for row, items, own in with_shares(truth).iter_rows():
+        share = dict(zip(items, own, strict=True))
+        shares[row] = tuple(share.get(label, 0.0) / sum(own) for label in labels)
+    return shares
+
+
 def read_rows(answer: pl.DataFrame) -> dict[str, dict[str, float]]:
     """Id → item → score in their order; of VALUES id → the target's number → value."""
     if is_values(answer):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from kaggle_llm.base.plain_text import text_tokenizer
+from kaggle_llm.base.plain_text import list_special_tokens, text_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -136,7 +136,7 @@ def windows(tokenizer: PreTrainedTokenizerBase, text: str, settings: WindowSetti
         text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
     )
     ids, offsets = list(encoded["input_ids"]), _cover(text, encoded["offset_mapping"])
-    head, tail = _special_ids(tokenizer)
+    head, tail = list_special_tokens(tokenizer)
     room = settings.max_tokens - len(head) - len(tail)
     if room <= settings.overlap:
         raise ValueError(
@@ -166,13 +166,6 @@ def _stretches(count: int, room: int, overlap: int) -> list[tuple[int, int, int]
     # Two windows share their overlap: each owns the half that is farther from its edge.
     middles = [(first + room + second) // 2 for first, second in pairwise(starts)]
     return list(zip(starts, [0, *middles], [*middles, count], strict=True))
-
-
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The special tokens that the tokenizer puts in front of a text and behind it."""
-    probe = tokenizer("a", return_special_tokens_mask=True)
-    ids, indices = list(probe["input_ids"]), [i for i, mask in enumerate(probe["special_tokens_mask"]) if not mask]
-    return ids[: indices[0]], ids[indices[-1] + 1 :]
 
 
 def _cover(text: str, raw: Sequence[Offset]) -> list[Offset]:

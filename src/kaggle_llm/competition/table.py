@@ -73,6 +73,14 @@ class Table:
     def wide_parts(self) -> tuple[str, ...]:
         return self.wide.parts if self.wide else ()
 
+    def read_ids(self, rows: pl.DataFrame) -> pl.Series:
+        """The ids of the file's rows, as text; none where the file has no such column."""
+        import polars as pl
+
+        if self.raw_id not in rows.columns:
+            return pl.Series(self.raw_id, [], dtype=pl.String())
+        return strip_zeros(as_text(rows.select(self.raw_id)).to_series())
+
     def row_ids(self, raw_id: str) -> list[str]:
         """The ids of the rows that a row of the file may become."""
         return [f"{raw_id}_{part}" for part in self.wide_parts] or [raw_id]
@@ -97,7 +105,7 @@ def shape_rows(raw: pl.DataFrame, table: Table, read: Callable[[str], pl.DataFra
         others = others.select(key, *(name for name in others.columns if name not in rows.columns))
         rows = _strip(rows, keys).join(_strip(others, [key]), on=key, how="left", maintain_order="left")
     if table.wide and table.id not in rows.columns:
-        rows = split_rows(rows, table.id, table.wide)
+        rows = split_wide(rows, table.id, table.wide)
         if table.target in rows.columns:
             rows = rows.filter(pl.col(table.target).is_not_null())
     return _strip(rows, keys)
@@ -111,7 +119,7 @@ def _strip(rows: pl.DataFrame, names: Sequence[str] | Mapping[str, None]) -> pl.
     )
 
 
-def split_rows(rows: pl.DataFrame, id_column: str, wide: Wide) -> pl.DataFrame:
+def split_wide(rows: pl.DataFrame, id_column: str, wide: Wide) -> pl.DataFrame:
     """Wide rows → a row for each part, those of a row together. Columns that the file lacks are left out."""
     import polars as pl
 

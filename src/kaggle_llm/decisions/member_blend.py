@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -60,24 +61,29 @@ class MemberBlend:
         selections the shortest is kept. Source: Caruana et al., Ensemble Selection from Libraries of Models, ICML 2004,
         sections 2 and 2.2.
         """
-        curves = replace(self, quantiles=fit_curves(answers)) if self.space == "rows" else self
+        curves = fit_curves(answers) if self.space == "rows" else ()
+        answers = read_shares(answers, curves) if curves else answers
         counts = kept = [0] * len(self.weights)
         best = -math.inf
         for _ in range(self.rounds):
             tried = [[n + (m == member) for m, n in enumerate(counts)] for member in range(len(counts))]
-            scores = [metric.sign * metric.score(curves.weigh(trial).apply(answers), truth) for trial in tried]
+            scores = [metric.sign * metric.score(self.weigh(trial).mix(answers, self.space), truth) for trial in tried]
             counts = tried[scores.index(max(scores))]
             if max(scores) > best:
                 best, kept = max(scores), counts
-        return curves.weigh(kept)
+        return replace(self.weigh(kept), quantiles=curves)
 
     def apply(self, answers: pl.DataFrame) -> pl.DataFrame:
         """The blended RANKING or VALUES; a row is blended of the members that answered it.
 
         In the space rows of what is not fitted yet, logarithms of probabilities are averaged.
         """
-        space: Space = "log" if self.space == "rows" and not self.quantiles else self.space
-        answers = read_shares(answers, self.quantiles) if self.quantiles else answers
+        if self.quantiles:
+            return self.mix(read_shares(answers, self.quantiles), self.space)
+        return self.mix(answers, "log" if self.space == "rows" else self.space)
+
+    def mix(self, answers: pl.DataFrame, space: Space) -> pl.DataFrame:
+        """The weighted means of the members' answers; in the space rows of their shares."""
         rows = answers.group_by("id", maintain_order=True).agg("member", *answer_columns(answers)[1:])
         ids = rows["id"].to_list()
         weights = [[self.weights[member] for member in members] for members in rows["member"].to_list()]
@@ -171,30 +177,26 @@ def fit_curves(answers: pl.DataFrame) -> tuple[Quantiles, ...]:
 
     Raises ValueError where rows are answered with different items: they cannot be compared across rows.
     """
-    curves = []
-    for (member,), own in answers.group_by("member", maintain_order=True):
-        rows = read_log_scores(own)
-        if len({frozenset(row) for row in rows}) > 1:
-            raise ValueError(
-                "blend.space = rows: the rows' answers score different items; choose log, probability or rank"
-            )
-        curves += [fit_quantiles(int(str(member)), item, [row[item] for row in rows]) for item in rows[0]]
-    return tuple(curves)
+    scores: dict[tuple[int, str], list[float]] = {}
+    for member, row in zip(answers["member"], read_log_scores(answers), strict=True):
+        for item, score in row.items():
+            scores.setdefault((member, item), []).append(score)
+    rows = Counter(answers["member"])
+    if any(len(own) < rows[member] for (member, _), own in scores.items()):
+        raise ValueError("blend.space = rows: the rows' answers score different items; choose log or another space")
+    return tuple(fit_quantiles(member, item, own) for (member, item), own in scores.items())
 
 
 def read_shares(answers: pl.DataFrame, quantiles: Sequence[Quantiles]) -> pl.DataFrame:
     """The answers with shares of rows in the place of scores or values."""
-    import polars as pl
-
     curves = {(curve.member, curve.item): curve for curve in quantiles}
-    frames = []
-    for (member,), own in answers.group_by("member", maintain_order=True):
-        rows, ids = read_log_scores(own), own["id"].to_list()
-        shares = {item: curves[int(str(member)), item].read([row[item] for row in rows]).tolist() for item in rows[0]}
-        by_row = [list(row) for row in zip(*shares.values(), strict=True)]
-        frame = make_values(ids, by_row) if is_values(own) else make_ranking(ids, [list(shares)] * len(ids), by_row)
-        frames.append(frame.with_columns(member=own["member"]))
-    return pl.concat(frames) if frames else answers
+    ids, rows = answers["id"].to_list(), read_log_scores(answers)
+    shares = [
+        [curves[member, item].read(score) for item, score in row.items()]
+        for member, row in zip(answers["member"], rows, strict=True)
+    ]
+    frame = make_values(ids, shares) if is_values(answers) else make_ranking(ids, map(list, rows), shares)
+    return frame.with_columns(answers["member"])
 
 
 def read_log_scores(answers: pl.DataFrame) -> list[dict[str, float]]:

@@ -8,10 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import numpy as np
 
 POINTS = 512  # kept of a curve, at most
 
@@ -27,11 +23,11 @@ class Quantiles:
     """Ascending, each once."""
     shares: tuple[float, ...]
 
-    def read(self, scores: Sequence[float]) -> np.ndarray:
-        """[n] shares of scores, linear between two points, that of the nearest point beyond them."""
+    def read(self, score: float) -> float:
+        """The share at a score, linear between two points, that of the nearest point beyond them."""
         import numpy as np
 
-        return np.interp(np.asarray(scores, dtype=float), self.scores, self.shares)
+        return float(np.interp(score, self.scores, self.shares))
 
 
 def fit_quantiles(member: int, item: str, scores: Sequence[float]) -> Quantiles:

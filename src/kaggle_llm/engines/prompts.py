@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kaggle_llm.base.plain_text import inner_tokenizer, text_tokenizer
+from kaggle_llm.base.plain_text import inner_tokenizer, list_special_tokens, text_tokenizer
 
 if TYPE_CHECKING:
     import polars as pl
@@ -138,7 +138,7 @@ class Prompter:
         """
         if self.settings.chat:
             return self.row(row)
-        before, after = self._special_tokens()
+        before, after = list_special_tokens(self.tokenizer)
         ids = self.row(row)[len(self._start()) :]
         room = self.tokenizer.model_max_length - len(before) - len(after)
         if len(ids) > room:
@@ -178,12 +178,6 @@ class Prompter:
         """The tokenizer's begin-of-text token, where it adds one; a chat template brings its own."""
         ids, bos = self.tokenizer("")["input_ids"], self.tokenizer.bos_token_id
         return [bos] if not self.settings.chat and bos is not None and ids[:1] == [bos] else []
-
-    def _special_tokens(self) -> tuple[list[int], list[int]]:
-        """What the tokenizer puts before and behind a text."""
-        encoded = self.tokenizer("x", return_special_tokens_mask=True)
-        ids, mask = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
-        return ids[: mask.index(0)], ids[len(mask) - mask[::-1].index(0) :]
 
     def _wrapping(self) -> tuple[str, str]:
         """The chat template's text before and after the user's message."""

@@ -141,11 +141,12 @@ def write_module(proposal: Proposal) -> str:
 
 def describe(proposal: Proposal) -> str:
     """The class's docstring: what a row is asked."""
+    second = (*proposal.labels, "", "")[1]
     kinds = {
         "LabelColumns": "a probability for each label",
         "NumberColumns": "a number for each column of the sample submission",
         "OneLabel": "one label",
-        "OneProbability": f"the probability of {str(list(proposal.labels)[-1:])[1:-1]}",
+        "OneProbability": f"the probability of {second!r}",
         "RankedItems": f"up to {proposal.cut} items, best first",
         "RankedLabels": f"up to {proposal.cut} labels, best first",
         "Texts": "a text",
@@ -209,9 +210,8 @@ def write_read(proposal: Proposal) -> list[str]:
     if proposal.empty_texts:
         lines += [
             "        texts = [name for name in self.texts if name in rows.columns]",
-            '        return rows.with_columns(pl.col(texts).fill_null(""))  # Assumed: an empty text is a text.',
+            '        rows = rows.with_columns(pl.col(texts).fill_null(""))  # Assumed: an empty text is a text.',
         ]
-        return lines
     return [*lines, "        return rows"]
 
 

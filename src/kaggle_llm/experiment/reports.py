@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from kaggle_llm.base import processes
 from kaggle_llm.base.tables import print_table
-from kaggle_llm.competition.rankings import select_rows, with_shares
+from kaggle_llm.competition.rankings import select_rows, share_labels
 from kaggle_llm.decisions.member_blend import share_firsts
 from kaggle_llm.experiment.reliability import write_reliability
 from kaggle_llm.tasks.heads import HeadKind, rank_prior
@@ -33,9 +33,8 @@ def score_prior(experiment: Experiment) -> float:
     import polars as pl
 
     competition, train, fold = experiment.competition, experiment.train, experiment.fold
-    labels, truth = list(competition.legal_items() or []), competition.truth(train)
-    rows = [dict(zip(*own, strict=True)) for _, *own in with_shares(truth).iter_rows()]
-    targets = [[shares.get(label, 0.0) for label in labels] for shares in rows]
+    labels = list(competition.legal_items() or [])
+    targets = list(share_labels(competition.truth(train), labels).values())
     rankings = []
     for k in experiment.folds:
         trained = [target for target, own in zip(targets, fold.to_list(), strict=True) if own != k]

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from kaggle_llm.base import paths, records
 from kaggle_llm.competition.competition import TEST, Competition
-from kaggle_llm.competition.data_files import as_text, strip_zeros
 from kaggle_llm.competition.staged import StagedTest
 from kaggle_llm.weights.ship import describe_cv
 
@@ -42,9 +41,8 @@ def draw_test(
     import polars as pl
 
     table = competition.tables[TEST]
-    has_ids = table.raw_id in test.rows.columns
-    ids = strip_zeros(as_text(test.rows)[table.raw_id]) if has_ids else pl.Series([], dtype=pl.String())
-    if not has_ids or not set(table.raw_ids(labelled)) <= set(ids):
+    ids = table.read_ids(test.rows)
+    if table.raw_id not in test.rows.columns or not set(table.raw_ids(labelled)) <= set(ids):
         raise ValueError(f"--rows: read() reshapes {test.file}, so its rows cannot be drawn; leave --rows out")
     drawn, names = draw_rows(test.rows.with_columns(ids.alias(table.raw_id)), table.raw_id, rows)
     typed = drawn.with_columns(drawn[table.raw_id].cast(test.rows.schema[table.raw_id]))

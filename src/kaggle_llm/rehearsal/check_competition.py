@@ -21,7 +21,6 @@ from kaggle_llm.competition.competition import (
     compare_ids,
     load_competition,
 )
-from kaggle_llm.competition.data_files import as_text
 from kaggle_llm.competition.folds import FoldSettings, describe_missing_classes, split_rows
 from kaggle_llm.competition.leaks import LeakSettings, check_leaks, find_leaks
 from kaggle_llm.competition.rankings import is_values, make_ranking
@@ -152,16 +151,14 @@ def describe_leaks(competition: Competition) -> str:
 def describe_hidden_test(competition: Competition) -> str:
     """The rows that a rehearsal will stage; raises ValueError where they do not fit the public test set."""
     test, truth, origin = hidden_test(competition.settings, None)
-    hidden = paths.hidden_folder(competition.folder.name)
-    given = hidden.is_dir() and find_solution(hidden) is not None
+    given = find_solution(paths.hidden_folder(competition.folder.name)) is not None
     public, rows = competition.raw(TEST), test.rows
     if rows.columns != public.columns:
         raise ValueError(f"{origin}: {test.file} has the columns {rows.columns}, the public one {public.columns}")
-    column = competition.tables[TEST].raw_id
-    ids = set(as_text(rows)[column]) if column in rows.columns else set()
+    ids = set(competition.tables[TEST].read_ids(rows))
     tables = {"the public test set": TEST, competition.file_name(TRAIN): TRAIN} if given else {}
     for where, table in tables.items():
-        if taken := ids.intersection(competition.raw_ids(table)):
+        if taken := ids.intersection(competition.ids_in_file(table)):
             raise ValueError(f"{origin}: {len(taken)} id(s) are in {where} too, first {min(taken)!r}")
     labelled = f"{truth.height} of them with a label" if truth.height != rows.height else "all with a label"
     source = origin if given else "the training table, as no hidden test was given"

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from kaggle_llm.competition.competition import TEST, Competition
-from kaggle_llm.competition.data_files import as_text
 from kaggle_llm.competition.staged import StagedTest
 from kaggle_llm.kaggle.rows import make_ids
 
@@ -48,7 +47,7 @@ def make_hostile_test(competition: Competition, healthy: StagedTest, known: set[
         item = next(iter(competition.legal_items() or ["label"]))
         first = rows.row(0, named=True)
         variants = [list(hostile_texts(read_text(first[column]) or "x", item)) for column in texts]
-        new = make_ids(as_text(rows)[table.raw_id].to_list(), known, len(variants[0]))
+        new = make_ids(table.read_ids(rows).to_list(), known, len(variants[0]))
         for row_id, cells in zip(new, zip(*variants, strict=True), strict=True):
             changed = {name: write_text(text, first[name]) for name, (_, text) in zip(texts, cells, strict=True)}
             hostile.append({**competition.replace_texts(first, changed), table.raw_id: row_id})

@@ -21,7 +21,6 @@ from kaggle_llm.competition.competition import (
     load_competition,
     notebook_seconds,
 )
-from kaggle_llm.competition.data_files import as_text
 from kaggle_llm.competition.staged import StagedTest
 from kaggle_llm.inference.model import read_models
 from kaggle_llm.kaggle.bundle import identify_bundle
@@ -178,9 +177,8 @@ def rehearse_hostile(site: Site, test: StagedTest, results: Results) -> None:
 
 def list_ids(competition: Competition, test: StagedTest) -> set[str]:
     """The ids that rows of the rerun, of the public test and of the training table have in their files."""
-    column = competition.tables[TEST].raw_id
-    staged = set(as_text(test.rows)[column].drop_nulls()) if column in test.rows.columns else set()
-    return staged.union(*(competition.raw_ids(name).drop_nulls() for name in (TEST, TRAIN)))
+    staged = set(competition.tables[TEST].read_ids(test.rows).drop_nulls())
+    return staged | competition.ids_in_file(TEST) | competition.ids_in_file(TRAIN)
 
 
 def replay_fold(site: Site, run: str, record: records.Record, fold: int, results: Results) -> None:

@@ -149,8 +149,9 @@ def drop_unlabelled(solution: pl.DataFrame, table: Table) -> pl.DataFrame:
 
 
 def find_solution(folder: Path) -> Path | None:
-    """The solution of a hidden test's folder."""
-    return next((path for path in list_data_files(folder) if path.name.startswith("solution.")), None)
+    """The solution of a hidden test's folder; None where nobody made such a test."""
+    files = list_data_files(folder) if folder.is_dir() else []
+    return next((path for path in files if path.name.startswith("solution.")), None)
 
 
 def hidden_test(
@@ -163,7 +164,7 @@ def hidden_test(
     """
     competition = load_competition(settings)
     hidden = paths.hidden_folder(competition.folder.name)
-    solution = find_solution(hidden) if hidden.is_dir() else None
+    solution = find_solution(hidden)
     if solution:
         test = read_hidden_files(competition, hidden)
         labelled = drop_unlabelled(competition.labelled(solution), competition.tables[TRAIN])

@@ -15,7 +15,7 @@ import numpy as np
 from kaggle_llm.base import records
 from kaggle_llm.competition.competition import TRAIN, Competition
 from kaggle_llm.competition.forms import NumberColumns
-from kaggle_llm.competition.rankings import is_values, make_ranking, make_values
+from kaggle_llm.competition.rankings import is_values, make_ranking, make_values, share_labels
 from kaggle_llm.engines.engine import Engine
 from kaggle_llm.engines.prompts import Prompter, PromptSettings
 from kaggle_llm.engines.tokenizer import load_tokenizer
@@ -149,19 +149,11 @@ def list_targets(settings: HeadSettings, truth: pl.DataFrame) -> list[tuple[floa
         return [tuple(row) for row in truth["values"].to_list()]
     labels = settings.labels
     if settings.task == "classification":
-        items, shares = truth["items"].to_list(), truth["shares"].to_list() if "shares" in truth.columns else None
-        pairs = zip(items, shares or [[1 / len(row)] * len(row) for row in items], strict=True)
-        return [share_labels(labels, row_items, row_shares) for row_items, row_shares in pairs]
+        return list(share_labels(truth, labels).values())
     levels = [labels.index(row[0]) for row in truth["items"].to_list()]
     if settings.task == "ordinal":
         return [ordinal_target(level, len(labels)) for level in levels]
     return [(float(level),) for level in levels]
-
-
-def share_labels(labels: Sequence[str], items: Sequence[str], shares: Sequence[float]) -> tuple[float, ...]:
-    """The share of each label, scaled to sum to 1: rounded ones do not."""
-    share = dict(zip(items, shares, strict=True))
-    return tuple(share.get(label, 0.0) / sum(shares) for label in labels)
 
 
 def ordinal_target(level: int, levels: int) -> tuple[float, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kaggle_llm.competition.rankings import make_ranking, with_shares
+from kaggle_llm.competition.rankings import make_ranking, share_labels
 from kaggle_llm.engines.engine import Engine
 from kaggle_llm.engines.prompts import Prompter, TokenGroup
 from kaggle_llm.inference.budget import Budget
@@ -38,13 +38,13 @@ def make_pair_questions(
     for fault, faulty in (("answers that are the same", same), ("an empty answer", empty)):
         if faulty.height:
             print(f"{faulty.height} row(s) with {fault}, first {faulty['id'].head(3).to_list()}", flush=True)
-    right = {} if truth is None else {row: dict(zip(*own, strict=True)) for row, *own in with_shares(truth).iter_rows()}
+    targets = {} if truth is None else share_labels(truth, labels)
     return [
         Question(
             row,
             tuple(labels),
             tuple({"text": row[answer]} for answer in answers),
-            None if truth is None else normalise([right[row["id"]].get(label, 0.0) for label in labels]),
+            targets.get(row["id"]),
         )
         for row in rows.iter_rows(named=True)
     ]
@@ -76,11 +76,6 @@ def list_pair_examples(
     """`choice.list_examples` on the rows' pairs, in the orders of prediction."""
     questions = make_pair_questions(rows, labels, settings.answers, truth)
     return list_examples(questions, prompter, settings.orders, shuffle=False, seed=seed)
-
-
-def normalise(shares: Sequence[float]) -> tuple[float, ...]:
-    """Shares scaled to sum to 1: rounded ones do not."""
-    return tuple(share / sum(shares) for share in shares)
 
 
 def rank_even(rows: pl.DataFrame, labels: Sequence[str]) -> pl.DataFrame:
