@@ -90,7 +90,7 @@ def test_the_rank_space_takes_places_and_nothing_of_the_scores() -> None:
     assert dict(zip(items, scores, strict=True)) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("space", ["log", "probability", "rank"])
+@pytest.mark.parametrize("space", ["log", "probability", "rank", "rows"])
 def test_an_answer_without_items_leaves_the_other_as_it_is(space: Space) -> None:
     row = (["a", "b"], [2.0, 1.0])
     items, _ = mix_rows([row, ([], [])], [0.5, 0.5], space)
@@ -238,6 +238,15 @@ def test_a_row_of_a_blend_across_rows_is_the_same_alone() -> None:
     said, right = join(dict(enumerate(values))), make_values(["a", "b", "c"], [[1.0, -1.0], [2.0, -2.0], [3.0, -3.0]])
     blended = blend("rows", (1.0, 1.0)).fit(said, right, spearman()).weigh([1, 1]).apply(said)
     np.testing.assert_allclose(blended["values"].to_list(), [[1 / 6, 5 / 6], [1 / 2, 1 / 2], [5 / 6, 1 / 6]])
+
+
+def test_a_member_without_an_answer_to_a_row_does_not_end_a_blend_across_rows() -> None:
+    answers, truth = drawn(5, 40, (1.0, 2.0))
+    fitted = blend("rows", (1.0, 1.0)).fit(join(dict(enumerate(answers))), truth, log_loss(LABELS))
+    nothing = make_ranking(["r0"], [[]], [[]])
+    blended = fitted.weigh([1, 1]).apply(join({0: answers[0][:1], 1: nothing}))
+    assert sorted(blended["items"][0].to_list()) == list(LABELS)
+    assert blended["items"][0].to_list() == fitted.weigh([1, 0]).apply(join({0: answers[0][:1]}))["items"][0].to_list()
 
 
 def test_rows_that_score_different_items_cannot_be_compared() -> None:

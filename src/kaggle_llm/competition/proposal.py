@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from kaggle_llm.competition.competition import TEST, TRAIN
 from kaggle_llm.competition.data_files import strip_zeros
+from kaggle_llm.competition.forms import LABELS
 from kaggle_llm.competition.inspect_files import (
     Files,
     find_document_file,
@@ -364,7 +365,7 @@ def find_documents(files: Files, proposal: Proposal) -> dict[str, Table]:
     """The table of documents, whose ids are the targets; that of the labels in words for RankedLabels."""
     if proposal.form == "RankedLabels":
         proposal.documents = "labels"
-        return {"labels": Table("label", ("text",))}
+        return {proposal.documents: LABELS}
     if not proposal.document_file:
         return {}
     file, column = proposal.document_file
