@@ -111,7 +111,7 @@ EDITS = {
     "the submission's format": Edit((COMPETITION,), put("    cut = CUT", "    cut = # + CUT")),
     "rows for a rehearsal": Edit(
         (f"{SRC}/competition/competition.py",),
-        put("        raw, ids_of_file = self.raw", "        _ = #\n        raw, ids_of_file = self.raw"),
+        put("        raw = self.raw(TRAIN)", "        _ = #\n        raw = self.raw(TRAIN)"),
     ),
     "memory": Edit((f"{EXP}/config.yaml",), put("smoke:\n", "engine: {batch_tokens: 409#}\nsmoke:\n")),
     "the prompt": Edit((f"{EXP}/config.yaml",), put('shared: "Question:', 'shared: "# Question:'), True, True),
