@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from kaggle_llm.competition.spans import WindowSettings, windows
 from kaggle_llm.engines.prompts import (
     GAP,
+    LONG,
     CandidatePrompts,
     Group,
     OptionPrompts,
@@ -393,14 +394,10 @@ def test_a_prompt_without_a_fixed_beginning_starts_as_a_text_does(scheme: str) -
     assert ids[: len(start)] == start and tokenizer.decode(ids) == "none?"
 
 
-PAIR_TEXTS = [
-    "",
-    "short one",
-    "a word and more " * 60,
-    "longer than a token 7/8 " * 40 + "end",
-    "é語 " * 300,
-    " " * 900 + "x",
-]
+def make_pair_texts(length: int) -> list[str]:
+    """Two short texts, and four of so many characters."""
+    ends = [("a word and more ", "a word"), ("longer than a token 7/8 ", "end"), ("é語 ", "é"), (" ", "x")]
+    return ["", "short one", *[start * (length // len(start)) + end for start, end in ends]]
 
 
 @pytest.mark.parametrize("model", ["pico_encoder", "pico_llm"])
@@ -411,7 +408,8 @@ def test_a_long_pair_has_the_tokens_that_the_tokenizer_keeps_of_it(
 ) -> None:
     tokenizer = load_tokenizer(request.getfixturevalue(model))
     tokenizer.truncation_side = side
-    firsts, seconds = zip(*[(one, other) for one in PAIR_TEXTS for other in PAIR_TEXTS], strict=True)
+    texts = make_pair_texts(3 * LONG * max_tokens)  # no longer: of a text the tokenizer makes all that is cut as well
+    firsts, seconds = zip(*[(first, second) for first in texts for second in texts], strict=True)
     expected = tokenizer(list(firsts), list(seconds), truncation=True, max_length=max_tokens)["input_ids"]
     assert encode_pairs(tokenizer, firsts, seconds, max_tokens) == expected
 

@@ -7,6 +7,8 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kaggle_llm.engines.spared import spare_sklearn
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -15,6 +17,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder; raises FileNotFoundError where it has none."""
+    spare_sklearn()
     from transformers import AutoTokenizer
 
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")):

@@ -26,6 +26,7 @@ from kaggle_llm.engines.memory import AnswerT, ask_within_memory
 from kaggle_llm.engines.prompts import Prompt
 from kaggle_llm.engines.quantised import adaptable
 from kaggle_llm.engines.scoring import read_tokens, score_labels, score_shared
+from kaggle_llm.engines.spared import spare_sklearn
 from kaggle_llm.engines.tokenizer import choose_pad, load_tokenizer
 from kaggle_llm.engines.trial import can_share
 
@@ -117,6 +118,7 @@ class TransformersEngine:
 
     @cached_property
     def _causal(self) -> Any:
+        spare_sklearn()
         from transformers import AutoModelForCausalLM
 
         return self._load(AutoModelForCausalLM)
@@ -138,6 +140,7 @@ class TransformersEngine:
 
     @cached_property
     def _head(self) -> Any:
+        spare_sklearn()
         from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
         config = AutoConfig.from_pretrained(self.folder)
