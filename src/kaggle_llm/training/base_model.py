@@ -80,9 +80,10 @@ def check_class(base: Path, model_class: Any) -> None:
 
     config = transformers.AutoConfig.from_pretrained(base, local_files_only=True)
     if type(config) not in model_class._model_mapping:
+        wanted = model_class.__name__.removeprefix("AutoModelFor")
         raise ValueError(
-            f"model {base} is a {config.model_type}, for which transformers has no {model_class.__name__.removeprefix('AutoModelFor')}: take "
-            f"another model, or a choice in the head's place (exp004_judge)"
+            f"model {base} is a {config.model_type}, for which transformers has no {wanted}: take another model, or a "
+            f"choice in the head's place (exp004_judge)"
         )
 
 
