@@ -1,4 +1,4 @@
-"""Eight competitions in the exact layouts of Kaggle's files, with a few generated rows in words of our own.
+"""Nine competitions in the exact layouts of Kaggle's files, with a few generated rows in words of our own.
 
 `write_miniature(name, folder)` writes the public files. What is odd in a layout is there: Eedi's float ids and wide
 rows, MAP's class named NA, WSDM's Parquet, PII's lists in JSON, LMSYS's lists as JSON, CommonLit's second tables.
@@ -146,6 +146,24 @@ def write_jigsaw(folder: Path, rng: random.Random) -> None:
     write_csv(folder / "sample_submission.csv", [{"row_id": row["row_id"], "rule_violation": 0.5} for row in test])
 
 
+def write_toxic(folder: Path, rng: random.Random) -> None:
+    """Toxic Comment Classification: six columns of 0 and 1, of which a row has any number; labels of the test set that
+    came afterwards, −1 where a row was not scored."""
+    labels = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")
+
+    def rows(count: int, first: int) -> Rows:
+        return [{"id": f"{first + n:016x}", "comment_text": write_text(rng)} for n in range(count)]
+
+    def answer(n: int) -> dict[str, Any]:
+        return {label: int(n % (k + 2) == 0) for k, label in enumerate(labels)}
+
+    train, test = rows(TRAIN_ROWS, 10**12), rows(TEST_ROWS, 9 * 10**12)
+    write_csv(folder / "train.csv", [{**row, **answer(n)} for n, row in enumerate(train)])
+    write_csv(folder / "test.csv", test)
+    write_csv(folder / "test_labels.csv", [{"id": row["id"], **dict.fromkeys(labels, -1)} for row in test])
+    write_csv(folder / "sample_submission.csv", [{"id": row["id"], **dict.fromkeys(labels, 0.5)} for row in test])
+
+
 def write_lmsys(folder: Path, rng: random.Random) -> None:
     """LMSYS, Chatbot Arena: turns of a chat as JSON lists in a CSV, one column a possible winner."""
 
@@ -248,6 +266,7 @@ MINIATURES: dict[str, Callable[[Path, random.Random], None]] = {
     "commonlit-evaluate-student-summaries": write_commonlit,
     "eedi-mining-misconceptions-in-mathematics": write_eedi,
     "jigsaw-agile-community-rules": write_jigsaw,
+    "jigsaw-toxic-comment-classification-challenge": write_toxic,
     "lmsys-chatbot-arena": write_lmsys,
     "map-charting-student-math-misunderstandings": write_map,
     "pii-detection-removal-from-educational-data": write_pii,
@@ -265,6 +284,7 @@ FLAGS = {  # what a competitor says to `kaggle-llm init`, since the files do not
     "commonlit-evaluate-student-summaries": ["--metric", "mcrmse"],
     "eedi-mining-misconceptions-in-mathematics": ["--metric", "map@25"],
     "jigsaw-agile-community-rules": ["--metric", "auc"],
+    "jigsaw-toxic-comment-classification-challenge": ["--metric", "auc"],
     "lmsys-chatbot-arena": ["--metric", "log_loss"],
     "map-charting-student-math-misunderstandings": ["--metric", "map@3", "--group", "QuestionId"],
     "pii-detection-removal-from-educational-data": ["--metric", "token_f5"],

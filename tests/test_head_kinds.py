@@ -15,7 +15,15 @@ import yaml
 from workspace import ROOT, Workspace, copy_workspace, succeed
 
 from kaggle_llm.competition.competition import Competition, CompetitionSettings, Table
-from kaggle_llm.competition.forms import LabelColumns, NumberColumns, OneLabel, OneProbability, RankedItems, Texts
+from kaggle_llm.competition.forms import (
+    LabelColumns,
+    NumberColumns,
+    OneLabel,
+    OneProbability,
+    ProbabilityColumns,
+    RankedItems,
+    Texts,
+)
 from kaggle_llm.competition.metrics import (
     exact_match,
     log_loss,
@@ -71,6 +79,13 @@ class Marks(NumberColumns):
     metric = root_mean_squared_error()
 
 
+class Flags(ProbabilityColumns):
+    """As the Toxic Comment competition: several labels of a row, or none."""
+
+    tables: ClassVar = {"train": Table("id", ("body",), numbers=("toxic", "insult", "threat")), "test": TEST}
+    metric = roc_auc()
+
+
 class Said(Texts):
     tables: ClassVar = {"train": Table("id", ("body",), target="level"), "test": TEST}
     metric = exact_match()
@@ -83,6 +98,7 @@ COLUMNS: dict[type[Competition], Callable[[int], dict[str, str]]] = {  # columns
     Ranked: lambda n: {"level": LEVELS[n]},
     Votes: lambda n: {f"share_{label}": "0.8" if n == k else "0.1" for k, label in enumerate("abc")},
     Marks: lambda n: {"content": str(100.0 * n), "wording": str(-0.01 * n)},
+    Flags: lambda n: {"toxic": str(int(n > 0)), "insult": str(int(n == 1)), "threat": str(int(n == 2))},
     Said: lambda n: {"level": LEVELS[n]},
 }
 KINDS = [
@@ -93,6 +109,7 @@ KINDS = [
     (Ranked, "classification"),
     (Votes, "classification"),
     (Marks, "regression"),
+    (Flags, "multilabel"),
 ]
 
 
@@ -138,7 +155,7 @@ def test_a_head_learns_what_the_competition_asks_for(
     engine.close()
     found = round_levels(head.settings.levels).apply(answer) if head.settings.levels else answer
     before = answer_without_model(rows.head(6), task, competition)
-    assert is_values(found) == is_values(before) == (form is Marks)
+    assert is_values(found) == is_values(before) == (form in (Marks, Flags))
     assert check_answer(before, rows["id"].to_list()[:6]).height == 6
     check_answer(found, rows["id"].to_list())
     score, floor = (competition.metric.score(frame, competition.truth(rows)) for frame in (found.head(6), before))
@@ -158,6 +175,7 @@ def test_targets_of_every_kind_by_hand(tmp_path: Path, pico_encoder: Path) -> No
     assert targets(Level, "regression") == [(0.0,), (1.0,), (2.0,)]
     assert targets(Violation, "classification") == [(1.0, 0.0), (0.0, 1.0), (0.0, 1.0)]
     assert targets(Votes, "classification")[1] == pytest.approx((0.1, 0.8, 0.1))
+    assert targets(Flags, "multilabel") == [(0.0, 0.0, 0.0), (1.0, 1.0, 0.0), (1.0, 0.0, 1.0)]
     assert targets(Marks, "regression") == [(0.0, 0.0), (100.0, -0.01), (200.0, -0.02)]
 
 
@@ -178,6 +196,8 @@ def test_what_needs_no_model_knows_the_rows_that_are_not_asked(tmp_path: Path) -
         (Marks, "ordinal", "head.task = ordinal, but made asks for numbers: set head.task=regression"),
         (Votes, "ordinal", "made asks for a score of every label: set head.task=classification"),
         (Violation, "regression", "asks for a score of every label"),
+        (Flags, "regression", "asks for probabilities: set head.task=multilabel"),
+        (Votes, "multilabel", "made is no ProbabilityColumns: set head.task=classification"),
         (Said, "classification", "made names no labels for a head"),
     ],
 )
@@ -233,6 +253,7 @@ SETTINGS: dict[type[Competition], dict[str, Any]] = {  # form → sections of co
         "lora": {"method": "lora"},
     },
     Level: {"head": {"task": "regression"}},
+    Flags: {"head": {"task": "multilabel"}},
 }
 
 

@@ -29,10 +29,12 @@ LABELS = ["low", "middle", "high", "top"]
 CLASSES = HeadSettings("classification", LABELS)
 LEVELS = HeadSettings("ordinal", LABELS)
 VALUE = HeadSettings("regression")
+SEVERAL = HeadSettings("multilabel", targets=["toxic", "insult", "threat"])
 VALUES = HeadSettings("regression", targets=["content", "wording"], scales=[[3.0, 2.0], [-40.0, 0.5]])
 TARGETS: dict[str, list[tuple[float, ...]]] = {
     "classification": [(0.0, 1.0, 0.0, 0.0), (0.2, 0.0, 0.5, 0.3), (0.0, 0.0, 0.0, 1.0)],
     "regression": [(0.5,), (-3.0,), (40.0,)],
+    "multilabel": [(0.0, 0.0, 0.0), (1.0, 0.0, 0.3), (1.0, 1.0, 1.0)],
     "ordinal": [ordinal_target(0, 4), ordinal_target(2, 4), ordinal_target(3, 4)],
 }
 ALL = LoraSettings(method="full")
@@ -68,11 +70,12 @@ def literal_loss(task: str, logits: Sequence[float], target: Sequence[float]) ->
     if task == "regression":
         return (logits[0] - target[0]) ** 2
     sigmoid = [1 / (1 + math.exp(-z)) for z in logits]
-    return -sum(math.log(p) if t else math.log(1 - p) for t, p in zip(target, sigmoid, strict=True))
+    total = -sum(t * math.log(p) + (1 - t) * math.log(1 - p) for t, p in zip(target, sigmoid, strict=True))
+    return total / len(logits) if task == "multilabel" else total
 
 
 @pytest.mark.parametrize("base", ["pico_encoder", "pico_llm"])
-@pytest.mark.parametrize("settings", [CLASSES, VALUE, LEVELS], ids=lambda settings: settings.task)
+@pytest.mark.parametrize("settings", [CLASSES, VALUE, LEVELS, SEVERAL], ids=lambda settings: settings.task)
 def test_the_loss_of_padded_rows_is_the_formula_for_each_alone(
     settings: HeadSettings, base: str, request: pytest.FixtureRequest
 ) -> None:

@@ -53,6 +53,7 @@ EXPECTED = {
         ),
         "",
     ),
+    "jigsaw-toxic-comment-classification-challenge": ("ProbabilityColumns", "exp008_heads", ("comment_text",), ""),
     "lmsys-chatbot-arena": ("LabelColumns", "exp004_judge", ("prompt", "response_a", "response_b"), ""),
     "map-charting-student-math-misunderstandings": (
         "RankedLabels",

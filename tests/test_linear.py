@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_head_kinds import KINDS, Level, Marks, open_competition
+from test_head_kinds import KINDS, Flags, Level, Marks, open_competition
 
 from kaggle_llm.competition.competition import Competition
 from kaggle_llm.competition.rankings import check_answer, is_values
-from kaggle_llm.tasks.linear import answer_by_rule, predict_by_length, predict_by_words
+from kaggle_llm.tasks.linear import answer_by_rule, predict_by_length, predict_by_words, squash
 
 TEXTS = ["a good plan", "a bad plan", "good", "bad bad bad"]
 
@@ -37,7 +37,7 @@ def test_a_rule_answers_in_the_form_of_the_head(form: type[Competition], task: A
     competition = open_competition(form, tmp_path)
     rows = competition.table("train")
     answer = check_answer(answer_by_rule(rule, task, competition, rows[6:], rows[:6]), rows["id"].to_list()[:6])
-    assert is_values(answer) == (form is Marks or (form is Level and task != "classification"))
+    assert is_values(answer) == (form in (Marks, Flags) or (form is Level and task != "classification"))
 
 
 def test_topics_are_known_by_their_words(tmp_path: Path) -> None:
@@ -46,3 +46,11 @@ def test_topics_are_known_by_their_words(tmp_path: Path) -> None:
     for task, tolerance in (("regression", 0.5), ("ordinal", 0.5)):
         answer = answer_by_rule(predict_by_words, task, competition, rows[6:], rows[:6])  # type: ignore[arg-type]
         np.testing.assert_allclose(answer["values"].list.first().to_list(), [0, 1, 2] * 2, atol=tolerance)
+
+
+def test_a_line_beyond_0_and_1_becomes_a_probability_in_the_same_order() -> None:
+    line = np.array([-3.0, -0.1, 0.0, 0.005, 0.01, 0.4, 0.99, 1.0, 1.2])
+    found = squash(line)
+    assert (found > 0).all() and (found < 1).all() and (np.diff(found) > 0).all()
+    np.testing.assert_allclose(found[4:7], line[4:7])
+    np.testing.assert_allclose(found[2], 0.01 / np.e)

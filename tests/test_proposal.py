@@ -121,8 +121,9 @@ def test_labels_of_the_test_set_that_came_afterwards_are_not_joined(folder: Path
     for name in ("test_labels", "sample_submission"):
         write_rows(folder / f"{name}.csv", rows)
     proposal = make_proposal(folder)
-    assert (proposal.form, proposal.tables["train"].numbers) == ("NumberColumns", labels)
-    assert not proposal.tables["test"].joined and "several labels a row" in proposal.assumed["form"]
+    assert (proposal.form, proposal.tables["train"].numbers) == ("ProbabilityColumns", labels)
+    assert not proposal.tables["test"].joined and proposal.metric == 'roc_auc("1")'
+    assert make_proposal(folder, metric="rmse").form == "NumberColumns"
 
 
 def test_a_joined_file_has_the_key_of_every_row_and_is_no_file_of_documents(
@@ -208,7 +209,7 @@ def test_the_form_of_one_cell(
         ({"group": "nothing"}, r"--group nothing: train\.csv has \['id', 'text', 'label'\]"),
         ({"texts": ("label",)}, r"--text label: test\.csv has \['id', 'text'\]"),
         ({"metric": "rmse"}, r"--metric rmse scores NumberColumns; by the files an answer is one of OneLabel: say"),
-        ({"metric": "auc"}, r"--metric auc scores OneProbability; by the files"),
+        ({"metric": "auc"}, r"--metric auc scores OneProbability or ProbabilityColumns; by the files"),
         ({"metric": "span_f5"}, r"--metric span_f5 scores TokenSpans; by the files"),
     ],
     ids=str,

@@ -1,16 +1,23 @@
 """Models whose layers cannot be packed are trained prompt by prompt, with the losses and gradients of prompts alone."""
 
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from kaggle_llm.engines.attention import takes_segments
+from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.engines.maker import make_engine
 from kaggle_llm.engines.prompts import TokenGroup
 from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.tasks.choice_training import ChoiceSettings, ChoiceTask
+from kaggle_llm.tasks.heads import HeadSettings
+from kaggle_llm.tasks.heads_training import HeadExample, HeadTask
 from kaggle_llm.tasks.writing_training import CompletionExample, GenerationTask
 from kaggle_llm.training.base_model import load_trainable
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
@@ -32,7 +39,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         {**{key: value for key, value in SIZES.items() if key != "head_dim"}, **HEADS}
         | {"layer_types": ["conv", "full_attention"]},
     ),
-    "capped scores": ("Gemma2", {**SIZES, **HEADS, "sliding_window": 512}),
+    "capped scores": ("Gemma2", {**SIZES, **HEADS, "sliding_window": 512, "attn_logit_softcapping": 0.01}),
     "short windows in some layers": (
         "Gemma3",
         {**SIZES, **HEADS, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
@@ -124,6 +131,61 @@ def test_losses_and_gradients_are_those_of_prompts_alone(
     assert grads.keys() == expected_grads.keys() and any(grad.abs().max() > 1e-3 for grad in grads.values())
     for name, grad in grads.items():
         torch.testing.assert_close(grad, expected_grads[name], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["capped scores", "linear attention in some layers"])
+def test_a_head_is_trained_on_padded_rows_as_on_each_alone(kind: str, pico_llm: Path, tmp_path: Path) -> None:
+    """What pads stands behind a row, where neither a state nor attention looks; the engine answers alike."""
+    import torch
+
+    base, rng = save_model(kind, pico_llm, tmp_path / "base"), random.Random(5)
+    examples = [HeadExample(tuple(draw(rng, 30)), target) for target in [(1.0, 0.0), (0.0, 1.0), (0.3, 0.7)]]
+    task = HeadTask(HeadSettings("classification", ["a", "b"]))
+    model = load_trainable(base, "sequence", FULL, TrainingSettings(), 0, **task.config())
+    alone = [model(torch.tensor([list(example.ids)])).logits[0].tolist() for example in examples]
+    with torch.no_grad():
+        padded = [row.tolist() for row in task.logits(model, examples)]
+    np.testing.assert_allclose(padded, alone, atol=1e-5)
+    job = Job(base, tmp_path / "trained", FULL, TrainingSettings(batch=3, epochs=8, learning_rate=1e-2, warmup=0.0), 0)
+    fine_tune(task, examples, job)
+    log = [json.loads(line) for line in (tmp_path / "trained" / "log.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in log if "loss" in row]
+    assert losses[-1] < losses[0] / 2
+    engine = make_engine(job.folder, EngineSettings())
+    rows = engine.logits([example.ids for example in examples])
+    trained = AutoModelForSequenceClassification.from_pretrained(job.folder, attn_implementation="eager").eval()
+    with torch.no_grad():
+        expected = [trained(torch.tensor([list(example.ids)])).logits[0].tolist() for example in examples]
+    np.testing.assert_allclose(rows, expected, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_without_a_class_for_heads_is_refused(pico_llm: Path, tmp_path: Path) -> None:
+    base = save_model("convolutions in some layers", pico_llm, tmp_path)
+    with pytest.raises(ValueError, match=r"is a lfm2, for which transformers has no SequenceClassification: take anot"):
+        load_trainable(base, "sequence", FULL, TrainingSettings(), 0, num_labels=2)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_scores_are_capped_wherever_a_model_computes(pico_llm: Path, tmp_path: Path) -> None:
+    """torch's fused attention leaves caps out without a word: the trainer and the engine take the one that has them."""
+    import torch
+
+    base, prompt = save_model("capped scores", pico_llm, tmp_path), draw(random.Random(6), 30) * 4
+    found = {}
+    with torch.no_grad():
+        for name in ("eager", "sdpa"):
+            plain = AutoModelForCausalLM.from_pretrained(base, attn_implementation=name).eval()
+            found[name] = plain(torch.tensor([prompt])).logits[0, -1]
+        task = TASKS["choice"][0]
+        model = load_trainable(base, "causal", FULL, TrainingSettings(), 0, **task.config()).eval()
+        found["trainer"] = model(torch.tensor([prompt])).logits[0, -1]
+    (answer,) = make_engine(base, EngineSettings()).choices([prompt], [[YES], [NO]])
+    torch.testing.assert_close(found["trainer"], found["eager"])
+    expected = found["eager"].log_softmax(-1)[[YES, NO]]
+    np.testing.assert_allclose(answer, expected, atol=1e-4)
+    assert (found["sdpa"].log_softmax(-1)[[YES, NO]] - expected).abs().max() > 1e-2, "the caps matter here"
 
 
 def test_a_model_that_can_be_packed_is(pico_llm: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import shutil
@@ -96,3 +97,11 @@ def release_device() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+
+
+def trim_heap(device: str) -> None:
+    """On a CPU, return the activations' memory to the system: glibc keeps freed pieces too small for the next part."""
+    if device == "cpu" and sys.platform == "linux":
+        malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+        if malloc_trim:
+            malloc_trim(0)

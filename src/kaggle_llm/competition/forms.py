@@ -8,6 +8,7 @@
 | OneProbability | two labels | one cell: the probability of the second |
 | LabelColumns | all labels | a column for each label: its probability |
 | NumberColumns | numbers (VALUES) | a column for each number |
+| ProbabilityColumns | probabilities (VALUES) | a column for each label, of which several may be right |
 | Texts | a text | one cell: the text |
 | CharacterSpans (span_forms.py) | spans of characters | one cell: "start:end:TYPE …" |
 | TokenSpans (span_forms.py) | spans of characters | a row for each token inside of them: its number and label |
@@ -206,6 +207,25 @@ class NumberColumns(Competition):
     def _find_fault(self, cells: Sequence[str], legal: Collection[str] | None) -> str:
         try:
             read_numbers(cells)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+
+class ProbabilityColumns(NumberColumns):
+    """A submission of the probability of each label of a row that may have none, one or several of them.
+
+    train.csv has columns of 0 and 1, or of probabilities, of the same names.
+    """
+
+    def truth(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """VALUES; raises ValueError for a cell that is no probability."""
+        cells = rows.select(*self.columns).iter_rows()
+        return make_values(rows["id"].to_list(), [[read_probability(cell or "") for cell in row] for row in cells])
+
+    def _find_fault(self, cells: Sequence[str], legal: Collection[str] | None) -> str:
+        try:
+            [read_probability(cell) for cell in cells]
         except ValueError as error:
             return str(error)
         return ""

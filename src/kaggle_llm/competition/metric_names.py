@@ -36,6 +36,7 @@ USUAL = {  # form → the metric that is assumed
     "NumberColumns": "rmse",
     "OneLabel": "accuracy",
     "OneProbability": "auc",
+    "ProbabilityColumns": "auc",
     "RankedItems": "map",
     "RankedLabels": "map",
     "Texts": "rougeL",
@@ -75,9 +76,9 @@ def list_forms(name: str) -> list[str]:
     if name in SPANS:
         return ["TokenSpans"]
     if name == "auc":
-        return ["OneProbability"]
+        return ["OneProbability", "ProbabilityColumns"]
     if name in PROBABILITIES:
         return ["LabelColumns", "OneProbability"]
     if "{labels}" in METRICS[name]:
         return ["LabelColumns", "OneLabel", "OneProbability"]
-    return [form for form in USUAL if form not in ("NumberColumns", "TokenSpans")]
+    return [form for form in USUAL if form not in ("NumberColumns", "ProbabilityColumns", "TokenSpans")]

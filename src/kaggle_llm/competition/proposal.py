@@ -133,7 +133,7 @@ def propose_target(
     targets = [answers.target] if answers.target else find_targets(files, train, test, spec, proposal)
     check_targets(files, train, proposal.glued or targets)
     find_form(files, train, targets, split_metric(answers.metric)[0], proposal)
-    if proposal.form == "NumberColumns":
+    if proposal.form in ("NumberColumns", "ProbabilityColumns"):
         return replace(spec, numbers=tuple(targets))
     if isinstance(proposal.labels, dict):
         target = targets[0] if len(targets) == 1 else "label"
@@ -199,7 +199,7 @@ def find_form(files: Files, train: pl.DataFrame, targets: list[str], metric: str
     """Sets form, labels and cut."""
     cells = files.sample.columns[1:]
     if len(targets) > 1:
-        set_columns(train, targets, proposal)
+        set_columns(train, targets, metric, proposal)
         return
     values = glue(train, proposal.glued) if proposal.glued else strip_zeros(train[targets[0]])
     if names_labels(cells, values):
@@ -213,7 +213,7 @@ def find_form(files: Files, train: pl.DataFrame, targets: list[str], metric: str
         set_cell(files, values.drop_nulls(), metric, proposal)
 
 
-def set_columns(train: pl.DataFrame, targets: list[str], proposal: Proposal) -> None:
+def set_columns(train: pl.DataFrame, targets: list[str], metric: str, proposal: Proposal) -> None:
     """The form of a submission with the columns that train has."""
     import polars as pl
 
@@ -221,9 +221,8 @@ def set_columns(train: pl.DataFrame, targets: list[str], proposal: Proposal) -> 
     if ((numbers.sum_horizontal() - 1).abs() < 1e-3).all():
         proposal.form, proposal.labels = "LabelColumns", {shorten(name, targets): name for name in targets}
         return
-    proposal.form = "NumberColumns"
-    if all(set(column.drop_nulls()) <= {0, 1} for column in numbers):
-        proposal.assumed["form"] = "several labels a row are predicted as numbers near 0 and 1"
+    is_answered = all(set(column) <= {0, 1} for column in numbers) and metric not in NUMBERS
+    proposal.form = "ProbabilityColumns" if is_answered else "NumberColumns"
 
 
 def set_cell(files: Files, values: pl.Series, metric: str, proposal: Proposal) -> None:

@@ -39,7 +39,7 @@ class Table:
     group: str = ""
     """The column whose groups of rows should stay on one side of a split; empty: there are none."""
     numbers: tuple[str, ...] = ()
-    """Target columns of LabelColumns (each label's share) and of NumberColumns (the right values)."""
+    """Target columns of LabelColumns (each label's share), NumberColumns and ProbabilityColumns (the right values)."""
     file: str = ""
     """Its file; empty: the table's name with .csv, .parquet, .json or .jsonl, whichever is there."""
     joined: Mapping[str, str] = field(default_factory=dict)

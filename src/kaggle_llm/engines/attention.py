@@ -165,6 +165,14 @@ def inner_model(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def keep_caps(model: Any) -> Any:
+    """`model`, with the attention that caps its scores where its config says so (Gemma 2): torch's fused one does not,
+    and transformers says nothing."""
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
+        model.set_attn_implementation("eager")
+    return model
+
+
 def takes_segments(model: Any) -> bool:
     return bool(inner_model(model).config._attn_implementation == SEGMENTS)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from kaggle_llm.base import records
 from kaggle_llm.base.device import choose_placement, release_device
-from kaggle_llm.engines.attention import avoid_slow_kernel, prepare_device
+from kaggle_llm.engines.attention import avoid_slow_kernel, keep_caps, prepare_device
 from kaggle_llm.engines.engine import (
     Completion,
     EngineSettings,
@@ -162,11 +162,11 @@ class TransformersEngine:
         placement = choose_placement() if self.device.type == "cuda" else {}
         options |= {"dtype": self.dtype, "local_files_only": True, **placement}
         if self.base is None:
-            return maker.from_pretrained(self.folder, **options).to(self.device).eval()
+            return keep_caps(maker.from_pretrained(self.folder, **options)).to(self.device).eval()
         from peft import PeftModel
 
         with adaptable(self.base) as more:
-            model = maker.from_pretrained(self.base, **options, **more)
+            model = keep_caps(maker.from_pretrained(self.base, **options, **more))
         return PeftModel.from_pretrained(model, self.folder).to(self.device).eval()
 
     # batches ------------------------------------------------------------------------------------------------

@@ -147,6 +147,7 @@ def describe(proposal: Proposal) -> str:
         "NumberColumns": "a number for each column of the sample submission",
         "OneLabel": "one label",
         "OneProbability": f"the probability of {second!r}",
+        "ProbabilityColumns": "the probability of each label, of which several may be right",
         "RankedItems": f"up to {proposal.cut} items, best first",
         "RankedLabels": f"up to {proposal.cut} labels, best first",
         "Texts": "a text",
@@ -281,8 +282,8 @@ def set_tags(config: dict[str, Any], proposal: Proposal) -> None:
 def set_head(config: dict[str, Any], proposal: Proposal) -> None:
     levels = [label for label in proposal.labels if label.isdecimal()]
     is_ordered = proposal.form == "OneLabel" and len(levels) == len(proposal.labels) > 2
-    task = "regression" if proposal.form == "NumberColumns" else "ordinal" if is_ordered else "classification"
-    config["head"]["task"] = task
+    by_form = {"NumberColumns": "regression", "ProbabilityColumns": "multilabel"}
+    config["head"]["task"] = by_form.get(proposal.form, "ordinal" if is_ordered else "classification")
     config["prompt"].pop("default_budget", None)
     budgets, fewer = (share_tokens(proposal, proposal.texts, tokens) for tokens in (ENCODER_TOKENS, SMOKE_TOKENS))
     config["prompt"] |= {"shared": list_fields(proposal.texts), "budgets": budgets}

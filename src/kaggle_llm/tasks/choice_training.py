@@ -15,6 +15,7 @@ from kaggle_llm.engines.attention import register_segments
 from kaggle_llm.engines.packing import compute_logits, pack
 from kaggle_llm.engines.prompts import Prompt, TokenGroup
 from kaggle_llm.tasks.distillation import DistillationSettings, soft_choice_loss
+from kaggle_llm.training.tricks import TargetKind
 
 if TYPE_CHECKING:
     import torch
@@ -73,19 +74,29 @@ class ChoiceTask:
             )
         return 1.0
 
-    def loss(self, model: Any, examples: Sequence[TokenGroup]) -> torch.Tensor:
-        """Sum over examples of their cross-entropy, with distillation where they have a teacher."""
-        import torch
+    @property
+    def targets(self) -> TargetKind:
+        return "shares"
 
+    def logits(self, model: Any, examples: Sequence[TokenGroup]) -> Sequence[torch.Tensor]:
+        """Scores [options] an example."""
         packed = pack([(example.shared, example.candidates) for example in examples])
         logits = compute_logits(model, packed, packed.ends)[:, self.labels]
-        if self.settings.form == "pointwise":
-            odds = logits[:, 0] - logits[:, 1]
-            scores = list(odds.split([len(example.candidates) for example in examples]))
-        else:
-            scores = list(logits)
+        if self.settings.form == "labels":
+            return logits.unbind()
+        odds = logits[:, 0] - logits[:, 1]
+        return odds.split([len(example.candidates) for example in examples])
+
+    def losses(self, logits: Sequence[torch.Tensor], examples: Sequence[TokenGroup]) -> torch.Tensor:
+        """[examples]: cross-entropy, with distillation where they have a teacher."""
+        import torch
+
         losses = [
             soft_choice_loss(row, example.target, example.teacher, self.distillation)
-            for row, example in zip(scores, examples, strict=True)
+            for row, example in zip(logits, examples, strict=True)
         ]
-        return torch.stack(losses).sum()
+        return torch.stack(losses)
+
+    def loss(self, model: Any, examples: Sequence[TokenGroup]) -> torch.Tensor:
+        """Sum over examples."""
+        return self.losses(self.logits(model, examples), examples).sum()

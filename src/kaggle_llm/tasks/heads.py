@@ -14,7 +14,7 @@ import numpy as np
 
 from kaggle_llm.base import records
 from kaggle_llm.competition.competition import TRAIN, Competition
-from kaggle_llm.competition.forms import NumberColumns
+from kaggle_llm.competition.forms import NumberColumns, ProbabilityColumns
 from kaggle_llm.competition.rankings import is_values, make_ranking, make_values, share_labels
 from kaggle_llm.engines.engine import Engine
 from kaggle_llm.engines.prompts import Prompter, PromptSettings
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 ROWS_A_CHUNK = 64  # at most so many where time is short: the budget is checked between chunks
-HeadKind = Literal["classification", "ordinal", "regression"]
+HeadKind = Literal["classification", "ordinal", "regression", "multilabel"]
 
 
 @dataclass
@@ -36,22 +36,22 @@ class HeadTaskSettings:
     task: HeadKind
     """classification: all labels by their probability. ordinal: labels from lowest to highest, a question "more than
     this one?" for each; thresholds make a label of the answers. regression: the numbers of NumberColumns, or the level
-    of such a label."""
+    of such a label. multilabel: the probabilities of ProbabilityColumns, a question "this one?" for each."""
 
 
 @dataclass
 class HeadSettings:
     task: HeadKind
     labels: list[str] = field(default_factory=list)
-    """Classes, or levels from lowest to highest; none for the regression of numbers."""
+    """Classes, or levels from lowest to highest; none for the regression of numbers and for multilabel."""
     targets: list[str] = field(default_factory=lambda: ["value"])
-    """Regression: a name for each number."""
+    """Regression and multilabel: a name for each number or label."""
     scales: list[list[float]] = field(default_factory=list)
     """Regression: mean and scale of each target, for a head that answers (target − mean) / scale; []: 0 and 1."""
 
     def __post_init__(self) -> None:
         few = len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)
-        if few and (self.labels or self.task != "regression"):
+        if few and (self.labels or self.task in ("classification", "ordinal")):
             raise ValueError(f"labels = {self.labels}: {self.task} needs two or more different ones")
         if self.scales and len(self.scales) != len(self.targets):
             raise ValueError(f"scales = {self.scales} of the targets {self.targets}: give one for each")
@@ -66,10 +66,14 @@ def describe_head(task: HeadKind, competition: Competition) -> HeadSettings:
     """The head for a competition; raises ValueError where its answers are not what such a head gives."""
     name = competition.settings.name
     if isinstance(competition, NumberColumns):
-        if task != "regression":
-            raise ValueError(f"head.task = {task}, but {name} asks for numbers: set head.task=regression")
+        is_answered = isinstance(competition, ProbabilityColumns)
+        fitting, asked = ("multilabel", "probabilities") if is_answered else ("regression", "numbers")
+        if task != fitting:
+            raise ValueError(f"head.task = {task}, but {name} asks for {asked}: set head.task={fitting}")
         return HeadSettings(task, targets=list(competition.columns))
     labels = list(competition.legal_items() or [])
+    if task == "multilabel":
+        raise ValueError(f"head.task = multilabel, but {name} is no ProbabilityColumns: set head.task=classification")
     if not labels:
         raise ValueError(f"{name} names no labels for a head: take a form with labels or NumberColumns")
     if task != "classification" and competition.every_label:
@@ -100,13 +104,15 @@ class Head:
         return prompts
 
     def answer(self, rows: pl.DataFrame, engine: Engine) -> pl.DataFrame:
-        """RANKING of classes; VALUES of numbers and of levels, before thresholds."""
+        """RANKING of classes; VALUES of numbers, of probabilities, and of levels before thresholds."""
         ids, settings, prompts = rows["id"].to_list(), self.settings, self.prompts(rows)
         logits = engine.logits(prompts) if prompts else []
         if settings.task == "classification":
             return rank_classes(ids, logits, settings.labels)
         if settings.task == "ordinal":
             return predict_levels(ids, logits, len(settings.labels))
+        if settings.task == "multilabel":
+            return predict_probabilities(ids, logits, len(settings.targets))
         return predict_values(ids, logits, len(settings.targets), settings.scales)
 
 
@@ -197,9 +203,18 @@ def predict_levels(ids: Sequence[str], logits: Sequence[np.ndarray], levels: int
     return make_values(ids, expected_level(_as_rows(logits, levels - 1))[:, None])
 
 
+def predict_probabilities(ids: Sequence[str], logits: Sequence[np.ndarray], labels: int) -> pl.DataFrame:
+    """VALUES: σ(z) of each label. logits: [labels] a row."""
+    return make_values(ids, sigmoid(_as_rows(logits, labels)))
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0.0, -logits))
+
+
 def expected_level(logits: np.ndarray) -> np.ndarray:
     """[n]: Σⱼ P(level > j) = Σⱼ σ(zⱼ), of logits [n, levels − 1]."""
-    return np.exp(-np.logaddexp(0.0, -logits)).sum(axis=1)
+    return sigmoid(logits).sum(axis=1)
 
 
 def rank_prior(ids: Sequence[str], labels: Sequence[str], targets: Sequence[Sequence[float]]) -> pl.DataFrame:

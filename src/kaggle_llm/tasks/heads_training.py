@@ -1,4 +1,4 @@
-"""Trains a head on an encoder or a causal model: classification, regression or ordinal targets, one a row.
+"""Trains a head on an encoder or a causal model: classes, levels, numbers or several labels of a row.
 
 The head is new and starts at random: give it its own training.head_learning_rate. tasks/heads.py turns its logits into
 predictions.
@@ -18,6 +18,7 @@ from kaggle_llm.competition.competition import Competition
 from kaggle_llm.tasks.distillation import DistillationSettings, soft_choice_loss
 from kaggle_llm.tasks.heads import Head, HeadSettings, list_targets
 from kaggle_llm.training.padding import pad_for_head
+from kaggle_llm.training.tricks import TargetKind
 
 if TYPE_CHECKING:
     import polars as pl
@@ -29,6 +30,7 @@ PROBLEMS = {  # transformers' word for each task
     "classification": "single_label_classification",
     "regression": "regression",
     "ordinal": "multi_label_classification",
+    "multilabel": "multi_label_classification",
 }
 
 
@@ -37,7 +39,7 @@ class HeadExample:
     ids: tuple[int, ...]
     target: tuple[float, ...]
     """Classification: a share for each label, sums to 1. Regression: a number for each target. Ordinal: see
-    heads.ordinal_target."""
+    heads.ordinal_target. Multilabel: 0 or 1 for each label, or a probability."""
     teacher: tuple[float, ...] | None = None
     """A teacher's scores of the labels (log-probabilities up to a constant); for classification only."""
 
@@ -51,7 +53,7 @@ def class_target(label: str, labels: Sequence[str]) -> tuple[float, ...]:
 
 def name_outputs(settings: HeadSettings) -> list[str]:
     """A name for each of the head's logits."""
-    if settings.task == "regression":
+    if settings.task in ("regression", "multilabel"):
         return list(settings.targets)
     if settings.task == "ordinal":
         return [f"more than {label}" for label in settings.labels[:-1]]
@@ -83,6 +85,8 @@ def check_widths(settings: HeadSettings, examples: Sequence[HeadExample]) -> Non
             raise ValueError(f"target {target}: a {settings.task} head here has {width} finite value(s)")
         if is_classification and (min(target) < 0 or abs(sum(target) - 1) > 1e-3):
             raise ValueError(f"target {target}: shares of the labels are 0 or more and sum to 1")
+        if settings.task == "multilabel" and not 0 <= min(target) <= max(target) <= 1:
+            raise ValueError(f"target {target}: of multilabel each is between 0 and 1")
         if example.teacher is not None and (not is_classification or len(example.teacher) != width):
             raise ValueError(f"teacher {example.teacher}: only classification has one, with a score for each label")
 
@@ -95,6 +99,7 @@ class HeadTask:
     ordinal: −Σⱼ tⱼ·log σ(zⱼ) + (1 − tⱼ)·log(1 − σ(zⱼ)), a binary question "more than level j?" for each level but
     the highest. Source: Niu et al., Ordinal Regression with Multiple Output CNN for Age Estimation, 2016, equation 2
     without weights. (CORAL, Cao, Mirjalili, Raschka, 2020, has the same loss but one weight vector for all questions.)
+    multilabel: the same of a question "this label?" for each label, its mean over the labels.
     """
 
     kind: ModelKind = "sequence"
@@ -120,24 +125,39 @@ class HeadTask:
     def weight(self, example: HeadExample) -> float:
         return 1.0
 
-    def loss(self, model: Any, examples: Sequence[HeadExample]) -> torch.Tensor:
-        """Sum over examples; raises ValueError for targets of another width than the head's."""
+    @property
+    def targets(self) -> TargetKind:
+        kinds: dict[str, TargetKind] = {"classification": "shares", "regression": "numbers"}
+        return kinds.get(self.settings.task, "answers")
+
+    def logits(self, model: Any, examples: Sequence[HeadExample]) -> Sequence[torch.Tensor]:
+        """[outputs] an example, in float32."""
+        rows: torch.Tensor = model(**pad_for_head(model, [example.ids for example in examples])).logits.float()
+        return rows.unbind()
+
+    def losses(self, logits: Sequence[torch.Tensor], examples: Sequence[HeadExample]) -> torch.Tensor:
+        """[examples]; raises ValueError for targets of another width than the head's."""
         import torch
         from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
         check_widths(self.settings, examples)
-        logits = model(**pad_for_head(model, [example.ids for example in examples])).logits.float()
         if self.settings.task == "classification":
             losses = [
                 soft_choice_loss(row, example.target, example.teacher, self.distillation)
                 for row, example in zip(logits, examples, strict=True)
             ]
-            return torch.stack(losses).sum()
-        target = logits.new_tensor([example.target for example in examples])
-        if self.settings.task == "ordinal":
-            return binary_cross_entropy_with_logits(logits, target, reduction="sum")
-        means, sizes = logits.new_tensor(self.settings.scales or [[0.0, 1.0]] * logits.shape[1]).T
-        return mse_loss(logits, (target - means) / sizes, reduction="sum") / logits.shape[1]
+            return torch.stack(losses)
+        rows = torch.stack(list(logits))
+        target = rows.new_tensor([example.target for example in examples])
+        if self.targets == "answers":
+            losses_of_answers = binary_cross_entropy_with_logits(rows, target, reduction="none")
+            return losses_of_answers.sum(1) if self.settings.task == "ordinal" else losses_of_answers.mean(1)
+        means, sizes = rows.new_tensor(self.settings.scales or [[0.0, 1.0]] * rows.shape[1]).T
+        return mse_loss(rows, (target - means) / sizes, reduction="none").mean(1)
+
+    def loss(self, model: Any, examples: Sequence[HeadExample]) -> torch.Tensor:
+        """Sum over examples."""
+        return self.losses(self.logits(model, examples), examples).sum()
 
 
 def make_head_task(head: Head, competition: Competition, rows: pl.DataFrame) -> HeadTask:

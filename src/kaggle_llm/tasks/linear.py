@@ -61,4 +61,13 @@ def answer_predicted(settings: HeadSettings, ids: Sequence[str], predicted: np.n
         shares = np.maximum(predicted, LEAST_SHARE)
         logs = np.log(shares / shares.sum(axis=1, keepdims=True))
         return make_ranking(ids, [settings.labels] * len(ids), logs.tolist())
+    if settings.task == "multilabel":
+        return make_values(ids, squash(predicted))
     return make_values(ids, predicted.sum(axis=1, keepdims=True) if settings.task == "ordinal" else predicted)
+
+
+def squash(predicted: np.ndarray, margin: float = 0.01) -> np.ndarray:
+    """Numbers as probabilities in the same order: those within `margin` of 0 and 1, and beyond, come near to them."""
+    low = margin * np.exp(np.minimum(predicted / margin - 1, 0))
+    high = 1 - margin * np.exp(np.minimum((1 - predicted) / margin - 1, 0))
+    return np.where(predicted < margin, low, np.where(predicted > 1 - margin, high, predicted))

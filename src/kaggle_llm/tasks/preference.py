@@ -16,6 +16,7 @@ import numpy as np
 
 from kaggle_llm.base import processes
 from kaggle_llm.base.fingerprint import hash_code
+from kaggle_llm.engines.attention import keep_caps
 from kaggle_llm.engines.engine import EngineSettings, resolve_dtype
 from kaggle_llm.engines.maker import make_engine
 from kaggle_llm.engines.packing import compute_logits, pack
@@ -269,7 +270,7 @@ def score_completions(folder: Path, pairs: Sequence[PreferenceExample], settings
         dtype=getattr(torch, settings.dtype),
         local_files_only=True,
     )
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    model = keep_caps(model).to("cuda" if torch.cuda.is_available() else "cpu").eval()
     pack_where_possible(model, settings.dtype)
     unpack_beyond_window(model, max((pair.longest for pair in pairs), default=0))
     scores = np.empty((len(pairs), 2))

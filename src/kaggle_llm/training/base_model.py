@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kaggle_llm.base import paths, processes, records
 from kaggle_llm.base.device import choose_placement
-from kaggle_llm.engines.attention import SEGMENTS, inner_model, prepare_device, register_segments, takes_segments
+from kaggle_llm.engines.attention import (
+    SEGMENTS,
+    inner_model,
+    keep_caps,
+    prepare_device,
+    register_segments,
+    takes_segments,
+)
 from kaggle_llm.engines.quantised import adaptable, read_quantisation, rounds_activations
 from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.engines.trial import pack_where_possible
@@ -51,9 +58,11 @@ def load_trainable(
     scales = config.pop(records.TARGET_SCALES, None)
     config |= make_loading_options(lora, training, seed, HEAD_NAMES if kind in ("sequence", "token") else None)
     model_class = getattr(transformers, CLASSES[kind][0])
+    check_class(base, model_class)
     with adaptable(base) as options:
         config |= options | choose_placement()
         model, info = model_class.from_pretrained(base, local_files_only=True, output_loading_info=True, **config)
+    keep_caps(model)
     if scales is not None:
         model.config.update({records.TARGET_SCALES: scales})
     if is_packed:
@@ -63,6 +72,19 @@ def load_trainable(
     if lora.method == "full":
         return model
     return attach_adapter(model, kind, lora, find_random_modules(model, info["missing_keys"], base, lora))
+
+
+def check_class(base: Path, model_class: Any) -> None:
+    """Raises ValueError where transformers has no such class, such as one with a head, for the type of the base."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(base, local_files_only=True)
+    if type(config) not in model_class._model_mapping:
+        wanted = model_class.__name__.removeprefix("AutoModelFor")
+        raise ValueError(
+            f"model {base} is a {config.model_type}, for which transformers has no {wanted}: take another model, or a "
+            f"choice in the head's place (exp004_judge)"
+        )
 
 
 def pack_rows(model: Any, base: Path, dtype: str) -> None:

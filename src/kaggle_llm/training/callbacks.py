@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,18 @@ def make_callbacks(checkpoints: Checkpoints, log: Path) -> list[Any]:
                 checkpoints.complete(state.global_step)
 
     return [ProgressBar(), JsonLog(), CompleteMark()]
+
+
+def make_callback(**events: Callable[..., Any]) -> Any:
+    """A callback of functions (args, state, control, **others), each named as its event, such as on_step_end."""
+    from transformers import TrainerCallback
+
+    return type("Events", (TrainerCallback,), {name: staticmethod(event) for name, event in events.items()})()
+
+
+def checkpoint_folder(args: Any, state: Any) -> Path:
+    """The folder of the checkpoint that is being saved."""
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
 
 def check_loss(logs: dict[str, float], step: int, args: Any) -> None:

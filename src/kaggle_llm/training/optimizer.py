@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kaggle_llm.training.settings import TrainingSettings
 
 # PEFT keeps a trained head under modules_to_save; without an adapter it is beside the backbone.
 HEAD_PARAMETER = re.compile(r"modules_to_save|(^|\.)(score|classifier|pooler)\.")
+
+LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks)\.(\d+)\.")
 
 
 def group_parameters(model: Any, training: TrainingSettings) -> list[dict[str, Any]]:
@@ -17,15 +20,38 @@ def group_parameters(model: Any, training: TrainingSettings) -> list[dict[str, A
     Biases and norms (vectors) have no weight decay.
     """
     tables = {id(module.weight) for module in model.modules() if type(module).__name__ == "Embedding"}
+    scale = layer_scale([name for name, _ in model.named_parameters()], training.tricks.layer_decay)
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, weight in model.named_parameters():
         if not weight.requires_grad:
             continue
-        rate = choose_rate(name, id(weight) in tables, training)
+        is_embedding = id(weight) in tables
+        rate = choose_rate(name, is_embedding, training) * scale(name, is_embedding)
         decay = training.weight_decay if weight.ndim > 1 else 0.0
         group = groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay})
         group["params"].append(weight)
     return list(groups.values())
+
+
+def layer_scale(names: Sequence[str], decay: float) -> Callable[[str, bool], float]:
+    """(name, whether it is a table of embeddings) → the factor of its learning rate: decay^(L − i) in layer i of 0 to
+    L − 1, decay^(L + 1) in the embeddings, 1 in what comes behind the layers.
+
+    Source: Clark et al., ELECTRA, 2020, appendix B. Raises ValueError for a model whose layers are not numbered.
+    """
+    layers = [int(match[1]) for name in names if (match := LAYER.search(name))]
+    if decay == 1:
+        return lambda name, is_embedding: 1.0
+    if not layers:
+        raise ValueError(f"training.tricks.layer_decay = {decay}: the model has no numbered layers; leave it out")
+    count = max(layers) + 1
+
+    def scale(name: str, is_embedding: bool) -> float:
+        if match := LAYER.search(name):
+            return decay ** (count - int(match[1]))
+        return decay ** (count + 1) if is_embedding or "embeddings." in name else 1.0
+
+    return scale
 
 
 def choose_optimizer(name: str) -> type[Any]:

@@ -6,7 +6,7 @@ one epoch with warm-up and linear decay.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from kaggle_llm.base.device import BFLOAT16_FROM, read_capability
@@ -27,6 +27,67 @@ class LoraSettings:
             raise ValueError(f"r = {self.r}, alpha = {self.alpha}: both must be 1 or more")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout = {self.dropout}: must be 0 or more and less than 1")
+
+
+@dataclass
+class WatchSettings:
+    """The loss of examples that the training never sees, while it trains."""
+
+    rows: int = 0
+    """How many of the training's last examples are held out; 0: none, all are trained on."""
+    steps: int = 50
+    """Steps between two looks; the last step is always looked at."""
+    keep: Literal["last", "best"] = "last"
+    """The weights that are saved: those of the last step, or of the step with the lowest held-out loss."""
+    patience: int = 0
+    """Stop after so many looks in a row without a new lowest loss; 0: never."""
+
+    def __post_init__(self) -> None:
+        if self.rows < 0 or self.steps < 1 or self.patience < 0:
+            raise ValueError(
+                f"rows = {self.rows}, steps = {self.steps}, patience = {self.patience}: rows and patience are 0 or "
+                f"more, steps 1 or more"
+            )
+        if not self.rows and (self.keep == "best" or self.patience):
+            raise ValueError("keep = best and patience need held-out examples: set rows, such as rows=100")
+
+
+@dataclass
+class TrickSettings:
+    """What winners added to a fine-tuning; each is off by default (tricks.py has the formulas)."""
+
+    ema: float = 0.0
+    """Save the exponential moving average of the weights, with this decay, such as 0.99."""
+    awp: float = 0.0
+    """Train each step also on weights moved against it, by this share of their norm, such as 0.01: twice the time."""
+    rdrop: float = 0.0
+    """Weight of the divergence between two passes with different dropout, such as 1: twice the time."""
+    multi_sample_dropout: int = 0
+    """Mean loss of so many dropout masks before the head, such as 5."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from a layer to the one below it, such as 0.9."""
+    label_smoothing: float = 0.0
+    """Share of the target that all labels get alike, such as 0.1."""
+    focal: float = 0.0
+    """Exponent by which rows that are right already count less, such as 2."""
+    class_weight: float = 0.0
+    """Exponent of the inverse frequency by which a class counts: 1 makes all classes count alike."""
+    freeze: float = 0.0
+    """Share of the steps, at the beginning, in which only the head is trained, such as 0.2."""
+
+    def __post_init__(self) -> None:
+        for name in ("ema", "label_smoothing", "freeze"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be 0 or more and less than 1")
+        for name in ("awp", "rdrop", "multi_sample_dropout", "focal", "class_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be 0 or more")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay = {self.layer_decay}: must be more than 0 and at most 1")
+
+    def chosen(self) -> dict[str, float]:
+        """Those that are on."""
+        return {name: value for name, value in vars(self).items() if value != getattr(type(self), name)}
 
 
 @dataclass
@@ -63,6 +124,8 @@ class TrainingSettings:
     """Steps between two checkpoints, from which a killed run resumes."""
     track: Literal["off", "tensorboard", "wandb", "wandb-offline"] = "off"
     """Tracker that gets the log too; log.jsonl is always written."""
+    watch: WatchSettings = field(default_factory=WatchSettings)
+    tricks: TrickSettings = field(default_factory=TrickSettings)
 
     def __post_init__(self) -> None:
         if self.tokens is not None and self.tokens < 1:

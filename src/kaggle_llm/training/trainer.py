@@ -6,19 +6,17 @@ Leaves what base_model.save_trained leaves, and log.jsonl. A killed training res
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast
 
 from kaggle_llm.base import paths, processes, records
-from kaggle_llm.base.device import describe_device, is_out_of_memory, release_device
+from kaggle_llm.base.device import describe_device, is_out_of_memory, release_device, trim_heap
 from kaggle_llm.base.fingerprint import hash_code, hash_module_of, plain_value
 from kaggle_llm.training.base_model import (
     ModelKind,
@@ -33,6 +31,9 @@ from kaggle_llm.training.optimizer import choose_optimizer, group_parameters
 from kaggle_llm.training.plan import Share, plan_training, within_budget
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings, resolve_training
 from kaggle_llm.training.tracking import tracking
+from kaggle_llm.training.tricks import apply_tricks
+from kaggle_llm.training.watch import Watch, hold_out
+from kaggle_llm.training.weight_tricks import attach_average, attach_freezing, check_trainer, choose_adversary
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +49,7 @@ LAUNCHER_VARIABLES = (
     "ACCELERATE_USE_DEEPSPEED",
     "ACCELERATE_DEEPSPEED_ZERO_STAGE",
 )
+UNKEYED = ("checkpoint_steps", "track", "watch", "tricks")  # the last two have keys where they are on
 KEYED_PACKAGES = ("torch", "transformers", "peft")  # a training's result depends on their versions
 
 
@@ -124,16 +126,20 @@ def measure_memory() -> tuple[float, float]:
 def fine_tune(task: Task[Example], examples: Sequence[Example], job: Job) -> None:
     """Train on the first examples within `training.tokens` and save the adapter (or all weights) into job.folder.
 
-    Raises ValueError where no example fits into the budget or the loss is not finite.
+    Raises ValueError where no example fits into the budget, a trick does not fit the task, or the loss is not finite.
     """
-    kept = keep_within(task, examples, job.training)
+    training = job.training
+    kept = keep_within(task, examples, training)
+    trained, watched = hold_out(kept, training.watch)
+    tricked = apply_tricks(task, trained, training.tricks)
     lengths = [task.length(example) for example in kept]
-    weights = [task.weight(example) for example in kept]
-    shares = plan_training(lengths, weights, task.padded, job.training, job.seed, processes.world())
+    weights = [tricked.weight(example) for example in trained]
+    shares = plan_training(lengths[: len(trained)], weights, task.padded, training, job.seed, processes.world())
     if processes.is_first():
-        print(f"training on {len(kept)} of {len(examples)} examples, {sum(lengths)} tokens", flush=True)
-        if len(kept) < job.training.batch:
-            print(f"fewer examples than training.batch = {job.training.batch}: one step an epoch", flush=True)
+        tokens = sum(lengths[: len(trained)])
+        print(f"training on {len(trained)} of {len(examples)} examples, {tokens} tokens", flush=True)
+        if len(trained) < training.batch:
+            print(f"fewer examples than training.batch = {training.batch}: one step an epoch", flush=True)
     about = {
         "task": describe_task(task),
         "kind": task.kind,
@@ -141,12 +147,13 @@ def fine_tune(task: Task[Example], examples: Sequence[Example], job: Job) -> Non
         "code": hash_module_of(task),
     }
     checkpoints = Checkpoints(job.folder, describe_job(job, about))
-    model = load_trainable(job.base, task.kind, job.lora, job.training, job.seed, **task.config())
+    model = load_trainable(job.base, task.kind, job.lora, training, job.seed, **task.config())
     check_context(lengths, model)
     unpack_beyond_window(model, max(lengths))
     arguments = make_arguments(job, checkpoints, len(shares) // processes.world())
-    trainer = make_step_trainer(model, arguments, task, kept, shares)
-    run_trainer(trainer, job, checkpoints)
+    trainer = make_step_trainer(model, arguments, tricked, trained, shares, choose_adversary(training.tricks))
+    watch = Watch(task, watched, training) if watched else None
+    run_trainer(trainer, job, checkpoints, watch=watch, loss_is_tricked=True)
 
 
 def keep_within(task: Task[Example], examples: Sequence[Example], training: TrainingSettings) -> Sequence[Example]:
@@ -175,8 +182,11 @@ def describe_task(task: Task[Any]) -> dict[str, Any]:
 
 
 def describe_settings(training: TrainingSettings) -> dict[str, Any]:
-    """The settings without those that only save or log."""
-    return {name: value for name, value in asdict(training).items() if name not in ("checkpoint_steps", "track")}
+    """The settings without those that only save or log, and without a watch and tricks that are off."""
+    values = {name: value for name, value in asdict(training).items() if name not in UNKEYED}
+    watch = {"watch": asdict(training.watch)} if training.watch.rows else {}
+    tricks = training.tricks.chosen()
+    return {**values, **watch, **({"tricks": tricks} if tricks else {})}
 
 
 def describe_launcher() -> dict[str, Any]:
@@ -243,9 +253,17 @@ def make_arguments(job: Job, checkpoints: Checkpoints, steps: int) -> dict[str, 
 
 
 def make_step_trainer(
-    model: Any, values: dict[str, Any], task: Task[Example], examples: Sequence[Example], shares: Sequence[Share]
+    model: Any,
+    values: dict[str, Any],
+    task: Task[Example],
+    examples: Sequence[Example],
+    shares: Sequence[Share],
+    adversary: Callable[[Any], AbstractContextManager[None]] | None = None,
 ) -> Any:
-    """A Trainer whose dataset is the plan: an item is the share of one process in one step."""
+    """A Trainer whose dataset is the plan: an item is the share of one process in one step.
+
+    adversary: moves a model's weights against their gradients; there each step adds its gradients a second time.
+    """
     from torch.utils.data import SequentialSampler
     from transformers import Trainer, TrainingArguments
 
@@ -256,7 +274,13 @@ def make_step_trainer(
         def training_step(self, model: Any, inputs: dict[str, Share], num_items_in_batch: Any = None) -> torch.Tensor:
             """Σ over this process's parts of loss · world / weight, so that DDP's mean is the mean over units."""
             model.train()
-            share = inputs["share"]
+            loss = self.add_gradients(model, inputs["share"])
+            if adversary:
+                with adversary(model):
+                    self.add_gradients(model, inputs["share"])
+            return loss
+
+        def add_gradients(self, model: Any, share: Share) -> torch.Tensor:
             losses = []
             for number, part in enumerate(share.parts, start=1):
                 is_last = number == len(share.parts)
@@ -293,18 +317,18 @@ def use_one_gpu(arguments: Any) -> None:
         arguments._n_gpu = 1
 
 
-def trim_heap(device: str) -> None:
-    """On a CPU, return the activations' memory to the system: glibc keeps freed pieces too small for the next part."""
-    if device == "cpu" and sys.platform == "linux":
-        malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
-        if malloc_trim:
-            malloc_trim(0)
-
-
 def run_trainer(
-    trainer: Any, job: Job, checkpoints: Checkpoints, save: Callable[[Any, Path, Path], None] = save_trained
+    trainer: Any,
+    job: Job,
+    checkpoints: Checkpoints,
+    save: Callable[[Any, Path, Path], None] = save_trained,
+    watch: Watch | None = None,
+    loss_is_tricked: bool = False,
 ) -> None:
-    """Train with any of transformers' trainers from the latest checkpoint, then save(model, base, folder)."""
+    """Train with any of transformers' trainers from the latest checkpoint, then save(model, base, folder).
+
+    loss_is_tricked: whether the trainer's loss has the tricks of the settings.
+    """
     from transformers import PrinterCallback, ProgressCallback
 
     if trainer.args.world_size != processes.world():
@@ -312,12 +336,17 @@ def run_trainer(
         raise RuntimeError(
             f"{processes.world()} processes were launched, the trainer sees {seen}: they would train apart"
         )
+    check_trainer(trainer, job.training, loss_is_tricked)
     optimizer = choose_optimizer(job.training.optimizer)
     trainer.optimizer_cls_and_kwargs = (optimizer, {"params": group_parameters(trainer.model, job.training)})
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     latest = processes.share(checkpoints.open() if processes.is_first() else None)
     log = checkpoints.folder / "log.jsonl"
+    average = attach_average(trainer, job.training.tricks.ema, latest)
+    if watch:
+        watch.attach(trainer, average, latest)
+    attach_freezing(trainer, job.training.tricks.freeze)
     for callback in make_callbacks(checkpoints, log):
         trainer.add_callback(callback)
     if latest and processes.is_first():
@@ -327,6 +356,10 @@ def run_trainer(
         for callback in trackers:
             trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=str(latest) if latest else None)
+    if average:
+        average.put()
+    if watch:
+        watch.finish(trainer, job.folder)
     model = gather_weights(trainer)
     if processes.is_first():
         save(model, job.base, job.folder)

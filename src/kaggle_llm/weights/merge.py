@@ -30,7 +30,8 @@ from kaggle_llm.weights.checkpoint import (
 if TYPE_CHECKING:
     import torch
 
-NOT_A_MODEL = {"log.jsonl", records.WEIGHTS, records.RECORD}  # files that a training leaves beside the weights
+# Files that a training leaves beside the weights.
+NOT_A_MODEL = {"log.jsonl", "loss.png", records.WEIGHTS, records.RECORD}
 
 
 @dataclass

@@ -24,6 +24,8 @@ def main(job: dict[str, Any]) -> None:
     prepare_library()
     set_seed(job["seed"])
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype="auto", local_files_only=True)
+    if getattr(model.config, "attn_logit_softcapping", None) is not None:  # torch's fused attention has no caps
+        model.set_attn_implementation("eager")
     oneshot(
         model=model,
         tokenizer=AutoTokenizer.from_pretrained(job["model"], local_files_only=True),
