@@ -15,6 +15,7 @@ import argparse
 import ast
 import copy
 import json
+import os
 import random
 import re
 import shutil
@@ -191,8 +192,9 @@ def copy_repository(folder: Path) -> Path:
 def run_tests(folder: Path, names: list[str], seconds: float) -> str:
     """The first test that fails; "" where none does before the time is over."""
     command = [folder / ".venv" / "bin" / "python", "-m", "pytest", "-x", "-m", "not slow", "--tb=no", "-rfE", *names]
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # it would hide the copy
     with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, cwd=folder, stdout=said, stderr=said)
+        process = subprocess.Popen(command, cwd=folder, env=inherited, stdout=said, stderr=said)
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -217,6 +219,12 @@ def try_fault(fault: Fault, folder: Path, seconds: float) -> None:
     fault.seconds = round(time.monotonic() - start, 1)
 
 
+def write_faults(faults: list[Fault], path: Path | None) -> None:
+    """After every fault, so that a run that is ended leaves those that it tried."""
+    if path:
+        path.write_text(json.dumps([asdict(fault) for fault in faults], indent=1, ensure_ascii=False) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=40)
@@ -233,10 +241,11 @@ def main() -> None:
         faults = draw_faults([name for name in given.rooms.split(",") if name], given.count, given.seed)
     with tempfile.TemporaryDirectory(prefix="faults-") as scratch, ThreadPoolExecutor(given.jobs) as pool:
         copies: Queue[Path] = Queue()
+        tried: list[Fault] = []
         for number in range(given.jobs):
             copies.put(copy_repository(Path(scratch) / str(number)))
 
-        def try_one(fault: Fault) -> Fault:
+        def try_next(fault: Fault) -> None:
             folder = copies.get()
             try_fault(fault, folder, given.seconds)
             copies.put(folder)
@@ -244,17 +253,17 @@ def main() -> None:
                 f"{fault.seconds:5.0f} s  {fault.path}: {fault.before} → {fault.after}  {fault.noticed_by or 'MISSED'}",
                 flush=True,
             )
-            return fault
+            tried.append(fault)
+            write_faults(tried, given.json)
 
-        list(pool.map(try_one, faults))
+        list(pool.map(try_next, faults))
         folder = copies.get()
         for test in sorted({fault.noticed_by for fault in faults if "::" in fault.noticed_by}):
             if run_tests(folder, [test], 300):
                 for fault in faults:
                     fault.noticed_by = f"fails anyway: {test}" if fault.noticed_by == test else fault.noticed_by
         shutil.rmtree(folder)
-    if given.json:
-        given.json.write_text(json.dumps([asdict(fault) for fault in faults], indent=1, ensure_ascii=False) + "\n")
+    write_faults(faults, given.json)
     noticed = [fault for fault in faults if fault.noticed_by and not fault.noticed_by.startswith("fails anyway")]
     for fault in faults:
         if fault not in noticed:
