@@ -129,16 +129,35 @@ def imported(text: str) -> set[str]:
     found = set(re.findall(r"from (kaggle_llm[\w.]*) import", text)) | set(
         re.findall(r"import (kaggle_llm[\w.]*)", text)
     )
+    found |= set(re.findall(r"[\"'](kaggle_llm\.[\w.]+)[\"']", text))  # python -m …
     for package, names in re.findall(r"from (kaggle_llm[\w.]*) import ([\w, ]+)", text):
         found |= {f"{package}.{name.strip()}" for name in names.split(",")}
     return found
 
 
-def order_tests(module: str, graph: dict[str, set[str]], tests: dict[str, set[str]]) -> list[str]:
-    """Test files from the nearest to the module on: its own name first, then by the length of the way of imports."""
-    own = f"tests/test_{module.rpartition('.')[2]}.py"
+def order_tests(path: Path, root: Path) -> list[str]:
+    """Test files from the nearest to the module on: its own name first, then by the length of the way of imports.
+
+    Of equally near ones first those that run no experiment, then those that say the module's names most often.
+    """
+    module = name_module(path.relative_to(root / "src"))
+    graph, tests = read_graph(root)
     away = {name: count_steps(module, start, graph) for name, start in tests.items()}
-    return sorted((name for name in tests if away[name] < FAR), key=lambda name: (name != own, away[name], name))
+    defined = [
+        node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    ]
+    said = re.compile(rf"\b(?:{'|'.join(defined)})\b")
+
+    def distance(name: str) -> tuple[bool, int, bool, int, str]:
+        mentions = len(said.findall((root / name).read_text())) if defined else 0
+        own = name == f"tests/test_{path.stem}.py"
+        return not own, away[name], "experiments" in tests[name], -mentions, name
+
+    return sorted((name for name in tests if away[name] < FAR), key=distance)
+
+
+def name_module(path: Path) -> str:
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
 
 
 def count_steps(module: str, start: set[str], graph: dict[str, set[str]]) -> int:
@@ -155,8 +174,7 @@ def read_graph(root: Path) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
     """Imports of every module, and of every test file; what runs experiments as processes imports them and the CLI."""
     graph = {}
     for path in (root / SOURCE).rglob("*.py"):
-        name = ".".join(path.relative_to(root / "src").with_suffix("").parts).removesuffix(".__init__")
-        graph[name] = imported(path.read_text())
+        graph[name_module(path.relative_to(root / "src"))] = imported(path.read_text())
     graph["kaggle_llm.competition.competition"] |= {
         name for name in graph if name.startswith("kaggle_llm.competition.")
     }
@@ -209,8 +227,7 @@ def run_tests(folder: Path, names: list[str], seconds: float) -> str:
 def try_fault(fault: Fault, folder: Path, seconds: float) -> None:
     path = folder / fault.path
     text = path.read_text()
-    module = ".".join(Path(fault.path).relative_to("src").with_suffix("").parts).removesuffix(".__init__")
-    names, start = order_tests(module, *read_graph(folder)), time.monotonic()
+    names, start = order_tests(path, folder), time.monotonic()
     path.write_text(fault.plant(text))
     try:
         fault.noticed_by = run_tests(folder, names, seconds)
