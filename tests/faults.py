@@ -29,6 +29,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import Queue
 
+import forks
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = Path("src") / "kaggle_llm"
 OPPOSITE = {
@@ -204,13 +206,17 @@ def copy_repository(folder: Path) -> Path:
             (folder / ".venv" / "bin" / program.name).symlink_to(program)
     for models in (ROOT / "input").glob("models"):
         (folder / "input" / "models").symlink_to(models)
+    # Tests start as forks of one process of the copy that has the libraries loaded.
+    (folder / "forks").mkdir()
+    forks.write_program(folder / "forks" / "python", folder / ".venv" / "bin" / "python", folder / "tests" / "forks.py")
     return folder
 
 
 def run_tests(folder: Path, names: list[str], seconds: float) -> str:
     """The first test that fails; "" where none does before the time is over."""
-    command = [folder / ".venv" / "bin" / "python", "-m", "pytest", "-x", "-m", "not slow", "--tb=no", "-rfE", *names]
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # it would hide the copy
+    inherited |= {forks.FOLDER: str(folder / "forks"), forks.OWNER: str(os.getpid())}
+    command = [folder / "forks" / "python", "-m", "pytest", "-x", "-m", "not slow", "--tb=no", "-rfE", *names]
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(command, cwd=folder, env=inherited, stdout=said, stderr=said)
         try:
