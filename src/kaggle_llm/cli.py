@@ -96,6 +96,18 @@ def compare(run: RunName, other: RunName) -> None:
 
 
 @app.command()
+def why(
+    run: RunName,
+    row: Annotated[str | None, typer.Argument(help="id of a validated row; default: list the worst ones")] = None,
+    prompts: Annotated[bool, typer.Option("--prompts", help="also the prompts that predict.py sends of it")] = False,
+) -> None:
+    """Why is ROW wrong? Its texts, its out-of-fold answer beside the right one, its metric; without ROW the worst."""
+    from kaggle_llm.experiment.row_report import explain_row
+
+    explain_row(run, row, prompts)
+
+
+@app.command()
 def audit(run: RunName) -> None:
     """What RUN's validation rows share with its training rows: output/RUN/leaks.json. Exit 1 above a limit."""
     from kaggle_llm.competition.audit import report_run
