@@ -30,7 +30,7 @@ class Check:
 
 @contextmanager
 def note_errors(name: str, checks: list[Check], folder: Path | None = None) -> Iterator[None]:
-    """Whatever is raised inside, by somebody's own module too, becomes a failed check, its traceback error.txt."""
+    """Turn any error inside, also of a competition's module, into a failed check; error.txt has its traceback."""
     try:
         yield
     except Exception as error:
@@ -44,8 +44,8 @@ def note_errors(name: str, checks: list[Check], folder: Path | None = None) -> I
 def compare_rankings(ranking: pl.DataFrame, expected: pl.DataFrame) -> list[str]:
     """One message for each row that differs: in the items of a RANKING, or in a score or value by more than TOLERANCE.
 
-    Values above 1 are compared by their relative difference. Each list is sorted by its scores, so items with scores
-    that close may change places: rounding decides their order.
+    Values above 1 are compared by their relative difference. Items are sorted by their scores, so those whose scores
+    differ by less may stand in another order: rounding decides it.
     """
     wanted, rows = read_rows(expected), read_rows(ranking)
     problems = [f"row {i} is missing" for i in wanted if i not in rows]
@@ -58,7 +58,7 @@ def compare_rankings(ranking: pl.DataFrame, expected: pl.DataFrame) -> list[str]
             continue
         rank = next((n for n, pair in enumerate(zip_longest(row, wanted[i]), 1) if pair[0] != pair[1]), None)
         problems.append(
-            f"row {i}: " + (f"another list from place {rank} on" if rank else f"a score differs by {worst:.1e}")
+            f"row {i}: " + (f"another list from rank {rank} on" if rank else f"a score differs by {worst:.1e}")
         )
     return problems
 
