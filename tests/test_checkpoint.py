@@ -371,6 +371,16 @@ def test_a_failed_merge_leaves_the_merge_before_as_it_was(pico_llm: Path, adapte
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
 
 
+def test_texts_of_a_model_are_copied_from_any_depth_but_not_ours_nor_hidden_ones(tmp_path: Path) -> None:
+    copied = {"config.json", "tokenizer.model", "chat_template.jinja", "1_Pooling/config.json", "a/b/vocab.txt"}
+    for name in {*copied, "adapter_config.json", "record.json", checkpoints.INDEX, ".cache/x.json", "a/w.bin"}:
+        (tmp_path / "from" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "from" / name).write_text(name)
+    shard_writer.copy_text_files(tmp_path / "from", tmp_path / "to")
+    made = {str(path.relative_to(tmp_path / "to")): path for path in (tmp_path / "to").rglob("*") if path.is_file()}
+    assert made.keys() == copied and all(path.read_text() == name for name, path in made.items())
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

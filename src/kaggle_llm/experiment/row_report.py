@@ -105,7 +105,7 @@ def print_worst(judged: JudgedRun) -> None:
     rows = [
         [
             *(row.id, str(row.fold), f"{row.score:.4f}", str(rank_right(row) or "–"), row.answer["prediction"][0][:40]),
-            shorten(" | ".join(map(str, row.texts.values()))),
+            shorten(" | ".join(map(str, row.texts.values())), 60),
         ]
         for row in judged.worst(WORST_ROWS)
     ]
@@ -120,11 +120,11 @@ def print_row(judged: JudgedRun, row: JudgedRow) -> None:
     print(f"{row.id} of {judged.run}: fold {row.fold}{score}\n")
     for name, text in row.texts.items():
         print(f"{name}: {text}")
-    title, columns = f"\nprediction: {row.answer['prediction'][0]}", ("", "item", "score", "")
+    print(f"prediction: {row.answer['prediction'][0]}\n")
     if is_values(row.answer):
-        print_table(title, ("target", "predicted", "right"), list_values(judged.competition, row))
+        print_table("", ("target", "predicted", "right"), list_values(judged.competition, row))
     else:
-        print_table(title, columns, list_items(row, judged.describe_items()))
+        print_table("", ("", "item", "score", ""), list_items(row, judged.describe_items()))
 
 
 def list_values(competition: Competition, row: JudgedRow) -> list[list[str]]:
@@ -147,9 +147,9 @@ def list_items(row: JudgedRow, texts: dict[str, str]) -> list[list[str]]:
     return lines + [["– right", shorten(item), "–", shorten(texts.get(item, ""))] for item in missing]
 
 
-def shorten(text: str) -> str:
+def shorten(text: str, length: int = TEXT_SHOWN) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= TEXT_SHOWN else line[: TEXT_SHOWN - 1] + "…"
+    return line if len(line) <= length else line[: length - 1] + "…"
 
 
 # the prompts ------------------------------------------------------------------------------------------------
