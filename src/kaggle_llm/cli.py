@@ -50,7 +50,7 @@ def init(
     text: Annotated[str, typer.Option(metavar="COLUMN,…", help="columns that the model reads")] = "",
     experiment: Annotated[str, typer.Option(help="name of the first experiment")] = "",
 ) -> None:
-    """Write COMPETITION's module and a first experiment, proposed from its files; what is assumed is said."""
+    """Write COMPETITION's module and a first experiment, proposed from its files; it says what it assumed."""
     from kaggle_llm.competition.proposal import Answers
     from kaggle_llm.experiment.first import init_competition
 

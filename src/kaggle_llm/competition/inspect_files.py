@@ -71,7 +71,7 @@ def read_sample(folder: Path) -> pl.DataFrame:
 
 
 def read_tables(paths: Iterable[Path]) -> dict[str, pl.DataFrame]:
-    """File name → its table; a file that is none, such as a JSON of settings, is left out, which is said."""
+    """File name → its table. A file that is no table, such as a JSON of settings, is left out with a message."""
     frames = {}
     for path in paths:
         try:

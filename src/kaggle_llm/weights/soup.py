@@ -269,7 +269,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def is_of_the_model(key: str) -> bool:
-    """Token ids are the tokenizer's, which is compared; training writes them down anew."""
+    """Token ids are the tokenizer's, which is compared; training writes them again."""
     name = key.split(".")[-1]
     return name not in NOT_THE_MODEL and not name.endswith("_token_id")
 
