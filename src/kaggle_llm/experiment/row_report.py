@@ -189,7 +189,7 @@ def list_prompts(judged: JudgedRun, row: JudgedRow) -> Iterator[tuple[str, list[
 def print_prompts(judged: JudgedRun, row: JudgedRow) -> None:
     """The first prompt of every model, and how many there are."""
     if has_changed(judged.run):
-        print("\nThe code that answers has changed since the run: the prompts are today's.")
+        print("\nThe prediction code has changed since the run: the prompts are today's.")
     for name, prompts in list_prompts(judged, row):
         print(f"\n{name} was sent {len(prompts)} prompt(s), the first:")
         print("\n".join(f"  │ {line}" for line in prompts[0].split("\n")) if prompts else "")
