@@ -10,6 +10,7 @@ import pytest
 from light import RUN
 from workspace import Workspace, read_answers, succeed
 
+from kaggle_llm.competition.competition import CompetitionSettings, load_competition
 from kaggle_llm.competition.metrics import mean_average_precision, quadratic_weighted_kappa, span_f_beta
 from kaggle_llm.competition.rankings import make_ranking, make_values
 from kaggle_llm.experiment.row_report import JudgedRow, JudgedRun, list_items, list_values, rank_right
@@ -74,6 +75,15 @@ def test_a_row_without_spans_is_not_the_worst_where_none_was_answered() -> None:
     truth = pl.DataFrame({"id": ["none", "missed", "hit"], "items": [[], ["0:3:NAME"], ["0:3:NAME"]]})
     scores = judge(span_f_beta(5), answers, truth).score_rows(answers)
     assert scores.tolist() == pytest.approx([float("nan"), 0.0, 1.0], nan_ok=True)
+
+
+def test_a_span_is_shown_with_what_it_holds(bare: Workspace) -> None:
+    settings = CompetitionSettings("demo-tags", str(bare.root / "input" / "demo-tags"))
+    answer = make_ranking(["a"], [["0:3:NAME"]], [[-0.1]])
+    row = JudgedRow("a", 0, 0.0, {"text": "Ann Lee."}, answer, pl.DataFrame({"id": ["a"], "items": [["0:7:NAME"]]}))
+    judged = JudgedRun.__new__(JudgedRun)
+    judged.competition = load_competition(settings)
+    assert judged.describe_items(row) == {"0:3:NAME": "Ann", "0:7:NAME": "Ann Lee"}
 
 
 def test_a_metric_of_all_rows_has_no_worst_row() -> None:

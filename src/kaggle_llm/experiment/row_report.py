@@ -11,6 +11,8 @@ from kaggle_llm.base.config import load_config
 from kaggle_llm.base.tables import print_table
 from kaggle_llm.competition.competition import TRAIN, Competition, CompetitionSettings, load_competition
 from kaggle_llm.competition.rankings import is_values, read_oof
+from kaggle_llm.competition.span_forms import CharacterSpans
+from kaggle_llm.competition.spans import parse_item
 from kaggle_llm.engines.engine import Engine
 from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.experiment.recorded import has_changed
@@ -83,8 +85,12 @@ class JudgedRun:
         order = (metric.sign * scores).argsort(kind="stable")[:count]
         return [self.row(self.oof["id"][int(number)]) for number in order]
 
-    def describe_items(self) -> dict[str, str]:
-        """Item → its text, where items are documents."""
+    def describe_items(self, row: JudgedRow) -> dict[str, str]:
+        """Item → its text: of a document, or what a span holds; {} where items are labels or texts themselves."""
+        if isinstance(self.competition, CharacterSpans):
+            items = [*row.answer["items"][0].to_list(), *row.truth["items"][0].to_list()]
+            text = next(iter(row.texts.values()))
+            return {item: text[span.start : span.end] for item in items if (span := parse_item(item))}
         name = self.competition.documents
         if not name:
             return {}
@@ -124,7 +130,7 @@ def print_row(judged: JudgedRun, row: JudgedRow) -> None:
     if is_values(row.answer):
         print_table("", ("target", "predicted", "right"), list_values(judged.competition, row))
     else:
-        print_table("", ("", "item", "score", ""), list_items(row, judged.describe_items()))
+        print_table("", ("", "item", "score", ""), list_items(row, judged.describe_items(row)))
 
 
 def list_values(competition: Competition, row: JudgedRow) -> list[list[str]]:
