@@ -15,6 +15,7 @@ import argparse
 import ast
 import copy
 import json
+import os
 import random
 import re
 import shutil
@@ -27,6 +28,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import Queue
+
+import forks
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = Path("src") / "kaggle_llm"
@@ -128,16 +131,35 @@ def imported(text: str) -> set[str]:
     found = set(re.findall(r"from (kaggle_llm[\w.]*) import", text)) | set(
         re.findall(r"import (kaggle_llm[\w.]*)", text)
     )
+    found |= set(re.findall(r"[\"'](kaggle_llm\.[\w.]+)[\"']", text))  # python -m …
     for package, names in re.findall(r"from (kaggle_llm[\w.]*) import ([\w, ]+)", text):
         found |= {f"{package}.{name.strip()}" for name in names.split(",")}
     return found
 
 
-def order_tests(module: str, graph: dict[str, set[str]], tests: dict[str, set[str]]) -> list[str]:
-    """Test files from the nearest to the module on: its own name first, then by the length of the way of imports."""
-    own = f"tests/test_{module.rpartition('.')[2]}.py"
+def order_tests(path: Path, root: Path) -> list[str]:
+    """Test files from the nearest to the module on: its own name first, then by the length of the way of imports.
+
+    Of equally near ones first those that run no experiment, then those that say the module's names most often.
+    """
+    module = name_module(path.relative_to(root / "src"))
+    graph, tests = read_graph(root)
     away = {name: count_steps(module, start, graph) for name, start in tests.items()}
-    return sorted((name for name in tests if away[name] < FAR), key=lambda name: (name != own, away[name], name))
+    defined = [
+        node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    ]
+    said = re.compile(rf"\b(?:{'|'.join(defined)})\b")
+
+    def distance(name: str) -> tuple[bool, int, bool, int, str]:
+        mentions = len(said.findall((root / name).read_text())) if defined else 0
+        own = name == f"tests/test_{path.stem}.py"
+        return not own, away[name], "experiments" in tests[name], -mentions, name
+
+    return sorted((name for name in tests if away[name] < FAR), key=distance)
+
+
+def name_module(path: Path) -> str:
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
 
 
 def count_steps(module: str, start: set[str], graph: dict[str, set[str]]) -> int:
@@ -154,8 +176,7 @@ def read_graph(root: Path) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
     """Imports of every module, and of every test file; what runs experiments as processes imports them and the CLI."""
     graph = {}
     for path in (root / SOURCE).rglob("*.py"):
-        name = ".".join(path.relative_to(root / "src").with_suffix("").parts).removesuffix(".__init__")
-        graph[name] = imported(path.read_text())
+        graph[name_module(path.relative_to(root / "src"))] = imported(path.read_text())
     graph["kaggle_llm.competition.competition"] |= {
         name for name in graph if name.startswith("kaggle_llm.competition.")
     }
@@ -185,14 +206,19 @@ def copy_repository(folder: Path) -> Path:
             (folder / ".venv" / "bin" / program.name).symlink_to(program)
     for models in (ROOT / "input").glob("models"):
         (folder / "input" / "models").symlink_to(models)
+    # Tests start as forks of one process of the copy that has the libraries loaded.
+    (folder / "forks").mkdir()
+    forks.write_program(folder / "forks" / "python", folder / ".venv" / "bin" / "python", folder / "tests" / "forks.py")
     return folder
 
 
 def run_tests(folder: Path, names: list[str], seconds: float) -> str:
     """The first test that fails; "" where none does before the time is over."""
-    command = [folder / ".venv" / "bin" / "python", "-m", "pytest", "-x", "-m", "not slow", "--tb=no", "-rfE", *names]
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # it would hide the copy
+    inherited |= {forks.FOLDER: str(folder / "forks"), forks.OWNER: str(os.getpid())}
+    command = [folder / "forks" / "python", "-m", "pytest", "-x", "-m", "not slow", "--tb=no", "-rfE", *names]
     with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, cwd=folder, stdout=said, stderr=said)
+        process = subprocess.Popen(command, cwd=folder, env=inherited, stdout=said, stderr=said)
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -207,14 +233,19 @@ def run_tests(folder: Path, names: list[str], seconds: float) -> str:
 def try_fault(fault: Fault, folder: Path, seconds: float) -> None:
     path = folder / fault.path
     text = path.read_text()
-    module = ".".join(Path(fault.path).relative_to("src").with_suffix("").parts).removesuffix(".__init__")
-    names, start = order_tests(module, *read_graph(folder)), time.monotonic()
+    names, start = order_tests(path, folder), time.monotonic()
     path.write_text(fault.plant(text))
     try:
         fault.noticed_by = run_tests(folder, names, seconds)
     finally:
         path.write_text(text)
     fault.seconds = round(time.monotonic() - start, 1)
+
+
+def write_faults(faults: list[Fault], path: Path | None) -> None:
+    """After every fault, so that a run that is ended leaves those that it tried."""
+    if path:
+        path.write_text(json.dumps([asdict(fault) for fault in faults], indent=1, ensure_ascii=False) + "\n")
 
 
 def main() -> None:
@@ -233,10 +264,11 @@ def main() -> None:
         faults = draw_faults([name for name in given.rooms.split(",") if name], given.count, given.seed)
     with tempfile.TemporaryDirectory(prefix="faults-") as scratch, ThreadPoolExecutor(given.jobs) as pool:
         copies: Queue[Path] = Queue()
+        tried: list[Fault] = []
         for number in range(given.jobs):
             copies.put(copy_repository(Path(scratch) / str(number)))
 
-        def try_one(fault: Fault) -> Fault:
+        def try_next(fault: Fault) -> None:
             folder = copies.get()
             try_fault(fault, folder, given.seconds)
             copies.put(folder)
@@ -244,17 +276,17 @@ def main() -> None:
                 f"{fault.seconds:5.0f} s  {fault.path}: {fault.before} → {fault.after}  {fault.noticed_by or 'MISSED'}",
                 flush=True,
             )
-            return fault
+            tried.append(fault)
+            write_faults(tried, given.json)
 
-        list(pool.map(try_one, faults))
+        list(pool.map(try_next, faults))
         folder = copies.get()
         for test in sorted({fault.noticed_by for fault in faults if "::" in fault.noticed_by}):
             if run_tests(folder, [test], 300):
                 for fault in faults:
                     fault.noticed_by = f"fails anyway: {test}" if fault.noticed_by == test else fault.noticed_by
         shutil.rmtree(folder)
-    if given.json:
-        given.json.write_text(json.dumps([asdict(fault) for fault in faults], indent=1, ensure_ascii=False) + "\n")
+    write_faults(faults, given.json)
     noticed = [fault for fault in faults if fault.noticed_by and not fault.noticed_by.startswith("fails anyway")]
     for fault in faults:
         if fault not in noticed:

@@ -31,9 +31,16 @@ def open_session() -> None:
     import tempfile
 
     os.environ |= {FOLDER: tempfile.mkdtemp(prefix="forks-"), OWNER: str(os.getpid())}
-    with open(python(), "w") as script:
-        script.write(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{os.path.abspath(__file__)}" "$@"\n')
-    os.chmod(python(), 0o755)
+    write_program(python(), sys.executable, os.path.abspath(__file__))
+
+
+def write_program(
+    path: str | os.PathLike[str], executable: str | os.PathLike[str], file: str | os.PathLike[str]
+) -> None:
+    """executable, file: of the Python that is forked, and this module as it sees it."""
+    with open(path, "w") as script:
+        script.write(f'#!/bin/sh\nexec "{executable}" -I -S "{file}" "$@"\n')
+    os.chmod(path, 0o755)
 
 
 def python() -> str:

@@ -124,7 +124,7 @@ def test_a_commit_of_something_else_changes_no_manifest(
 
 
 def test_one_line_of_predict_changes_the_code_and_nothing_else(trained: Workspace, tmp_path: Path) -> None:
-    other, warning = copy_workspace(trained, tmp_path / "other"), "the code that answers has changed since"
+    other, warning = copy_workspace(trained, tmp_path / "other"), "the prediction code has changed since"
     done = other.cli("bundle", SMOKE)
     assert succeed(done) and warning not in done.stderr
     before = {entry["path"]: entry["sha256"] for entry in read_manifest(other)["files"]}

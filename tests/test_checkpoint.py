@@ -16,8 +16,10 @@ import forks
 import pytest
 
 from kaggle_llm.weights import checkpoint as checkpoints
-from kaggle_llm.weights.checkpoint import Checkpoint, Output, copy_tensor, fill_folder, row_blocks, write_shards
+from kaggle_llm.weights import shard_writer
+from kaggle_llm.weights.checkpoint import Checkpoint
 from kaggle_llm.weights.merge import merge_adapter
+from kaggle_llm.weights.shard_writer import Output, copy_tensor, fill_folder, row_blocks, write_shards
 
 if TYPE_CHECKING:
     import torch
@@ -133,25 +135,25 @@ def test_the_library_reads_what_is_written(tmp_path: Path, files: tuple[str, ...
 def test_blocks_are_all_rows_once_and_in_order(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    monkeypatch.setattr(checkpoints, "BLOCK_ELEMENTS", 100)
+    monkeypatch.setattr(shard_writer, "BLOCK_ELEMENTS", 100)
     tensor = torch.arange(max(torch.Size(shape).numel(), 0)).view(shape)
     blocks = [tensor[rows if shape else ...] for rows in row_blocks(shape)]
     assert (torch.cat(blocks) if shape and blocks else tensor).equal(tensor)
-    assert all(block.numel() <= 100 or len(block) <= checkpoints.ROWS_MULTIPLE for block in blocks)
+    assert all(block.numel() <= 100 or len(block) <= shard_writer.ROWS_MULTIPLE for block in blocks)
     assert len(blocks) > 1 or tensor.numel() <= 200
 
 
 def test_a_sum_that_overflows_is_no_infinite_value() -> None:
     import torch
 
-    checkpoints.check_weights_finite(torch.full((4,), 6e4, dtype=torch.float16), "wide")
-    checkpoints.check_weights_finite(torch.full((4,), 3e38), "wide")
-    checkpoints.check_weights_finite(torch.full((4,), -128, dtype=torch.int8), "integers")
+    shard_writer.check_weights_finite(torch.full((4,), 6e4, dtype=torch.float16), "wide")
+    shard_writer.check_weights_finite(torch.full((4,), 3e38), "wide")
+    shard_writer.check_weights_finite(torch.full((4,), -128, dtype=torch.int8), "integers")
     for value in ("nan", "inf", "-inf"):
         with pytest.raises(ValueError, match="thin has 1 non-finite values"):
-            checkpoints.check_weights_finite(torch.tensor([1.0, float(value)]), "thin")
+            shard_writer.check_weights_finite(torch.tensor([1.0, float(value)]), "thin")
     with pytest.raises(ValueError, match="thin has 2 non-finite values"):
-        checkpoints.check_weights_finite(torch.tensor([float("inf"), float("-inf")]), "thin")
+        shard_writer.check_weights_finite(torch.tensor([float("inf"), float("-inf")]), "thin")
 
 
 def test_writing_gives_the_threads_of_torch_back(tmp_path: Path) -> None:
@@ -327,7 +329,7 @@ def test_a_full_disk_leaves_nothing(
         left -= done
         return done
 
-    monkeypatch.setattr(checkpoints.os, "write", fill)
+    monkeypatch.setattr(shard_writer.os, "write", fill)
     with pytest.raises(OSError, match="No space left on device"):
         merge_adapter(pico_llm, adapter, tmp_path / "merged")
     assert not list(tmp_path.iterdir())
@@ -339,7 +341,7 @@ def test_a_disk_that_fails_when_it_is_synced_leaves_nothing(
     def fail(_: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(checkpoints.os, "fsync", fail)
+    monkeypatch.setattr(shard_writer.os, "fsync", fail)
     with pytest.raises(OSError, match="Input/output error"):
         merge_adapter(pico_llm, adapter, tmp_path / "merged")
     assert not list(tmp_path.iterdir())
@@ -348,8 +350,8 @@ def test_a_disk_that_fails_when_it_is_synced_leaves_nothing(
 def test_too_little_space_is_said_before_anything_is_written(
     pico_llm: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
-    monkeypatch.setattr(checkpoints, "write_tensors", lambda *_: pytest.fail("something was written"))
+    monkeypatch.setattr(shard_writer.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
+    monkeypatch.setattr(shard_writer, "write_tensors", lambda *_: pytest.fail("something was written"))
     with pytest.raises(OSError, match=r"needs .* make room"):
         merge_adapter(pico_llm, adapter, tmp_path / "merged")
     assert not list(tmp_path.iterdir())
@@ -369,10 +371,20 @@ def test_a_failed_merge_leaves_the_merge_before_as_it_was(pico_llm: Path, adapte
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
 
 
+def test_texts_of_a_model_are_copied_from_any_depth_but_not_ours_nor_hidden_ones(tmp_path: Path) -> None:
+    copied = {"config.json", "tokenizer.model", "chat_template.jinja", "1_Pooling/config.json", "a/b/vocab.txt"}
+    for name in {*copied, "adapter_config.json", "record.json", checkpoints.INDEX, ".cache/x.json", "a/w.bin"}:
+        (tmp_path / "from" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "from" / name).write_text(name)
+    shard_writer.copy_text_files(tmp_path / "from", tmp_path / "to")
+    made = {str(path.relative_to(tmp_path / "to")): path for path in (tmp_path / "to").rglob("*") if path.is_file()}
+    assert made.keys() == copied and all(path.read_text() == name for name, path in made.items())
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from kaggle_llm.weights import checkpoint
+from kaggle_llm.weights import shard_writer
 from kaggle_llm.weights.merge import merge_adapter
 write, calls = os.write, 0
 def die(descriptor, data):
@@ -382,7 +394,7 @@ def die(descriptor, data):
     if calls == 5:
         os.kill(os.getpid(), signal.SIGKILL)
     return done
-checkpoint.os.write = die
+shard_writer.os.write = die
 merge_adapter(*map(Path, sys.argv[1:]))
 """
 

@@ -185,4 +185,4 @@ def test_a_submission_with_other_columns_is_refused(build: Build, columns: list[
 def test_a_time_limit_that_leaves_the_prediction_no_time_is_refused(hours: float) -> None:
     with pytest.raises(ValueError, match=r"competition\.hours = .*: 10 minutes of it are kept free"):
         CompetitionSettings("any", hours=hours)
-    assert CompetitionSettings("any", hours=0.2).hours == 0.2
+    assert CompetitionSettings("any", hours=0.2).hours == 0.2 and CompetitionSettings("any").hours == 9

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from workspace import Workspace, copy_workspace
+from workspace import Workspace, copy_workspace, succeed
 
 from kaggle_llm.base.errors import print_error
 
@@ -62,3 +62,12 @@ def test_a_library_that_is_called_from_ones_own_code_counts_as_ones_own(
             assert kind is not None and error is not None
             print_error(None, kind, error, where)
         assert ("Traceback" in capsys.readouterr().err) is shown
+
+
+@pytest.mark.parametrize("word", ["-h", "--help"])
+def test_help_says_the_idea_and_starts_nothing(workspace: Workspace, word: str) -> None:
+    said = succeed(workspace.train("exp001_retrieve", word))
+    train = workspace.root / "exp" / "exp001_retrieve" / "train.py"
+    idea = train.read_text().split('"""')[1].splitlines()[0]
+    assert idea in said and "key=value" in said
+    assert not (workspace.output / "exp001_retrieve").exists()

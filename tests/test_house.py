@@ -160,7 +160,7 @@ def experiment_faults(experiment: Path) -> list[str]:
     for name in ("train.py", "predict.py"):
         tree = ast.parse((experiment / name).read_text())
         loops = [node for node in ast.walk(tree) if isinstance(node, ast.For | ast.While)]
-        if any(not isinstance(one, ast.For) or ast.unparse(one.iter) != "experiment.parts()" for one in loops):
+        if any(not isinstance(loop, ast.For) or ast.unparse(loop.iter) != "experiment.parts()" for loop in loops):
             faults.append(f"{name} has a loop: loops go to src/")
         if "argparse" in set(imports(tree)):
             faults.append(f"{name} parses arguments")
@@ -209,6 +209,22 @@ def test_every_shipped_config_fits_its_schema(experiment: Path) -> None:
     )
     done = subprocess.run([forks.python(), "-c", code], cwd=experiment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+CATCH_ALL = {"one", "found", "place", "what", "thing"}  # a name says what it holds
+
+
+def catch_all_names(source: str) -> list[str]:
+    """Variables and parameters of such a name."""
+    tree = ast.parse(source)
+    stored = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+    return sorted(CATCH_ALL & {*stored, *(node.arg for node in ast.walk(tree) if isinstance(node, ast.arg))})
+
+
+def test_no_variable_has_a_name_that_could_hold_anything() -> None:
+    files = [*modules(), *(path for experiment in EXPERIMENTS for path in experiment.glob("*.py"))]
+    assert {path.name: names for path in files if (names := catch_all_names(path.read_text()))} == {}
+    assert catch_all_names("def f(found):\n    for one in found:\n        thing: int = 1") == ["found", "one", "thing"]
 
 
 def test_no_except_swallows_everything() -> None:

@@ -139,6 +139,20 @@ def test_a_joined_file_has_the_key_of_every_row_and_is_no_file_of_documents(
     pass_checks(proposal, folder, monkeypatch)
 
 
+def test_a_target_that_the_sample_joins_from_two_columns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in MAP: the cell is Category:Misconception, an empty one is NA."""
+    write_task(folder, spread("True", "False", "Neither"), target="category")
+    train = pl.read_csv(folder / "train.csv").with_columns(error=pl.Series(spread(None, "Sign", "Order")))
+    train.write_csv(folder / "train.csv")
+    sample = pl.read_csv(folder / "sample_submission.csv").select("id", pl.lit("True:NA").alias("category:error"))
+    sample.write_csv(folder / "sample_submission.csv")
+    proposal = make_proposal(folder, metric="map@3")
+    assert proposal.glued == ("category", "error")
+    competition = pass_checks(proposal, folder, monkeypatch)
+    right = competition.truth(competition.table("train"))["items"].to_list()
+    assert right[:3] == [["True:NA"], ["False:Sign"], ["Neither:Order"]]
+
+
 def test_several_documents_in_a_target_are_refused(folder: Path) -> None:
     write_task(folder, [f"d{n % 7} d{n % 5}" for n in range(TRAIN_ROWS)], "d1 d2")
     write_rows(folder / "documents.csv", [{"doc": f"d{n}", "words": f"words {n}"} for n in range(9)])

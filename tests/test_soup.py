@@ -204,7 +204,7 @@ def test_files_follow_the_maths_with_several_blocks(
     """Blocks of 2000 elements give what whole tensors give."""
     import torch
 
-    monkeypatch.setattr("kaggle_llm.weights.checkpoint.BLOCK_ELEMENTS", 2000)
+    monkeypatch.setattr("kaggle_llm.weights.shard_writer.BLOCK_ELEMENTS", 2000)
     monkeypatch.setattr("kaggle_llm.weights.arithmetic.BLOCK_ELEMENTS", 1000)
     used = members[:2] if method == "slerp" else members
     base = pico_llm if method in ("ties", "dare") else None

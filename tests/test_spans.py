@@ -17,6 +17,7 @@ from kaggle_llm.competition.spans import (
     Span,
     Window,
     WindowSettings,
+    _cover,
     bio_tags,
     join_tags,
     labels_of,
@@ -310,6 +311,11 @@ def test_a_threshold_takes_the_likeliest_other_tag_where_outside_is_not_sure() -
     assert spans == {0.5: [], 0.6: [Span(0, 5, "PER")], 0.95: [Span(0, 14, "PER")]}
     ((_, score),) = join_tags(found, text, 0.95)
     assert score == pytest.approx((np.log(0.3) + np.log(0.05)) / 2)
+
+
+def test_tokens_that_share_a_character_are_one_unit_from_the_first_ones_start_to_the_last_ones_end() -> None:
+    assert _cover("a bé c", [(0, 4), (3, 4), (4, 6)]) == [(0, 4), (0, 4), (5, 6)]
+    assert _cover("ab", [(0, 1), (0, 1), (1, 2)]) == [(0, 1), (0, 1), (1, 2)], "the bytes of one character"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from kaggle_llm.inference.model import Model
 from kaggle_llm.weights import recorder, stages
 from kaggle_llm.weights.headroom import LIMIT, measure_headroom
 from kaggle_llm.weights.recorder import RecordingRun
-from kaggle_llm.weights.stages import count_bytes, describe_stage, list_stages
+from kaggle_llm.weights.stages import count_bytes, describe_stage, is_exact, list_stages
 
 
 def write_about(folder: Path, base: Path, about: dict[str, Any]) -> Path:
@@ -61,6 +61,25 @@ def test_without_a_recorded_dtype_the_reference_is_what_ships(merged: Model) -> 
         (folder / "weights.json").write_text(json.dumps(about))
     found = list_stages(merged, [merged], EngineSettings("transformers", "float32"))
     assert describe(found) == [("adapter", "float32", False), ("merged", "float32", True)]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "about", "exact"),
+    [
+        ("float32", {}, True),
+        ("float32", {"into": "original"}, True),
+        ("float32", {"into": "dequantised"}, False),
+        ("bfloat16", {"into": "original"}, False),
+    ],
+)
+def test_a_merge_is_exact_in_float32_into_the_base_as_it_is(
+    tmp_path: Path, dtype: str, about: dict[str, str], exact: bool
+) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"w": torch.ones(2, dtype=getattr(torch, dtype)), "ids": torch.arange(2)}, tmp_path / "model.safetensors")
+    assert is_exact(tmp_path, about) is exact
 
 
 def test_bytes_are_those_of_the_dtype(pico_llm: Path) -> None:

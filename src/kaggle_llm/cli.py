@@ -50,7 +50,7 @@ def init(
     text: Annotated[str, typer.Option(metavar="COLUMN,…", help="columns that the model reads")] = "",
     experiment: Annotated[str, typer.Option(help="name of the first experiment")] = "",
 ) -> None:
-    """Write COMPETITION's module and a first experiment, proposed from its files; what is assumed is said."""
+    """Write COMPETITION's module and a first experiment, proposed from its files; it says what it assumed."""
     from kaggle_llm.competition.proposal import Answers
     from kaggle_llm.experiment.first import init_competition
 
@@ -93,6 +93,18 @@ def compare(run: RunName, other: RunName) -> None:
     from kaggle_llm.experiment.comparison import compare_runs, print_comparison
 
     print_comparison(run, other, compare_runs(run, other))
+
+
+@app.command()
+def why(
+    run: RunName,
+    row: Annotated[str | None, typer.Argument(help="id of a validated row; default: list the worst ones")] = None,
+    prompts: Annotated[bool, typer.Option("--prompts", help="also the prompts that predict.py sends of it")] = False,
+) -> None:
+    """Why is ROW wrong? Its texts, its out-of-fold answer beside the right one, its metric; without ROW the worst."""
+    from kaggle_llm.experiment.row_report import explain_row
+
+    explain_row(run, row, prompts)
 
 
 @app.command()

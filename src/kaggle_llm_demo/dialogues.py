@@ -207,7 +207,7 @@ def join_names(names: Sequence[str]) -> str:
 
 def begin_sentences(text: str) -> str:
     """Capitals where a sentence begins."""
-    return re.sub(r"(^|[.?!:] )([a-z])", lambda found: found[1] + found[2].upper(), text)
+    return re.sub(r"(^|[.?!:] )([a-z])", lambda match: match[1] + match[2].upper(), text)
 
 
 def write_arrangement(plan: Plan, rng: random.Random) -> list[str]:

@@ -109,9 +109,9 @@ def pad(essay: Essay, style: float) -> None:
 def misspell(essay: Essay, style: float) -> None:
     """Slips: two letters of a word swapped."""
     writer = Essay(essay.rng, style)
-    for place, sentence in enumerate(essay.sentences):
+    for number, sentence in enumerate(essay.sentences):
         if not writer.is_good(0.7):
-            essay.sentences[place] = swap_letters(sentence, essay.rng)
+            essay.sentences[number] = swap_letters(sentence, essay.rng)
             essay.worth += WORTH["slip"]
 
 
@@ -120,8 +120,8 @@ def swap_letters(sentence: str, rng: random.Random) -> str:
     parts = sentence.split(" ")
     number = rng.choice([n for n, word in enumerate(parts) if len(word) > 3])
     word = parts[number]
-    place = rng.randint(1, len(word) - 3)
-    parts[number] = word[:place] + word[place + 1] + word[place] + word[place + 2 :]
+    position = rng.randint(1, len(word) - 3)
+    parts[number] = word[:position] + word[position + 1] + word[position] + word[position + 2 :]
     return " ".join(parts)
 
 
@@ -134,12 +134,12 @@ def draw_rows(count: int, prefix: str, first: int, proposals: Sequence[str], rng
     """So many answers to questions about the proposals."""
     import polars as pl
 
-    found = []
+    rows = []
     for _ in range(count):
         question = rng.choice(words.QUESTIONS).format(rng.choice(proposals))
         essay = write_essay(rng.random() < 0.5, rng.betavariate(1.5, 1.5), rng.betavariate(1.5, 1.5), rng)
-        found.append((question, " ".join(essay.sentences) or "…", str(mark(essay))))
-    frame = pl.DataFrame(found, schema=["question", "answer", "score"], orient="row")
+        rows.append((question, " ".join(essay.sentences) or "…", str(mark(essay))))
+    frame = pl.DataFrame(rows, schema=["question", "answer", "score"], orient="row")
     return frame.select(pl.Series("id", number_rows(prefix, first, count)), "question", "answer", "score")
 
 

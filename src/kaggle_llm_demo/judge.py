@@ -80,14 +80,14 @@ def draw_rows(count: int, first: int, rng: random.Random) -> pl.DataFrame:
     """So many pairs, PAIRS of them of each problem. Ids are whole numbers from `first` on, as in most competitions."""
     import polars as pl
 
-    found: list[tuple[str | float, ...]] = []
-    while len(found) < count:
+    rows: list[tuple[str | float, ...]] = []
+    while len(rows) < count:
         problem = draw_problem(rng)
         for _ in range(PAIRS):
-            one, other, shares = draw_pair(problem, rng)
-            found.append((problem.text, one, other, *(round(share, 4) for share in shares)))
+            answer_a, answer_b, shares = draw_pair(problem, rng)
+            rows.append((problem.text, answer_a, answer_b, *(round(share, 4) for share in shares)))
     names = ["problem", "answer_a", "answer_b", *COLUMNS]
-    frame = pl.DataFrame(found[:count], schema=names, orient="row")
+    frame = pl.DataFrame(rows[:count], schema=names, orient="row")
     return frame.select(pl.Series("id", map(str, range(first, first + count))), *names)
 
 

@@ -30,18 +30,18 @@ class Problem:
 
 
 def draw_shopping(rng: random.Random) -> Problem:
-    thing, other = rng.sample(["pens", "apples", "tickets", "batteries", "mugs", "stamps", "candles", "rolls"], 2)
+    goods, others = rng.sample(["pens", "apples", "tickets", "batteries", "mugs", "stamps", "candles", "rolls"], 2)
     who = rng.choice(("Ann", "Malik", "Jule", "Tomas", "Grandfather", "The club"))
     n, m, p, q = (rng.randint(2, 9) for _ in range(4))
     texts = (
-        f"{n} {thing} cost {p} euros each, {m} {other} cost {q} euros each. What do they cost together?",
-        f"{who} buys {n} {thing} for {p} euros each and {m} {other} for {q} euros each. How much is that?",
-        f"One pays {p} euros for each of {n} {thing} and {q} euros for each of {m} {other}. Find the total.",
+        f"{n} {goods} cost {p} euros each, {m} {others} cost {q} euros each. What do they cost together?",
+        f"{who} buys {n} {goods} for {p} euros each and {m} {others} for {q} euros each. How much is that?",
+        f"One pays {p} euros for each of {n} {goods} and {q} euros for each of {m} {others}. Find the total.",
     )
     right = (
-        (f"The {thing} cost {n} x {p} = {n * p}.", f"The {other} cost {m} x {q} = {m * q}."),
+        (f"The {goods} cost {n} x {p} = {n * p}.", f"The {others} cost {m} x {q} = {m * q}."),
         (f"{n} times {p} is {n * p}, {m} times {q} is {m * q}.", f"Together: {n * p} + {m * q}."),
-        (f"First the {other}: {m * q}.", f"Then the {thing}: {n * p}.", "Both are added."),
+        (f"First the {others}: {m * q}.", f"Then the {goods}: {n * p}.", "Both are added."),
     )
     wrong = (
         Working((f"There are {n} + {m} = {n + m} things.", f"Prices: {p} + {q} = {p + q}."), (n + m) * (p + q)),
@@ -53,12 +53,12 @@ def draw_shopping(rng: random.Random) -> Problem:
 
 def draw_discount(rng: random.Random) -> Problem:
     price, percent = rng.randint(3, 18) * 20, rng.choice((10, 20, 25, 30, 40, 50))
-    thing = rng.choice(("coat", "lamp", "chair", "radio", "tent", "bag", "kettle", "desk"))
+    article = rng.choice(("coat", "lamp", "chair", "radio", "tent", "bag", "kettle", "desk"))
     cut = price * percent // 100
     texts = (
-        f"A {thing} costs {price} euros. It is reduced by {percent} %. What is the new price?",
-        f"There is {percent} % off a {thing} of {price} euros. What has to be paid?",
-        f"In the sale a {thing} of {price} euros gets {percent} % cheaper. What does it cost now?",
+        f"A {article} costs {price} euros. It is reduced by {percent} %. What is the new price?",
+        f"There is {percent} % off a {article} of {price} euros. What has to be paid?",
+        f"In the sale a {article} of {price} euros gets {percent} % cheaper. What does it cost now?",
     )
     right = (
         (f"{percent} % of {price} is {cut}.", f"The new price is {price} - {cut}."),
@@ -75,11 +75,11 @@ def draw_discount(rng: random.Random) -> Problem:
 
 def draw_fence(rng: random.Random) -> Problem:
     a, b = rng.sample(range(3, 25), 2)
-    place = rng.choice(("garden", "meadow", "yard", "pool", "field", "playground"))
+    area = rng.choice(("garden", "meadow", "yard", "pool", "field", "playground"))
     texts = (
-        f"A {place} is {a} m long and {b} m wide. How long is a fence around it?",
-        f"How many metres is the way once around a {place} of {a} m by {b} m?",
-        f"Find the perimeter of a rectangular {place} with sides of {a} m and {b} m.",
+        f"A {area} is {a} m long and {b} m wide. How long is a fence around it?",
+        f"How many metres is the way once around a {area} of {a} m by {b} m?",
+        f"Find the perimeter of a rectangular {area} with sides of {a} m and {b} m.",
     )
     right = (
         ("All four sides count.", f"2 x {a} + 2 x {b}."),
@@ -140,22 +140,22 @@ def draw_equation(rng: random.Random) -> Problem:
 
 def draw_speed(rng: random.Random) -> Problem:
     hours, speed = rng.randint(2, 6), rng.randint(3, 16) * 5
-    way = hours * speed
-    thing = rng.choice(("train", "cyclist", "ship", "bus", "lorry", "balloon"))
+    distance = hours * speed
+    traveller = rng.choice(("train", "cyclist", "ship", "bus", "lorry", "balloon"))
     texts = (
-        f"A {thing} travels {way} km in {hours} hours. What is its speed?",
-        f"For {way} km a {thing} takes {hours} hours. How fast is it?",
-        f"After {hours} hours a {thing} has made {way} km. How many km is that in one hour?",
+        f"A {traveller} travels {distance} km in {hours} hours. What is its speed?",
+        f"For {distance} km a {traveller} takes {hours} hours. How fast is it?",
+        f"After {hours} hours a {traveller} has made {distance} km. How many km is that in one hour?",
     )
     right = (
-        ("Speed is the way divided by the time.", f"{way} km / {hours} h."),
-        (f"In {hours} hours {way} km: divide by {hours} for one hour.",),
-        (f"Share {way} km among {hours} hours.",),
+        ("Speed is the way divided by the time.", f"{distance} km / {hours} h."),
+        (f"In {hours} hours {distance} km: divide by {hours} for one hour.",),
+        (f"Share {distance} km among {hours} hours.",),
     )
     wrong = (
-        Working(("Speed is the way without the time.", f"{way} - {hours}."), way - hours),
-        Working(("Speed is way times time.", f"{way} x {hours}."), way * hours),
-        Working((f"It takes an hour for {hours} km.", f"{way} + {hours}."), way + hours),
+        Working(("Speed is the way without the time.", f"{distance} - {hours}."), distance - hours),
+        Working(("Speed is way times time.", f"{distance} x {hours}."), distance * hours),
+        Working((f"It takes an hour for {hours} km.", f"{distance} + {hours}."), distance + hours),
     )
     return Problem(rng.choice(texts), speed, right, wrong, "km/h")
 

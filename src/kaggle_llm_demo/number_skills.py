@@ -26,7 +26,7 @@ def digits_of(number: int) -> list[int]:
 
 def by_column(combine: Callable[[int, int], int], first: int, second: int) -> str:
     """Two equally long numbers combined column by column, the results written side by side."""
-    return "".join(str(combine(one, other)) for one, other in zip(digits_of(first), digits_of(second), strict=True))
+    return "".join(str(combine(left, right)) for left, right in zip(digits_of(first), digits_of(second), strict=True))
 
 
 def carry_swapped(first: int, second: int) -> str:
@@ -79,7 +79,7 @@ SKILLS: tuple[Skill, ...] = (
             ),
             leaves_out(
                 "Forgets to carry the extra ten into the next column when adding whole numbers.",
-                lambda a, b: by_column(lambda one, other: (one + other) % 10, a, b),
+                lambda a, b: by_column(lambda x, y: (x + y) % 10, a, b),
             ),
             wrong_operation(
                 "Subtracts one whole number from the other instead of adding them to find the total.",
@@ -91,7 +91,7 @@ SKILLS: tuple[Skill, ...] = (
             ),
             separate_parts(
                 "Treats each column of an addition separately, writing every column total in full side by side.",
-                lambda a, b: by_column(lambda one, other: one + other, a, b),
+                lambda a, b: by_column(lambda x, y: x + y, a, b),
             ),
         ),
     ),
@@ -119,11 +119,11 @@ SKILLS: tuple[Skill, ...] = (
             ),
             separate_parts(
                 "Works on each column of a subtraction on its own, always taking the smaller digit from the larger.",
-                lambda a, b: by_column(lambda one, other: abs(one - other), a, b),
+                lambda a, b: by_column(lambda x, y: abs(x - y), a, b),
             ),
             wrong_rule(
                 "Believes that a subtraction column leaves zero whenever the digit being taken away is the bigger one.",
-                lambda a, b: by_column(lambda one, other: max(one - other, 0), a, b),
+                lambda a, b: by_column(lambda x, y: max(x - y, 0), a, b),
             ),
         ),
     ),

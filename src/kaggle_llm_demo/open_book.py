@@ -77,10 +77,10 @@ def draw_value(values: str, rng: random.Random) -> str:
 
 
 def draw_different(values: str, count: int, rng: random.Random) -> list[str]:
-    found: dict[str, None] = {}
-    while len(found) < count:
-        found[draw_value(values, rng)] = None
-    return list(found)
+    drawn: dict[str, None] = {}
+    while len(drawn) < count:
+        drawn[draw_value(values, rng)] = None
+    return list(drawn)
 
 
 def tell(article: Article, fact: Fact, rng: random.Random, named: bool = False) -> str:
@@ -112,7 +112,7 @@ def draw_family(number: int, rng: random.Random) -> list[Article]:
         for own, value in zip(facts, values, strict=True):
             own[fact.name] = value
     names = [title.format(stem=stem) for title in rng.sample(kind.titles, FAMILY)]
-    ids = [f"art{number * FAMILY + place:04d}" for place in range(FAMILY)]
+    ids = [f"art{number * FAMILY + n:04d}" for n in range(FAMILY)]
     family = [Article(i, name, kind, own, []) for i, name, own in zip(ids, names, facts, strict=True)]
     for article in family:
         told = [fact for fact in kind.facts if rng.random() < 0.9]
@@ -132,13 +132,13 @@ def draw_exercises(family: list[Article], rng: random.Random) -> list[Exercise]:
 
 def draw_options(article: Article, fact: Fact, family: list[Article], rng: random.Random) -> tuple[str, ...]:
     """The right one, the look-alikes', one of the same article about something else, and new ones."""
-    alike = [one.facts[fact.name] for one in family]
+    alike = [member.facts[fact.name] for member in family]
     own = [article.facts[other.name] for other in article.kind.facts if other.values == fact.values]
     right = article.facts[fact.name]
-    found = dict.fromkeys([right, *alike, *rng.sample(own, len(own))[:2]])
-    while len(found) < len(LETTERS):
-        found[draw_value(fact.values, rng)] = None
-    return tuple(found)[: len(LETTERS)]
+    options = dict.fromkeys([right, *alike, *rng.sample(own, len(own))[:2]])
+    while len(options) < len(LETTERS):
+        options[draw_value(fact.values, rng)] = None
+    return tuple(options)[: len(LETTERS)]
 
 
 def make_rows(exercises: list[Exercise], prefix: str, first: int, rng: random.Random) -> pl.DataFrame:

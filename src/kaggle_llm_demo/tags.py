@@ -62,9 +62,14 @@ def spell_plainly(name: str) -> str:
 
 
 def draw_email(first: str, last: str, rng: random.Random) -> str:
-    one, two = spell_plainly(first), spell_plainly(last)
+    given, family = spell_plainly(first), spell_plainly(last)
     box = rng.choice(
-        (f"{one}.{two}", f"{one[0]}{two}{rng.randint(1, 99)}", f"{two}_{one}", f"{one}{rng.randint(60, 99)}")
+        (
+            f"{given}.{family}",
+            f"{given[0]}{family}{rng.randint(1, 99)}",
+            f"{family}_{given}",
+            f"{given}{rng.randint(60, 99)}",
+        )
     )
     return f"{box}@{rng.choice(HOSTS)}"
 
@@ -188,14 +193,14 @@ def draw_rows(count: int, prefix: str, first: int, rng: random.Random) -> pl.Dat
     """So many letters, one to three of each sender."""
     import polars as pl
 
-    found: list[tuple[str, str, str]] = []
+    rows: list[tuple[str, str, str]] = []
     sender = 0
-    while len(found) < count:
+    while len(rows) < count:
         person, sender = draw_person(rng), sender + 1
         for _ in range(rng.randint(1, 3)):
             letter = write_row(person, rng)
-            found.append((letter.text, write_cell(letter.spans), f"{prefix}-sender-{sender:04d}"))
-    frame = pl.DataFrame(found[:count], schema=["text", "spans", "source"], orient="row")
+            rows.append((letter.text, write_cell(letter.spans), f"{prefix}-sender-{sender:04d}"))
+    frame = pl.DataFrame(rows[:count], schema=["text", "spans", "source"], orient="row")
     return frame.select(pl.Series("id", number_rows(prefix, first, count)), "text", "spans", "source")
 
 

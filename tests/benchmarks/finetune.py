@@ -38,7 +38,7 @@ from kaggle_llm.base.tables import print_table
 from kaggle_llm.competition.csv_table import read_csv
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "real"))
-from sources import find_source
+from sources import find_source, require
 
 ROOT = Path(__file__).resolve().parents[2]
 DIALOGUES = ROOT / "input" / "demo-dialogues" / "train.csv"
@@ -85,7 +85,9 @@ def read_dialogues() -> Iterator[tuple[str, str, str]]:
 
 
 def read_papers() -> Iterator[tuple[str, str, str]]:
-    for line in (find_source("scitldr") / "train.jsonl").read_text(encoding="utf-8").splitlines():
+    source = find_source("scitldr") / "train.jsonl"
+    require(source)
+    for line in source.read_text(encoding="utf-8").splitlines():
         paper = json.loads(line)
         yield paper["paper_id"], " ".join(paper["source"]) + "\nTL;DR:", " " + paper["target"][0].strip()
 

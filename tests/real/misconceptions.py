@@ -47,4 +47,4 @@ def text(value: object) -> str:
 if __name__ == "__main__":
     require(SOURCE)
     convert(SOURCE, ROOT / "input" / "mae")
-    print("input/mae is ready")
+    print("input/mae is ready:\npython exp/exp001_retrieve/train.py competition.dir=input/mae run=mae")

@@ -115,13 +115,13 @@ class Competition:
         return [self.cell(items)]
 
     def answer_in(self, cells: Sequence[str]) -> tuple[list[str], list[float]]:
-        """Items and scores of a submission's row: the inverse of `cells`. By default an item's score is −place.
+        """Items and scores of a submission's row: the inverse of `cells`. By default an item's score is −rank, from 0.
 
         Raises ValueError for cells that cannot be read.
         """
         (cell,) = cells
         items = self.items_in(cell)
-        return items, [-float(place) for place in range(len(items))]
+        return items, [-float(rank) for rank in range(len(items))]
 
     # what follows from that ---------------------------------------------------------------------------------
 

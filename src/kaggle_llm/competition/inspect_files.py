@@ -71,7 +71,7 @@ def read_sample(folder: Path) -> pl.DataFrame:
 
 
 def read_tables(paths: Iterable[Path]) -> dict[str, pl.DataFrame]:
-    """File name → its table; a file that is none, such as a JSON of settings, is left out, which is said."""
+    """File name → its table. A file that is no table, such as a JSON of settings, is left out with a message."""
     frames = {}
     for path in paths:
         try:
@@ -140,9 +140,9 @@ def find_patterns(columns: Sequence[str]) -> dict[str, str]:
     """New column → pattern, of columns that differ in one capital letter: {"AnswerText": "Answer{}Text"}."""
     patterns = {}
     for name in columns:
-        for place, sign in enumerate(name):
-            pattern = f"{name[:place]}{{}}{name[place + 1 :]}"
-            if sign == PARTS[0] and "{" not in name and pattern.format(PARTS[1]) in columns:
+        for position, letter in enumerate(name):
+            pattern = f"{name[:position]}{{}}{name[position + 1 :]}"
+            if letter == PARTS[0] and "{" not in name and pattern.format(PARTS[1]) in columns:
                 patterns[pattern.format("")] = pattern
     return patterns
 

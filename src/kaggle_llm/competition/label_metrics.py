@@ -183,8 +183,8 @@ def _level_pairs(ranking: pl.DataFrame, truth: pl.DataFrame, levels: Sequence[st
     unknown = sorted({*answers.unique(), *right.unique()} - set(levels))
     if unknown:
         raise ValueError(f"{unknown[:3]} are no levels: there are {list(levels)}")
-    places = {level: place for place, level in enumerate(levels)}
-    first, second = (labels.replace_strict(places, return_dtype=pl.Int64).to_numpy() for labels in (answers, right))
+    numbers = {level: number for number, level in enumerate(levels)}
+    first, second = (labels.replace_strict(numbers, return_dtype=pl.Int64).to_numpy() for labels in (answers, right))
     return first, second
 
 

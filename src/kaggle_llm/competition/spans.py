@@ -85,8 +85,8 @@ def label_tokens(tokens: Sequence[Offset], spans: Sequence[Span]) -> list[tuple[
     labels: dict[int, str] = {}
     for span in spans:
         touched = [n for n, (start, end) in enumerate(tokens) if start < span.end and end > span.start]
-        for place, token in enumerate(touched):
-            labels.setdefault(token, f"{'I' if place else 'B'}-{span.type}")
+        for position, token in enumerate(touched):
+            labels.setdefault(token, f"{'I' if position else 'B'}-{span.type}")
     return sorted(labels.items())
 
 

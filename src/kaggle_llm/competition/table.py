@@ -26,7 +26,7 @@ class Wide:
     columns: Mapping[str, str]
     """New column → the file's columns, with {} for the part: {"answer": "Answer{}Text"}."""
     right: str = ""
-    """A column that names the part which becomes no row; its values stand beside the others', as right_<new column>."""
+    """The column that names the right part, which becomes no row: its values are the others' right_<new column>."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Table:
     file: str = ""
     """Its file; empty: the table's name with .csv, .parquet, .json or .jsonl, whichever is there."""
     joined: Mapping[str, str] = field(default_factory=dict)
-    """Other file → the column that both have: its columns that the file lacks are put beside."""
+    """Other file → the column that both have: those of its columns that the table's file lacks are added."""
     wide: Wide | None = None
     lists: tuple[str, ...] = ()
     """Texts whose cells are lists (as JSON in a CSV): their items are joined by a blank line."""
@@ -191,7 +191,7 @@ def check_filled(frame: pl.DataFrame, file: str) -> None:
 
 
 def fill_texts(frame: pl.DataFrame, texts: Sequence[str], file: str) -> pl.DataFrame:
-    """Empty texts become "", which is said."""
+    """Empty texts become "", with a message."""
     import polars as pl
 
     empty = {text: frame[text].null_count() for text in texts if frame[text].null_count()}

@@ -69,7 +69,7 @@ class Blend:
         right = dict(truth.select("id", "items").iter_rows())
         retrieved = dict(scored.retrieved.select("id", "items").iter_rows())
         for row, items, scores in scored.reranked.select("id", "items", "scores").iter_rows():
-            hits = [place for place, item in enumerate(items) if item in right[row]]
+            hits = [position for position, item in enumerate(items) if item in right[row]]
             if hits and len(hits) < len(items):
                 ranks = {item: rank for rank, item in enumerate(retrieved[row], 1)}
                 yield np.array(scores), -np.log([ranks[item] for item in items]), hits

@@ -110,10 +110,10 @@ def _maximise_gain(values: np.ndarray, levels: np.ndarray, k: int, kappa: float)
         peaks = np.maximum.accumulate(start)
         sources.append(np.maximum.accumulate(np.where(start == peaks, np.arange(len(places)), 0)))
         best = sums + peaks
-    chosen, place = [], len(places) - 1
+    chosen, end = [], len(places) - 1
     for source in reversed(sources):
-        place = source[place]
-        chosen.append(places[place])
+        end = source[end]
+        chosen.append(places[end])
     return np.array([_place_cut(values, c) for c in reversed(chosen)])
 
 

@@ -394,6 +394,6 @@ def _shorten(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_token
         **{"add_special_tokens": False, "truncation": True, "max_length": max_tokens, "return_offsets_mapping": True},
     )
     for row, offsets in zip(long, encoded["offset_mapping"], strict=True):
-        ends = [place for offset in offsets for place in offset] or [0]
+        ends = [end for offset in offsets for end in offset] or [0]
         short[row] = short[row][max(min(ends) - MARGIN, 0) : max(ends) + MARGIN]
     return short

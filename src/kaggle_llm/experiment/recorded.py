@@ -42,5 +42,5 @@ def read_answers(run: str) -> pl.DataFrame:
     """
     oof, train = read_oof(run), f"python exp/{run.split('--')[0]}/train.py"
     if has_changed(run):
-        raise ValueError(f"{run}: the code that answers has changed since: run {train}, which asks only what is new")
+        raise ValueError(f"{run}: the prediction code has changed since: run {train}, which asks only what is new")
     return oof.select(*answer_columns(oof), "fold")

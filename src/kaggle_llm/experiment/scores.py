@@ -92,8 +92,8 @@ class Scores:
             return Decided(self.neutral), Decided(self.neutral)
         labels = () if self.competition.documents else self.competition.legal_items() or ()
         decided, shipped, unfitted = cross_fit(self.neutral, scored, self.truth, self._groups, self.metric, labels)
-        for place in unfitted:
-            print(f"the decision{note} is not fitted in {place}", flush=True)
+        for part in unfitted:
+            print(f"the decision{note} is not fitted in {part}", flush=True)
         return decided, shipped
 
     def _apply(self, decision: Decided | None, scored: Any) -> pl.DataFrame:

@@ -90,7 +90,7 @@ def seal_bundle(target: Path, run: str, record: records.Record, about: Mapping[s
     """
     config, fault = record.settings["config"], find_fault(run)
     if fault:
-        print(f"not to be pushed as it is: {fault}", file=sys.stderr)
+        print(f"push refuses this bundle as it is: {fault}", file=sys.stderr)
     manifest = {**about, "record": record.key, "git": records.git_state(), "ship": config.get("ship", "fold0")}
     manifest |= {"note": describe_cv(config), "parity": fault or "passed", "files": list_file_entries(target, hashes)}
     path = paths.bundle_folder(run) / MANIFEST
@@ -136,7 +136,7 @@ def find_model_sources(sources: Mapping[str, str], folders: Iterable[Path]) -> d
 def warn_of_changed_code(run: str) -> None:
     """Warn where the code that ships is not the code that computed CV; a replay shows whether it matters."""
     if has_changed(run):
-        print(f"{run}: the code that answers has changed since: train again", file=sys.stderr)
+        print(f"{run}: the prediction code has changed since: train again", file=sys.stderr)
 
 
 def check_as_recorded(run: str, record: records.Record, shipped: Iterable[Model]) -> None:

@@ -144,14 +144,14 @@ def compare_output(run: str, bundle: Path, output: Path) -> dict[str, Any]:
     return {"ok": not problems, "rows": submission.height, "empty": empty, "alike": alike, "problems": problems[:5]}
 
 
-def share_alike(found: pl.DataFrame, expected: pl.DataFrame) -> float:
+def share_alike(ranking: pl.DataFrame, expected: pl.DataFrame) -> float:
     """Share of the common rows of two RANKINGs with the same first item, or of VALUES with nearly the same values.
 
     1 where they have no row in common.
     """
-    first, second = read_rows(found), read_rows(expected)
+    first, second = read_rows(ranking), read_rows(expected)
     common = [i for i in first if i in second]
-    if is_values(found):
+    if is_values(ranking):
         alike = [are_close(first[i], second[i]) for i in common]
     else:
         alike = [list(first[i])[:1] == list(second[i])[:1] for i in common]

@@ -56,7 +56,8 @@ def draw_test(
 def draw_rows(test: pl.DataFrame, id_column: str, rows: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     """`rows` rows of a test set, drawn with a fixed seed, and a frame of their ids: columns id (new) and old.
 
-    More rows than there are repeat them under new ids: the next whole numbers, where all ids are such.
+    Where more rows are asked for than there are, rows are repeated under new ids: the next whole numbers, where all
+    ids are whole numbers.
     """
     import numpy as np
     import polars as pl
@@ -75,9 +76,9 @@ def draw_rows(test: pl.DataFrame, id_column: str, rows: int) -> tuple[pl.DataFra
 
 
 def make_ids(alike: Collection[str], known: Collection[str], count: int) -> list[str]:
-    """Ids that are new to `known`: the next whole numbers where all of `alike` are such, else such as "007".
+    """Ids that `known` lacks: the next whole numbers where all of `alike` are whole numbers, else ids such as "007".
 
-    Where ids are whole numbers, code may read them as such, for which "007" is somebody's 7.
+    Code may read whole numbers as integers; "007" would then be the row with the id 7.
     """
     if alike and all(map(WHOLE_NUMBER.fullmatch, alike)):
         start = max(int(i) for i in (*alike, *known) if WHOLE_NUMBER.fullmatch(i)) + 1

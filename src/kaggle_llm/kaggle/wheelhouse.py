@@ -1,7 +1,7 @@
 """`kaggle-llm wheels RUNTIME`: make output/wheels/<runtime>/, the dataset of wheels that goes into a bundle.
 
-Whole or not there; made again only where the runtime's pins changed. Downloads stay in output/wheels/.downloads/ for
-the next runtime or attempt.
+Written completely or not at all, and again only where the runtime's pins changed. Downloads stay in
+output/wheels/.downloads/ for the next runtime or attempt.
 """
 
 from __future__ import annotations

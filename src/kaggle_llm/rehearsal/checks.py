@@ -30,7 +30,7 @@ class Check:
 
 @contextmanager
 def note_errors(name: str, checks: list[Check], folder: Path | None = None) -> Iterator[None]:
-    """Whatever is raised inside, by somebody's own module too, becomes a failed check, its traceback error.txt."""
+    """Turn any error inside, also of a competition's module, into a failed check; error.txt has its traceback."""
     try:
         yield
     except Exception as error:
@@ -41,44 +41,44 @@ def note_errors(name: str, checks: list[Check], folder: Path | None = None) -> I
         checks.append(Check(name, False, detail))
 
 
-def compare_rankings(found: pl.DataFrame, expected: pl.DataFrame) -> list[str]:
+def compare_rankings(ranking: pl.DataFrame, expected: pl.DataFrame) -> list[str]:
     """One message for each row that differs: in the items of a RANKING, or in a score or value by more than TOLERANCE.
 
-    Values above 1 are compared by their relative difference. Each list is sorted by its scores, so items with scores
-    that close may change places: rounding decides their order.
+    Values above 1 are compared by their relative difference. Items are sorted by their scores, so those whose scores
+    differ by less may stand in another order: rounding decides it.
     """
-    wanted, rows = read_rows(expected), read_rows(found)
+    wanted, rows = read_rows(expected), read_rows(ranking)
     problems = [f"row {i} is missing" for i in wanted if i not in rows]
     for i, row in rows.items():
         if i not in wanted:
             problems.append(f"row {i} was not expected")
             continue
-        worst = _difference(row, wanted[i], is_values(found))
+        worst = _difference(row, wanted[i], is_values(ranking))
         if worst <= TOLERANCE:
             continue
         rank = next((n for n, pair in enumerate(zip_longest(row, wanted[i]), 1) if pair[0] != pair[1]), None)
         problems.append(
-            f"row {i}: " + (f"another list from place {rank} on" if rank else f"a score differs by {worst:.1e}")
+            f"row {i}: " + (f"another list from rank {rank} on" if rank else f"a score differs by {worst:.1e}")
         )
     return problems
 
 
-def largest_difference(found: pl.DataFrame, expected: pl.DataFrame) -> float:
+def largest_difference(ranking: pl.DataFrame, expected: pl.DataFrame) -> float:
     """Largest |Δ score| of an item or value in two answers to the same rows; inf where their items differ."""
-    wanted, values = read_rows(expected), is_values(found)
-    return max((_difference(row, wanted[i], values) for i, row in read_rows(found).items()), default=0.0)
+    wanted, values = read_rows(expected), is_values(ranking)
+    return max((_difference(row, wanted[i], values) for i, row in read_rows(ranking).items()), default=0.0)
 
 
-def count_moved(found: pl.DataFrame, expected: pl.DataFrame) -> int:
+def count_moved(ranking: pl.DataFrame, expected: pl.DataFrame) -> int:
     """Number of rows whose items are in another order."""
     wanted = read_rows(expected)
-    return sum(list(row) != list(wanted[i]) for i, row in read_rows(found).items())
+    return sum(list(row) != list(wanted[i]) for i, row in read_rows(ranking).items())
 
 
-def _difference(found: ItemScores, expected: ItemScores, values: bool) -> float:
+def _difference(scores: ItemScores, expected: ItemScores, values: bool) -> float:
     """Largest |Δ score| of an item, or difference of a value, relative above 1; inf for NaN and for other items."""
-    if found.keys() != expected.keys():
+    if scores.keys() != expected.keys():
         return math.inf
     sizes = {item: max(1.0, abs(score)) if values else 1.0 for item, score in expected.items()}
-    differences = [abs(score - expected[item]) / sizes[item] for item, score in found.items()]
+    differences = [abs(score - expected[item]) / sizes[item] for item, score in scores.items()]
     return max(differences, default=0.0) if all(map(math.isfinite, differences)) else math.inf

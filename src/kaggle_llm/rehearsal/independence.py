@@ -27,8 +27,8 @@ def main() -> int:
     problems = []
     for name, part in (("alone", rows.head(1)), ("in another order", rows.reverse())):
         expected = together.filter(pl.col("id").is_in(part["id"].to_list()))
-        found = answer(mounts.exp, run, part)
-        problems += [f"{name}: {problem}" for problem in compare_rankings(found, expected)]
+        ranking = answer(mounts.exp, run, part)
+        problems += [f"{name}: {problem}" for problem in compare_rankings(ranking, expected)]
     print("\n".join(problems) or f"{rows.height} rows: the same alone, in another order and among all rows")
     return 1 if problems else 0
 

@@ -109,13 +109,13 @@ def check_hostile(session: Session, hostile: int, rerun: Path) -> Check:
     check = check_session(session)
     if not check.ok:
         return check
-    found, expected = (pl.read_parquet(folder / "ranking.parquet") for folder in (session.folder, rerun))
-    found = found.join(expected.select("id"), on="id", how="semi")
-    problems = compare_rankings(found, expected.join(found.select("id"), on="id", how="semi"))
+    hostile_ranking, expected = (pl.read_parquet(folder / "ranking.parquet") for folder in (session.folder, rerun))
+    hostile_ranking = hostile_ranking.join(expected.select("id"), on="id", how="semi")
+    problems = compare_rankings(hostile_ranking, expected.join(hostile_ranking.select("id"), on="id", how="semi"))
     if problems:
         return Check(session.name, False, f"among hostile rows: {problems[0]}")
     rows = f"{hostile} hostile rows" if hostile else "no hostile rows, as read() reshapes the test file"
-    return Check(session.name, True, f"{rows}; {found.height} others as in the rerun")
+    return Check(session.name, True, f"{rows}; {hostile_ranking.height} others as in the rerun")
 
 
 def check_independence(session: Session) -> Check:
@@ -138,13 +138,13 @@ def check_replay(session: Session, fold: int, expected: pl.DataFrame) -> Check:
     if session.error or not path.is_file():
         return Check("replay", False, session.error or "the prediction wrote no ranking.parquet")
     # A wide row of test.csv may have rows of other folds too.
-    found = pl.read_parquet(path).join(expected.select("id"), on="id", how="semi")
-    problems = compare_rankings(found, expected)
+    replayed = pl.read_parquet(path).join(expected.select("id"), on="id", how="semi")
+    problems = compare_rankings(replayed, expected)
     if problems:
         return Check("replay", False, f"{len(problems)} of {expected.height} rows of fold {fold}: {problems[0]}")
-    moved = count_moved(found, expected)
+    moved = count_moved(replayed, expected)
     lists = f"equal scores in another order in {moved} of them" if moved else "same lists"
-    worst = largest_difference(found, expected)
+    worst = largest_difference(replayed, expected)
     detail = f"{expected.height} rows of fold {fold}: {lists}, largest |Δ score| {worst:.1e}"
     return Check("replay", True, detail)
 

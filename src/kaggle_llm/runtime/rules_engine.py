@@ -160,9 +160,9 @@ def judge_division(case: Case) -> Iterator[Finding]:
             if rows[name] % cards or (group < rows[name] and rows[name] // cards % group)
         ]
     if uneven:
-        ways = "set tensor_parallel_size=1" + (", or quantise with a smaller group_size" if model.groups else "")
+        way = "set tensor_parallel_size=1" + (", or quantise with a smaller group_size" if model.groups else "")
         yield Finding(
-            "division", "refused", f"tensor_parallel_size = {cards} does not divide {', '.join(uneven)}: {ways}"
+            "division", "refused", f"tensor_parallel_size = {cards} does not divide {', '.join(uneven)}: {way}"
         )
 
 

@@ -9,7 +9,7 @@ from kaggle_llm.runtime.case import Case
 from kaggle_llm.runtime.findings import Finding
 from kaggle_llm.runtime.model_memory import weight_bytes
 
-STEP_SEQUENCES = 32  # that generate together: the weights are read once for all of them
+STEP_SEQUENCES = 32  # generated together: the weights are read once for all of them
 START_SECONDS = {True: 180.0, False: 30.0}  # until vLLM (True) or transformers has loaded a model: assumed
 
 

@@ -57,6 +57,6 @@ def plan_work(config: Mapping[str, Any], rows: int | None, prompts: int = 1) -> 
 
 
 def count_tokens(template: str, settings: PromptSettings) -> int:
-    """At most so many: the budgets of its columns and an estimate of its own text."""
+    """The most tokens that the template can have: the budgets of its columns, and an estimate of its own text."""
     budgets = sum(settings.budgets.get(name, settings.default_budget) for name in template_fields(template))
     return budgets + -(-len(re.sub(r"\{\w+\}", "", template)) // TOKEN_CHARACTERS)

@@ -45,7 +45,7 @@ class EmbeddingSettings:
     """Tokens of a query or document; set it as in retrieval."""
     negatives: NegativeSettings = field(default_factory=NegativeSettings)
     refresh: bool = True
-    """Mine hard negatives anew at the start of each epoch; false: once, with the base model."""
+    """Mine hard negatives again at the start of each epoch; false: once, with the base model."""
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -203,7 +203,7 @@ def choose_pairs(
 def plan_batches(
     pairs: Sequence[tuple[str, str]], corpus: Corpus, size: int, epochs: int, seed: int, world: int = 1
 ) -> list[Batch]:
-    """Batches of all epochs, one for each process in every step, shuffled anew each epoch; every pair once an epoch.
+    """Batches of all epochs, one for each process in every step, shuffled for each epoch; every pair once an epoch.
 
     No two pairs of a batch share the text of a query or right document, so that in-batch negatives are never right.
     That can take more batches than pairs / size; an epoch repeats its first batches until all processes have equally

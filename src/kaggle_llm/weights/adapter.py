@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kaggle_llm.base import paths, records
-from kaggle_llm.weights.checkpoint import PICKLES, Checkpoint, one_thread
+from kaggle_llm.weights.checkpoint import PICKLES, Checkpoint
+from kaggle_llm.weights.shard_writer import one_thread
 
 if TYPE_CHECKING:
     import torch

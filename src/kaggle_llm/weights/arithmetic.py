@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kaggle_llm.weights.checkpoint import BLOCK_ELEMENTS
+from kaggle_llm.weights.shard_writer import BLOCK_ELEMENTS
 
 if TYPE_CHECKING:
     import torch
@@ -84,10 +84,10 @@ class Cut:
         sizes = delta.abs()
         kept = sizes >= self.size
         same = sizes == self.size
-        found = int(same.sum())
-        if found > self.equal:
+        count = int(same.sum())
+        if count > self.equal:
             kept &= ~same | (same.flatten().cumsum(0) <= self.equal).view_as(same)
-        self.equal -= min(found, self.equal)
+        self.equal -= min(count, self.equal)
         return delta.mul_(kept)
 
 

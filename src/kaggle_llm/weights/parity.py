@@ -318,7 +318,7 @@ def print_parity(report: Mapping[str, Any]) -> None:
         return
     columns = ("model", "step", "rows", "max |Δ|", "mean |Δ|", "KL", "Spearman", "loss of the metric", "non-finite", "")
     print_table(f"{report['run']}: parity {report['status']}", columns, [format_step(step) for step in report["steps"]])
-    for name, stages in report.get("reference", {}).items():  # none in reports of before
+    for name, stages in report.get("reference", {}).items():  # older reports have none
         print(f"{name}: {', '.join(f'{stage} in {where}' for stage, where in stages.items())}")
     for name, headroom in report["headroom"].items():
         over = f"; OVERFLOW in float16: {', '.join(headroom['over'])}" if headroom["over"] else ""

@@ -23,7 +23,8 @@ from typing import Any, Literal
 from kaggle_llm.base import paths, records
 from kaggle_llm.engines.prompts import Prompt
 from kaggle_llm.engines.quantised import read_quantisation
-from kaggle_llm.weights.checkpoint import INDEX, Checkpoint, copy_text_files, fill_folder, is_float
+from kaggle_llm.weights.checkpoint import INDEX, Checkpoint, is_float
+from kaggle_llm.weights.shard_writer import copy_text_files, fill_folder
 
 GROUP_SIZES = (128, 64, 32)  # those of vLLM's Marlin kernels, which compute W4A16 on a T4
 GROUPWISE = ("gptq", "awq")

@@ -75,7 +75,7 @@ class RecordingEngine(EngineWrapper):
 class RecordingRun(Run):
     """A Run that records the calls of the model `watched`'s engine in `calls`.
 
-    settings: of that engine; the other models keep the config's. on_cpu: it runs on the CPU, beside a GPU too.
+    settings: of that engine; the other models keep the config's. on_cpu: it runs on the CPU even where there is a GPU.
     keep_for: as in Run.
     """
 

@@ -19,14 +19,13 @@ from kaggle_llm.base import paths, records
 from kaggle_llm.engines.quantised import read_quantisation
 from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.weights import arithmetic
-from kaggle_llm.weights.checkpoint import (
-    Checkpoint,
+from kaggle_llm.weights.checkpoint import Checkpoint, is_float
+from kaggle_llm.weights.shard_writer import (
     Output,
     check_weights_finite,
     copy_tensor,
     copy_text_files,
     fill_folder,
-    is_float,
     row_blocks,
     to_bytes,
     write_shards,
@@ -118,14 +117,14 @@ class Soup:
         first = self.members[0]
         for member in self.members[1:]:
             check_names(first, member)
-        for name, place in first.tensors.items():
-            if not is_float(place.dtype):
+        for name, stored in first.tensors.items():
+            if not is_float(stored.dtype):
                 self._check_equal(name)
                 continue
             dtypes = {member.tensors[name].dtype: member.folder for member in self.members}
             if len(dtypes) > 1 and self.settings.dtype == "members":
-                found = " and ".join(f"{dtype} in {folder}" for dtype, folder in dtypes.items())
-                raise ValueError(f"{name} is {found}: say which the merged model has, --dtype float32 for one")
+                listed = " and ".join(f"{dtype} in {folder}" for dtype, folder in dtypes.items())
+                raise ValueError(f"{name} is {listed}: say which the merged model has, --dtype float32 for one")
         if self.base:
             check_names(first, self.base)
 
@@ -155,14 +154,14 @@ class Soup:
     def _mixed(self, name: str) -> Output:
         import torch
 
-        place = self.members[0].tensors[name]
-        dtype = place.dtype if self.settings.dtype == "members" else self.settings.dtype
+        stored = self.members[0].tensors[name]
+        dtype = stored.dtype if self.settings.dtype == "members" else self.settings.dtype
 
         def blocks() -> Iterator[torch.Tensor]:
-            for block in self._mix(name, place.shape):
+            for block in self._mix(name, stored.shape):
                 yield block.to(getattr(torch, dtype))
 
-        return Output(name, dtype, place.shape, blocks)
+        return Output(name, dtype, stored.shape, blocks)
 
     def _order(self, name: str) -> list[tuple[Checkpoint, float]]:
         """Members with their weights; for dare by the tensor's content, so that each gets its mask in any order."""
@@ -245,12 +244,12 @@ def check_configs(members: Sequence[Path], base: Path | None) -> None:
     first, *others = members
     expected = read_config(first)
     for parent in [*others, *([base] if base else [])]:
-        found = read_config(parent)
-        different = [key for key in sorted({*expected, *found}) if expected.get(key) != found.get(key)]
+        config = read_config(parent)
+        different = [key for key in sorted({*expected, *config}) if expected.get(key) != config.get(key)]
         if different:
             key = different[0]
             raise ValueError(
-                f"{parent} has {key} = {found.get(key)!r} in its config.json, {first} {expected.get(key)!r} "
+                f"{parent} has {key} = {config.get(key)!r} in its config.json, {first} {expected.get(key)!r} "
                 f"(all that differs: {different}): only models of one architecture can be merged"
             )
 
@@ -270,7 +269,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def is_of_the_model(key: str) -> bool:
-    """Token ids are the tokenizer's, which is compared; training writes them down anew."""
+    """Token ids are the tokenizer's, which is compared; training writes them again."""
     name = key.split(".")[-1]
     return name not in NOT_THE_MODEL and not name.endswith("_token_id")
 
@@ -287,19 +286,19 @@ def check_tokenizers(members: Sequence[Path], base: Path | None) -> None:
     first, *others = members
     expected = load_tokenizer(first)
     for parent in [*others, *([base] if base else [])]:
-        found = load_tokenizer(parent)
-        different = sorted({*expected.get_vocab().items()} ^ {*found.get_vocab().items()})
+        tokenizer = load_tokenizer(parent)
+        different = sorted({*expected.get_vocab().items()} ^ {*tokenizer.get_vocab().items()})
         if different:
             token, number = different[0]
             raise ValueError(
-                f"{parent} has another vocabulary than {first}: {len(found)} and {len(expected)} tokens, {token!r} is "
-                f"{number} in one of them only; merge models of one tokenizer (or with mergekit's tokenizer option)"
+                f"{parent} has another vocabulary than {first}: {len(tokenizer)} and {len(expected)} tokens, {token!r} "
+                f"is {number} in one of them only; merge models of one tokenizer (or with mergekit's tokenizer option)"
             )
-        if parent != base and describe_tokenizer(found) != describe_tokenizer(expected):
+        if parent != base and describe_tokenizer(tokenizer) != describe_tokenizer(expected):
             raise ValueError(
                 f"{parent} cuts text otherwise than {first}: their tokenizer.json differ, make them the same"
             )
-        if parent != base and found.chat_template != expected.chat_template:
+        if parent != base and tokenizer.chat_template != expected.chat_template:
             raise ValueError(f"{parent} has another chat template than {first}: make them the same where that is meant")
 
 
@@ -317,7 +316,7 @@ def check_names(first: Checkpoint, other: Checkpoint) -> None:
         missing = sorted(set(have.tensors) - set(lack.tensors))
         if missing:
             raise ValueError(f"{lack.folder} has no {missing[0]}, {have.folder} has it ({len(missing)} such)")
-    for name, place in first.tensors.items():
+    for name, stored in first.tensors.items():
         shape = other.tensors[name].shape
-        if shape != place.shape:
-            raise ValueError(f"{name} is {list(shape)} in {other.folder} and {list(place.shape)} in {first.folder}")
+        if shape != stored.shape:
+            raise ValueError(f"{name} is {list(shape)} in {other.folder} and {list(stored.shape)} in {first.folder}")

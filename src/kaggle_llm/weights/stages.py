@@ -17,7 +17,7 @@ from kaggle_llm.weights.checkpoint import Checkpoint, is_float, read_header
 
 PARENT_STAGES = ("model", "adapter")  # keys of the stage before in weights.json
 TRAINED = ("adapter", "trained")  # stages whose weights.json names the dtype of the training
-ROOM_GB = 2.0  # GiB beside the weights: for activations and CUDA's context; what is too little is halved by the engine
+ROOM_GB = 2.0  # GiB for activations and CUDA's context; where that is too little, the engine halves its batches
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Stage:
     exact: bool
     """Whether it must give the numbers of the stage before it, up to the rounding of float32."""
     on_cpu: bool = False
-    """Whether it is computed on the CPU, beside a GPU that it does not fit."""
+    """Whether it is computed on the CPU because it does not fit the GPU."""
 
 
 def list_stages(
