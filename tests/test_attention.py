@@ -8,6 +8,7 @@ import torch
 from transformers.integrations import sdpa_attention
 
 from kaggle_llm.engines import attention
+from kaggle_llm.engines.segments import Segment
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +62,7 @@ def test_packed_rows_give_each_head_its_groups_keys_without_asking_for_groups(mo
     repeated = [part.repeat_interleave(2, dim=1) for part in (key, value)]
     expected = real(query, *repeated, is_causal=True).transpose(1, 2)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
-    segments = [attention.Segment(0, 2), attention.Segment(2, 6, ((0, 2),))]  # one sequence, in two pieces
+    segments = [Segment(0, 2), Segment(2, 6, ((0, 2),))]  # one sequence, in two pieces
     found, _ = attention.attend_within_segments(torch.nn.Linear(1, 1), query, key, value, None, segments=segments)
     torch.testing.assert_close(found, expected)
     assert asked == [(2, 2, 2, 8), (2, 2, 6, 8)]

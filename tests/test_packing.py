@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kaggle_llm.engines.attention import Segment, attend_within_segments, register_segments
+from kaggle_llm.engines.attention import attend_within_segments, register_segments
 from kaggle_llm.engines.packing import compute_logits, pack
+from kaggle_llm.engines.segments import Segment
 
 BY_HAND = [([11, 12], [[21, 22], [31]]), ([13], [[41], [42, 43]]), ([14, 15], [[]])]
 

@@ -156,6 +156,28 @@ def doctor(
 
 
 @app.command()
+def plan(
+    run: Annotated[str | None, typer.Argument(help="a run, trained or not; none with --pretrain")] = None,
+    gpu: Annotated[str, typer.Option(help="such as 4090, a100-80, h100, t4x2, or an accelerator of Kaggle")] = "t4x2",
+    tokens: Annotated[int | None, typer.Option(min=1, help="of an epoch; default: training.tokens")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="of an hour of the card")] = None,
+    pretrain: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="PARAMS TOKENS", help="such as 124M 2.5B: loss and cost")
+    ] = None,
+) -> None:
+    """Memory, time and cost of RUN's trainings and inferences on a card, before it is rented: from configs alone."""
+    from kaggle_llm.runtime.card_plans import print_plan, print_pretraining
+    from kaggle_llm.training.scaling_law import Pretraining, parse_count
+
+    if run is None and pretrain is None:
+        raise typer.BadParameter("give a run, or --pretrain PARAMS TOKENS")
+    if run is not None:
+        print_plan(run, gpu, tokens, price)
+    if pretrain is not None:
+        print_pretraining(Pretraining(*map(parse_count, pretrain)), gpu, price)
+
+
+@app.command()
 def wheels(runtime: Annotated[str, typer.Argument(help="a name of src/kaggle_llm/runtime/runtimes/")]) -> None:
     """Lock and download the wheels of RUNTIME's packages, for its image's Python: output/wheels/RUNTIME/."""
     from kaggle_llm.kaggle.wheelhouse import make_wheelhouse, print_wheelhouse

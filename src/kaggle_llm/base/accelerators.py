@@ -42,6 +42,8 @@ class Accelerator:
     float32_flops: float | None = None
     bandwidth: float | None = None
     """Bytes a second of a card's memory."""
+    driver_name: str = ""
+    """A part of the name that nvidia-smi and torch give the card."""
 
     @property
     def half(self) -> Half:
@@ -72,6 +74,7 @@ ACCELERATORS = {
             half_flops=65e12,
             float32_flops=8.1e12,
             bandwidth=320e9,
+            driver_name="T4",
         ),
         Accelerator(
             "NvidiaL4",
@@ -84,6 +87,7 @@ ACCELERATORS = {
             half_flops=121e12,
             float32_flops=30.3e12,
             bandwidth=300e9,
+            driver_name="NVIDIA L4",
         ),
         Accelerator(
             "NvidiaH100",
@@ -97,6 +101,7 @@ ACCELERATORS = {
             half_flops=756e12,
             float32_flops=51e12,
             bandwidth=2.0e12,
+            driver_name="H100 PCIe",
         ),
         Accelerator(
             "NvidiaRtxPro6000",
@@ -108,10 +113,65 @@ ACCELERATORS = {
             cuda="12.8",
             float32_flops=125e12,
             bandwidth=1.792e12,
+            driver_name="RTX PRO 6000",
         ),
         Accelerator(CPU, card="a CPU", count=0, why="A notebook without a GPU; its speed is not known.", hours=9),
     )
 }
+
+SHEET = "speeds by the vendor's data sheet, dense products with sums in float32; memory as torch reports it elsewhere."
+
+
+def _rented(
+    name: str,
+    card: str,
+    capability: tuple[int, int],
+    memory: float,
+    half: float,
+    single: float,
+    rate: float,
+    say: str,
+) -> Accelerator:
+    """memory: GiB. half, single: TFLOPS in half precision and float32. rate: GB/s. say: driver_name."""
+    return Accelerator(
+        name,
+        card=card,
+        count=1,
+        why=SHEET,
+        capability=capability,
+        memory_gb=memory,
+        half_flops=half * 1e12,
+        float32_flops=single * 1e12,
+        bandwidth=rate * 1e9,
+        driver_name=say,
+    )
+
+
+# Cards that people rent one at a time, for `kaggle-llm plan`; no notebook of Kaggle runs on them.
+RENTED = {
+    card.name: card
+    for card in (
+        _rented("3090", "an RTX 3090", (8, 6), 23.6, 71, 35.6, 936, "RTX 3090"),
+        _rented("4090", "an RTX 4090", (8, 9), 23.6, 165, 82.6, 1008, "RTX 4090"),
+        _rented("a100-40", "an A100 of 40 GB", (8, 0), 39.4, 312, 19.5, 1555, "A100-SXM4-40GB"),
+        _rented("a100-80", "an A100 of 80 GB", (8, 0), 79.1, 312, 19.5, 2039, "A100-SXM4-80GB"),
+        _rented("l40s", "an L40S", (8, 9), 44.4, 362, 91.6, 864, "L40S"),
+        _rented("h100", "an H100 SXM", (9, 0), 79.1, 989, 67, 3350, "H100 80GB HBM3"),
+        _rented("h200", "an H200", (9, 0), 139.8, 989, 67, 4800, "H200"),
+    )
+}
+KAGGLE_NAMES = {"t4x2": DEFAULT_ACCELERATOR, "l4x4": "NvidiaL4", "rtx-pro-6000": "NvidiaRtxPro6000"}
+
+
+def find_card(name: str) -> Accelerator:
+    """A card of RENTED, or an accelerator of Kaggle by its id or its short name, such as t4x2.
+
+    Raises ValueError for an unknown one and for a CPU, with the names that there are.
+    """
+    cards = {**RENTED, **{short: ACCELERATORS[full] for short, full in KAGGLE_NAMES.items()}, **ACCELERATORS}
+    if name == CPU or name not in cards:
+        raise ValueError(f"no card {name!r}: there are {', '.join(sorted(cards.keys() - {CPU}))}")
+    return cards[name]
 
 
 def find_accelerator(name: str) -> Accelerator:

@@ -1,7 +1,7 @@
 """Attention of transformers' models within the segments of a packed row, and with fast kernels on a T4.
 
-A packed row is several sequences, or the nodes of a prefix tree, one after the other. Nothing is padded and there is no
-mask over the whole row: each segment is one call of torch's fused attention.
+A packed row is several sequences, or the nodes of a prefix tree, one after the other. Nothing is padded; how the
+segments are kept apart is chosen in attention_forms.py.
 """
 
 from __future__ import annotations
@@ -9,25 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from kaggle_llm.engines.attention_forms import choose_form
+from kaggle_llm.engines.segments import Layout, Segment
 
 if TYPE_CHECKING:
     import torch
 
 SEGMENTS = "segments"
 SM_75 = (7, 5)  # T4
-TokenRange = tuple[int, int]  # begin, end
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Adjacent tokens of a packed row, with causal attention among themselves."""
-
-    begin: int
-    end: int
-    before: tuple[TokenRange, ...] = ()
-    """Earlier ranges of the row that they see completely, in this order: the parent nodes in a prefix tree."""
 
 
 def register_segments() -> str:
@@ -45,7 +36,7 @@ def attend_within_segments(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    segments: Sequence[Segment],
+    segments: Sequence[Segment] | Layout,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -57,72 +48,14 @@ def attend_within_segments(
     past: tokens of a cache, which every segment sees. Raises ValueError for soft-capped scores and for an attention
     window shorter than a prompt: the fused kernels do neither.
     """
-    import torch
-    from torch.nn.functional import scaled_dot_product_attention
-
-    past = key.shape[2] - query.shape[2]
-    longest = past + max(sum(end - begin for begin, end in _visible_ranges(segment)) for segment in segments)
+    layout = segments if isinstance(segments, Layout) else Layout(segments)
+    longest = key.shape[2] - query.shape[2] + layout.longest
     if softcap is not None:
         raise ValueError(f"{type(module).__name__} caps its attention scores at {softcap}: it cannot be packed")
     if sliding_window is not None and longest > sliding_window:
         raise ValueError(f"an example of {longest} tokens exceeds the model's attention window of {sliding_window}")
-    # Grouped-query heads become rows of a batch that share their keys without a copy: torch's fast kernels for a T4
-    # do not support groups.
-    groups = key.shape[1]
-    query = query.view(groups, -1, *query.shape[2:])
-    key, value = (tensor.transpose(0, 1) for tensor in (key, value))
-    outputs = []
-    for segment in segments:
-        ranges = _join_ranges([(-past, 0), *_visible_ranges(segment)])
-        keys, values = (
-            _take_ranges(tensor, ranges, past).expand(-1, query.shape[1], -1, -1) for tensor in (key, value)
-        )
-        alone = keys.shape[2] == segment.end - segment.begin
-        outputs.append(
-            scaled_dot_product_attention(
-                query[:, :, segment.begin : segment.end],
-                keys,
-                values,
-                attn_mask=None if alone else _causal_mask(segment.end - segment.begin, keys.shape[2], query.device),
-                dropout_p=dropout,
-                is_causal=alone,
-                scale=scaling,
-            )
-        )
-    output = torch.cat(outputs, dim=2)
-    return output.reshape(1, -1, *output.shape[2:]).transpose(1, 2), None
-
-
-def _visible_ranges(segment: Segment) -> list[TokenRange]:
-    return [*segment.before, (segment.begin, segment.end)]
-
-
-def _join_ranges(ranges: Sequence[TokenRange]) -> list[TokenRange]:
-    """The same tokens, adjacent ranges joined and empty ones removed."""
-    joined: list[TokenRange] = []
-    for begin, end in ranges:
-        if joined and joined[-1][1] == begin:
-            joined[-1] = (joined[-1][0], end)
-        elif begin < end:
-            joined.append((begin, end))
-    return joined
-
-
-def _take_ranges(tensor: torch.Tensor, ranges: Sequence[TokenRange], past: int) -> torch.Tensor:
-    """The tokens of `ranges`, counted from the end of the cache; a view where they are one range."""
-    import torch
-
-    pieces = [tensor[:, :, past + begin : past + end] for begin, end in ranges]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
-
-
-def _causal_mask(rows: int, columns: int, device: torch.device) -> torch.Tensor | None:
-    """bool [rows, columns], the last columns being the rows themselves; None where one row sees all."""
-    import torch
-
-    if rows == 1:
-        return None
-    return torch.ones(rows, columns, dtype=torch.bool, device=device).tril(columns - rows)
+    attend = choose_form(query, value, dropout)
+    return attend(query, key, value, layout, scaling, dropout), None
 
 
 def capability() -> tuple[int, int] | None:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kaggle_llm.engines.attention import Segment, takes_segments
+from kaggle_llm.engines.attention import takes_segments
 from kaggle_llm.engines.prompts import Prompt
+from kaggle_llm.engines.segments import Layout, Segment
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +76,7 @@ def compute_logits(model: Any, row: Pack, keep: Sequence[int] | np.ndarray, cach
         input_ids=torch.tensor([row.ids], device=device),
         position_ids=torch.tensor([row.positions], device=device),
         logits_to_keep=torch.as_tensor(keep, dtype=torch.long, device=device),
-        segments=row.segments,
+        segments=Layout(row.segments),
         past_key_values=cache,
         use_cache=cache is not None,
     ).logits[0]

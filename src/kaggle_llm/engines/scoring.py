@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kaggle_llm.engines.attention import Segment, packed
+from kaggle_llm.engines.attention import packed
 from kaggle_llm.engines.packing import Pack, compute_logits
 from kaggle_llm.engines.prefixes import PrefixNode, group_nodes, grow_tree
 from kaggle_llm.engines.prompts import Prompt
+from kaggle_llm.engines.segments import Segment
 
 if TYPE_CHECKING:
     import torch
