@@ -109,8 +109,8 @@ class Run:
         """
         if self.keep_for:
             return map_vectors(self.keep_documents(name, documents, dtype))
-        index = next((model.folder for model in self.models if model.name == f"{name}{INDEX_SUFFIX}"), None)
-        shipped = read_index(index, documents, dtype) if index else None
+        index = [model.folder for model in self.models if (model.name, model.member) == (f"{name}{INDEX_SUFFIX}", None)]
+        shipped = read_index(index[0], documents, dtype) if index else None
         return self.engine(name).embed(documents).astype(dtype, copy=False) if shipped is None else shipped
 
     def keep_documents(self, name: str, documents: Sequence[Prompt], dtype: str) -> Path:
