@@ -21,7 +21,7 @@ import pytest
 from kaggle_llm.base import records
 from kaggle_llm.engines.engine import Completion, EngineSettings, LengthError, NonFiniteError, Sampling
 from kaggle_llm.engines.prompts import Prompt
-from kaggle_llm.inference import answers, cache
+from kaggle_llm.inference import answers, cache, vectors
 from kaggle_llm.inference import run as run_module
 from kaggle_llm.inference.answers import (
     AnswerFile,
@@ -35,7 +35,7 @@ from kaggle_llm.inference.answers import (
 )
 from kaggle_llm.inference.model import Model
 from kaggle_llm.inference.run import Run
-from kaggle_llm.inference.vectors import keep_vectors
+from kaggle_llm.inference.vectors import keep_vectors, map_vectors
 
 PROMPTS, LABELS = [[7, 8, 9], [7, 10]], [[11], [12]]
 
@@ -53,7 +53,8 @@ def open_run(*models: Model, keep_for: str = "exp--a", **settings: Any) -> Run:
 
 
 def list_files(root: Path, kind: str = "answers") -> list[Path]:
-    return sorted(path for path in (root / "output" / "cache" / kind).glob("*") if path.suffix in (".sqlite", ".npy"))
+    folder = root / "output" / "cache" / kind
+    return sorted(path for path in folder.glob("*") if path.suffix in (".sqlite", ".safetensors"))
 
 
 def count_answers(path: Path) -> int:
@@ -413,14 +414,12 @@ def test_what_was_written_before_an_error_is_kept_and_of_the_part_that_failed_no
     assert again.asked == (prompts if whole else prompts[4:])
 
 
-def test_vectors_are_asked_for_all_at_once(file: AnswerFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What stands beside a prompt moves its last digits: in parts, ties would be broken otherwise than without a
-    file."""
+def test_vectors_are_saved_part_by_part(file: AnswerFile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "PART_PROMPTS", 2)
     monkeypatch.setattr(answers, "PART_TOKENS", 1)
     engine = Noting()
     keeping(engine, file).embed([[n] for n in range(1, 8)])
-    assert len(engine.calls) == 1
+    assert [len(prompts) for prompts in engine.calls] == [2, 2, 2, 1]
 
 
 def test_answers_that_are_no_numbers_are_not_kept(root: Path, broken_llm: Path) -> None:
@@ -526,13 +525,13 @@ def test_vectors_of_other_texts_or_encoders_are_made_and_half_of_them_never_stay
     made: list[float] = []
 
     def keep(encoder: str, documents: list[list[int]], value: float = 0.0) -> np.ndarray:
-        def embed() -> np.ndarray:
+        def embed(part: Sequence[Prompt]) -> np.ndarray:
             made.append(value)
             if np.isnan(value):
                 raise MemoryError("killed")
-            return np.full((len(documents), 2), value, dtype=np.float32)
+            return np.full((len(part), 2), value, dtype=np.float32)
 
-        return keep_vectors({"weights": encoder}, root / "model", "exp--a", documents, embed)
+        return map_vectors(keep_vectors({"weights": encoder}, root / "model", "exp--a", documents, embed))
 
     with pytest.raises(MemoryError):
         keep("e", DOCUMENTS, float("nan"))
@@ -544,12 +543,50 @@ def test_vectors_of_other_texts_or_encoders_are_made_and_half_of_them_never_stay
     assert keep("e", numpys, 9.0).tolist() == [[0.0, 0.0]] * 3
 
 
+def test_vectors_are_written_a_part_at_a_time_into_a_file_that_safetensors_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.numpy import load_file
+
+    monkeypatch.setattr(vectors, "DOCUMENTS_A_PART", 3)
+    sizes: list[int] = []
+
+    def embed(part: Sequence[Prompt]) -> np.ndarray:
+        sizes.append(len(part))
+        return np.array([[document[0], 1 / 3] for document in part], dtype=np.float32)
+
+    documents = [[n] for n in range(7)]
+    for dtype in ("float32", "float16"):
+        vectors.write_vectors(tmp_path / dtype, documents, embed, dtype)
+        expected = np.array([[n, 1 / 3] for n in range(7)], dtype=dtype)
+        for found in (load_file(tmp_path / dtype)["vectors"], map_vectors(tmp_path / dtype)):
+            assert found.dtype == expected.dtype and np.array_equal(found, expected)
+    assert sizes == [3, 3, 1] * 2
+
+
+def test_a_run_reads_the_index_that_ships_and_embeds_other_documents_again(
+    root: Path, pico_encoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Model("encoder", pico_encoder)
+    with open_run(model) as run:
+        expected = run.embed_documents("encoder", DOCUMENTS, "float16")
+        ((path, documents, dtype),) = run.embedded.values()
+    vectors.write_index(root / "index", path, documents, dtype, "hash of the encoder")
+    with open_run(model, keep_for="") as run:
+        run.models.append(Model("encoder_index", root / "index"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(run_module, "make_engine", lambda *_: pytest.fail("the model is loaded"))
+            assert np.array_equal(run.embed_documents("encoder", DOCUMENTS, "float16"), expected)
+        assert run.embed_documents("encoder", DOCUMENTS[:2], "float16").shape == (2, 32)
+        assert "not of these documents" in capsys.readouterr().out
+
+
 # what is kept, and how it goes ----------------------------------------------------------------------------------
 
 
 def add_entry(root: Path, name: str, days: float, size: int, run: str = "exp--a", kind: str = "vectors") -> Path:
     """A file that a run used so many days ago, with what SQLite leaves beside it."""
-    suffix = ".npy" if kind == "vectors" else ".sqlite"
+    suffix = ".safetensors" if kind == "vectors" else ".sqlite"
     path = cache.open_entry(kind, {"weights": name}, root / "output" / "exp--a" / name, run, suffix)
     path.write_bytes(b"x" * (size - 10))
     path.with_name(f"{path.name}-wal").write_bytes(b"x" * 10)
@@ -621,7 +658,7 @@ def test_what_was_cleared_is_asked_again(root: Path, pico_llm: Path) -> None:
 
 def test_a_use_makes_a_file_young_again(root: Path) -> None:
     add_entry(root, "a", 9, 100)
-    cache.open_entry("vectors", {"weights": "a"}, root / "a", "exp--new", ".npy")
+    cache.open_entry("vectors", {"weights": "a"}, root / "a", "exp--new", ".safetensors")
     assert cache.clear_cache(older=5) == [] and set(cache.list_entries()[0].runs) == {"exp--a", "exp--new"}
 
 

@@ -70,7 +70,6 @@ def test_columns_that_are_not_asked_for_are_left_out(build: Build) -> None:
             FILES["train"].encode() + b"tr9,a,b,\xe9,M1\n",
             r"train\.csv: line 5 has a byte 0xe9 that is not UTF-8",
         ),
-        ("misconceptions", "misconception_id,text\nM1,\n", r"misconceptions\.csv: text is null in 1 row"),
         ("test", f"{TEXTS}\nte1,a,b,c\nte1,a,b,c\n", r"test\.csv: 1 id\(s\) occur more than once"),
         ("test", f"{TEXTS}\n,a,b,c\n", r"test\.csv: 1 row\(s\) without an id"),
     ],
@@ -91,6 +90,12 @@ def test_an_empty_text_in_the_test_set_is_read_as_nothing_with_a_message(
     assert rows["question"].to_list() == ["", ""]
     message = capsys.readouterr().err
     assert message.startswith("test.csv") and "{'question': 2}" in message
+
+
+def test_an_empty_document_is_read_as_nothing_with_a_message(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    competition = build(misconceptions="misconception_id,text\nM1,one\nM2,\n")
+    assert competition.table("misconceptions").rows() == [("M1", "one"), ("M2", "")]
+    assert capsys.readouterr().err.startswith("misconceptions.csv: empty texts")
 
 
 @pytest.mark.parametrize("name", ["train", "test"])

@@ -2,6 +2,7 @@
 
 import math
 import random
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,13 +12,15 @@ import polars as pl
 import pytest
 
 from kaggle_llm.competition.competition import CompetitionSettings, load_competition
+from kaggle_llm.competition.metrics import mean_average_precision
 from kaggle_llm.competition.rankings import check_ranking, make_ranking, top
+from kaggle_llm.decisions.fusion_weights import FusionWeights
 from kaggle_llm.engines.engine import EngineSettings
 from kaggle_llm.inference.model import Model
 from kaggle_llm.inference.run import Run
 from kaggle_llm.retrieval import retriever
-from kaggle_llm.retrieval.fusion import fuse_by_rank
-from kaggle_llm.retrieval.lexical import LexicalIndex
+from kaggle_llm.retrieval.fusion import Retrieved, fuse_by_rank, fuse_by_score
+from kaggle_llm.retrieval.lexical import LexicalIndex, WordSettings
 from kaggle_llm.retrieval.negatives import draw_groups
 from kaggle_llm.retrieval.retriever import RetrievalSettings
 from kaggle_llm.retrieval.top_k import find_top
@@ -194,3 +197,72 @@ def test_the_top_is_the_beginning_of_a_stable_sort(k: int, levels: int) -> None:
     for _ in range(20):
         scores = rng.integers(0, levels, 41).astype(np.float32)
         assert find_top(scores, k).tolist() == np.argsort(-scores, kind="stable")[:k].tolist()
+
+
+def test_a_row_without_a_right_item_teaches_nothing() -> None:
+    truth = pl.DataFrame({"id": ["p", "q"], "items": pl.Series([["a"], []], dtype=pl.List(pl.String))})
+    (group,) = draw_groups(ranked(p="a b", q="a b"), truth, 2, depth=2, seed=0)
+    assert group.id == "p"
+
+
+@pytest.mark.parametrize(("language", "left"), [("english", ["der", "hund"]), ("german", ["the", "hund"])])
+def test_stop_words_are_those_of_the_language(language: str, left: list[str]) -> None:
+    index = LexicalIndex(["d"], ["Hund"], WordSettings(stop_words=language))
+    assert index._tokens(["the der Hund"]) == [left]
+    assert LexicalIndex(["d"], ["Hund"], WordSettings(stop_words=""))._tokens(["the der"]) == [["the", "der"]]
+
+
+def test_an_unknown_language_is_named_with_those_that_there_are() -> None:
+    with pytest.raises(ValueError, match=r"stop_words = 'elvish': bm25s has .*english.*german"):
+        LexicalIndex(["d"], ["Hund"], WordSettings(stop_words="elvish"))
+
+
+@pytest.mark.skipif(not find_spec("Stemmer"), reason="PyStemmer is not installed")
+def test_a_stemmer_finds_other_forms_of_a_word() -> None:
+    stemmed = LexicalIndex(["a", "b"], ["adding digits", "wheel"], WordSettings(stemmer="english"))
+    assert stemmed.search(["q"], ["added digit"], 1)["items"].to_list() == [["a"]]
+
+
+@pytest.mark.skipif(find_spec("Stemmer") is not None, reason="PyStemmer is installed")
+def test_a_stemmer_that_is_not_installed_is_named() -> None:
+    with pytest.raises(ImportError, match="pip install PyStemmer"):
+        LexicalIndex(["d"], ["Hund"], WordSettings(stemmer="english"))
+
+
+def scored(**rows: dict[str, float]) -> pl.DataFrame:
+    """id={item: score, …}"""
+    return make_ranking(list(rows), [list(row) for row in rows.values()], [list(row.values()) for row in rows.values()])
+
+
+def test_scores_are_scaled_in_each_row_and_a_missing_item_counts_as_the_last() -> None:
+    lexical, dense = scored(p={"a": 12.0, "b": 9.0, "c": 6.0}, q={}), scored(p={"d": 0.9, "b": 0.5}, q={"x": 0.3})
+    fused = fuse_by_score([lexical, dense], [1.0, 2.0], 3)
+    # a: 1, b: 1/2 + 2 · 0, c: 0, d: 2 · 1; one score alone says nothing
+    assert fused.rows() == [("p", ["d", "a", "b"], [2.0, 1.0, 0.5]), ("q", ["x"], [0.0])]
+    with pytest.raises(ValueError, match="2 rankings with 1 weights"):
+        fuse_by_score([lexical, dense], [1.0], 3)
+
+
+def draw_retrieved(trusted: str, rows: int = 60) -> tuple[Retrieved, pl.DataFrame]:
+    """Two retrievals of the same items; the right item is the first of the trusted one in four of five rows."""
+    rng, ids, items = random.Random(0), [f"r{n}" for n in range(rows)], list("abcdef")
+    draw = lambda: make_ranking(ids, [items] * rows, [[rng.random() for _ in items] for _ in ids])  # noqa: E731
+    found = Retrieved(draw(), draw())
+    first = getattr(found, trusted)["items"].list.first().to_list()
+    right = [[item if n % 5 else "a"] for n, item in enumerate(first)]
+    return found, pl.DataFrame({"id": ids, "items": right})
+
+
+@pytest.mark.parametrize(("trusted", "other"), [("lexical", "dense"), ("dense", "lexical")])
+def test_fitted_weights_trust_the_retrieval_that_is_right(trusted: str, other: str) -> None:
+    found, truth = draw_retrieved(trusted)
+    fitted = FusionWeights(k=3).fit(found, truth, mean_average_precision(3))
+    assert getattr(fitted, trusted) > 2 * getattr(fitted, other) >= 0 and fitted.k == 3
+    metric = mean_average_precision(3)
+    assert metric.score(fitted.apply(found), truth) > metric.score(FusionWeights(k=3).apply(found), truth)
+
+
+def test_weights_stay_where_no_right_item_was_found() -> None:
+    found, truth = draw_retrieved("dense")
+    missed = truth.with_columns(items=pl.lit(["z"]))
+    assert FusionWeights(k=3).fit(found, missed, mean_average_precision(3)) == FusionWeights(k=3)

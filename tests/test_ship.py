@@ -18,6 +18,7 @@ from kaggle_llm.experiment import experiment
 from kaggle_llm.experiment.experiment import Experiment
 from kaggle_llm.experiment.part import Part
 from kaggle_llm.inference.model import Model, check_folds_match, join_folds, replace_model, split_folds
+from kaggle_llm.inference.vectors import VECTORS, map_vectors
 from kaggle_llm.weights.ship import describe_cv
 
 RETRIEVER, RERANKER = Model("encoder", Path("encoder")), Model("reranker", Path("base"))
@@ -199,3 +200,20 @@ def test_a_refit_learns_from_all_rows_and_an_unmerged_adapter_travels_with_its_b
 @pytest.fixture
 def workspace(bare: Workspace, tmp_path: Path) -> Workspace:
     return copy_workspace(bare, tmp_path / "root")
+
+
+@pytest.mark.slow
+def test_documents_vectors_ship_with_their_encoder_and_the_offline_session_reads_them(
+    trained: Workspace, tmp_path: Path
+) -> None:
+    words = ["retrieval.ship_index=true", "retrieval.index_dtype=float16", "fit_weights=true"]
+    succeed(trained.train("exp001_retrieve", "--smoke", "run=indexed", *words))
+    run = trained.output / "exp001_retrieve--indexed-smoke"
+    shipped = json.loads((run / "record.json").read_text())["settings"]["ship"]
+    folders = {model["name"]: trained.root / model["folder"] for model in shipped}
+    assert set(folders) == {"encoder", "encoder_index", "decision"}
+    vectors = map_vectors(folders["encoder_index"] / VECTORS)
+    assert vectors.dtype == "float16" and len(vectors) > 100
+    succeed(trained.cli("bundle", run.name))
+    checks = answer_offline(trained, run.name, tmp_path / "site", replay=0)
+    assert {"notebook", "row independence"} <= checks.keys() and "same lists" in checks["replay"].detail

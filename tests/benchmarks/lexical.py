@@ -35,8 +35,7 @@ METRIC = mean_average_precision(25)
 class PlainIndex(LexicalIndex):
     """As bm25s's README does it."""
 
-    @staticmethod
-    def _tokens(texts: Sequence[str]) -> list[list[str]]:
+    def _tokens(self, texts: Sequence[str]) -> list[list[str]]:
         import bm25s
 
         words: list[list[str]] = bm25s.tokenize(list(texts), stopwords="en", return_ids=False, show_progress=False)

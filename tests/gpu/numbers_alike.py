@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from memory import LABELS
 from models import FIRST, LAST, draw_groups, draw_trees, flatten, make_job, make_shape, make_task
-from pico import save_llama
+from pico import save_encoder, save_llama
 
 from kaggle_llm.base.device import has_gpu
 from kaggle_llm.engines.engine import EngineSettings, NonFiniteError, resolve_dtype
 from kaggle_llm.engines.pool import WorkerPool
 from kaggle_llm.engines.transformers_engine import TransformersEngine
+from kaggle_llm.retrieval.top_k import search_vectors
 from kaggle_llm.tasks.heads import HeadSettings
 from kaggle_llm.tasks.heads_training import HeadExample, HeadTask
 from kaggle_llm.tasks.tags_training import TokenExample, TokenSettings, TokenTask
@@ -131,6 +132,24 @@ def kernels(folder: Path) -> dict[str, float | str]:
         difference = float(np.abs(found - alone).max())
         assert difference <= LARGEST[dtype], f"{backend.name}: |Δ log p| {difference:.3g}"
         figures[backend.name] = difference
+    return figures
+
+
+def vectors(folder: Path) -> dict[str, float | str]:
+    """An encoder's vectors are the same alone and in a batch, bit for bit; a search on the card is that of the CPU."""
+    rng = np.random.default_rng(8)
+    encoder = save_encoder(folder / "encoder")
+    prompts = [rng.integers(5, 200, length).tolist() for length in rng.integers(1, 60, 200)]
+    figures: dict[str, float | str] = {}
+    for dtype in ("float32", "float16" if has_gpu() else "bfloat16"):
+        engine = TransformersEngine(encoder, EngineSettings(dtype=dtype))  # type: ignore[arg-type]
+        together = engine.embed(prompts)
+        alone = np.concatenate([engine.embed([prompt]) for prompt in prompts[:40]])
+        figures[dtype] = float(np.abs(alone - together[:40]).max())
+        assert figures[dtype] == 0.0, f"{dtype}: a vector differs by {figures[dtype]:.3g} in a batch"
+    for (places, _), query in zip(search_vectors(together, together[:40], 20), together, strict=False):
+        cosines = (together.astype(np.float64) * query.astype(np.float64)).sum(axis=1)
+        assert places.tolist() == np.argsort(-cosines, kind="stable")[:20].tolist()
     return figures
 
 

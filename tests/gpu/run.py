@@ -59,6 +59,7 @@ def list_checks() -> list[Check]:
         Check("parity's reference on a full card", memory.parity_reference, card=True),
         Check("scores as on the CPU", numbers_alike.scores, card=True),
         Check("attention kernels", numbers_alike.kernels),
+        Check("vectors alone and in a batch, search", numbers_alike.vectors),
         Check("throughput of scoring", speed.scoring),
         Check("throughput of training", speed.training, train),
         Check("memory that is too small, scoring", memory.small_scoring, card=True),

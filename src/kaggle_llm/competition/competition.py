@@ -128,8 +128,8 @@ class Competition:
     def table(self, name: str) -> pl.DataFrame:
         """One of `tables`, checked: no column missing, ids unique and not null, texts not null, targets legal.
 
-        Columns: id, texts, and the others of its `Table`, in this order. An empty text is an error but in the test
-        set, where it becomes "" with a message.
+        Columns: id, texts, and the others of its `Table`, in this order. An empty text is an error in a labelled
+        table; in others, such as the test set and documents without a title, it becomes "" with a message.
         """
         if name not in self.tables:
             raise KeyError(f"no table {name!r} in {self.settings.name}: there are {', '.join(self.tables)}")
@@ -138,6 +138,8 @@ class Competition:
         check_id_column(frame, file)
         if name == TEST:
             return fill_texts(frame, spec.texts, file)
+        if not spec.targets():
+            frame = fill_texts(frame, spec.texts, file)
         check_filled(frame, file)
         if spec.target:
             self._check_targets(frame, spec.target, file)

@@ -3,6 +3,7 @@
 | class | a row's answer | the submission |
 |---|---|---|
 | RankedItems | documents, labels or letters, best first | one cell: the first `cut` of them |
+| SeveralItems | the same, where several are right for a row, or none | the same |
 | RankedLabels | the targets of the training table, best first | the same |
 | OneLabel | a label | one cell: the label |
 | OneProbability | two labels | one cell: the probability of the second |
@@ -21,6 +22,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from kaggle_llm.competition.competition import TRAIN, Competition
+from kaggle_llm.competition.data_files import as_text, find_file, read_file, strip_zeros
 from kaggle_llm.competition.rankings import make_ranking, make_values, replace_rows
 from kaggle_llm.competition.table import Table
 
@@ -51,6 +53,66 @@ class RankedItems(Competition):
         if len(items) > self.cut:
             raise ValueError(f"{len(items)} items, {self.cut} are allowed")
         return items
+
+
+class SeveralItems(RankedItems):
+    """RankedItems of which several can be right for a row, or none: the target's cell holds them between blanks.
+
+    Where they stand in a file of their own, a line for each pair, `pairs` names it. Folds do not keep targets whole,
+    for many tie rows to each other: name a group in the training Table where a hidden test has new ones.
+    """
+
+    pairs: ClassVar[tuple[str, str, str]] = ("", "", "")
+    """A file without its ending, such as "qrels", its column of the training table's ids, and that of the items."""
+
+    def read(self, name: str) -> pl.DataFrame:
+        """The table; the training table with its right items, "" where a row has none."""
+        import polars as pl
+
+        rows, spec = super().read(name), self.tables[name]
+        if name != TRAIN:
+            return rows
+        if self.pairs[0]:
+            rows = rows.join(self._read_pairs(spec.id), on=spec.id, how="left", maintain_order="left")
+        return rows.with_columns(pl.col(spec.target).fill_null(""))
+
+    def _read_pairs(self, id_column: str) -> pl.DataFrame:
+        """The columns id and target: a row's items between blanks, each once."""
+        import polars as pl
+
+        file, own, item = self.pairs
+        pairs = as_text(read_file(find_file(self.folder, file))).select(own, item)
+        cells = pairs.with_columns(strip_zeros(pairs[own]), strip_zeros(pairs[item])).group_by(own, maintain_order=True)
+        target = pl.col(item).unique(maintain_order=True).str.join(" ").alias(self.target)
+        return cells.agg(target).rename({own: id_column})
+
+    @property
+    def group(self) -> str:
+        return self.tables[TRAIN].group
+
+    def truth(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Columns id and items, [] for a row without a right item."""
+        import polars as pl
+
+        items = [cell.split() for cell in rows[self.target]]
+        return rows.select("id", items=pl.Series(items, dtype=pl.List(pl.String)))
+
+    def groups(self, train: pl.DataFrame, valid: pl.DataFrame) -> pl.Series:
+        """[rows] "seen" where an item is right for a training row too, else "unseen"; "none" without a right item."""
+        import polars as pl
+
+        known = {item for items in self.truth(train)["items"].to_list() for item in items}
+        names = [
+            "none" if not items else "unseen" if known.isdisjoint(items) else "seen"
+            for items in self.truth(valid)["items"].to_list()
+        ]
+        return pl.Series("group", names, dtype=pl.String())
+
+    def _check_targets(self, frame: pl.DataFrame, target: str, file: str) -> None:
+        import polars as pl
+
+        items = frame.select("id", pl.col(target).str.split(" ")).explode(target).filter(pl.col(target) != "")
+        super()._check_targets(items, target, file)
 
 
 class RankedLabels(RankedItems):

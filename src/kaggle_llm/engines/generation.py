@@ -180,11 +180,13 @@ class StopAfterPrompt:
         return self.criteria(input_ids[:, self.width :], scores)
 
 
-def pad_rows(rows: Sequence[Prompt], pad: int, device: torch.device, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask, [n, longest], padded with the token `pad` on the left or right."""
+def pad_rows(
+    rows: Sequence[Prompt], pad: int, device: torch.device, left: bool, width: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and mask, [n, longest or `width`], padded with the token `pad` on the left or right."""
     import torch
 
-    width = max(len(row) for row in rows)
+    width = max(width, *(len(row) for row in rows))
     ids = torch.full((len(rows), width), pad, device=device)
     mask = torch.zeros_like(ids)
     for i, row in enumerate(rows):

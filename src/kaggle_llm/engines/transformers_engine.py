@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kaggle_llm.base import records
-from kaggle_llm.base.device import choose_placement, release_device
+from kaggle_llm.base.device import choose_placement, is_out_of_memory, release_device
 from kaggle_llm.engines.attention import avoid_slow_kernel, keep_caps, prepare_device
 from kaggle_llm.engines.engine import (
     Completion,
@@ -21,6 +22,7 @@ from kaggle_llm.engines.engine import (
     check_scores_finite,
     resolve_dtype,
 )
+from kaggle_llm.engines.fixed_shapes import plan_fixed_batches
 from kaggle_llm.engines.generation import Generator, pad_rows
 from kaggle_llm.engines.memory import AnswerT, ask_within_memory
 from kaggle_llm.engines.prompts import Prompt
@@ -50,6 +52,7 @@ class TransformersEngine:
         prepare_device()
         avoid_slow_kernel()
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._fills = self.device.type == "cuda"  # a CPU's kernels do not ask how many rows a batch has
         self.dtype: torch.dtype = getattr(torch, settings.dtype)
         if self.dtype is torch.bfloat16 and self.device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
             name = torch.cuda.get_device_name()
@@ -78,7 +81,10 @@ class TransformersEngine:
         return self._ask(lambda part: self._generator.generate(part, sampling), prompts)
 
     def embed(self, prompts: Sequence[Prompt]) -> np.ndarray:
-        """[n, d] sentence vectors of unit length, pooled by the model's own sentence-transformers modules."""
+        """[n, d] sentence vectors of unit length, pooled by the model's own sentence-transformers modules.
+
+        A prompt's vector is the same alone and among others (see fixed_shapes.py), unless the GPU's memory ran out.
+        """
         rows = self._ask(self._embed, prompts)
         if not rows:
             return np.empty((0, self._sentence.get_embedding_dimension()), dtype=np.float32)
@@ -184,8 +190,8 @@ class TransformersEngine:
             yield order[:size]
             order = order[size:]
 
-    def _pad_right(self, rows: Sequence[Prompt], pad: int) -> dict[str, torch.Tensor]:
-        ids, mask = pad_rows(rows, pad, self.device, left=False)
+    def _pad_right(self, rows: Sequence[Prompt], pad: int, width: int = 0) -> dict[str, torch.Tensor]:
+        ids, mask = pad_rows(rows, pad, self.device, left=False, width=width)
         return {"input_ids": ids, "attention_mask": mask}
 
     # exact scoring ------------------------------------------------------------------------------------------
@@ -216,14 +222,24 @@ class TransformersEngine:
 
     def _embed(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
         """[d] vectors of unit length."""
+        try:
+            return self._embed_in_shapes(prompts)
+        except RuntimeError as error:
+            self._fills = self._fills and not is_out_of_memory(error)  # the halves of the prompts are smaller batches
+            raise
+
+    def _embed_in_shapes(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
         import torch
 
+        limit = getattr(self._sentence.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+        lengths, tokens = [len(prompt) for prompt in prompts], self.settings.batch_tokens
         vectors: dict[int, np.ndarray] = {}
         with torch.inference_mode():
-            for batch in self._batches(prompts):
-                out = self._sentence(self._pad_right([prompts[i] for i in batch], self._pad))
-                unit = torch.nn.functional.normalize(out["sentence_embedding"].float(), dim=-1).cpu().numpy()
-                vectors |= zip(batch, unit, strict=True)
+            for batch, width, rows in plan_fixed_batches(lengths, tokens, limit, self._fills):
+                filled = [*batch, *batch[:1] * (rows - len(batch))]
+                out = self._sentence(self._pad_right([prompts[i] for i in filled], self._pad, width))
+                states = out["sentence_embedding"][: len(batch)].float()
+                vectors |= zip(batch, torch.nn.functional.normalize(states, dim=-1).cpu().numpy(), strict=True)
         return [vectors[i] for i in range(len(prompts))]
 
     def _read_head(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,16 @@ from kaggle_llm.experiment.scores import Predicted, Scores, print_metrics, with_
 from kaggle_llm.experiment.steps import Steps, describe_changes
 from kaggle_llm.inference.borrowed import check_held_out, check_member_runs, find_fold, find_shipped, list_lenders
 from kaggle_llm.inference.cross_fit import DECISION_MODEL
-from kaggle_llm.inference.model import Model, check_folds_match, describe_models, join_folds, replace_model
+from kaggle_llm.inference.model import (
+    Model,
+    check_folds_match,
+    describe_models,
+    join_folds,
+    replace_model,
+    split_folds,
+)
 from kaggle_llm.inference.run import Run, import_predict, score_rows
+from kaggle_llm.inference.vectors import SUFFIX, write_index
 from kaggle_llm.weights.parity import report_parity
 from kaggle_llm.weights.soup import untrained_rows
 
@@ -188,6 +197,8 @@ class Experiment:
         if not processes.is_first():
             return
         models = self._choose_models(average)
+        if getattr(getattr(self.config, "retrieval", None), "ship_index", False):
+            models = check_folds_match([*models, *self._make_indexes(models)])
         save_config(self.config, self.folder / "config.yaml")
         settings = {
             "config": asdict(self.config),
@@ -279,6 +290,23 @@ class Experiment:
         else:
             models = self._own_and_shipped(self.fold_parts[0])
         return check_folds_match(self._with_decision(models, self.folder))
+
+    def _make_indexes(self, models: Sequence[Model]) -> list[Model]:
+        """The documents' vectors by the encoders that ship, of each fold where they differ, as models to ship too."""
+        made: list[Model] = []
+        for fold, own in split_folds(models).items():
+            with self.open_run(own) as run:
+                run.exp = self.exp
+                run.loaded(self.predict)
+                for name, (path, documents, dtype) in run.embedded.items():
+                    encoder = next(model for model in models if model.name == name and model.fold in (None, fold))
+                    inputs = {"encoder": encoder.folder, "documents": documents}
+                    make = partial(write_index, vectors=path, documents=documents, dtype=dtype)
+                    make = partial(make, encoder=records.hash_content(encoder.folder))
+                    step = f"index/{name}" if encoder.fold is None else f"fold{fold}/{name}{SUFFIX}"
+                    folder = self.steps.make(step, make, {"dtype": dtype}, inputs)
+                    made.append(Model(f"{name}{SUFFIX}", folder, fold=encoder.fold))
+        return list(dict.fromkeys(made))
 
     def _own_and_shipped(self, part: Part) -> list[Model]:
         """The models that a part trained, and borrowed ones as their own run ships them."""

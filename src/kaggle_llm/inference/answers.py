@@ -128,13 +128,12 @@ class KeepingEngine(EngineWrapper):
         )
 
     def embed(self, prompts: Sequence[Prompt]) -> np.ndarray:
-        """[n, d]; all missing prompts in one call: a prompt's batch changes its last bits, and with them near ties."""
         import numpy as np
 
         if not prompts:
             return super().embed(prompts)
         vectors = self._look_up_or_ask(
-            prompts, ["embed"], lambda missing: list(self.engine.embed(missing)), pack_array, unpack_array, parts=False
+            prompts, ["embed"], lambda missing: list(self.engine.embed(missing)), pack_array, unpack_array
         )
         return np.stack(vectors)
 
@@ -178,14 +177,13 @@ class KeepingEngine(EngineWrapper):
         ask: Callable[[Sequence[Prompt]], list[AnswerT]],
         pack: Callable[[AnswerT], bytes],
         unpack: Callable[[bytes], AnswerT],
-        parts: bool = True,
     ) -> list[AnswerT]:
-        """One answer per prompt. call: method and arguments, for the key; parts: save the answers part by part."""
+        """One answer per prompt. call: method and arguments, for the key."""
         keys = [make_key(call, prompt) for prompt in prompts]
         cached = self._file.read(keys)
         missing = first_indices((key, i) for i, key in enumerate(keys) if key not in cached)
         costs = [len(prompts[index]) for index in missing]
-        for part in cut_parts(missing, costs) if parts else [missing] * bool(missing):
+        for part in cut_parts(missing, costs):
             answers = self._ask(ask, prompts, part)
             new = {keys[index]: pack(answer) for index, answer in zip(part, answers, strict=True)}
             self._file.write(new)

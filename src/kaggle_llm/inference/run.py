@@ -35,6 +35,8 @@ from kaggle_llm.inference.cache import open_entry
 from kaggle_llm.inference.cross_fit import DECISION_MODEL, Decided, load_decided
 from kaggle_llm.inference.ensemble import Member, MemberError, open_member
 from kaggle_llm.inference.model import Model, find_model, split_folds
+from kaggle_llm.inference.vectors import SUFFIX as INDEX_SUFFIX
+from kaggle_llm.inference.vectors import hash_documents, keep_vectors, map_vectors, read_index
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,6 +73,8 @@ class Run:
         self.budget = budget or Budget()
         self.fallback: pl.DataFrame | None = None
         """predict.fallback's RANKING of all rows, for those that no model answers."""
+        self.embedded: dict[str, tuple[Path, str, str]] = {}
+        """With keep_for: encoder → the file of its documents' vectors, the texts' hash and the dtype."""
         self._on_offer = on_offer
         self._engines: dict[str, Engine] = {}
         self._loaded: Any = None
@@ -97,20 +101,28 @@ class Run:
         path = open_entry("answers", self._describe(model), model.folder, self.keep_for, ".sqlite")
         return KeepingEngine(load, AnswerFile(path))
 
-    def embed_documents(self, name: str, documents: Sequence[Prompt]) -> np.ndarray:
-        """[documents, d] vectors of unit length by model `name`; with `keep_for` cached as a memory-mapped file."""
-        if not self.keep_for:
-            return self.engine(name).embed(documents)
-        from kaggle_llm.inference.vectors import keep_vectors
+    def embed_documents(self, name: str, documents: Sequence[Prompt], dtype: str = "float32") -> np.ndarray:
+        """[documents, d] vectors of unit length by model `name`, stored in `dtype`.
 
+        With `keep_for` cached as a memory-mapped file; else those of the index that ships with the model, if there is
+        one.
+        """
+        if self.keep_for:
+            return map_vectors(self.keep_documents(name, documents, dtype))
+        index = [model.folder for model in self.models if (model.name, model.member) == (f"{name}{INDEX_SUFFIX}", None)]
+        shipped = read_index(index[0], documents, dtype) if index else None
+        return self.engine(name).embed(documents).astype(dtype, copy=False) if shipped is None else shipped
+
+    def keep_documents(self, name: str, documents: Sequence[Prompt], dtype: str) -> Path:
+        """The cached file of the documents' vectors by model `name`; noted in `embedded`, for what ships."""
         model = find_model(self.models, name)
-        return keep_vectors(
-            self._describe(model),
-            model.folder,
-            self.keep_for,
-            documents,
-            embed=lambda: self.engine(name).embed(documents),
-        )
+
+        def embed(part: Sequence[Prompt]) -> np.ndarray:
+            return self.engine(name).embed(part)
+
+        path = keep_vectors(self._describe(model), model.folder, self.keep_for, documents, embed, dtype)
+        self.embedded[name] = (path, hash_documents(documents), dtype)
+        return path
 
     def _describe(self, model: Model) -> dict[str, Any]:
         """All that the model's answers depend on."""

@@ -1,7 +1,13 @@
-"""Caches document vectors as a memory-mapped file, computed once for the same texts and encoder."""
+"""The vectors of documents: a memory-mapped safetensors file, made once for the same texts and encoder.
+
+In output/cache/vectors/ for all folds and runs. A run whose config asks for it ships the file as a model of its own,
+<encoder>_index, beside index.json, which names the texts and the dtype; a bundle reads it instead of embedding again.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,25 +19,84 @@ from kaggle_llm.inference.cache import open_entry
 if TYPE_CHECKING:
     import numpy as np
 
+VECTORS, ABOUT = "vectors.safetensors", "index.json"  # the files of a shipped index
+SUFFIX = "_index"  # of its name, behind the encoder's
+TENSOR = "vectors"
+CODES = {"float32": "F32", "float16": "F16"}  # as safetensors writes them
+DOCUMENTS_A_PART = 8192  # embedded at a time: beside the file only their vectors are in memory
+
+Embed = Callable[[Sequence[Prompt]], "np.ndarray"]  # prompts → [n, d] vectors of unit length
+
+
+def hash_documents(documents: Sequence[Prompt]) -> str:
+    """Hash of the token ids."""
+    import numpy as np
+
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(np.array([len(document), *document], dtype=np.int64).tobytes())
+    return digest.hexdigest()
+
 
 def keep_vectors(
-    encoder: dict[str, Any], folder: Path, run: str, documents: Sequence[Prompt], embed: Callable[[], np.ndarray]
-) -> np.ndarray:
-    """[documents, d], read-only; `embed` computes them where they are not cached. encoder: all that they depend on."""
-    import numpy as np
+    encoder: dict[str, Any],
+    folder: Path,
+    run: str,
+    documents: Sequence[Prompt],
+    embed: Embed,
+    dtype: str = "float32",
+) -> Path:
+    """The file of the documents' vectors, in the cache; `embed` computes them where it is not there yet.
 
-    texts = records.hash_json([[int(token) for token in document] for document in documents])
-    path = open_entry("vectors", {**encoder, "documents": texts}, folder, run, ".npy")
+    encoder: all that they depend on. folder: the encoder's, for the cache's list.
+    """
+    about = {**encoder, "documents": hash_documents(documents), "stored": dtype}
+    path = open_entry("vectors", about, folder, run, ".safetensors")
     if not path.is_file():
-        vectors = embed()
-        records.write_file(path, lambda temporary: save(temporary, vectors))
-    mapped: np.ndarray = np.load(path, mmap_mode="r")
-    return mapped
+        records.write_file(path, lambda temporary: write_vectors(temporary, documents, embed, dtype))
+    return path
 
 
-def save(path: Path, vectors: np.ndarray) -> None:
-    """Save to exactly this path; np.save with a path would add .npy."""
+def write_vectors(path: Path, documents: Sequence[Prompt], embed: Embed, dtype: str) -> None:
+    """Embed the documents a part at a time into a safetensors file of one tensor, [documents, d]."""
     import numpy as np
 
+    first = embed(documents[:DOCUMENTS_A_PART])
+    shape = (len(documents), first.shape[1])
+    size = shape[0] * shape[1] * np.dtype(dtype).itemsize
+    about = {TENSOR: {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [0, size]}}
+    header = json.dumps(about).encode()
+    header += b" " * (-len(header) % 8)
     with path.open("wb") as file:
-        np.save(file, vectors)
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.write(first.astype(dtype).tobytes())
+        for start in range(DOCUMENTS_A_PART, len(documents), DOCUMENTS_A_PART):
+            file.write(embed(documents[start : start + DOCUMENTS_A_PART]).astype(dtype).tobytes())
+
+
+def map_vectors(path: Path) -> np.ndarray:
+    """[documents, d] of a file that `write_vectors` wrote: memory-mapped, read-only."""
+    import numpy as np
+
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        about = json.loads(file.read(length))[TENSOR]
+    dtype = next(name for name, code in CODES.items() if code == about["dtype"])
+    if 0 in about["shape"]:  # nothing can be mapped
+        return np.empty(about["shape"], dtype=dtype)
+    return np.memmap(path, dtype=dtype, mode="r", offset=8 + length, shape=tuple(about["shape"]))
+
+
+def write_index(folder: Path, vectors: Path, documents: str, dtype: str, encoder: str) -> None:
+    """The folder that ships: the file of the vectors, and what they are of, by hashes of the texts and the encoder."""
+    records.link_or_copy(vectors, folder / VECTORS)
+    records.write_json(folder / ABOUT, {"documents": documents, "dtype": dtype, "encoder": encoder})
+
+
+def read_index(folder: Path, documents: Sequence[Prompt], dtype: str) -> np.ndarray | None:
+    """The shipped vectors; None, with a message, where they are of other documents or in another dtype."""
+    about = records.read_json(folder / ABOUT)
+    if (about["documents"], about["dtype"]) == (hash_documents(documents), dtype):
+        return map_vectors(folder / VECTORS)
+    print(f"{folder.name}: the index is not of these documents in {dtype}: they are embedded again", flush=True)
+    return None

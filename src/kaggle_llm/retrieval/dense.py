@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kaggle_llm.competition.rankings import make_ranking
 from kaggle_llm.engines.prompts import Prompt, encode_texts
 from kaggle_llm.engines.tokenizer import load_tokenizer
-from kaggle_llm.retrieval.top_k import find_top
+from kaggle_llm.retrieval.top_k import search_vectors
 
 if TYPE_CHECKING:
     import polars as pl
@@ -17,27 +17,26 @@ if TYPE_CHECKING:
 
 
 class DenseIndex:
-    """Exact search over unit vectors of the documents, made by the run's model `name`."""
+    """Exact search over unit vectors of the documents, made by the run's model `name` and stored in `dtype`."""
 
-    def __init__(self, run: Run, name: str, ids: Sequence[str], texts: Sequence[str], max_tokens: int) -> None:
+    def __init__(
+        self, run: Run, name: str, ids: Sequence[str], texts: Sequence[str], max_tokens: int, dtype: str = "float32"
+    ) -> None:
         self.ids, self._run, self._name = list(ids), run, name
         self._tokenizer = load_tokenizer(run.model(name))
         self.max_tokens = min(max_tokens, self._tokenizer.model_max_length)  # an encoder may take fewer
-        self._documents = run.embed_documents(name, self._encode(texts))
+        self._documents = run.embed_documents(name, self._encode(texts), dtype)
 
     def search(self, ids: Sequence[str], queries: Sequence[str], k: int) -> pl.DataFrame:
         """RANKING of the k most similar documents for each query; scores are cosines.
 
-        Queries are embedded and scored one by one: in a batch, the other queries change a vector's last bits and so the
-        order of near ties. A row's candidates are thus the same alone and among others.
+        A row's candidates are the same alone and among others: a query's vector does not depend on its batch
+        (engines/fixed_shapes.py), and its list does not depend on the matrix product that found it (top_k.py).
         """
-        items, scores = [], []
-        for query in queries:
-            similarity = self._documents @ self._run.engine(self._name).embed(self._encode([query]))[0]
-            best = find_top(similarity, k)
-            items.append([self.ids[i] for i in best])
-            scores.append(similarity[best].tolist())
-        return make_ranking(ids, items, scores)
+        vectors = self._run.engine(self._name).embed(self._encode(queries))
+        lists = list(search_vectors(self._documents, vectors, k))
+        items = [[self.ids[place] for place in places] for places, _ in lists]
+        return make_ranking(ids, items, [scores.tolist() for _, scores in lists])
 
     def _encode(self, texts: Sequence[str]) -> list[Prompt]:
         return encode_texts(self._tokenizer, texts, self.max_tokens)

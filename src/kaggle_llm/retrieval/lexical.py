@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from kaggle_llm.base.words import split_words
+from kaggle_llm.base.words import fold_text, split_words
 from kaggle_llm.competition.rankings import make_ranking
 from kaggle_llm.retrieval.top_k import find_top
 
@@ -13,13 +15,49 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-class LexicalIndex:
-    """BM25 (Lucene's variant, k1 1.5, b 0.75) of `split_words` without English stop words; no stemming."""
+@dataclass
+class WordSettings:
+    stop_words: str = "english"
+    """Language of bm25s' list of words that are left out (english, german, french, …), or "": none."""
+    stemmer: str = ""
+    """Language of PyStemmer, such as english: words of one stem are the same word; "": no stemming. PyStemmer has to be
+    installed, on Kaggle too: add it to the wheels."""
 
-    def __init__(self, ids: Sequence[str], texts: Sequence[str]) -> None:
+
+def list_stop_words(language: str) -> frozenset[str]:
+    """The words of bm25s' list; raises ValueError for a language without one."""
+    from bm25s import stopwords
+
+    lists = {name.removeprefix("STOPWORDS_").lower(): name for name in dir(stopwords) if name.startswith("STOPWORDS_")}
+    lists["english"] = lists.pop("en")
+    if not language:
+        return frozenset()
+    if language not in lists:
+        raise ValueError(f"retrieval.words.stop_words = {language!r}: bm25s has {', '.join(sorted(lists))}")
+    return frozenset(map(fold_text, getattr(stopwords, lists[language])))
+
+
+def load_stemmer(language: str) -> Callable[[list[str]], list[str]]:
+    """Words → stems. Raises ImportError where PyStemmer is not installed, ValueError for an unknown language."""
+    if not find_spec("Stemmer"):
+        raise ImportError(f"retrieval.words.stemmer = {language} needs PyStemmer: pip install PyStemmer")
+    import Stemmer
+
+    if language not in Stemmer.algorithms():
+        raise ValueError(f"retrieval.words.stemmer = {language!r}: PyStemmer has {', '.join(Stemmer.algorithms())}")
+    stem: Callable[[list[str]], list[str]] = Stemmer.Stemmer(language).stemWords
+    return stem
+
+
+class LexicalIndex:
+    """BM25 (Lucene's variant, k1 1.5, b 0.75) of `split_words`, without stop words and stemmed as the settings say."""
+
+    def __init__(self, ids: Sequence[str], texts: Sequence[str], words: WordSettings | None = None) -> None:
         import bm25s
 
-        self.ids = list(ids)
+        self.ids, words = list(ids), words or WordSettings()
+        self._stop_words = list_stop_words(words.stop_words)
+        self._stem = load_stemmer(words.stemmer) if words.stemmer else None
         tokens = self._tokens(texts)
         if not any(tokens):
             raise ValueError(f"none of {len(self.ids)} documents holds a word that can be searched for")
@@ -29,19 +67,25 @@ class LexicalIndex:
     def search(self, ids: Sequence[str], queries: Sequence[str], k: int) -> pl.DataFrame:
         """RANKING of the k best documents for each query; ties, and queries without a known word, keep the documents'
         order."""
-        import numpy as np
-
-        k = min(k, len(self.ids))
         items, scores = [], []
         for words in self._tokens(queries):
-            row = self._index.get_scores(words) if words else np.zeros(len(self.ids))
-            best = find_top(row, k)
-            items.append([self.ids[i] for i in best])
-            scores.append(row[best].tolist())
+            best, best_scores = self._search(words, k)
+            items.append([self.ids[place] for place in best])
+            scores.append(best_scores)
         return make_ranking(ids, items, scores)
 
-    @staticmethod
-    def _tokens(texts: Sequence[str]) -> list[list[str]]:
-        from bm25s.stopwords import STOPWORDS_EN
+    def _search(self, words: list[str], k: int) -> tuple[list[int], list[float]]:
+        """Places and scores of the k best documents. Most share no word with a query: only others are compared."""
+        import numpy as np
 
-        return [[word for word in split_words(text) if word not in STOPWORDS_EN] for text in texts]
+        if not words:
+            places = range(min(k, len(self.ids)))
+            return list(places), [0.0 for _ in places]
+        row = self._index.get_scores(words)
+        hits = np.flatnonzero(row)
+        best = hits[find_top(row[hits], k)] if len(hits) >= k else find_top(row, k)
+        return best.tolist(), row[best].tolist()
+
+    def _tokens(self, texts: Sequence[str]) -> list[list[str]]:
+        kept = [[word for word in split_words(text) if word not in self._stop_words] for text in texts]
+        return kept if self._stem is None else [self._stem(words) for words in kept]

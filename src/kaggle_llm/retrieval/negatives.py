@@ -48,12 +48,15 @@ def draw_groups(candidates: pl.DataFrame, truth: pl.DataFrame, size: int, depth:
     """One group a row: a right item and size − 1 wrong ones from its first `depth` candidates; all shuffled.
 
     candidates: RANKING of the training rows; truth: id, items. A right item that the retrieval missed is added, so that
-    no row is lost. A row with few candidates gives a smaller group, or none where no wrong candidate is left.
+    no row is lost. A row with few candidates gives a smaller group, or none where no wrong candidate is left;
+    a row without a right item gives none.
     """
     rng = random.Random(seed)
     right = dict(truth.select("id", "items").iter_rows())
     groups = []
     for row, items in candidates.select("id", "items").iter_rows():
+        if not right[row]:
+            continue
         answer = rng.choice(right[row])
         wrong = [item for item in items[:depth] if item not in right[row]]
         chosen = [answer, *rng.sample(wrong, min(size - 1, len(wrong)))]

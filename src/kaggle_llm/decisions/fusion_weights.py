@@ -1,0 +1,65 @@
+"""The weights of two retrievals' scores: the decision of an experiment that fuses them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from kaggle_llm.decisions.rerank_blend import loss_of_right
+from kaggle_llm.retrieval.fusion import Retrieved, fuse_by_score, scale_scores
+
+if TYPE_CHECKING:
+    import numpy as np
+    import polars as pl
+
+    from kaggle_llm.competition.metrics import Metric
+
+LARGEST = 50.0  # weight that a fit can find: scores are scaled to 0 to 1
+
+
+@dataclass(frozen=True)
+class FusionWeights:
+    """score = lexical · BM25's scaled score + dense · the scaled cosine; the first k items."""
+
+    lexical: float = 1.0
+    dense: float = 1.0
+    k: int = 25
+
+    def fit(self, scored: Retrieved, truth: pl.DataFrame, metric: Metric) -> FusionWeights:
+        """The weights with the largest likelihood of right items, whatever the metric is; unchanged where no row has a
+        right item among its candidates.
+
+        p(candidate) = softmax of the weighted scores: a conditional logit (McFadden, 1974). Its loss is convex.
+        """
+        import numpy as np
+        from scipy.optimize import minimize
+
+        rows = list(list_candidates(scored, truth))
+        if not rows:
+            return self
+
+        def loss(weights: np.ndarray) -> float:
+            return sum(loss_of_right(scores @ weights, right) for scores, right in rows) / len(rows)
+
+        start = np.array([self.lexical, self.dense])
+        lexical, dense = minimize(loss, start, bounds=[(0.0, LARGEST)] * 2, method="L-BFGS-B").x
+        return replace(self, lexical=float(lexical), dense=float(dense))
+
+    def apply(self, scored: Retrieved) -> pl.DataFrame:
+        """One RANKING of the first k items."""
+        return fuse_by_score([scored.lexical, scored.dense], [self.lexical, self.dense], self.k)
+
+
+def list_candidates(scored: Retrieved, truth: pl.DataFrame) -> Iterator[tuple[np.ndarray, list[int]]]:
+    """Of rows with right and wrong candidates: [candidates, 2] scaled scores, and the places of the right ones."""
+    import numpy as np
+
+    right = dict(truth.select("id", "items").iter_rows())
+    frames = scored.lexical, scored.dense
+    for rankings in zip(*(frame.select("id", "items", "scores").iter_rows() for frame in frames), strict=True):
+        scaled = [dict(zip(items, scale_scores(scores), strict=True)) for _, items, scores in rankings]
+        candidates = list(dict.fromkeys(item for scores in scaled for item in scores))
+        hits = [place for place, item in enumerate(candidates) if item in right[rankings[0][0]]]
+        if hits and len(hits) < len(candidates):
+            yield np.array([[scores.get(item, 0.0) for scores in scaled] for item in candidates]), hits
