@@ -19,6 +19,7 @@ from kaggle_llm.training.estimate import (
     estimate_inference,
     estimate_training,
     extrapolate,
+    fit_batch_tokens,
     make_counter,
     trace,
 )
@@ -143,3 +144,15 @@ def test_parameters_of_a_large_shape_are_counted_without_its_weights() -> None:
         tie_word_embeddings=False,
     )
     assert count_parameters(shape, "causal") == 7_615_616_512  # as Qwen2.5-7B's model card: 7.61B
+
+
+def test_auto_takes_the_largest_power_of_two_whose_estimate_fits(config: LlamaConfig) -> None:
+    training, lora = TrainingSettings(dtype="float32"), LoraSettings()
+    sizes = {
+        tokens: estimate_training(config, "causal", lora, training, Batch(tokens, 512, tokens // 4)).memory.total
+        for tokens in (1024, 2048)
+    }
+    assert fit_batch_tokens(config, "causal", lora, training, 1.01 * sizes[2048]) == 2048
+    assert fit_batch_tokens(config, "causal", lora, training, 0.99 * sizes[2048]) == 1024
+    with pytest.raises(ValueError, match=r"auto: 256 tokens need .* GiB, 0.0 are free: set training.gradient_checkp"):
+        fit_batch_tokens(config, "causal", lora, training, 1e6)
