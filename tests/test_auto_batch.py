@@ -34,7 +34,7 @@ def test_auto_that_was_not_decided_is_no_number() -> None:
         assert TrainingSettings(batch_tokens="auto").part_tokens
 
 
-@pytest.mark.parametrize(("free", "tokens"), [(None, 2048), (80.0, 2**14), (0.704, 256)])
+@pytest.mark.parametrize(("free", "tokens"), [(None, 2048), (80.0, 2**14)])
 def test_start_decides_it_by_the_free_memory(
     free: float | None, tokens: int, pico_llm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,6 +70,11 @@ def train_measured(small: Path, base: Path, folder: Path, way: Mapping[str, Any]
     return {"measured_mb": (read_status("VmHWM") - before) / 1e6, "estimated_mb": estimated / 1e6}
 
 
+def describe_way(name: str, way: Mapping[str, Any]) -> str:
+    """ "40M full checkpointed"."""
+    return f"{name} {way['method']}{' checkpointed' if way.get('gradient_checkpointing') else ''}"
+
+
 def list_bases(folder: Path) -> dict[str, Path]:
     from pico import save_llama
 
@@ -91,19 +96,26 @@ def run_benchmark(names: list[str]) -> list[dict[str, Any]]:
                 output.mkdir()
                 with multiprocessing.get_context("spawn").Pool(1) as pool:
                     figures = pool.apply(train_measured, (small, base, output, way))
-                rows.append({"model": name, **way, **figures})
+                rows.append({"name": describe_way(name, way), "figures": figures})
                 ratio = figures["estimated_mb"] / figures["measured_mb"]
                 print(f"{name} {way}: {figures}, estimated / measured {ratio:.3f}", flush=True)
     return rows
 
 
 def main() -> None:
+    from kaggle_llm.base import records
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="PATH", required=True)
     parser.add_argument("--models", default="", help="some of them, with commas between")
     arguments = parser.parse_args()
     rows = run_benchmark([name for name in arguments.models.split(",") if name])
-    report = {"benchmark": "plan_memory", "machine": describe_machine(), "rows": rows}
+    report = {
+        "benchmark": "plan_memory",
+        "machine": describe_machine(),
+        "versions": records.package_versions(),
+        "contenders": rows,
+    }
     arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
