@@ -62,6 +62,13 @@ def test_cards_are_found_by_short_names_and_kaggles_accelerators_stay_apart() ->
         assert card.memory_gb and card.half_flops and card.bandwidth and card.driver_name and card.why
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_auto_batch_tokens_are_those_that_fit_the_card(experiment: dict[str, Any]) -> None:
+    experiment["training"] = {"batch_tokens": "auto"}
+    (plan,) = plan_trainings("exp001", experiment, RENTED["4090"])
+    assert plan.training.batch_tokens == 2**14, "a tiny model: the most that auto takes"
+
+
 def plan_of(sizes: dict[tuple[str, bool], float], monkeypatch: pytest.MonkeyPatch) -> Training:
     """A training that takes so many GiB, by method and checkpointing, at 2048 tokens; a smaller batch takes less."""
 

@@ -9,16 +9,19 @@ import torch
 from pico import llama_config, train_bpe
 from transformers import AutoModelForCausalLM, BertConfig, LlamaConfig
 
+from kaggle_llm.training import estimate as estimates
 from kaggle_llm.training.base_model import attach_adapter
 from kaggle_llm.training.estimate import (
     NF4_BYTES,
     Batch,
     Estimate,
+    Memory,
     cache_bytes,
     count_parameters,
     estimate_inference,
     estimate_training,
     extrapolate,
+    fit_batch_tokens,
     make_counter,
     trace,
 )
@@ -143,3 +146,20 @@ def test_parameters_of_a_large_shape_are_counted_without_its_weights() -> None:
         tie_word_embeddings=False,
     )
     assert count_parameters(shape, "causal") == 7_615_616_512  # as Qwen2.5-7B's model card: 7.61B
+
+
+def test_auto_takes_the_largest_power_of_two_whose_estimate_fits(
+    config: LlamaConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory of 5 MB and 1 kB a token: 2048 tokens need 7.1 MB, 16384 need 21.8."""
+
+    def plan(config: Any, kind: Any, lora: Any, training: Any, batch: Batch) -> Estimate:
+        return Estimate(Memory(5e6, 0.0, 0.0, 0.0, 1024.0 * batch.tokens), 1.0, 1.0)
+
+    monkeypatch.setattr(estimates, "estimate_training", plan)
+    training, lora = TrainingSettings(dtype="float32"), LoraSettings()
+    rooms = [7.05e6, 7.15e6, 21.7e6, 21.8e6, 1e12]
+    made = [fit_batch_tokens(config, "causal", lora, training, room) for room in rooms]
+    assert made == [1024, 2048, 8192, 16384, 16384]
+    with pytest.raises(ValueError, match=r"auto: 256 tokens need 0.0 GiB, 0.0 are free: set training.gradient_checkp"):
+        fit_batch_tokens(config, "causal", lora, training, 5.1e6)

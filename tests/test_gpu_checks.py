@@ -51,5 +51,5 @@ def test_without_a_card_it_runs_to_its_end(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, SCRIPT, "--json", report], capture_output=True, text=True, timeout=850)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     read = json.loads(report.read_text())
-    assert {check["status"] for check in read["checks"]} <= {"ok", "skipped"} and len(read["checks"]) == 18
+    assert {check["status"] for check in read["checks"]} <= {"ok", "skipped"} and len(read["checks"]) == 20
     assert all(check["why"] for check in read["checks"] if check["status"] == "skipped")

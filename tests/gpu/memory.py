@@ -18,11 +18,14 @@ from kaggle_llm.engines.engine import EngineSettings
 from kaggle_llm.engines.pool import WorkerPool
 from kaggle_llm.engines.transformers_engine import TransformersEngine
 from kaggle_llm.inference.model import Model
+from kaggle_llm.tasks.writing_training import CompletionExample, GenerationTask
+from kaggle_llm.training.estimate import Batch, estimate_training, read_shape
 from kaggle_llm.training.trainer import fine_tune
 from kaggle_llm.weights.stages import must_spill
 
 LABELS = [(YES,), (NO,)]
 SHARE = 0.6  # of the card, which the next process takes
+PLANNED = 0.15  # relative error of a planned peak
 LEFT_OVER = 64 * 2**20  # bytes that may stay reserved
 
 
@@ -78,6 +81,28 @@ def small_training(folder: Path) -> dict[str, float | str]:
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     raise AssertionError("1.5 GB were enough")
+
+
+def planned_memory(folder: Path) -> dict[str, float | str]:
+    """The peak of torch's memory in a training is what `kaggle-llm plan` says of it, within 15 %."""
+    import torch
+
+    text, kept = tuple(range(10, 266)), 8
+    examples = [CompletionExample(text[:-kept], text[-kept:])] * 16
+    figures: dict[str, float | str] = {}
+    cases = [("0.5B", "lora", False), ("0.5B", "full", False), ("0.5B", "lora", True), ("7B", "lora", True)]
+    for name, method, checkpointing in cases:
+        base, label = make_shape(folder, name), f"{name} {method}{' checkpointing' if checkpointing else ''}"
+        options = {"batch": 8, "batch_tokens": 1024, "gradient_checkpointing": checkpointing}
+        job = make_job(base, folder / label, method, **options)
+        batch = Batch(1024, len(text), 4 * kept)
+        planned = estimate_training(read_shape(base), "causal", job.lora, job.training, batch).memory.total
+        torch.cuda.reset_peak_memory_stats()
+        fine_tune(GenerationTask(), examples, job)
+        figures[label] = planned / torch.cuda.max_memory_allocated()
+    wrong = {label: ratio for label, ratio in figures.items() if abs(float(ratio) - 1) > PLANNED}
+    assert not wrong, f"planned over measured: {wrong}"
+    return figures
 
 
 @contextmanager

@@ -14,8 +14,16 @@ from models import FIRST, LAST, draw_groups, draw_trees, flatten, make_job, make
 from pico import save_encoder, save_llama
 
 from kaggle_llm.base.device import has_gpu
+from kaggle_llm.engines.attention_forms import (
+    attend_by_lengths,
+    attend_masked,
+    attend_segment_by_segment,
+    has_lengths,
+)
 from kaggle_llm.engines.engine import EngineSettings, NonFiniteError, resolve_dtype
+from kaggle_llm.engines.packing import pack
 from kaggle_llm.engines.pool import WorkerPool
+from kaggle_llm.engines.segments import Layout
 from kaggle_llm.engines.transformers_engine import TransformersEngine
 from kaggle_llm.retrieval.top_k import search_vectors
 from kaggle_llm.tasks.heads import HeadSettings
@@ -112,6 +120,48 @@ def scores(folder: Path) -> dict[str, float | str]:
         assert difference <= LARGEST[dtype], f"{dtype}: |Δ log p| {difference:.3g}"
         figures[dtype] = difference
     return figures
+
+
+def forms(folder: Path) -> dict[str, float | str]:
+    """Forms of attention within segments against a call for each segment in float32; the largest relative difference.
+
+    Of outputs and gradients, for rows of trees, with keys and values of a cache and without.
+    """
+    import torch
+
+    device = torch.device("cuda", 0) if has_gpu() else torch.device("cpu")
+    figures: dict[str, float | str] = {}
+    for dtype in ("float32", *(["bfloat16", "float16"] if has_gpu() else [])):
+        is_flash = has_gpu() and dtype != "float32" and has_lengths(0)
+        for form in (attend_masked, *([attend_by_lengths] if is_flash else [])):
+            differences = [
+                float((made.float() - right).abs().max() / right.abs().max())
+                for past in (0, 9)
+                for made, right in zip(
+                    attend_random(form, past, device, getattr(torch, dtype)),
+                    attend_random(attend_segment_by_segment, past, device, torch.float32),
+                    strict=True,
+                )
+            ]
+            largest = max(differences)
+            assert largest < (1e-5 if dtype == "float32" else HALF), f"{form.__name__} in {dtype}: {largest:.2g}"
+            figures[f"{form.__name__} {dtype}"] = largest
+    return figures
+
+
+def attend_random(form: Any, past: int, device: Any, dtype: Any) -> list[Any]:
+    """Output, and gradients of query, key and value, of 8 heads of 64 in 2 groups on random trees."""
+    import torch
+
+    row = pack([(group.shared, group.candidates) for group in draw_groups(6, 4)])
+    generator = torch.Generator().manual_seed(0)
+    inputs = [
+        torch.randn(1, heads, more + len(row.ids), 64, generator=generator).to(device, dtype).requires_grad_()
+        for heads, more in ((8, 0), (2, past), (2, past))
+    ]
+    output = form(*inputs, Layout(row.segments), None, 0.0)
+    (output.float() * torch.randn(output.shape, generator=generator).to(device)).sum().backward()
+    return [output.detach(), *(given.grad for given in inputs if given.grad is not None)]
 
 
 def kernels(folder: Path) -> dict[str, float | str]:

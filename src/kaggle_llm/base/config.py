@@ -150,7 +150,10 @@ def _build_dataclass(schema: type, value: Any, name: str, errors: list[str]) -> 
 def _build_optional(arguments: tuple[Any, ...], value: Any, name: str, errors: list[str]) -> Any:
     if value is None and types.NoneType in arguments:
         return None
-    (inner,) = [argument for argument in arguments if argument is not types.NoneType]
+    *words, inner = [argument for argument in arguments if argument is not types.NoneType]
+    if typing.get_origin(inner) is typing.Literal and words:  # int | Literal["auto"]: a word, or else a number
+        (number,) = words
+        return _build(inner if isinstance(value, str) else number, value, name, errors)
     return _build(inner, value, name, errors)
 
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kaggle_llm.base import paths, processes
 from kaggle_llm.base.arguments import USAGE, parse_arguments, run_name
 from kaggle_llm.base.config import load_config
+from kaggle_llm.base.device import CONTEXT_GB, measure_free_memory
 from kaggle_llm.base.errors import report_errors
 from kaggle_llm.base.folders import read_idea
 from kaggle_llm.engines.engine import choose_shipped_dtype
-from kaggle_llm.engines.maker import resolve_engine
+from kaggle_llm.engines.maker import is_language_model, resolve_engine
 from kaggle_llm.experiment.experiment import Experiment
-from kaggle_llm.training.settings import resolve_training
+from kaggle_llm.training.base_model import ModelKind
+from kaggle_llm.training.estimate import RESERVE, fit_batch_tokens, read_shape
+from kaggle_llm.training.settings import LoraSettings, TrainingSettings, resolve_training
 
 
 def start(file: str, config: type[Any]) -> Experiment:
@@ -50,3 +54,23 @@ def resolve_auto(config: Any) -> None:
         print(f"engine.dtype = {config.engine.dtype} in CV and in what ships: {why}", flush=True)
     if hasattr(config, "training"):
         config.training = resolve_training(config.training)
+        if config.training.batch_tokens == "auto":
+            tokens = processes.share(choose_batch_tokens(config) if processes.is_first() else None)
+            config.training = replace(config.training, batch_tokens=tokens)
+
+
+def choose_batch_tokens(config: Any) -> int:
+    """What `training.batch_tokens: auto` becomes here: what the largest of the config's models leaves room for.
+
+    By the memory that is free on the first GPU; without a GPU the default. Raises ValueError where the config names no
+    model folder, or none fits.
+    """
+    free = measure_free_memory()
+    if free is None:
+        return TrainingSettings().part_tokens
+    folders = [path for name in config.models.values() if (path := paths.absolute(name)).is_dir()]
+    if not folders:
+        raise ValueError("training.batch_tokens = auto: the config's models are no folders here, set a number")
+    lora, room = getattr(config, "lora", LoraSettings()), (free - CONTEXT_GB) * 2**30 / (1 + RESERVE)
+    kinds: dict[Path, ModelKind] = {path: "causal" if is_language_model(path) else "sequence" for path in folders}
+    return min(fit_batch_tokens(read_shape(path), kind, lora, config.training, room) for path, kind in kinds.items())

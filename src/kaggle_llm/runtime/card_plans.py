@@ -26,11 +26,14 @@ from kaggle_llm.runtime.speed import describe_seconds
 from kaggle_llm.runtime.work import plan_work
 from kaggle_llm.training.base_model import ModelKind
 from kaggle_llm.training.estimate import (
+    RESERVE,
+    SMALLEST_BATCH,
     Batch,
     Estimate,
     cache_bytes,
     estimate_inference,
     estimate_training,
+    fit_batch_tokens,
     read_shape,
 )
 from kaggle_llm.training.scaling_law import Pretraining, best_split
@@ -39,8 +42,6 @@ from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 TRAINED = re.compile(r"\.learn\(\s*[\"'](\w+)[\"'],?\s*(\w*)")  # part.learn("reranker", ChoiceTask(…), …)
 KINDS: dict[str, ModelKind] = {"TokenTask": "token", "MaskedTask": "masked", "make_head_task": "sequence"}
 ASSUMED_TOKENS = 1_000_000  # of a training or an inference whose number of tokens nobody gave
-RESERVE = 0.05  # of what torch allocates: blocks that lie between others, assumed
-SMALLEST_BATCH = 256
 RESULTS = Path("tests") / "gpu" / "results.json"
 
 
@@ -71,7 +72,7 @@ class Training:
 
     @property
     def batch(self) -> Batch:
-        tokens = self.training.batch_tokens
+        tokens = self.training.part_tokens
         length = min(self.length, tokens)
         return Batch(tokens, length, max(1, round(tokens * self.kept)))
 
@@ -127,15 +128,24 @@ def plan_trainings(run: str, config: Mapping[str, Any], card: Accelerator) -> It
     work = plan_work(config, None)
     _, trained = list_models(run, config)
     for model in trained:
-        training = choose_numbers(TrainingSettings(**config["training"]), card)
         lora = LoraSettings(**(config.get("lora") or {}))
+        training = choose_numbers(model, lora, TrainingSettings(**config["training"]), card)
         length = min(work.longest, getattr(model.config.get_text_config(), "max_position_embeddings", work.longest))
         yield Training(model, lora, training, length, work.new / work.longest)
 
 
-def choose_numbers(training: TrainingSettings, card: Accelerator) -> TrainingSettings:
-    """With dtype auto decided for the card."""
-    return replace(training, dtype=card.half) if training.dtype == "auto" else training
+def choose_numbers(model: Model, lora: LoraSettings, training: TrainingSettings, card: Accelerator) -> TrainingSettings:
+    """With dtype and batch_tokens auto decided for the card."""
+    if training.dtype == "auto":
+        training = replace(training, dtype=card.half)
+    if training.batch_tokens == "auto":
+        room = (card_bytes(card) - CONTEXT_GB * GIB) / (1 + RESERVE)
+        try:
+            tokens = fit_batch_tokens(model.config, model.kind or "sequence", lora, training, room)
+        except ValueError:  # the smallest does not fit either: the plan says what would
+            tokens = SMALLEST_BATCH
+        training = replace(training, batch_tokens=tokens)
+    return training
 
 
 def find_ways(plan: Training, card: Accelerator) -> Iterator[str]:
@@ -147,7 +157,7 @@ def find_ways(plan: Training, card: Accelerator) -> Iterator[str]:
     fitting = [text for text, way in ways if way != plan and way.fits(card)]
     if not fitting and both.fits(card):
         fitting = [" ".join(text for text, _ in ways)]
-    tokens = plan.training.batch_tokens // 2
+    tokens = plan.training.part_tokens // 2
     while not fitting and tokens >= SMALLEST_BATCH:
         smaller = replace(both, training=replace(both.training, batch_tokens=tokens))
         if smaller.fits(card):
@@ -171,7 +181,8 @@ def read_speed(card: Accelerator, dtype: str, parameters: float) -> Speed | None
 
 def measured_speed(checks: Sequence[Mapping[str, Any]], parameters: float) -> float | None:
     """Operations a second of the check of training whose shape is nearer in size, 0.5B or 7B."""
-    figures = next((check["figures"] for check in checks if check["name"] == "throughput of training"), {})
+    named = [check["figures"] for check in checks if check["name"] == "throughput of training"]
+    figures: Mapping[str, Any] = named[0] if named else {}
     shape = "7B" if parameters > 2e9 and "7B share of the matrix rate" in figures else "0.5B"
     share = figures.get(f"{shape} share of the matrix rate")
     # The check counts 6 operations a parameter; LoRA, which it trains, computes 4: no gradients of frozen matrices.

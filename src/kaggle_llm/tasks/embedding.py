@@ -106,7 +106,7 @@ def train_embedder(
     trainer = make_planned_trainer(
         model,
         make_arguments(job, checkpoints, len(batches) // world) | {"ddp_find_unused_parameters": True},  # a pooler
-        make_loss(model, settings, job.training.batch_tokens),
+        make_loss(model, settings, job.training.part_tokens),
         batches,
         lambda model, batch: (encode_batch(model, batch, pairs, corpus, negatives, settings.max_tokens), None),
     )
@@ -255,7 +255,7 @@ def mine_epoch(
 
     if settings.negatives.per_query == 0:
         return []
-    size = max(1, job.training.batch_tokens // settings.max_tokens)
+    size = max(1, job.training.part_tokens // settings.max_tokens)
     queries = list(dict.fromkeys(query for query, _ in pairs))
     embed = partial(embed_texts, model, max_tokens=settings.max_tokens, size=size)
     query_vectors = embed([corpus.queries[query] for query in queries])

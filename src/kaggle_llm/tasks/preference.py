@@ -131,7 +131,7 @@ def split_batch(pairs: Sequence[PreferenceExample], training: TrainingSettings, 
         raise ValueError(f"training.batch = {training.batch} is no multiple of the {world} processes")
     share = training.batch // world
     longest = max(pair.longest for pair in pairs)
-    fit = max(1, training.batch_tokens // (2 * longest))
+    fit = max(1, training.part_tokens // (2 * longest))
     size = max(count for count in range(1, share + 1) if share % count == 0 and count <= fit)
     return size, share // size
 

@@ -8,6 +8,7 @@ what the second one costs. So adapters, heads and architectures are counted as t
 from __future__ import annotations
 
 import copy
+import math
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -28,6 +29,9 @@ NF4_BYTES = (
 GRADIENT_BYTES = 4  # of a trained weight, which is float32
 OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}  # two moments
 STEP_BYTES = 4  # AdamW updates all weights at once: a copy of their size, when no activations are left
+SMALLEST_BATCH, LARGEST_BATCH = 256, 2**14  # tokens of auto: a larger batch makes no card faster
+FIT_LENGTH, FIT_KEPT = 512, 0.25  # of auto's texts: tokens, and the share that is multiplied by the vocabulary
+RESERVE = 0.05  # of what torch allocates: blocks that lie between others, assumed
 UNMASKED = "unmasked"
 UNKNOWN_LAYERS = "its config names no number of layers"
 
@@ -109,7 +113,7 @@ def estimate_training(
         cast = size * (two.trained - one.trained) if is_full and size < 4 else 0.0
         activations = one.activations + (layers - 1) * (batch.rows * batch.length * hidden + cast)
         operations += layers * (two.forward - one.forward)
-    weights = exact * (4 if is_full else size)
+    weights = float(exact * (4 if is_full else size))
     if lora.method == "qlora":
         weights += full.linear * (NF4_BYTES - size)
         activations += full.largest * size  # one matrix at a time is unpacked
@@ -134,6 +138,28 @@ def estimate_inference(config: Any, kind: ModelKind | None, dtype: str, batch: B
     cache = batch.tokens * cache_bytes(config, dtype) if new > 1 else 0.0
     memory = Memory(exact * BYTES[dtype], 0.0, 0.0, 0.0, full.activations + cache)
     return Estimate(memory, full.forward / (batch.rows * batch.length), exact)
+
+
+def fit_batch_tokens(config: Any, kind: ModelKind, lora: LoraSettings, training: TrainingSettings, room: float) -> int:
+    """The largest power of two of tokens, at most LARGEST_BATCH, whose estimate is within `room` bytes.
+
+    Between two batches memory grows by the same for every token. Raises ValueError where SMALLEST_BATCH does not fit.
+    """
+    length = min(FIT_LENGTH, getattr(config.get_text_config(), "max_position_embeddings", FIT_LENGTH))
+    small, large = (
+        estimate_training(config, kind, lora, training, Batch(rows * length, length, int(rows * length * FIT_KEPT)))
+        for rows in (1, 2)
+    )
+    each = (large.memory.total - small.memory.total) / length
+    tokens = length + (room - small.memory.total) / max(each, 1.0)
+    if tokens < SMALLEST_BATCH:
+        needed = small.memory.total - (length - SMALLEST_BATCH) * each
+        sizes = f"{SMALLEST_BATCH} tokens need {needed / 2**30:.1f} GiB, {room / 2**30:.1f} are free"
+        raise ValueError(
+            f"training.batch_tokens = auto: {sizes}: set training.gradient_checkpointing=true or lora.method=qlora "
+            f"(kaggle-llm plan), or give a number"
+        )
+    return int(2 ** math.floor(math.log2(min(tokens, LARGEST_BATCH))))
 
 
 def cache_bytes(config: Any, dtype: str) -> float:

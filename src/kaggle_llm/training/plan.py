@@ -42,7 +42,7 @@ def plan_training(
         random.Random(f"{seed} {epoch}").shuffle(order)
         for start in range(0, len(order), training.batch):
             step = order[start : start + training.batch]
-            parts = split_step(step, lengths, padded, training.batch_tokens, world)
+            parts = split_step(step, lengths, padded, training.part_tokens, world)
             weight = sum(weights[i] for i in step)
             shares += [Share(parts[rank::world], weight) for rank in range(world)]
     return shares

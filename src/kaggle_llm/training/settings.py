@@ -97,8 +97,9 @@ class TrainingSettings:
     """Train on the first examples, at most so many tokens an epoch; null: all."""
     batch: int = 8
     """Examples in one step, over all processes."""
-    batch_tokens: int = 2048
-    """Tokens that one process computes at a time: memory is proportional to it."""
+    batch_tokens: int | Literal["auto"] = 2048
+    """Tokens that one process computes at a time: memory is proportional to it. auto: as many as the first GPU's free
+    memory takes with the config's largest model, a power of two; 2048 on a CPU. The recorded config has the number."""
     learning_rate: float = 2e-4
     """Of all weights that have no rate of their own below."""
     lora_b_learning_rate: float | None = None
@@ -130,12 +131,20 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         if self.tokens is not None and self.tokens < 1:
             raise ValueError(f"tokens = {self.tokens}: must be 1 or more, or null for all")
-        if min(self.epochs, self.batch, self.batch_tokens, self.checkpoint_steps) < 1:
+        tokens = 1 if self.batch_tokens == "auto" else self.batch_tokens
+        if min(self.epochs, self.batch, tokens, self.checkpoint_steps) < 1:
             raise ValueError("epochs, batch, batch_tokens and checkpoint_steps must be 1 or more")
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"warmup = {self.warmup}: is a share of the steps, between 0 and 1")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate = {self.learning_rate}: must be more than 0")
+
+    @property
+    def part_tokens(self) -> int:
+        """batch_tokens as a number; raises ValueError for auto, which a run's start decides."""
+        if self.batch_tokens == "auto":
+            raise ValueError("training.batch_tokens = auto was not decided: start() does it, elsewhere set a number")
+        return self.batch_tokens
 
 
 def resolve_training(training: TrainingSettings) -> TrainingSettings:
