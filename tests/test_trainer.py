@@ -114,7 +114,9 @@ def test_an_adapter_predicts_alike_before_and_after_saving(pico_llm: Path, tmp_p
     kept: list[Any] = []
     run = trainers.run_trainer
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainers, "run_trainer", lambda made, *rest: (kept.append(made.model), run(made, *rest)))
+        patch.setattr(
+            trainers, "run_trainer", lambda made, *rest, **words: (kept.append(made.model), run(made, *rest, **words))
+        )
         train(pico_llm, tmp_path / "run", groups, method=method, epochs=2)
     import torch
 

@@ -11,17 +11,22 @@ from typing import Any
 from kaggle_llm.base import processes
 from kaggle_llm.training.checkpoints import Checkpoints
 
+HELD_OUT = "held_out_loss"  # of training.watch, in the log
+SHOWN = (("loss", "loss", ".4f"), ("learning_rate", "rate", ".1e"), (HELD_OUT, "held out", ".4f"))  # in the bar
+
 
 def make_callbacks(checkpoints: Checkpoints, log: Path) -> list[Any]:
     """The progress bar, the log (which stops at a non-finite loss), and the mark of complete checkpoints."""
     from transformers import ProgressCallback, TrainerCallback
 
+    shown: dict[str, str] = {}
+
     class ProgressBar(ProgressCallback):
-        """Steps, time left, loss and learning rate in one updating line."""
+        """Steps, time left, loss, learning rate and the latest held-out loss in one updating line."""
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if self.training_bar is not None and "loss" in (logs or {}):
-                shown = {"loss": f"{logs['loss']:.4f}", "rate": f"{logs.get('learning_rate', math.nan):.1e}"}
+            shown.update({label: format(logs[name], how) for name, label, how in SHOWN if name in (logs or {})})
+            if self.training_bar is not None:
                 self.training_bar.set_postfix(shown, refresh=False)
 
     class JsonLog(TrainerCallback):
@@ -63,7 +68,7 @@ def check_loss(logs: dict[str, float], step: int, args: Any) -> None:
 
     Under fp16's loss scaler an infinite gradient is normal: the scaler skips its step.
     """
-    for name in ("loss",) if args.fp16 else ("loss", "grad_norm"):
+    for name in ("loss", HELD_OUT) if args.fp16 else ("loss", HELD_OUT, "grad_norm"):
         value = logs.get(name, 0.0)
         if not math.isfinite(value):
             raise ValueError(

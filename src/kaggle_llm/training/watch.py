@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kaggle_llm.base import processes, records
-from kaggle_llm.training.callbacks import checkpoint_folder, make_callback
+from kaggle_llm.training.callbacks import HELD_OUT, checkpoint_folder, make_callback
 from kaggle_llm.training.plan import split_step
 from kaggle_llm.training.settings import TrainingSettings, WatchSettings
 from kaggle_llm.training.weight_copies import WeightCopy
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kaggle_llm.training.trainer import Task
 
 Example = TypeVar("Example")
-HELD_OUT, CURVE = "held_out_loss", "loss.png"
+CURVE = "loss.png"
 
 
 def hold_out(examples: Sequence[Example], settings: WatchSettings) -> tuple[Sequence[Example], Sequence[Example]]:
