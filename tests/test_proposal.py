@@ -17,6 +17,7 @@ from miniatures import write_miniature, write_text
 from workspace import ROOT
 
 from kaggle_llm.competition.competition import CompetitionSettings
+from kaggle_llm.competition.inspect_files import is_key
 from kaggle_llm.competition.proposal import Answers, Proposal, propose, shorten
 from kaggle_llm.experiment import first
 from kaggle_llm.experiment.first import write_config, write_module
@@ -151,6 +152,13 @@ def test_a_target_that_the_sample_joins_from_two_columns(folder: Path, monkeypat
     competition = pass_checks(proposal, folder, monkeypatch)
     right = competition.truth(competition.table("train"))["items"].to_list()
     assert right[:3] == [["True:NA"], ["False:Sign"], ["Neither:Order"]]
+
+
+def test_a_key_is_unique_has_every_value_and_is_no_list() -> None:
+    lists = pl.Series([["a"], ["b"]])
+    assert is_key(pl.Series(["a", "b"]), pl.Series(["b", None, "b"]))
+    assert not is_key(pl.Series(["a", "a"]), pl.Series(["a"])) and not is_key(pl.Series(["a"]), pl.Series(["b"]))
+    assert not is_key(lists, lists) and not is_key(pl.Series(["a", "b"]), lists)
 
 
 def test_several_documents_in_a_target_are_refused(folder: Path) -> None:

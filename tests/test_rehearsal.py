@@ -385,7 +385,7 @@ def test_rankings_are_compared_by_list_and_score() -> None:
     other = make_ranking(["a", "c"], [["x", "z"], []], [[1.0, 0.5], []])
     assert compare_rankings(other, one) == [
         "row b is missing",
-        "row a: another list from rank 2 on",
+        "row a: the list differs from rank 2 on",
         "row c was not expected",
     ]
 
@@ -405,7 +405,7 @@ def test_only_items_with_equal_scores_may_change_places(tmp_path: Path) -> None:
         details.append(replayed.detail)
     assert "same lists" in details[0] and "equal scores in another order in 1 of them" in details[1]
     swapped = make_ranking(["a"], [["y", "x", "z"]], [[1.0, 0.50002, 0.5]])
-    assert compare_rankings(swapped, one) == ["row a: another list from rank 1 on"]
+    assert compare_rankings(swapped, one) == ["row a: the list differs from rank 1 on"]
     broken = make_ranking(["a"], [["x", "y", "z"]], [[float("nan"), 0.50002, 0.5]])
     assert compare_rankings(broken, one) == ["row a: a score differs by inf"]
 

@@ -58,7 +58,7 @@ def compare_rankings(ranking: pl.DataFrame, expected: pl.DataFrame) -> list[str]
             continue
         rank = next((n for n, pair in enumerate(zip_longest(row, wanted[i]), 1) if pair[0] != pair[1]), None)
         problems.append(
-            f"row {i}: " + (f"another list from rank {rank} on" if rank else f"a score differs by {worst:.1e}")
+            f"row {i}: " + (f"the list differs from rank {rank} on" if rank else f"a score differs by {worst:.1e}")
         )
     return problems
 
