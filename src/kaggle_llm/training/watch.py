@@ -41,7 +41,7 @@ class Watch:
         starts = range(0, len(examples), training.batch)
         steps = [list(range(start, min(start + training.batch, len(examples)))) for start in starts]
         self.parts = [
-            part for step in steps for part in split_step(step, lengths, task.padded, training.batch_tokens, 1) if part
+            part for step in steps for part in split_step(step, lengths, task.padded, training.part_tokens, 1) if part
         ]
         self.best: WeightCopy | None = None
 
