@@ -129,3 +129,18 @@ def test_lexical_compares_both_ways_to_split_words_on_the_same_searches(tmp_path
     assert set(plain) == set(ours) == {"search_seconds", *report["differences"]}
     for name, (difference, low, high) in report["differences"].items():
         assert difference == pytest.approx(ours[name] - plain[name]) and low <= difference <= high
+
+
+@pytest.mark.release
+@pytest.mark.timeout(1800)
+def test_retrieval_measures_every_contender_on_the_collections_that_are_there(tmp_path: Path) -> None:
+    command = [sys.executable, HERE / "retrieval.py", "--json", tmp_path / "figures.json", "--scale", "0.01"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((tmp_path / "figures.json").read_text())
+    assert report["benchmark"] == "retrieval" and {"machine", "versions", "queries"} <= set(report)
+    found = {one["name"]: one["figures"] for one in report["contenders"]}
+    assert {"plain", "kaggle_llm"} <= set(found)
+    for figures in found.values():
+        assert {"index_seconds_100k", "search_seconds_100k", "peak_rss_mb_1m"} <= set(figures)
+    assert set(found["plain"]) == set(found["kaggle_llm"]) >= {"search_seconds_bm25_100k"}

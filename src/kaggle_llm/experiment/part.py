@@ -95,16 +95,25 @@ class Part:
         self.finish(name, base, self.learned[name])
 
     def make(
-        self, name: str, make: Callable[[Path], Any], inputs: Mapping[str, Any], settings: Mapping[str, Any]
+        self,
+        name: str,
+        make: Callable[[Path], Any],
+        inputs: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        together: bool = False,
     ) -> None:
         """A model that train.py makes itself: make(folder) fills its folder.
 
-        It is made again where inputs, settings, or the code of the function and its imports have changed.
+        It is made again where inputs, settings, or the code of the function and its imports have changed. together:
+        under torchrun all processes call make, else the first one does.
         """
         function = make.func if isinstance(make, partial) else make
         inputs = {**inputs, "code": hash_module_of(function, FROM_TEXTS)}
-        folder = self.experiment.steps.make(f"{self.name}/{name}", make, settings, inputs)
-        self.learned[name], self.before = folder, None
+        if name not in [model.name for model in self.models]:
+            self.before = None  # there is none yet, which could predict untrained
+        self.close()
+        folder = self.experiment.steps.make(f"{self.name}/{name}", make, settings, inputs, together)
+        self.learned[name] = folder
         self.models = replace_model(self.models, Model(name, folder))
 
     def stem(self, name: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from kaggle_llm.base import processes
 from kaggle_llm.base.tables import print_table
+from kaggle_llm.competition.metrics import mean_reciprocal_rank, ndcg, recall
 from kaggle_llm.competition.rankings import select_rows, share_labels
 from kaggle_llm.decisions.member_blend import share_firsts
 from kaggle_llm.experiment.reliability import write_reliability
@@ -56,6 +58,31 @@ def score_simple_rules(experiment: Experiment, task: HeadKind) -> dict[str, floa
         ]
         scores[name] = experiment.score_of(experiment.scores.decide(pl.concat(answers), f" of {name}"))
     return scores
+
+
+def score_retrieval(experiment: Experiment, rankings: Mapping[str, pl.DataFrame]) -> dict[str, float]:
+    """recall, MRR and nDCG@10 of each named RANKING of the validated rows, the last one of seen and unseen rows too."""
+    if not processes.is_first():
+        return {}
+    truth, scores = experiment.competition.truth(experiment.train), {}
+    groups = group_rows(experiment)
+    for name, ranking in rankings.items():
+        for metric in (recall(1), recall(10), recall(100), mean_reciprocal_rank(), ndcg(10)):
+            scores[f"{metric.name}, {name}"] = metric.score(ranking, truth)
+        for group, ids in groups.items() if len(groups) > 1 else ():
+            scores[f"ndcg@10, {name}, {group}"] = ndcg(10).score(select_rows(ranking, ids), truth)
+    return scores
+
+
+def group_rows(experiment: Experiment) -> dict[str, list[str]]:
+    """Group → ids of the validated rows that are scored apart."""
+    ids: dict[str, list[str]] = {}
+    for k in experiment.folds:
+        rows = experiment.rows_of(k)
+        names = experiment.competition.groups(experiment.train_of(k), rows)
+        for row, name in zip(rows["id"], names, strict=True):
+            ids.setdefault(name, []).append(row)
+    return ids
 
 
 def take_best(experiment: Experiment) -> pl.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -54,15 +55,18 @@ class LexicalIndex:
 
     def __init__(self, ids: Sequence[str], texts: Sequence[str], words: WordSettings | None = None) -> None:
         import bm25s
+        from bm25s.tokenization import Tokenized
 
         self.ids, words = list(ids), words or WordSettings()
         self._stop_words = list_stop_words(words.stop_words)
         self._stem = load_stemmer(words.stemmer) if words.stemmer else None
-        tokens = self._tokens(texts)
-        if not any(tokens):
+        vocabulary: defaultdict[str, int] = defaultdict()
+        vocabulary.default_factory = vocabulary.__len__  # a new word gets the next number
+        numbers = [[vocabulary[word] for word in self._tokens([text])[0]] for text in texts]
+        if not vocabulary:
             raise ValueError(f"none of {len(self.ids)} documents holds a word that can be searched for")
         self._index = bm25s.BM25(method="lucene")
-        self._index.index(tokens, show_progress=False)
+        self._index.index(Tokenized(numbers, dict(vocabulary)), show_progress=False)
 
     def search(self, ids: Sequence[str], queries: Sequence[str], k: int) -> pl.DataFrame:
         """RANKING of the k best documents for each query; ties, and queries without a known word, keep the documents'
@@ -75,15 +79,12 @@ class LexicalIndex:
         return make_ranking(ids, items, scores)
 
     def _search(self, words: list[str], k: int) -> tuple[list[int], list[float]]:
-        """Places and scores of the k best documents. Most share no word with a query: only others are compared."""
-        import numpy as np
-
+        """Places and scores of the k best documents."""
         if not words:
             places = range(min(k, len(self.ids)))
             return list(places), [0.0 for _ in places]
         row = self._index.get_scores(words)
-        hits = np.flatnonzero(row)
-        best = hits[find_top(row[hits], k)] if len(hits) >= k else find_top(row, k)
+        best = find_top(row, k)
         return best.tolist(), row[best].tolist()
 
     def _tokens(self, texts: Sequence[str]) -> list[list[str]]:

@@ -113,6 +113,18 @@ def train_embedder(
     run_trainer(trainer, job, checkpoints, lambda trained, *_: save_whole(trained, load, job))
 
 
+def fill_embedder(
+    settings: EmbeddingSettings,
+    queries: Mapping[str, str],
+    documents: Mapping[str, str],
+    truth: pl.DataFrame,
+    job: Job,
+    folder: Path,
+) -> None:
+    """`train_embedder` into `folder`, for Part.make."""
+    train_embedder(settings, queries, documents, truth, replace(job, folder=folder))
+
+
 def check_corpus(corpus: Corpus) -> None:
     """Raises ValueError naming the truth's queries and documents that have no text."""
     queries = [query for query in corpus.right if query not in corpus.queries]

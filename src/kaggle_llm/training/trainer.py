@@ -166,8 +166,12 @@ def keep_within(task: Task[Example], examples: Sequence[Example], training: Trai
 
 def describe_training(task: Task[Any], job: Job) -> dict[str, Any]:
     """All that trained weights depend on, except examples, base and code: the settings in a training's key."""
+    return {"task": describe_task(task), **describe_conditions(job)}
+
+
+def describe_conditions(job: Job) -> dict[str, Any]:
+    """The part of `describe_training` that all tasks have."""
     return {
-        "task": describe_task(task),
         "lora": asdict(job.lora),
         "training": describe_settings(job.training),
         "launcher": describe_launcher(),

@@ -1,0 +1,39 @@
+"""MiniLM fine-tuned to find the right document: contrastive, with hard negatives that it mines anew each epoch."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from predict import Config, search_dense
+
+from kaggle_llm.experiment.part import Part
+from kaggle_llm.experiment.reports import score_retrieval
+from kaggle_llm.experiment.start import start
+from kaggle_llm.tasks.embedding import fill_embedder
+from kaggle_llm.training.trainer import Job, describe_conditions
+
+
+def main() -> None:
+    experiment = start(__file__, Config)
+    before = experiment.ask(search_dense, "the untrained encoder")
+    for part in experiment.parts():
+        learn(part)
+    after = experiment.ask(search_dense, "the trained encoder")
+    experiment.score(score_retrieval(experiment, {"untrained": before, "trained": after}))
+    experiment.ship()
+
+
+def learn(part: Part) -> None:
+    """Train on every right document of the part's rows, against all documents."""
+    config, loaded, base = part.config, part.loaded, part.run.model("encoder")
+    queries, documents = loaded.queries(part.train), loaded.texts
+    job = Job(base, Path(), config.lora, config.training, config.seed, part.experiment.about)
+    make = partial(fill_embedder, config.embedding, queries, documents, part.truth, job)
+    inputs = {"queries": queries, "documents": documents, "truth": part.truth, "base": base}
+    settings = {"embedding": config.embedding, **describe_conditions(job)}
+    part.make("encoder", make, inputs, settings, together=True)
+
+
+if __name__ == "__main__":
+    main()
