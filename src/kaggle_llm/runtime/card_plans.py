@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kaggle_llm.base import paths
+from kaggle_llm.base import paths, records
 from kaggle_llm.base.accelerators import Accelerator, find_card
 from kaggle_llm.base.device import CONTEXT_GB
 from kaggle_llm.base.tables import print_table
@@ -200,11 +200,17 @@ def describe_cost(seconds: float, price: float | None) -> str:
 
 
 def plan_run(run: str, gpu: str, tokens: int | None = None, price: float | None = None) -> list[list[str]]:
-    """Rows (model, work, memory, verdict, time) of an experiment on one card. tokens: of one epoch's training.
+    """Rows (model, work, memory, verdict, time) of an experiment on one card; of a blend those of its members.
 
-    price: of an hour. Raises ValueError for an unknown card.
+    tokens: of one epoch's training. price: of an hour. Raises ValueError for an unknown card, and for a blend whose
+    members are not trained: a process can import one experiment's predict.py.
     """
     config, card = read_run_config(run), find_card(gpu)
+    if members := config.get("members"):
+        if untrained := [member for member in members if records.read_record(paths.run_folder(member)) is None]:
+            raise ValueError(f"{run} has members that are not trained: plan {', '.join(untrained)} by themselves")
+        rows_of = {member: plan_run(member, gpu, tokens, price) for member in members}
+        return [[f"{member}: {row[0]}", *row[1:]] for member, rows in rows_of.items() for row in rows]
     rows = [describe_training(plan, card, tokens, price) for plan in plan_trainings(run, config, card)]
     models, _ = list_models(run, config)
     return rows + [describe_inference(model, config, card) for model in models]
@@ -253,8 +259,9 @@ def print_plan(run: str, gpu: str, tokens: int | None, price: float | None) -> N
     card = find_card(gpu)
     title = f"{run} on one of {card.count} cards, {card.card}" if card.count > 1 else f"{run} on {card.card}"
     rows = plan_run(run, gpu, tokens, price)
-    print_table(title, ("model", "work", "GiB", "memory", "time"), rows)
-    if not rows:
+    if rows:
+        print_table(title, ("model", "work", "GiB", "memory", "time"), rows)
+    else:
         print(f"{run}: its config names no model folder that is here, so nothing is planned for a card")
 
 
