@@ -102,17 +102,17 @@ def estimate_training(
 
     Raises ValueError for a model that cannot be run without its weights' values.
     """
-    one, two = (trace(config, kind, lora, training.dtype, batch, layers) for layers in (1, 2))
-    full, layers = extrapolate(one, two, count_layers(config)), count_layers(config)
+    short, long = (trace(config, kind, lora, training.dtype, batch, layers) for layers in (1, 2))
+    full, layers = extrapolate(short, long, count_layers(config)), count_layers(config)
     exact = count_parameters(config, kind)
     is_full = lora.method == "full"
     size = BYTES[training.dtype]
     activations, operations = full.activations, full.operations
     if training.gradient_checkpointing:
         hidden = config.get_text_config().hidden_size * (4 if is_full else size)
-        cast = size * (two.trained - one.trained) if is_full and size < 4 else 0.0
-        activations = one.activations + (layers - 1) * (batch.rows * batch.length * hidden + cast)
-        operations += layers * (two.forward - one.forward)
+        cast = size * (long.trained - short.trained) if is_full and size < 4 else 0.0
+        activations = short.activations + (layers - 1) * (batch.rows * batch.length * hidden + cast)
+        operations += layers * (long.forward - short.forward)
     weights = float(exact * (4 if is_full else size))
     if lora.method == "qlora":
         weights += full.linear * (NF4_BYTES - size)
@@ -123,7 +123,7 @@ def estimate_training(
         0.0 if is_full else 4 * trained,
         GRADIENT_BYTES * trained,
         OPTIMIZER_BYTES[training.optimizer] * trained,
-        max(activations, one.after, STEP_BYTES * trained),
+        max(activations, short.after, STEP_BYTES * trained),
     )
     return Estimate(memory, operations / (batch.rows * batch.length), exact)
 
@@ -133,8 +133,8 @@ def estimate_inference(config: Any, kind: ModelKind | None, dtype: str, batch: B
 
     kind None: an encoder of sentences.
     """
-    one, two = (trace(config, kind, None, dtype, batch, layers) for layers in (1, 2))
-    full, exact = extrapolate(one, two, count_layers(config)), count_parameters(config, kind)
+    short, long = (trace(config, kind, None, dtype, batch, layers) for layers in (1, 2))
+    full, exact = extrapolate(short, long, count_layers(config)), count_parameters(config, kind)
     cache = batch.tokens * cache_bytes(config, dtype) if new > 1 else 0.0
     memory = Memory(exact * BYTES[dtype], 0.0, 0.0, 0.0, full.activations + cache)
     return Estimate(memory, full.forward / (batch.rows * batch.length), exact)
@@ -189,9 +189,9 @@ def count_parameters(config: Any, kind: ModelKind | None) -> int:
     return sum(weight.numel() for weight in build_empty(config, kind, "float32").parameters())
 
 
-def extrapolate(one: Trace, two: Trace, layers: int) -> Trace:
-    """one, two: of a model with one layer and with two."""
-    first, second = asdict(one), asdict(two)
+def extrapolate(short: Trace, long: Trace, layers: int) -> Trace:
+    """short, long: of a model with one layer and with two."""
+    first, second = asdict(short), asdict(long)
     return Trace(**{name: first[name] + (layers - 1) * (second[name] - first[name]) for name in first})
 
 
