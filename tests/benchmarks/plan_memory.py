@@ -49,6 +49,7 @@ def train_measured(small: Path, base: Path, folder: Path, way: Mapping[str, Any]
     more is mapped by itself: else the C library keeps what is free between others, which no card does.
     """
     from kaggle_llm.tasks.writing_training import CompletionExample, GenerationTask
+    from kaggle_llm.training import trainer
     from kaggle_llm.training.estimate import Batch, estimate_training, read_shape
     from kaggle_llm.training.settings import LoraSettings, TrainingSettings
     from kaggle_llm.training.trainer import Job, fine_tune
@@ -65,7 +66,15 @@ def train_measured(small: Path, base: Path, folder: Path, way: Mapping[str, Any]
         (folder / name).mkdir()
     fine_tune(GenerationTask(), examples, Job(small, folder / "before", lora, training, 0))
     before = read_status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM begins anew
+    train = trainer.run_trainer
+
+    def train_from_here(
+        *given: Any,
+    ) -> None:  # VmHWM begins anew when the weights are there: loading maps their file too
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        train(*given)
+
+    trainer.run_trainer = train_from_here
     fine_tune(GenerationTask(), examples, Job(base, folder / "measured", lora, training, 0))
     return {"measured_mb": (read_status("VmHWM") - before) / 1e6, "estimated_mb": estimated / 1e6}
 
