@@ -28,7 +28,7 @@ def edit(path: Path, old: str, new: str) -> None:
 @pytest.mark.usefixtures("fast_python")
 def test_an_error_in_predict_py_shows_its_line(workspace: Workspace) -> None:
     predict = workspace.root / "exp" / "exp001_retrieve" / "predict.py"
-    edit(predict, "    return loaded.search(rows)", f"    {RAISE}")
+    edit(predict, "    return loaded.search_each(rows) if", f"    {RAISE}\n    return loaded.search_each(rows) if")
     done = workspace.train("exp001_retrieve", "--smoke")
     assert done.returncode == 1 and "Traceback" in done.stderr and RAISE in done.stderr
     assert f'"{predict}"' in done.stderr and "--debug" not in done.stderr
@@ -37,7 +37,7 @@ def test_an_error_in_predict_py_shows_its_line(workspace: Workspace) -> None:
 @pytest.mark.usefixtures("fast_python")
 def test_what_the_package_refuses_is_one_line_with_its_traceback_in_the_run(workspace: Workspace) -> None:
     predict = workspace.root / "exp" / "exp001_retrieve" / "predict.py"
-    edit(predict, "    return loaded.search(rows)", "    return loaded.search(rows).head(2)")
+    edit(predict, "else loaded.search(rows)", "else loaded.search(rows).head(2)")
     done = workspace.train("exp001_retrieve", "--smoke")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

@@ -125,7 +125,7 @@ def test_labels_and_documents_are_alternatives(make: Any) -> None:
 
 def test_the_module_of_the_docs_reads_writes_and_scores(tmp_path: Path) -> None:
     """Two rules with two rows each, one pair in the right order: AUC (1 + 0) / 2."""
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "competition.md").read_text(), re.S)
+    code, _ = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "competition.md").read_text(), re.S)
     names: dict[str, Any] = {"OneProbability": OneProbability, "Table": Table, "roc_auc": roc_auc}
     exec(code, names)
     ids, rules = [f"r{i}" for i in range(4)], ["a", "a", "b", "b"]

@@ -60,6 +60,6 @@ def list_candidates(scored: Retrieved, truth: pl.DataFrame) -> Iterator[tuple[np
     for rankings in zip(*(frame.select("id", "items", "scores").iter_rows() for frame in frames), strict=True):
         scaled = [dict(zip(items, scale_scores(scores), strict=True)) for _, items, scores in rankings]
         candidates = list(dict.fromkeys(item for scores in scaled for item in scores))
-        hits = [place for place, item in enumerate(candidates) if item in right[rankings[0][0]]]
+        hits = [number for number, item in enumerate(candidates) if item in right[rankings[0][0]]]
         if hits and len(hits) < len(candidates):
             yield np.array([[scores.get(item, 0.0) for scores in scaled] for item in candidates]), hits

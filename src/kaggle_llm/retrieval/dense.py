@@ -35,7 +35,7 @@ class DenseIndex:
         """
         vectors = self._run.engine(self._name).embed(self._encode(queries))
         lists = list(search_vectors(self._documents, vectors, k))
-        items = [[self.ids[place] for place in places] for places, _ in lists]
+        items = [[self.ids[number] for number in numbers] for numbers, _ in lists]
         return make_ranking(ids, items, [scores.tolist() for _, scores in lists])
 
     def _encode(self, texts: Sequence[str]) -> list[Prompt]:

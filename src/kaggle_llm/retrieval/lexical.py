@@ -74,7 +74,7 @@ class LexicalIndex:
         items, scores = [], []
         for words in self._tokens(queries):
             best, best_scores = self._search(words, k)
-            items.append([self.ids[place] for place in best])
+            items.append([self.ids[number] for number in best])
             scores.append(best_scores)
         return make_ranking(ids, items, scores)
 

@@ -85,8 +85,8 @@ class Retriever:
         asked = list(queries), list(queries.values()), depth
         return Retrieved(self.lexical.search(*asked), self.dense.search(*asked))
 
-    def _fuse(self, found: Retrieved) -> pl.DataFrame:
-        settings, rankings = self.settings, [found.lexical, found.dense]
+    def _fuse(self, retrieved: Retrieved) -> pl.DataFrame:
+        settings, rankings = self.settings, [retrieved.lexical, retrieved.dense]
         weights = settings.lexical_weight, settings.dense_weight
         if settings.fusion == "score":
             return fuse_by_score(rankings, weights, settings.k)

@@ -59,18 +59,18 @@ def _choose_candidates(documents: np.ndarray, queries: np.ndarray, k: int) -> li
     margin = 2 * documents.shape[1] * EPSILON  # twice the largest error of a sum of d products of unit vectors
     size = max(MIN_BLOCK, k, block_bytes // (4 * max(documents.shape[1], len(queries))))
     floor: np.ndarray | None = None
-    found: list[Candidates] = []
+    candidates: list[Candidates] = []
     for start in range(0, len(documents), size):
         block = documents[start : start + size]
         floor, flat, scores = scan(queries, block, floor, k, margin)
-        found.append((flat // len(block), flat % len(block) + start, scores))
-        if sum(len(part[0]) for part in found) > 4 * k * len(queries):
-            floor, found = _raise_floor(found, k, margin)
-    if not found:
+        candidates.append((flat // len(block), flat % len(block) + start, scores))
+        if sum(len(part[0]) for part in candidates) > 4 * k * len(queries):
+            floor, candidates = _raise_floor(candidates, k, margin)
+    if not candidates:
         return [np.empty(0, dtype=np.int64)] * len(queries)
-    _, ((row, place, _),) = _raise_floor(found, k, margin)
-    order = np.lexsort((place, row))
-    return np.split(place[order], np.searchsorted(row[order], np.arange(1, len(queries))))
+    _, ((row, document, _),) = _raise_floor(candidates, k, margin)
+    order = np.lexsort((document, row))
+    return np.split(document[order], np.searchsorted(row[order], np.arange(1, len(queries))))
 
 
 def _scan(
@@ -101,14 +101,14 @@ def _scan_on_gpu(
     return lowest.cpu().numpy(), flat.cpu().numpy(), scores.view(-1)[flat].cpu().numpy()
 
 
-def _raise_floor(found: list[Candidates], k: int, margin: float) -> tuple[np.ndarray, list[Candidates]]:
+def _raise_floor(candidates: list[Candidates], k: int, margin: float) -> tuple[np.ndarray, list[Candidates]]:
     """The floor by all candidates so far, of which every query has k or more, and those that reach it."""
     import numpy as np
 
-    row, place, score = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    row, document, score = (np.concatenate(parts) for parts in zip(*candidates, strict=True))
     order = np.lexsort((-score, row))
     counts = np.bincount(row)
     best = score[order][np.cumsum(counts) - counts + k - 1]
     floor = best[:, None] - np.float32(margin)
     keep = score >= floor[row, 0]
-    return floor, [(row[keep], place[keep], score[keep])]
+    return floor, [(row[keep], document[keep], score[keep])]
