@@ -25,7 +25,12 @@ HEADS = {  # class, settings of its config
 }
 
 
+LONG_FILES = "test_edits test_rehearsal test_doctor test_sessions test_experiments test_server test_pool".split()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose few tests take minutes come first: last, they would keep one worker busy and the others waiting."""
+    items.sort(key=lambda item: item.path.stem not in LONG_FILES)
     for item in items:
         if item.get_closest_marker("release"):
             item.add_marker("slow")

@@ -150,7 +150,7 @@ def test_training_lowers_the_loss_of_the_engines_own_scores(
     request: pytest.FixtureRequest, tmp_path: Path, settings: CrossEncoderSettings, base: str, method: str
 ) -> None:
     rate = 3e-3 if method == "full" else 1e-2
-    changes = {"epochs": 12, "batch": 3, "learning_rate": rate, "checkpoint_steps": 100}
+    changes = {"epochs": 24, "batch": 3, "learning_rate": rate, "checkpoint_steps": 100}
     train(settings, make_job(request.getfixturevalue(base), tmp_path / "run", method, **changes))
     scores = predict(tmp_path / "run")
     assert scores.shape == (len(PAIRS),)
