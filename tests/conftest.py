@@ -25,7 +25,15 @@ HEADS = {  # class, settings of its config
 }
 
 
-LONG_FILES = "test_edits test_rehearsal test_doctor test_sessions test_experiments test_server test_pool".split()
+LONG_FILES = [
+    "test_edits",
+    "test_rehearsal",
+    "test_doctor",
+    "test_sessions",
+    "test_experiments",
+    "test_server",
+    "test_pool",
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
