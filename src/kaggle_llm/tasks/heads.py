@@ -105,15 +105,19 @@ class Head:
 
     def answer(self, rows: pl.DataFrame, engine: Engine) -> pl.DataFrame:
         """RANKING of classes; VALUES of numbers, of probabilities, and of levels before thresholds."""
-        ids, settings, prompts = rows["id"].to_list(), self.settings, self.prompts(rows)
-        logits = engine.logits(prompts) if prompts else []
-        if settings.task == "classification":
-            return rank_classes(ids, logits, settings.labels)
-        if settings.task == "ordinal":
-            return predict_levels(ids, logits, len(settings.labels))
-        if settings.task == "multilabel":
-            return predict_probabilities(ids, logits, len(settings.targets))
-        return predict_values(ids, logits, len(settings.targets), settings.scales)
+        prompts = self.prompts(rows)
+        return answer_logits(rows["id"].to_list(), engine.logits(prompts) if prompts else [], self.settings)
+
+
+def answer_logits(ids: Sequence[str], logits: Sequence[np.ndarray], settings: HeadSettings) -> pl.DataFrame:
+    """RANKING of classes; VALUES of numbers, of probabilities, and of levels before thresholds."""
+    if settings.task == "classification":
+        return rank_classes(ids, logits, settings.labels)
+    if settings.task == "ordinal":
+        return predict_levels(ids, logits, len(settings.labels))
+    if settings.task == "multilabel":
+        return predict_probabilities(ids, logits, len(settings.targets))
+    return predict_values(ids, logits, len(settings.targets), settings.scales)
 
 
 def load_head(folder: Path, task: HeadKind, competition: Competition, prompt: PromptSettings) -> Head:

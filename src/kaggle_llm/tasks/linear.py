@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kaggle_llm.competition.competition import TEST, Competition
+from kaggle_llm.competition.competition import Competition
 from kaggle_llm.competition.rankings import make_ranking, make_values
 from kaggle_llm.tasks.heads import HeadKind, HeadSettings, describe_head, list_targets
+from kaggle_llm.tasks.linear_model import join_texts, make_vectorizer
 
 if TYPE_CHECKING:
     import polars as pl
@@ -21,10 +22,9 @@ Rule = Callable[[Sequence[str], np.ndarray, Sequence[str]], np.ndarray]
 
 def predict_by_words(train: Sequence[str], targets: np.ndarray, texts: Sequence[str]) -> np.ndarray:
     """Ridge regression on the TF-IDF of words and pairs of words."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import Ridge
 
-    words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"\S+")
+    words = make_vectorizer("words", 2)
     model = Ridge().fit(words.fit_transform(train), targets)
     return np.asarray(model.predict(words.transform(texts)))
 
@@ -48,11 +48,6 @@ def answer_by_rule(
     targets = np.array(list_targets(settings, competition.truth(train)))
     texts, asked = (join_texts(frame, competition) for frame in (train, rows))
     return answer_predicted(settings, rows["id"].to_list(), rule(texts, targets, asked).reshape(len(asked), -1))
-
-
-def join_texts(rows: pl.DataFrame, competition: Competition) -> list[str]:
-    """All texts of each row as one."""
-    return ["\n".join(texts) for texts in rows.select(competition.tables[TEST].texts).iter_rows()]
 
 
 def answer_predicted(settings: HeadSettings, ids: Sequence[str], predicted: np.ndarray) -> pl.DataFrame:

@@ -14,18 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kaggle_llm.base import records
-from kaggle_llm.competition.competition import Competition
+from kaggle_llm.competition.competition import TEST, Competition
 from kaggle_llm.competition.rankings import make_values
-from kaggle_llm.tasks.heads import (
-    HeadKind,
-    HeadSettings,
-    describe_head,
-    list_targets,
-    predict_probabilities,
-    predict_values,
-    rank_classes,
-)
-from kaggle_llm.tasks.linear import join_texts
+from kaggle_llm.tasks.heads import HeadKind, answer_logits, describe_head, list_targets
 
 if TYPE_CHECKING:
     import polars as pl
@@ -73,14 +64,15 @@ class LinearModel:
         return np.asarray(hstack(parts).tocsr() @ self.coefficients.T + self.intercepts)
 
     def vectorizer(self, part: str) -> Any:
-        made = make_vectorizer(part, max(map(str_size(part), self.terms[part])), vocabulary=self.terms[part])
+        longest = max(measure_term(part, term) for term in self.terms[part])
+        made = make_vectorizer(part, longest, vocabulary=self.terms[part])
         made.idf_ = self.idf[part]
         return made
 
 
-def str_size(part: str) -> Any:
-    """The function of a term that gives how many words or characters it has."""
-    return len if part == "characters" else lambda term: len(term.split(" "))
+def measure_term(part: str, term: str) -> int:
+    """How many words or characters a term has."""
+    return len(term if part == "characters" else term.split(" "))
 
 
 def make_vectorizer(part: str, longest: int, **options: Any) -> Any:
@@ -183,14 +175,11 @@ def answer_linear(rows: pl.DataFrame, model: LinearModel, task: HeadKind, compet
     """What a head of this task would answer: RANKING of classes, VALUES of numbers, probabilities and levels."""
     ids, settings = rows["id"].to_list(), describe_head(task, competition)
     logits = list(model.logits(join_texts(rows, competition))) if ids else []
+    if task == "ordinal":  # ridge gives the level, where a head answers "more than …?" for each
+        return make_values(ids, np.reshape(logits, (len(ids), 1)))
     return answer_logits(ids, logits, settings)
 
 
-def answer_logits(ids: Sequence[str], logits: Sequence[np.ndarray], settings: HeadSettings) -> pl.DataFrame:
-    if settings.task == "classification":
-        return rank_classes(ids, logits, settings.labels)
-    if settings.task == "multilabel":
-        return predict_probabilities(ids, logits, len(settings.targets))
-    if settings.task == "ordinal":
-        return make_values(ids, np.reshape(logits, (len(ids), 1)))
-    return predict_values(ids, logits, len(settings.targets))
+def join_texts(rows: pl.DataFrame, competition: Competition) -> list[str]:
+    """All texts of each row as one."""
+    return ["\n".join(texts) for texts in rows.select(competition.tables[TEST].texts).iter_rows()]
