@@ -21,7 +21,7 @@ LIBRARIES = """
 polars omegaconf yaml safetensors.torch torch transformers transformers.trainer transformers.models.auto.modeling_auto
 transformers.models.llama.modeling_llama transformers.models.bert.modeling_bert transformers.models.gpt2.modeling_gpt2
 peft sentence_transformers bm25s sklearn.metrics sklearn.model_selection scipy.stats datasketch nbformat jupytext psutil
-typer rich.table matplotlib.pyplot
+typer rich.table matplotlib.backends.backend_agg torch.distributed.checkpoint.state_dict sqlite3
 """
 LOOK = 0.01  # seconds between two looks at a program
 
@@ -141,12 +141,16 @@ def serve() -> dict:
 
 
 def load_libraries() -> None:
-    """Import only: a library that has computed may have threads, which a fork would lose."""
+    """Import only: a library that has computed may have threads, which a fork would lose. A picture needs none."""
     import gc
     import importlib
+    import io
 
     for name in LIBRARIES.split():
         importlib.import_module(name)
+    figure = importlib.import_module("matplotlib.figure").Figure()
+    figure.subplots().set(yscale="log", title="fonts, and the patterns of its texts, are read once")
+    figure.savefig(io.BytesIO())
     gc.collect()
     gc.freeze()
 

@@ -147,18 +147,27 @@ def find_module(name: str) -> Path | None:
     return path if path.is_file() else None
 
 
-@cache
-def _list_imports(path: Path, _: int) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(find_imports(ast.parse(path.read_text(encoding="utf-8")))))
-
-
 def list_imports(path: Path) -> tuple[str, ...]:
     """Full names that a file imports, anywhere in it, but for those that only types need."""
-    return _list_imports(path, path.stat().st_mtime_ns)
+    return _read_code(path, path.stat().st_mtime_ns)[0]
+
+
+def hash_source(path: Path) -> str:
+    """Hash of a Python file's code, the same under every Python version."""
+    return _read_code(path, path.stat().st_mtime_ns)[1]
+
+
+@cache
+def _read_code(path: Path, _: int) -> tuple[tuple[str, ...], str]:
+    """What a file imports, and the hash of its code."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return tuple(dict.fromkeys(find_imports(tree))), records.hash_json(describe_node(tree))
 
 
 def find_imports(tree: ast.AST) -> Iterator[str]:
     for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.expr):  # holds no statement
+            continue
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             continue
         if isinstance(node, ast.Import):
@@ -167,16 +176,6 @@ def find_imports(tree: ast.AST) -> Iterator[str]:
             inside = [node.module] if node.module else []
             yield from (*inside, *(".".join([*inside, alias.name]) for alias in node.names))
         yield from find_imports(node)
-
-
-def hash_source(path: Path) -> str:
-    """Hash of a Python file's code, the same under every Python version."""
-    return _hash_source(path, path.stat().st_mtime_ns)
-
-
-@cache
-def _hash_source(path: Path, _: int) -> str:
-    return records.hash_json(describe_node(ast.parse(path.read_text(encoding="utf-8"))))
 
 
 def describe_node(node: Any) -> Any:

@@ -189,13 +189,18 @@ def run_git(*arguments: str) -> str:
 
 
 def package_versions() -> dict[str, str]:
-    versions = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for package in RECORDED_PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue  # not every machine (Kaggle's image) has every package
-    return versions
+    versions = {package: find_version(package) for package in RECORDED_PACKAGES}
+    installed = {package: version for package, version in versions.items() if version}
+    return {"python": ".".join(map(str, sys.version_info[:3])), **installed}
+
+
+@functools.cache
+def find_version(package: str) -> str | None:
+    """None where it is not installed: not every machine (Kaggle's image) has every package."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def make_record(

@@ -66,7 +66,7 @@ def draw_reliability(measured: Mapping[str, Reliability], path: Path) -> None:
     """Predicted probability against the share that is right; a dot's area is its number of labels."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 6), layout="constrained")
+    figure = Figure(figsize=(6, 6))
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="calibrated")
     for name, result in measured.items():

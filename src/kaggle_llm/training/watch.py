@@ -116,7 +116,7 @@ def draw_losses(log: Sequence[Mapping[str, float]], path: Path) -> None:
 
     trained = {row["step"]: row["loss"] for row in log if "loss" in row}
     held_out = list_losses(log)
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(7, 4.5))
     axes = figure.subplots()
     axes.plot(list(trained), list(trained.values()), color="#b0b0b0", linewidth=1, label="each step's examples")
     axes.plot(list(held_out), list(held_out.values()), color="#2a7f62", marker="o", label="held-out examples")

@@ -15,11 +15,14 @@ def draw_parity(report: Mapping[str, Any], path: Path) -> None:
     """Left: |Δ| of every step; middle: the metric's loss with its interval; right: the largest activation by layer."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 4.5), layout="constrained")
+    figure = Figure(figsize=(15, 4.5))
+    figure.subplots_adjust(left=0.06, right=0.99, bottom=0.22, top=0.84, wspace=0.25)  # a layout that fits takes 1 s
     gaps, losses, layers = figure.subplots(1, 3)
     draw_gaps(gaps, report)
     draw_losses(losses, report)
     draw_layers(layers, report)
+    for axes in (gaps, layers):
+        axes.minorticks_off()
     figure.suptitle(f"{report['run']}: parity {report['status']}")
     records.write_file(path, lambda target: figure.savefig(target, format="png", dpi=100))
 
