@@ -12,8 +12,10 @@ TEXT = (ROOT / "docs" / "recipes.md").read_text()
 RECIPES = dict(re.findall(r"^## (.*?)$.*?^```python\n(.*?)^```$", TEXT, flags=re.M | re.S))
 FIGURES = {
     "An encoder reads the competition's texts (masked language modelling)": r"not read: \d\.\d+ before, \d\.\d+ after",
-    "The better of two answers becomes likelier (DPO)": r"is likelier: [01]\.\d\d before, [01]\.\d\d after",
-    "A number for every answer (reward model)": r"scores higher: [01]\.\d\d; the longer one",
+    "The better of two answers becomes likelier (DPO), or gets a higher number (reward model)": (
+        r"(?s)dpo: .* in [01]\.\d\d of .*reward: .* in [01]\.\d\d of .*"
+        r"base model: [01]\.\d\d; the longer answer: [01]\.\d\d"
+    ),
 }
 
 
