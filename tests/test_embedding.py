@@ -29,7 +29,6 @@ from kaggle_llm.tasks.embedding import (
     mine_epoch,
     plan_batches,
     train_embedder,
-    write_untrained,
 )
 from kaggle_llm.training import trainer as training_loop
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
@@ -59,6 +58,14 @@ DOCUMENTS = {
 }
 RIGHT = {f"q{i}": [f"d{i}"] for i in range(12)}
 CORPUS = Corpus(QUERIES, DOCUMENTS, RIGHT)
+
+
+def write_untrained(settings: EmbeddingSettings, base: Path, folder: Path) -> None:
+    """The base in the form that a training leaves."""
+    job = Job(base, folder, LoraSettings(method="full"), TrainingSettings(), seed=0)
+    load_embedder(settings, job, "cpu").save_pretrained(str(folder), create_model_card=False)
+
+
 PAIRS = [(f"q{i}", f"d{i}") for i in range(12)]
 TRUTH = pl.DataFrame({"id": list(RIGHT), "items": list(RIGHT.values())})
 MINED = NegativeSettings(first=1, last=6, per_query=2, margin=None)

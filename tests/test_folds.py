@@ -77,14 +77,6 @@ def test_fold_sizes_differ_by_no_more_than_the_largest_group(seed: int, unseen: 
     assert sizes.sum() == groups.len()
 
 
-def test_rows_that_are_always_trained_on_are_never_validated_and_move_no_other_row() -> None:
-    groups, settings = uneven(), FoldSettings(unseen=0.3)
-    extra = pl.Series(["g00", "new", "g01"])
-    fold = assign_folds(pl.concat([extra, groups]), settings, always_train=[True] * 3 + [False] * groups.len())
-    assert fold[:3].to_list() == [ALWAYS_TRAIN] * 3
-    assert fold[3:].to_list() == assign_folds(groups, settings).to_list()
-
-
 @pytest.mark.parametrize("validate", [[0], [1, 3]])
 def test_folds_that_are_not_validated_become_training_and_the_others_keep_their_rows(validate: list[int]) -> None:
     groups = uneven()
@@ -123,11 +115,9 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], probl
         FoldSettings(**settings)
 
 
-def test_rows_without_a_group_and_a_mask_of_another_length_are_refused() -> None:
+def test_rows_without_a_group_are_refused() -> None:
     with pytest.raises(ValueError, match=r"1 row\(s\) have no target"):
         assign_folds(pl.Series("target", ["a", None]), FoldSettings())
-    with pytest.raises(ValueError, match="always_train has 1 rows, groups 2"):
-        assign_folds(pl.Series("target", ["a", "b"]), FoldSettings(), [True])
 
 
 def test_a_fold_that_stays_empty_is_refused() -> None:

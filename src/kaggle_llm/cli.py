@@ -11,11 +11,7 @@ import typer
 from kaggle_llm.base.errors import report_errors
 
 app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help=__doc__,
-    rich_markup_mode=None,
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None
 )
 RunName = Annotated[str, typer.Argument(help="a run: <experiment> or <experiment>--<name>")]
 
@@ -200,8 +196,7 @@ def bundle(
 
 @app.command()
 def parity(
-    run: RunName,
-    rows: Annotated[int | None, typer.Option(min=1, help="at most so many held-out rows")] = None,
+    run: RunName, rows: Annotated[int | None, typer.Option(min=1, help="at most so many held-out rows")] = None
 ) -> None:
     """Compare RUN's stages, from adapter to shipped engine: output/RUN/parity.json, parity.png. Exit 0 if passed."""
     from kaggle_llm.weights.parity import check_parity, print_parity

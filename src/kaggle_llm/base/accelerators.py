@@ -29,8 +29,6 @@ class Accelerator:
     """Of one card, in GiB, as torch sees it."""
     cuda: str = ""
     """The first CUDA version that knows the capability."""
-    seen_driver: str | None = None
-    """The newest driver that was seen on Kaggle's machines with it."""
     cores: int | None = None
     ram_gb: float | None = None
     scratch_gb: float | None = None
@@ -66,7 +64,6 @@ ACCELERATORS = {
             capability=(7, 5),
             memory_gb=14.56,
             cuda="10.0",
-            seen_driver="580.178.04",
             cores=4,
             ram_gb=29,
             scratch_gb=60,

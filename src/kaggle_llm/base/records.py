@@ -213,15 +213,7 @@ def make_record(
 ) -> Record:
     key = step_key(kind, settings, inputs, seed)
     return Record(
-        kind,
-        key,
-        dict(settings),
-        dict(inputs),
-        dict(files),
-        seed,
-        git_state(),
-        package_versions(),
-        round(seconds, 3),
+        kind, key, dict(settings), dict(inputs), dict(files), seed, git_state(), package_versions(), round(seconds, 3)
     )
 
 

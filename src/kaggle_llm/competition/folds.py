@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -73,21 +73,17 @@ def describe_missing_classes(competition: Competition, train: pl.DataFrame, fold
     return lines
 
 
-def assign_folds(groups: pl.Series, settings: FoldSettings, always_train: Sequence[bool] | None = None) -> pl.Series:
+def assign_folds(groups: pl.Series, settings: FoldSettings) -> pl.Series:
     """The fold of every row, [rows] Int64; ALWAYS_TRAIN for rows that are never validated.
 
     groups: of every row (its target, prompt or document). A share `unseen` of the groups goes whole to one fold; the
-    rows of the other groups are spread over the folds. always_train: rows (extra, synthetic) of every training set.
-    Raises ValueError where always_train is not as long as groups, a group is null, or a fold stays empty.
+    rows of the other groups are spread over the folds. Raises ValueError where a group is null or a fold stays empty.
     """
     import polars as pl
 
-    extra = [False] * groups.len() if always_train is None else [bool(row) for row in always_train]
-    if len(extra) != groups.len():
-        raise ValueError(f"always_train has {len(extra)} rows, groups {groups.len()}: give one for each")
     if groups.null_count():
         raise ValueError(f"{groups.null_count()} row(s) have no {groups.name or 'group'}: every row needs one")
-    fold = _deal(groups.to_list(), settings, extra)
+    fold = _deal(groups.to_list(), settings)
     kept: dict[int, int] = {}
     validated = set(range(settings.count) if settings.validate is None else settings.validate)
     for row, k in enumerate(fold):
@@ -100,15 +96,14 @@ def assign_folds(groups: pl.Series, settings: FoldSettings, always_train: Sequen
     return pl.Series("fold", fold, dtype=pl.Int64)
 
 
-def _deal(groups: list[str], settings: FoldSettings, always_train: list[bool]) -> list[int]:
+def _deal(groups: list[str], settings: FoldSettings) -> list[int]:
     """The fold of every row, before `validate` and `rows` take rows out."""
     import numpy as np
 
     rng = np.random.default_rng(settings.seed)
     members: dict[str, list[int]] = {}
     for row, group in enumerate(groups):
-        if not always_train[row]:
-            members.setdefault(group, []).append(row)
+        members.setdefault(group, []).append(row)
     names = sorted(members)
     rng.shuffle(names)
     whole = round(len(names) * (settings.unseen or 0))

@@ -119,12 +119,7 @@ def bootstrap_interval(
 
 
 def paired_difference(
-    metric: Metric,
-    ranking: pl.DataFrame,
-    other: pl.DataFrame,
-    truth: pl.DataFrame,
-    draws: int = 1000,
-    seed: int = 0,
+    metric: Metric, ranking: pl.DataFrame, other: pl.DataFrame, truth: pl.DataFrame, draws: int = 1000, seed: int = 0
 ) -> tuple[float, float, float]:
     """score(ranking) − score(other), and the ends of its 95 % paired-bootstrap interval (the same draws for both).
 

@@ -11,18 +11,8 @@ from kaggle_llm.competition.label_metrics import (
     span_f_beta,
     token_f_beta,
 )
-from kaggle_llm.competition.metric import (
-    Metric,
-    bootstrap_interval,
-    paired_difference,
-)
-from kaggle_llm.competition.ranked_metrics import (
-    mean_average_precision,
-    mean_reciprocal_rank,
-    ndcg,
-    precision,
-    recall,
-)
+from kaggle_llm.competition.metric import Metric, bootstrap_interval, paired_difference
+from kaggle_llm.competition.ranked_metrics import mean_average_precision, mean_reciprocal_rank, ndcg, precision, recall
 from kaggle_llm.competition.text_metrics import (
     bleu,
     chrf,
@@ -34,11 +24,7 @@ from kaggle_llm.competition.text_metrics import (
     sharpened_cosine,
     words,
 )
-from kaggle_llm.competition.value_metrics import (
-    pearson,
-    root_mean_squared_error,
-    spearman,
-)
+from kaggle_llm.competition.value_metrics import pearson, root_mean_squared_error, spearman
 
 __all__ = [
     "Metric",

@@ -26,14 +26,7 @@ from kaggle_llm.experiment.scores import Predicted, Scores, print_metrics, with_
 from kaggle_llm.experiment.steps import Steps, describe_changes
 from kaggle_llm.inference.borrowed import check_held_out, check_member_runs, find_fold, find_shipped, list_lenders
 from kaggle_llm.inference.cross_fit import DECISION_MODEL
-from kaggle_llm.inference.model import (
-    Model,
-    check_folds_match,
-    describe_models,
-    join_folds,
-    replace_model,
-    split_folds,
-)
+from kaggle_llm.inference.model import Model, check_folds_match, describe_models, join_folds, replace_model, split_folds
 from kaggle_llm.inference.run import Run, import_predict, score_rows
 from kaggle_llm.inference.vectors import SUFFIX, write_index
 from kaggle_llm.weights.parity import report_parity
@@ -49,13 +42,7 @@ class Experiment:
     """What `start` returns. command: makes this run again. merged: runs whose weights it merges."""
 
     def __init__(
-        self,
-        exp: Path,
-        name: str,
-        config: Any,
-        smoke: bool,
-        command: Sequence[str] = (),
-        merged: Sequence[str] = (),
+        self, exp: Path, name: str, config: Any, smoke: bool, command: Sequence[str] = (), merged: Sequence[str] = ()
     ) -> None:
         self.exp, self.name, self.config, self.smoke = exp, name, config, smoke
         self.command, self.merged = list(command), list(merged)
@@ -170,9 +157,7 @@ class Experiment:
         return self.competition.metric.score(ranking, self.competition.truth(self.train))
 
     def score(
-        self,
-        also: Mapping[str, float] | None = None,
-        before: Callable[[Experiment], pl.DataFrame] | None = None,
+        self, also: Mapping[str, float] | None = None, before: Callable[[Experiment], pl.DataFrame] | None = None
     ) -> None:
         """Write CV to metrics.json and print it; goes through the parts where train.py did not.
 

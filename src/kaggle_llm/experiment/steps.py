@@ -37,12 +37,7 @@ class Steps:
         return False
 
     def make(
-        self,
-        name: str,
-        make: Callable[[Path], Any],
-        settings: Any,
-        inputs: Mapping[str, Any],
-        together: bool = False,
+        self, name: str, make: Callable[[Path], Any], settings: Any, inputs: Mapping[str, Any], together: bool = False
     ) -> Path:
         """Fill output/<run>/<name>/ by make(folder), unless it is complete with the same key; returns the folder.
 

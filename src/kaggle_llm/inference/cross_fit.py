@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any
 
 from kaggle_llm.base import records
 from kaggle_llm.base.config import build_config
@@ -29,14 +29,6 @@ DECISION_MODEL = "decision"  # the name of the Model whose folder holds it
 DECISION_FILE = "decision.json"
 CROSS_FIT_PARTS = 5  # of the out-of-fold rows
 MIN_GROUPS = 8  # for a fit
-
-
-class Decision(Protocol):
-    """See the module's docstring."""
-
-    def fit(self, scored: Any, truth: pl.DataFrame, metric: Metric) -> Self: ...
-
-    def apply(self, scored: Any) -> pl.DataFrame: ...
 
 
 @dataclass(frozen=True)

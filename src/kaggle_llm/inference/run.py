@@ -16,13 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from kaggle_llm.base.device import describe_device
 from kaggle_llm.competition.competition import Competition
-from kaggle_llm.competition.rankings import (
-    average_by_id,
-    check_answer,
-    most_uncertain_first,
-    replace_rows,
-    select_rows,
-)
+from kaggle_llm.competition.rankings import average_by_id, check_answer, most_uncertain_first, replace_rows, select_rows
 from kaggle_llm.engines.engine import Engine
 from kaggle_llm.engines.loading import note_loading
 from kaggle_llm.engines.maker import choose_kind, make_engine

@@ -39,12 +39,7 @@ def hash_documents(documents: Sequence[Prompt]) -> str:
 
 
 def keep_vectors(
-    encoder: dict[str, Any],
-    folder: Path,
-    run: str,
-    documents: Sequence[Prompt],
-    embed: Embed,
-    dtype: str = "float32",
+    encoder: dict[str, Any], folder: Path, run: str, documents: Sequence[Prompt], embed: Embed, dtype: str = "float32"
 ) -> Path:
     """The file of the documents' vectors, in the cache; `embed` computes them where it is not there yet.
 

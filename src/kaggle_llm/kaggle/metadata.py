@@ -39,12 +39,7 @@ def describe_dataset(slug: str, owner: str = "") -> dict[str, Any]:
 
 
 def describe_kernel(
-    slug: str,
-    owner: str,
-    runtime: Mapping[str, Any],
-    competition: str,
-    datasets: list[str],
-    models: list[str],
+    slug: str, owner: str, runtime: Mapping[str, Any], competition: str, datasets: list[str], models: list[str]
 ) -> dict[str, Any]:
     """kernel-metadata.json of a private notebook without internet on the runtime's image and accelerator.
 

@@ -21,7 +21,6 @@ RUNTIMES_FOLDER = Path(__file__).parent / "runtimes"
 # tokens in one request, has Marlin kernels on a T4 and chooses a working attention backend by itself. A run without
 # vLLM only pays for the larger upload.
 DEFAULT = "t4x2-vllm032"
-WORKING_GB = 20.0
 NAMED = "Without a machine shape Kaggle may give another GPU, so it is always named."
 
 
@@ -71,8 +70,6 @@ class Machine:
     gpus: Gpus
     cores: int | None
     ram_gb: float | None
-    working_gb: float
-    """Of /kaggle/working, which becomes the notebook's output."""
     scratch_gb: float | None
     """Of the disk elsewhere, such as /tmp."""
     driver: str
@@ -144,7 +141,7 @@ def describe_machine(accelerator: Accelerator, pins: Pins) -> Machine:
     gpus = Gpus(accelerator.count, capability, accelerator.memory_gb, accelerator.why)
     scratch = "About 60 GiB, by a remark of Kaggle's staff; measured again in the first cell."
     why = {"accelerator": NAMED, "driver": pins.driver.why, "scratch_gb": scratch}
-    known = accelerator.cores, accelerator.ram_gb, WORKING_GB, accelerator.scratch_gb
+    known = accelerator.cores, accelerator.ram_gb, accelerator.scratch_gb
     return Machine(accelerator.name, gpus, *known, driver=pins.driver.version, why=why)
 
 

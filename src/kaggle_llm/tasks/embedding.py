@@ -23,7 +23,6 @@ from kaggle_llm.training.base_model import ModelKind, attach_adapter, make_loadi
 from kaggle_llm.training.checkpoints import Checkpoints
 from kaggle_llm.training.padding import pad_right
 from kaggle_llm.training.plan import within_budget
-from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 from kaggle_llm.training.trainer import Job, describe_job, make_arguments, on_device, run_trainer, use_one_gpu
 
 if TYPE_CHECKING:
@@ -165,12 +164,6 @@ def finish_loading(model: Any, kind: ModelKind, max_tokens: int, job: Job) -> No
     model.max_seq_length = max_tokens
     if job.lora.method != "full":
         model[0].model = attach_adapter(model[0].model, kind, job.lora)
-
-
-def write_untrained(settings: EmbeddingSettings, base: Path, folder: Path) -> None:
-    """Save the untrained base in the form that training leaves, to evaluate it before training."""
-    job = Job(base, folder, LoraSettings(method="full"), TrainingSettings(), seed=0)
-    load_embedder(settings, job, "cpu").save_pretrained(str(folder), create_model_card=False)
 
 
 def save_whole(model: Any, load: Callable[[Job, str], Any], job: Job) -> None:

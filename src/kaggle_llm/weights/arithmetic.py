@@ -32,13 +32,8 @@ def linear(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.T
     return mixed
 
 
-def slerp(a: torch.Tensor, b: torch.Tensor, t: float) -> torch.Tensor:
-    """The point at t on the arc from a (t = 0) to b (t = 1), each taken as one long vector."""
-    return combine([a, b], find_slerp_weights(a, b, t))
-
-
 def find_slerp_weights(a: torch.Tensor, b: torch.Tensor, t: float) -> tuple[float, float]:
-    """What a and b are multiplied by: sin((1 − t)·θ) / sin θ and sin(t·θ) / sin θ with θ the angle between them.
+    """The factors of a and b: sin((1 − t)·θ) / sin θ and sin(t·θ) / sin θ with θ the angle between them.
 
     Shoemake, Animating Rotation with Quaternion Curves, SIGGRAPH 1985; lengths are not interpolated apart. 1 − t and t
     where the two are parallel or opposite (|cos θ| > ALIKE) or one of them has no length.
@@ -63,12 +58,6 @@ def combine(tensors: Sequence[torch.Tensor], factors: Sequence[float]) -> torch.
     for tensor, factor in zip(tensors[1:], factors[1:], strict=True):
         mixed.add_(tensor.float(), alpha=factor)
     return mixed
-
-
-def ties(base: torch.Tensor, tensors: Sequence[torch.Tensor], weights: Sequence[float], density: float) -> torch.Tensor:
-    """TIES of Yadav et al., arXiv 2306.01708: trim each Wᵢ − base, elect signs, average those that agree."""
-    cuts = [find_cut(base, tensor, density) for tensor in tensors]
-    return elect(base, [cut.trim(base, tensor) for cut, tensor in zip(cuts, tensors, strict=True)], weights)
 
 
 @dataclass
@@ -115,7 +104,7 @@ def find_cut(base: torch.Tensor, tensor: torch.Tensor, density: float) -> Cut:
 def elect(base: torch.Tensor, deltas: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
     """base + Σ wᵢ·δᵢ / Σ wᵢ, element by element over those whose wᵢ·δᵢ has the sign of Σ wᵢ·δᵢ of all.
 
-    The election by total magnitude and the disjoint mean of TIES.
+    The election by total magnitude and the disjoint mean of TIES (Yadav et al., arXiv 2306.01708).
     """
     import torch
 

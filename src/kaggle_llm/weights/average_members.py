@@ -15,10 +15,7 @@ from kaggle_llm.weights.checkpoint import Checkpoint
 if TYPE_CHECKING:
     import torch
 
-FACTOR_ENDINGS = {
-    ".lora_A.weight": ".lora_B.weight",
-    ".lora_embedding_A": ".lora_embedding_B",
-}  # A → B
+FACTOR_ENDINGS = {".lora_A.weight": ".lora_B.weight", ".lora_embedding_A": ".lora_embedding_B"}  # A → B
 BASE_COPY = ".base_layer."  # in the name of the base weight that PEFT saves beside LoRA on an embedding
 MUST_AGREE = {  # what members must have in common → the way out
     "base_model_name_or_path": "average adapters of one base; correct the path where it is the same model",
