@@ -85,7 +85,7 @@ def test_a_module_that_fits_passes_and_its_right_answers_score_best(check: Any, 
 
 def test_cells_that_are_read_as_other_answers_are_named(check: Any) -> None:
     checks = check(Lossy)
-    assert not checks["cells"].ok and "20 of 20 right answers are read as others, first 'r0': ['A'] became ['a']" in (
+    assert not checks["cells"].ok and "20 of 20 right answers change when written and read, first 'r0': ['A']" in (
         checks["cells"].detail
     )
 

@@ -327,8 +327,8 @@ def test_the_dtype_is_the_members_or_the_one_that_is_asked_for(pico_llm: Path, t
     ("count", "based", "settings", "message"),
     [
         (1, False, {}, "1 members .* two checkpoints or more"),
-        (3, False, {"method": "slerp"}, "slerp goes from one member to another .* 3 members"),
-        (2, False, {"method": "slerp", "weights": [1.0, 1.0]}, "without weights"),
+        (3, False, {"method": "slerp"}, "slerp takes two members and --t, no weights: got 3 members"),
+        (2, False, {"method": "slerp", "weights": [1.0, 1.0]}, "no weights"),
         (2, False, {"method": "ties"}, "method = ties, base = None: .* need the base model"),
         (2, False, {"method": "dare"}, "method = dare, base = None: .* need the base model"),
         (2, True, {}, "method = linear, base = .*pico-llm: .* others none"),
@@ -441,7 +441,7 @@ BROKEN: "dict[str, tuple[Callable[[Path], object], str]]" = {
         "broken is quantised",
     ),
     "token": (other_token, "another vocabulary .*'<new>'"),
-    "merges": (other_merges, "cuts text otherwise"),
+    "merges": (other_merges, "tokenises text differently"),
     "template": (lambda folder: (folder / "chat_template.jinja").write_text("{{ messages }}"), "another chat template"),
 }
 
@@ -509,7 +509,7 @@ def test_a_disk_that_is_full_in_the_middle_leaves_what_was_there(members: list[P
 
 def test_a_merged_model_cannot_replace_its_own_member(members: list[Path], copy: Path) -> None:
     before = read(copy)
-    with pytest.raises(ValueError, match="cannot take the place"):
+    with pytest.raises(ValueError, match="one of the merged models"):
         soup([members[0], copy], copy)
     assert equal(read(copy), before)
 

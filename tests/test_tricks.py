@@ -286,9 +286,9 @@ def test_a_model_without_dropout_has_nothing_to_compare(pico_llm: Path, tmp_path
 
 def test_trainers_of_libraries_and_sharded_weights_refuse_what_they_lack(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = SimpleNamespace(is_fsdp_enabled=True, is_deepspeed_enabled=False)
-    with pytest.raises(ValueError, match=r"tricks.focal: SimpleNamespace has none of it: leave it out"):
+    with pytest.raises(ValueError, match=r"tricks.focal: SimpleNamespace does not support it: leave it out"):
         check_trainer(trainer, TrainingSettings(tricks=TrickSettings(focal=1.0, ema=0.9)), False)
-    with pytest.raises(ValueError, match=r"tricks.ema: the weights are in parts here: launch with launch/ddp.yaml"):
+    with pytest.raises(ValueError, match=r"tricks.ema: each process holds only a part of the weights: launch with"):
         check_trainer(trainer, TrainingSettings(tricks=TrickSettings(ema=0.9)), True)
     monkeypatch.setenv("WORLD_SIZE", "2")
     trainer.is_fsdp_enabled = False

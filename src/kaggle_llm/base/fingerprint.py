@@ -29,7 +29,7 @@ COMPUTING = ("engines", "retrieval", "training", "tasks", "weights")
 AROUND_MODEL = ("base.words", "base.plain_text", "engines.prompts", "competition.spans", "competition.rankings")
 FROM_TEXTS = (*COMPUTING, *AROUND_MODEL)
 TEXTS_A_CHUNK = 4096  # texts that are joined at a time
-# Attributes of a syntax tree that change nothing that it does, or that not every Python version has.
+# Attributes of a syntax tree that have no effect, or that some Python versions lack.
 IGNORED_ATTRIBUTES = ("ctx", "kind", "type_comment", "type_params", "type_ignores")
 
 

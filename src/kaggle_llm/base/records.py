@@ -174,7 +174,7 @@ def keep_changes(run: Path) -> None:
 
 
 def diff_path(run: Path, diff: str) -> Path:
-    """The file that `keep_changes` writes. diff: that of `git_state`."""
+    """The file that `keep_changes` writes. diff: the hash in `git_state`."""
     return run / "diffs" / f"{diff[:12]}.diff"
 
 

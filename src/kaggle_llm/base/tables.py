@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-LOG_WIDTH = 160  # characters of a table in a log, which has no window to fit
+LOG_WIDTH = 160  # characters, in a log
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

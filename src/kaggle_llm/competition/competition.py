@@ -55,7 +55,7 @@ def read_hours(config: Mapping[str, Any]) -> float:
 
 
 def notebook_seconds(hours: float) -> float:
-    """Seconds that the notebook gives its prediction where the competition's limit is so many hours."""
+    """Seconds of the notebook's prediction under a limit in hours."""
     return max(hours * 3600 - SPARE_SECONDS, 0.0)
 
 
@@ -225,7 +225,7 @@ class Competition:
 
     @property
     def unseen(self) -> float:
-        """The share of the groups that folds keep whole, where folds.unseen does not say it."""
+        """The share of the groups that folds keep whole, unless folds.unseen is set."""
         return 1.0 if self.tables[TRAIN].group else self.new_targets
 
     def unlabelled(self, rows: pl.DataFrame) -> pl.DataFrame:
@@ -324,7 +324,7 @@ class Competition:
         return f"{empty} of {submission.height} rows ({empty / submission.height:.0%}) are {self.nothing!r}"
 
     def _find_null(self, cells: Sequence[str], legal: Collection[str] | None) -> str:
-        """A cell that Kaggle's scorers, which read with pandas, take for an empty one."""
+        """The problem of a cell that pandas, and so Kaggle's scorers, reads as empty."""
         meant = {self.nothing, *(legal or ())}
         words = [cell for cell in cells if cell in NULL_WORDS and cell not in meant]
         return f"{words[0]!r} is an empty cell to pandas, and so to Kaggle: write another text" if words else ""

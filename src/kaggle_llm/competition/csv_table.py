@@ -16,7 +16,7 @@ END = "\0end of the table\0"  # a last line: a quote that is still open takes it
 # Cells that pandas reads as empty, quoted or not: its STR_NA_VALUES.
 NULL_WORDS = frozenset(["#N/A", "#N/A N/A", "#NA", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"])
 NULL_WORDS |= {"-NaN", "-nan", "-1.#IND", "-1.#QNAN", "1.#IND", "1.#QNAN"}
-ROWS_A_CHUNK = 10_000  # that are Python's strings at a time
+ROWS_A_CHUNK = 10_000  # held as Python strings at a time
 
 
 def read_csv(path: Path) -> pl.DataFrame:

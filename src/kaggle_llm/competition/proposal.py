@@ -43,7 +43,7 @@ LABEL_CHARACTERS = 100  # a longer target is a text
 
 @dataclass(frozen=True)
 class Answers:
-    """What the files cannot say; empty: it is assumed."""
+    """What the user said; empty: it is assumed from the files."""
 
     metric: str = ""
     """A key of metric_names.METRICS, with its number behind it: map@25, f5."""
@@ -77,11 +77,11 @@ class Proposal:
     groups: int = 0
     """Number of groups; 0: there are none."""
     answers: tuple[str, ...] = ()
-    """Columns of answers of which one is chosen."""
+    """Columns of answers that the label chooses between."""
     types: tuple[str, ...] = ()
     """Of spans."""
     assumed: dict[str, str] = field(default_factory=dict)
-    """Attribute → what was assumed, and how it is said otherwise."""
+    """Attribute → what was assumed, and the flag that changes it."""
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ class Table:
     file: str = ""
     """Its file; empty: the table's name with .csv, .parquet, .json or .jsonl, whichever is there."""
     joined: Mapping[str, str] = field(default_factory=dict)
-    """Other file → the column that both have: those of its columns that the table's file lacks are added."""
+    """Other file → the column that both have. Its further columns are added."""
     wide: Wide | None = None
     lists: tuple[str, ...] = ()
     """Texts whose cells are lists (as JSON in a CSV): their items are joined by a blank line."""
@@ -120,7 +120,7 @@ def _strip(rows: pl.DataFrame, names: Sequence[str] | Mapping[str, None]) -> pl.
 
 
 def split_wide(rows: pl.DataFrame, id_column: str, wide: Wide) -> pl.DataFrame:
-    """Wide rows → a row for each part, those of a row together. Columns that the file lacks are left out."""
+    """Wide rows → a row for each part. Columns that the file lacks are left out."""
     import polars as pl
 
     patterns = {new: old for new, old in wide.columns.items() if old.format(wide.parts[0]) in rows.columns}

@@ -29,7 +29,7 @@ class OutsideThreshold:
     value: float = 0.5
 
     def fit(self, tagged: pl.DataFrame, truth: pl.DataFrame, metric: Metric) -> OutsideThreshold:
-        """The threshold of GRID with the best metric; of equals the first."""
+        """The first threshold of GRID with the best metric."""
         tried = [replace(self, value=value) for value in GRID]
         return max(tried, key=lambda threshold: metric.sign * metric.score(threshold.apply(tagged), truth))
 

@@ -24,7 +24,7 @@ class Quantiles:
     shares: tuple[float, ...]
 
     def read(self, score: float) -> float:
-        """The share at a score, linear between two points, that of the nearest point beyond them."""
+        """The share at a score: linear between two points, constant beyond the outermost ones."""
         import numpy as np
 
         return float(np.interp(score, self.scores, self.shares))

@@ -29,7 +29,7 @@ class Generator:
         self.model, self.tokenizer, self.batch_tokens = model, tokenizer, batch_tokens
         self.limit: int = model.config.get_text_config().max_position_embeddings
         self.ends = end_tokens(model, tokenizer)
-        model.generation_config = GenerationConfig()  # generate() takes from it whatever is not given
+        model.generation_config = GenerationConfig()  # generate()'s defaults come from it
         self.pad: int = (
             self.ends[0] if self.ends else tokenizer.pad_token_id or 0
         )  # masked in prompts, cut off in texts

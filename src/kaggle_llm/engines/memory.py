@@ -68,7 +68,7 @@ class CuttingEngine(EngineWrapper):
 
 
 def ask_cut(ask: Callable[[Sequence[Prompt]], AnswersT], prompts: Sequence[Prompt]) -> AnswersT:
-    """ask(prompts); with a prompt that does not fit, all that are as long are cut, to ask again as seldom as may be."""
+    """ask(prompts); where one does not fit, all of at least its length are cut at once."""
     cut = list(prompts)
     while True:
         try:

@@ -63,7 +63,7 @@ def init_competition(name: str, answers: Answers, experiment: str) -> None:
 
 
 def ask(proposal: Proposal, answers: Answers) -> Answers:
-    """The answers with those of a person at the terminal to what was assumed; an empty line keeps the assumption."""
+    """Ask at the terminal about what was assumed; an empty line keeps the assumption."""
     said = {field.name for field in fields(answers)}
     asked = {key: input(f"{key} ({text}): ").strip() for key, text in proposal.assumed.items() if key in said}
     given: dict[str, Any] = {key: value for key, value in asked.items() if value}

@@ -45,7 +45,7 @@ def score_prior(experiment: Experiment) -> float:
 
 
 def score_simple_rules(experiment: Experiment, task: HeadKind) -> dict[str, float]:
-    """The metric of what needs no language model: linear models of the texts' length and words, with own decisions."""
+    """The metric of two baselines, each with its own decision: linear models of the texts' length and words."""
     if not processes.is_first():
         return {}
     import polars as pl

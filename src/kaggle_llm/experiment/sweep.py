@@ -24,7 +24,7 @@ from kaggle_llm.base.arguments import Arguments, parse_arguments, run_name
 from kaggle_llm.base.config import ConfigError
 from kaggle_llm.base.tables import print_table
 
-INTERRUPT_GRACE_SECONDS = 5.0  # that an interrupted run gets to end by itself
+INTERRUPT_GRACE_SECONDS = 5.0  # until an interrupted run is terminated
 KEPT_LINES = 50  # last lines of a run's stderr, which hold its error
 UNKNOWN_KEY = ": unknown key"  # in the message of config.py
 

@@ -32,7 +32,7 @@ from kaggle_llm.engines.prompts import Prompt
 if TYPE_CHECKING:
     import numpy as np
 
-PART_TOKENS, PART_PROMPTS = 2**17, 512  # answers are saved after so many tokens and prompts
+PART_TOKENS, PART_PROMPTS = 2**17, 512  # between two saves
 KEYS_A_QUERY = 500  # of SQLite
 ENGINE_CODE = {  # engine → its module, and the packages whose versions matter
     "transformers": ("kaggle_llm.engines.transformers_engine", ("torch", "transformers", "peft")),

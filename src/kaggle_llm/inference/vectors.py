@@ -83,7 +83,7 @@ def map_vectors(path: Path) -> np.ndarray:
 
 
 def write_index(folder: Path, vectors: Path, documents: str, dtype: str, encoder: str) -> None:
-    """The folder that ships: the file of the vectors, and what they are of, by hashes of the texts and the encoder."""
+    """Write the folder that ships: the vectors, and hashes of their texts and encoder."""
     records.link_or_copy(vectors, folder / VECTORS)
     records.write_json(folder / ABOUT, {"documents": documents, "dtype": dtype, "encoder": encoder})
 

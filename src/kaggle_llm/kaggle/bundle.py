@@ -171,7 +171,7 @@ def add_sources(folder: Path, experiment: Path) -> None:
 
 
 def list_source_files(folder: Path, everything: bool) -> Iterator[Path]:
-    """Relative paths of the .py and .yaml files below `folder`, or of all files: an experiment may have templates."""
+    """Relative paths of the .py and .yaml files below `folder`, or of all files."""
     for path in records.list_files(folder):
         if everything or path.suffix in (".py", ".yaml"):
             yield path.relative_to(folder)
@@ -241,7 +241,7 @@ def check_file_names(folder: Path, names: list[str]) -> None:
 
 
 def check_links(folder: Path) -> None:
-    """Raises ValueError for a symbolic link below `folder` that leads out of it, where nobody checks the files."""
+    """Raises ValueError for a symbolic link out of `folder`: the files there would be bundled unchecked."""
     for path in folder.rglob("*"):
         if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"{paths.relative(path)} is a link to {path.resolve()}, outside its folder: copy it there")

@@ -69,7 +69,7 @@ def start_program(words: tuple[str, ...], environment: Mapping[str, str], timeou
 
 
 def describe_failure(output: str) -> str:
-    """The end of the CLI's output, of a traceback the last line; where nobody is logged in, how to log in."""
+    """The end of the CLI's output (the last line of a traceback), or how to log in."""
     if LOGGED_OUT.search(output):
         return "Kaggle does not know you (401 Unauthorized): log in with `kaggle auth login`, or renew kaggle.json"
     if "Traceback (most recent call last)" in output:
@@ -102,7 +102,7 @@ def read_answer(output: str) -> Any:
 
 
 def find_owner() -> str:
-    """The Kaggle user name that is logged in; raises KaggleError where nobody is."""
+    """The Kaggle user that is logged in; raises KaggleError without one."""
     output = ask_kaggle("config", "view")
     match = re.search(r"^- username: (\S+)$", output, re.MULTILINE)
     if match is None or match[1] == "None":

@@ -70,12 +70,12 @@ def load_run(mounts: Mounts, served: Path) -> Run:
 def try_to_answer(
     exp: Path, run: Run, competition: Competition, seconds: float, rows: int | None = None
 ) -> tuple[str, str]:
-    """("answered", ""), or (CALL_FAILED, traceback). rows: the first so many of the test set, None for all."""
+    """("answered", ""), or (CALL_FAILED, traceback). rows: how many of the test set's first rows; None: all."""
     run.budget = Budget(seconds)
     try:
         ranking = answer(exp, run, competition.table(TEST).slice(0, rows))
         write_answer(run.competition, ranking)
-    except BaseException:  # whatever an experiment raises, even sys.exit(), costs this call and not the next one
+    except BaseException:  # any error, even sys.exit(), costs this call and not the next one
         error = traceback.format_exc()
         print(error, flush=True)
         return CALL_FAILED, error[-TRACEBACK_CHARACTERS:]

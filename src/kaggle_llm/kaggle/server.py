@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 ANSWER_FILE = "submission.csv"
 LOAD_ATTEMPTS = 3
 FAILURES_TO_RESTART = 3  # exceptions in a row after which the process is restarted: a GPU may be lost
-SOFT_LIMIT = 0.8  # of a call's time: then the prediction stops by itself; after all of it the process is killed
+SOFT_LIMIT = 0.8  # share of a call's time after which the prediction stops; after all of it the process is killed
 CALL_FAILED = "failed"  # the first part of a reply whose second part is a traceback
 
 
@@ -74,7 +74,7 @@ class PredictServer:
         self.mounts = mounts
         self.settings, self.budget = settings, budget_until(mounts.deadline)
         self.rows = self.fallbacks = self.calls = 0
-        """Rows so far, those of them that got the fallback, and calls."""
+        """So far: rows, rows that got the fallback, calls."""
         self._test = find_file(mounts.competition, TEST)
         self._columns = read_file(self._test).columns
         sample = mounts.competition / f"{SAMPLE}.csv"
@@ -153,7 +153,7 @@ class ModelProcess:
         self._start()
 
     def wait_until_loaded(self, seconds: float) -> bool:
-        """Whether the model is loaded within so many seconds; if not, loading goes on."""
+        """Wait at most `seconds`; returns whether the model is loaded. If not, loading goes on."""
         end = time.monotonic() + seconds
         while self.lost < LOAD_ATTEMPTS:
             try:

@@ -105,7 +105,7 @@ def read_timed(manifest: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def hidden_rows(run: str) -> tuple[int, str]:
-    """Rows of the hidden test by the config, else as many as were rehearsed; and which of the two it is."""
+    """Rows of the hidden test by the config, else of the rehearsal; and which of the two it is."""
     config = records.read_json(paths.run_folder(run) / records.RECORD)["settings"]["config"]["competition"]
     if config.get("hidden_rows"):
         return config["hidden_rows"], "competition.hidden_rows"

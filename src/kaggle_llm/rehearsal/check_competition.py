@@ -67,7 +67,7 @@ def describe_tables(competition: Competition) -> str:
 
 
 def compare_sample(competition: Competition) -> None:
-    """Raises ValueError where the test set has other ids than the sample, unless its rows are of another kind."""
+    """Raises ValueError where test set and sample have different ids, unless the sample's rows are no test rows."""
     sample, test = competition.sample(), competition.tables[TEST]
     ids = competition.table(TEST)["id"].to_list()
     problems = compare_ids(ids, sample.to_series(0).to_list()) if sample.columns[0] == test.id else []
@@ -79,7 +79,7 @@ def compare_sample(competition: Competition) -> None:
 
 
 def compare_cells(competition: Competition) -> str:
-    """The right answers as a submission, read again; raises ValueError where they are others than before."""
+    """Write the right answers as a submission and read them; raises ValueError where they changed."""
     right = rank_truth(competition)
     submission = competition.submission(right)
     column = "values" if is_values(right) else "items"
@@ -89,19 +89,19 @@ def compare_cells(competition: Competition) -> str:
     if other:
         row, own, read = other[0]
         raise ValueError(
-            f"{len(other)} of {right.height} right answers are read as others, first {row!r}: {own} became {read}: "
-            f"cell() and items_in(), or cells() and answer_in(), must be inverses"
+            f"{len(other)} of {right.height} right answers change when written and read, first {row!r}: {own} became "
+            f"{read}: cell() and items_in(), or cells() and answer_in(), must be inverses"
         )
     return f"{right.height} right answers are written and read again; first: {submission.row(0)[1:]}"
 
 
 def is_same(own: list[Any], read: list[Any], every_label: bool) -> bool:
-    """Whether an answer was read as it was written; a cell may cut it, and of probabilities equal ones may swap."""
+    """Whether an answer came back unchanged; a cell may cut it, and equal probabilities may swap."""
     return sorted(own) == sorted(read) if every_label else own[: len(read)] == read and bool(read) == bool(own)
 
 
 def rank_truth(competition: Competition) -> pl.DataFrame:
-    """The right answers to train.csv: VALUES, or a RANKING of the right items; of every label, where that is asked."""
+    """The right answers to train.csv: VALUES, or a RANKING of the right items, or of every label."""
     truth = competition.truth(competition.table(TRAIN))
     if is_values(truth):
         return truth.select("id", "values")

@@ -141,7 +141,7 @@ def stage_competition(settings: CompetitionSettings, test: Mapping[str, bytes] |
 
 
 def drop_unlabelled(solution: pl.DataFrame, table: Table) -> pl.DataFrame:
-    """The rows whose targets are filled; hidden tests hold rows that nobody labelled, and they are not scored."""
+    """The rows with targets; rows of a hidden test without a label are not scored."""
     import polars as pl
 
     targets = [name for name in table.targets() if name in solution.columns]
@@ -149,7 +149,7 @@ def drop_unlabelled(solution: pl.DataFrame, table: Table) -> pl.DataFrame:
 
 
 def find_solution(folder: Path) -> Path | None:
-    """The solution of a hidden test's folder; None where nobody made such a test."""
+    """The solution in a hidden test's folder; None without one."""
     files = list_data_files(folder) if folder.is_dir() else []
     return next((path for path in files if path.name.startswith("solution.")), None)
 

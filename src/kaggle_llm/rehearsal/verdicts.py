@@ -44,7 +44,7 @@ def check_notebook(session: Session) -> Check:
 
 
 def check_time(session: Session) -> Check:
-    """The prediction ended by itself, and no row was cut."""
+    """The prediction ended before the limit, and no row was cut."""
     path, limit = session.folder / "prediction.json", session.site.limit
     if not path.is_file():
         return Check("time", False, f"the prediction did not end within the limit of {limit:.0f} s, or failed")

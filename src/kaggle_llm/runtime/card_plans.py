@@ -1,4 +1,4 @@
-"""Before a card is rented: what an experiment's trainings and inferences take of it, in memory, time and money.
+"""Plans an experiment's trainings and inferences on a card: memory, time and cost, before it is rented.
 
 Reads the experiment's config, train.py and the config.json of its models: no weights, no card. Leaves nothing on disk.
 """
@@ -41,13 +41,13 @@ from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 
 TRAINED = re.compile(r"\.learn\(\s*[\"'](\w+)[\"'],?\s*(\w*)")  # part.learn("reranker", ChoiceTask(…), …)
 KINDS: dict[str, ModelKind] = {"TokenTask": "token", "MaskedTask": "masked", "make_head_task": "sequence"}
-ASSUMED_TOKENS = 1_000_000  # of a training or an inference whose number of tokens nobody gave
+ASSUMED_TOKENS = 1_000_000  # of a training or an inference whose number of tokens is not known
 RESULTS = Path("tests") / "gpu" / "results.json"
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model of the experiment, with what is planned for it."""
+    """A model of the experiment."""
 
     name: str
     config: Any
@@ -87,7 +87,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Speed:
-    """Operations a second that one card is taken to reach, and why."""
+    """Operations a second of one card, and where the number is from."""
 
     operations: float
     why: str

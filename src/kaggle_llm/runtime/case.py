@@ -115,7 +115,7 @@ class Case:
 
     @property
     def source(self) -> str:
-        """Who says so: the installed vLLM, with a warning where the runtime has another version, or the table here."""
+        """Where an answer is from: the installed vLLM (with a warning about another version), or the table here."""
         installed = self.answers.get("version")
         if not installed:
             return f"by the table of known facts, for vLLM {self.version}"

@@ -99,7 +99,7 @@ def examine(
 
 
 def load_in_turn(cases: Sequence[Case]) -> Iterator[Case]:
-    """The cases in the order in which their models are loaded, each beside what those before it hold of a card.
+    """The cases in the order in which their models are loaded, with the memory that earlier models hold.
 
     Encoders and heads come first, because retrieval comes before reading; all stay loaded until the run ends.
     """
@@ -111,7 +111,7 @@ def load_in_turn(cases: Sequence[Case]) -> Iterator[Case]:
 
 
 def join_diagnoses(diagnoses: Sequence[Diagnosis], members: Sequence[str]) -> Diagnosis:
-    """Of an ensemble: the findings of all members, those of the runtime once."""
+    """All members' findings; those of the runtime once."""
     runtime = diagnoses[0].runtime
     joined = {runtime: diagnoses[0].findings[runtime]}
     for member, diagnosis in zip(members, diagnoses, strict=True):
@@ -171,7 +171,7 @@ def list_models(run: str, config: Mapping[str, Any]) -> list[list[ModelFacts]]:
 
 
 def read_shipped(shipped: Sequence[Model]) -> Iterator[ModelFacts]:
-    """Of all that a run ships the models with weights; a folder that is missing raises FileNotFoundError."""
+    """The shipped models that have weights; raises FileNotFoundError for a missing folder."""
     for model in shipped:
         if model.base is not None or (model.folder / "config.json").is_file() or not model.folder.is_dir():
             yield read_model_facts(model.label, model.folder, model.base)

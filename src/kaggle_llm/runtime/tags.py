@@ -1,4 +1,4 @@
-"""Which wheels an image takes: the tags of its Python and its glibc, whatever Python runs here."""
+"""The wheels that an image can install, by the tags of its Python and its glibc."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Vote:
         return majority_vote(self.answers, self.normalise)
 
     def is_decided(self, left: int) -> bool:
-        """Whether the leading answer wins whatever `left` more samples say."""
+        """Whether `left` more samples cannot change the winner."""
         first, second = [*count_votes(self.answers, self.normalise).values(), 0, 0][:2]
         return first > second + left
 

@@ -1,4 +1,4 @@
-"""What a training or an inference takes of a card: bytes and operations, without the card and without any weights.
+"""Estimates the memory and the operations of a training or an inference, without a card and without weights.
 
 The model of a config is built with one layer and with two, and run forward and backward on torch's fake tensors, which
 have sizes but no memory: what lives at the same time is counted, and so are the operations. Every further layer costs

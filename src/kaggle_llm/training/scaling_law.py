@@ -1,4 +1,4 @@
-"""What a pretraining gives and takes, by Chinchilla's law: the loss of a model of N parameters after D tokens."""
+"""Chinchilla's law: the loss of a model of N parameters after D tokens, and the operations of that pretraining."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def fine_tune(task: Task[Example], examples: Sequence[Example], job: Job) -> Non
 
 
 def keep_within(task: Task[Example], examples: Sequence[Example], training: TrainingSettings) -> Sequence[Example]:
-    """The first examples, as many as `training.tokens` allows; raises ValueError where that is none."""
+    """The first examples within `training.tokens`; raises ValueError where none fits."""
     kept = examples[: within_budget([task.length(example) for example in examples], training.tokens)]
     if not kept:
         raise ValueError(f"training.tokens = {training.tokens}: not even the first of {len(examples)} examples fits")

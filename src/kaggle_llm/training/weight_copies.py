@@ -1,4 +1,4 @@
-"""A second set of the trained weights, in memory and in every checkpoint: an average of them, or those of a step."""
+"""A copy of the trained weights (an average, or the best step's), in memory and in every checkpoint."""
 
 from __future__ import annotations
 

@@ -25,10 +25,14 @@ def check_trainer(trainer: Any, training: TrainingSettings, task_is_tricked: boo
         unknown = [name for name in chosen if name in (*LOSS_TRICKS, "awp")]
         unknown = [f"tricks.{name}" for name in unknown] + (["watch"] if watch.rows else [])
         if unknown:
-            raise ValueError(f"training: {', '.join(unknown)}: {type(trainer).__name__} has none of it: leave it out")
+            raise ValueError(
+                f"training: {', '.join(unknown)}: {type(trainer).__name__} does not support it: leave it out"
+            )
     whole = [f"tricks.{name}" for name in OF_SHARDS if name in chosen] + ["watch.keep=best"] * (watch.keep == "best")
     if whole and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-        raise ValueError(f"training: {', '.join(whole)}: the weights are in parts here: launch with launch/ddp.yaml")
+        raise ValueError(
+            f"training: {', '.join(whole)}: each process holds only a part of the weights: launch with launch/ddp.yaml"
+        )
     if "freeze" in chosen and processes.world() > 1:
         raise ValueError("training.tricks.freeze: DDP asks for every weight's gradient: leave it out, or take one GPU")
 

@@ -179,7 +179,7 @@ def find_scaling(config: Mapping[str, Any], module: str) -> float:
 
 
 def check_trained_on(adapter: Adapter, base: Path) -> None:
-    """Raises ValueError where the adapter's weights.json names other base weights than those of `base`."""
+    """Raises ValueError where the adapter was trained on other base weights, by its weights.json."""
     digest = adapter.about.get("base_sha256")
     if digest and digest != records.hash_content(base):
         trained = adapter.about.get("parents", {}).get("base", "another base")

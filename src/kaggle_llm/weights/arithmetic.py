@@ -1,4 +1,4 @@
-"""Several models' weights mixed into one's, as functions on tensors. Everything is computed in fp32.
+"""Formulas that merge the weights of several models, as functions on tensors, computed in fp32.
 
 linear, combine, elect and dare take whole tensors or the same block of rows of each; find_slerp_weights and find_cut
 look at tensors whole, a piece at a time.
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 ALIKE = 0.9995  # |cosine| above which an arc is a line to fp32
-SHORT = 1e-8  # a vector that is not longer has no direction
+SHORT = 1e-8  # up to this length a vector counts as having no direction
 
 
 def linear(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
@@ -62,7 +62,7 @@ def combine(tensors: Sequence[torch.Tensor], factors: Sequence[float]) -> torch.
 
 @dataclass
 class Cut:
-    """Which elements of a change are kept: those above `size`, and the first `equal` of that size."""
+    """The elements that are kept: those larger than `size`, and the first `equal` elements of exactly that size."""
 
     size: float
     equal: int
@@ -115,7 +115,7 @@ def elect(base: torch.Tensor, deltas: Sequence[torch.Tensor], weights: Sequence[
         agrees = (delta * elected > 0).float()
         total.addcmul_(delta, agrees)
         divisor.add_(agrees, alpha=weight)
-    divisor.add_(divisor == 0)  # nobody changes this element
+    divisor.add_(divisor == 0)  # no member changes this element
     return total.div_(divisor).add_(base)
 
 

@@ -38,7 +38,7 @@ def find_differences(before: Sequence[Call], after: Sequence[Call]) -> Differenc
     prompts = [[prompt for call in calls for prompt in call.prompts] for calls in (before, after)]
     if methods[0] != methods[1] or len(prompts[0]) != len(prompts[1]):
         counts = f"{len(prompts[0])} and {len(prompts[1])} prompts in {len(methods[0])} and {len(methods[1])} calls"
-        raise ValueError(f"the two stages were asked otherwise: {counts}")
+        raise ValueError(f"the two stages got different prompts: {counts}")
     pairs = list(zip(before, after, strict=True))
     values = [(stack(first), stack(second)) for first, second in pairs if len(first.answers)]
     if any(a.shape != b.shape for a, b in values):

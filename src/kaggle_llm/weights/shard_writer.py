@@ -28,7 +28,7 @@ TEXT_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".tiktoken"}  # config, to
 BLOCK_ELEMENTS = 2**19  # computed and written at a time: in fp32 they fit into a core's cache
 ROWS_MULTIPLE = 16  # of a block's rows: the matrix product then has the bits of the whole one
 WAITING_BLOCKS = 64  # computed while the disk is busy
-SYNC_BYTES = 2**27  # after so many written bytes an fsync, while the next blocks are computed
+SYNC_BYTES = 2**27  # written between two fsyncs, which run while the next blocks are computed
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 WITH_BASE = ("ties", "dare")
-# What a config says of how it was saved and used, not of the model: the first member's stays.
+# Keys of config.json that do not describe the model: the first member's values stay.
 NOT_THE_MODEL = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 
 
@@ -44,14 +44,14 @@ NOT_THE_MODEL = ("_name_or_path", "transformers_version", "dtype", "torch_dtype"
 class SoupSettings:
     method: Literal["linear", "slerp", "ties", "dare"] = "linear"
     weights: list[float] = field(default_factory=list)
-    """One per member; empty: all alike. linear divides by their sum, ties by the sum of those that agree, dare by
-    nothing; slerp takes t."""
+    """One per member; empty: all equal. linear divides by their sum, ties by the sum of the members that agree in sign;
+    dare does not divide, slerp has t instead."""
     t: float = 0.5
     """Slerp: 0 is the first member, 1 the second."""
     density: float = 0.5
-    """Share of what a member changes that ties and dare keep."""
+    """ties, dare: the share of a member's changes that is kept."""
     seed: int = 0
-    """Of what dare drops."""
+    """dare: of the random choice."""
     dtype: Literal["members", "float32", "float16", "bfloat16"] = "members"
     """Of the merged weights; members: as the members store them."""
 
@@ -65,12 +65,12 @@ def merge_checkpoints(members: Sequence[Path], folder: Path, settings: SoupSetti
     check_settings(settings, members, base)
     parents = [*members, *([base] if base else [])]
     if folder.resolve() in [parent.resolve() for parent in parents]:
-        raise ValueError(f"the merged model cannot take the place of {folder}, which it is made of: name another")
+        raise ValueError(f"{folder} is one of the merged models and would be overwritten: name another folder")
     fill_folder(folder, partial(fill_soup, members, settings, base))
 
 
 def fill_soup(members: Sequence[Path], settings: SoupSettings, base: Path | None, folder: Path) -> None:
-    """What merge_checkpoints leaves, in a folder that is there."""
+    """Write the merged model into an existing folder."""
     check_configs(members, base)
     check_tokenizers(members, base)
     soup = Soup(members, settings, base)
@@ -103,7 +103,7 @@ def untrained_rows(members_held_out: Sequence[Collection[str]]) -> tuple[list[st
 
 
 class Soup:
-    """Which tensor of the merged model is made of what."""
+    """Computes the tensors of the merged model."""
 
     def __init__(self, members: Sequence[Path], settings: SoupSettings, base: Path | None) -> None:
         self.members = [Checkpoint(member) for member in members]
@@ -113,7 +113,7 @@ class Soup:
         self.portions = list(zip(self.members, weights, strict=True))
 
     def check(self) -> None:
-        """Raises ValueError for a tensor that members have not alike, or that the base has not."""
+        """Raises ValueError where members or base differ in the names, shapes or dtypes of their tensors."""
         first = self.members[0]
         for member in self.members[1:]:
             check_names(first, member)
@@ -124,12 +124,12 @@ class Soup:
             dtypes = {member.tensors[name].dtype: member.folder for member in self.members}
             if len(dtypes) > 1 and self.settings.dtype == "members":
                 listed = " and ".join(f"{dtype} in {folder}" for dtype, folder in dtypes.items())
-                raise ValueError(f"{name} is {listed}: say which the merged model has, --dtype float32 for one")
+                raise ValueError(f"{name} is {listed}: choose the merged model's dtype, such as --dtype float32")
         if self.base:
             check_names(first, self.base)
 
     def _check_equal(self, name: str) -> None:
-        """What is no float is no weight: it cannot be mixed."""
+        """Raises ValueError where a tensor of integers, which cannot be mixed, differs between members."""
         import torch
 
         first = self.members[0]
@@ -139,7 +139,7 @@ class Soup:
                 dtype = first.tensors[name].dtype
                 raise ValueError(
                     f"{name} is {dtype}, which cannot be mixed, and differs in {first.folder} and {member.folder}: "
-                    f"give members that have it alike, or whose weights are not quantised"
+                    f"merge models in which it is equal, or whose weights are not quantised"
                 )
 
     def shards(self) -> dict[str, list[Output]]:
@@ -164,7 +164,7 @@ class Soup:
         return Output(name, dtype, stored.shape, blocks)
 
     def _order(self, name: str) -> list[tuple[Checkpoint, float]]:
-        """Members with their weights; for dare by the tensor's content, so that each gets its mask in any order."""
+        """Members with their weights; for dare sorted by content, so that masks do not depend on the members' order."""
         if self.settings.method != "dare":
             return self.portions
 
@@ -189,7 +189,7 @@ class Soup:
 def choose_mixer(
     settings: SoupSettings, name: str, tensors: Sequence[torch.Tensor], weights: Sequence[float]
 ) -> Callable[[Sequence[torch.Tensor]], torch.Tensor]:
-    """What makes the blocks of one tensor: members' in, in order, the base's last; merged block out."""
+    """A function from the members' blocks of one tensor, the base's last, to the merged block."""
     if settings.method == "linear":
         return lambda blocks: arithmetic.linear(blocks, weights)
     if settings.method == "slerp":
@@ -204,12 +204,12 @@ def choose_mixer(
 
 
 def trim(cuts: Sequence[arithmetic.Cut], blocks: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """What each member keeps of its change of the base, which is the last block."""
+    """Each member's trimmed changes; the last block is the base's."""
     return [cut.trim(blocks[-1], block) for cut, block in zip(cuts, blocks[:-1], strict=True)]
 
 
 def seed_generator(seed: int, name: str) -> torch.Generator:
-    """A tensor's own numbers, wherever it lies and whatever was drawn before."""
+    """Random numbers that depend on the seed and the tensor's name alone."""
     import torch
 
     return torch.Generator().manual_seed(int(records.hash_json([seed, name])[:15], 16))
@@ -224,19 +224,19 @@ def check_settings(settings: SoupSettings, members: Sequence[Path], base: Path |
     if count < 2:
         raise ValueError(f"{count} members {[str(member) for member in members]}: name two checkpoints or more")
     if method == "slerp" and (count != 2 or weights):
-        raise ValueError(f"slerp goes from one member to another by --t, without weights: {count} members, {weights}")
+        raise ValueError(f"slerp takes two members and --t, no weights: got {count} members and weights {weights}")
     if (method in WITH_BASE) != (base is not None):
         raise ValueError(
             f"method = {method}, base = {base}: {' and '.join(WITH_BASE)} need the base model, others none"
         )
     if weights and len(weights) != count:
-        raise ValueError(f"weights = {weights}: {len(weights)} for {count} members; give one each")
+        raise ValueError(f"weights = {weights}: {len(weights)} for {count} members; give one for each")
     if weights and (not all(map(math.isfinite, weights)) or abs(sum(weights)) < 1e-8):
         raise ValueError(f"weights = {weights}: give numbers whose sum is not 0")
     if not 0 < settings.density <= 1:
         raise ValueError(f"density = {settings.density}: the share that is kept, above 0 and up to 1")
     if not 0 <= settings.t <= 1:
-        raise ValueError(f"t = {settings.t}: 0 is the first member, 1 the second, merged models lie between")
+        raise ValueError(f"t = {settings.t}: must lie between 0 (the first member) and 1 (the second)")
 
 
 def check_configs(members: Sequence[Path], base: Path | None) -> None:
@@ -255,7 +255,7 @@ def check_configs(members: Sequence[Path], base: Path | None) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What config.json says of the model, with the defaults of its class: "rope_parameters.rope_theta" → value."""
+    """The settings of the model in config.json, with its class's defaults: "rope_parameters.rope_theta" → value."""
     from transformers import AutoConfig
 
     if not (folder / "config.json").is_file():
@@ -269,7 +269,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def is_of_the_model(key: str) -> bool:
-    """Token ids are the tokenizer's, which is compared; training writes them again."""
+    """Whether a key describes the model. Token ids do not: tokenizers are compared instead."""
     name = key.split(".")[-1]
     return name not in NOT_THE_MODEL and not name.endswith("_token_id")
 
@@ -282,7 +282,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def check_tokenizers(members: Sequence[Path], base: Path | None) -> None:
-    """Raises ValueError where a parent reads text into other ids than the first member, or members' chats differ."""
+    """Raises ValueError where parents have other vocabularies, or members other tokenizers or chat templates."""
     first, *others = members
     expected = load_tokenizer(first)
     for parent in [*others, *([base] if base else [])]:
@@ -295,11 +295,9 @@ def check_tokenizers(members: Sequence[Path], base: Path | None) -> None:
                 f"is {number} in one of them only; merge models of one tokenizer (or with mergekit's tokenizer option)"
             )
         if parent != base and describe_tokenizer(tokenizer) != describe_tokenizer(expected):
-            raise ValueError(
-                f"{parent} cuts text otherwise than {first}: their tokenizer.json differ, make them the same"
-            )
+            raise ValueError(f"{parent} tokenises text differently from {first}: make their tokenizer.json the same")
         if parent != base and tokenizer.chat_template != expected.chat_template:
-            raise ValueError(f"{parent} has another chat template than {first}: make them the same where that is meant")
+            raise ValueError(f"{parent} has another chat template than {first}: make them the same")
 
 
 def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -311,7 +309,7 @@ def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 def check_names(first: Checkpoint, other: Checkpoint) -> None:
-    """Raises ValueError where the two have not the same tensors of the same shapes."""
+    """Raises ValueError where the two differ in names or shapes of tensors."""
     for have, lack in ((first, other), (other, first)):
         missing = sorted(set(have.tensors) - set(lack.tensors))
         if missing:
