@@ -147,12 +147,9 @@ def test_a_submission_has_the_columns_of_the_sample_and_a_cell_a_row(build: Buil
     assert competition.submission(many)["label"].to_list() == [" ".join(f"M{i}" for i in range(25))]
 
 
-def test_rows_without_items_are_filled_from_the_other_ranking_only(build: Build) -> None:
-    competition, cut = build(), two_rows("M3", "")
-    assert competition.submission(cut, fill=two_rows("M1", "M2 M1"))["misconception_id"].to_list() == ["M3", "M2 M1"]
-    for fill in (None, two_rows("M1", "")):
-        with pytest.raises(ValueError, match=r"1 row\(s\) have no items, first \['te2'\]"):
-            competition.submission(cut, fill)
+def test_a_row_without_items_is_named(build: Build) -> None:
+    with pytest.raises(ValueError, match=r"1 row\(s\) have no items, first \['te2'\]"):
+        build().submission(two_rows("M3", ""))
 
 
 def test_the_ranking_of_a_submission_is_what_was_submitted(build: Build) -> None:

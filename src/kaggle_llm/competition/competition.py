@@ -17,7 +17,7 @@ from kaggle_llm.base import paths
 from kaggle_llm.base.folders import list_competitions
 from kaggle_llm.competition.csv_table import NULL_WORDS
 from kaggle_llm.competition.data_files import as_text, encode_file, find_file, read_file, strip_zeros
-from kaggle_llm.competition.rankings import make_ranking, replace_rows
+from kaggle_llm.competition.rankings import make_ranking
 from kaggle_llm.competition.staged import StagedTest, match_columns
 from kaggle_llm.competition.table import Table, check_filled, check_id_column, fill_texts, select_columns, shape_rows
 
@@ -268,19 +268,18 @@ class Competition:
 
         return rows.select("id", pl.concat_list(self.target).alias("items"))
 
-    def submission(self, ranking: pl.DataFrame, fill: pl.DataFrame | None = None) -> pl.DataFrame:
+    def submission(self, ranking: pl.DataFrame) -> pl.DataFrame:
         """A ranking of the test rows → submission.csv's rows, in the sample's columns.
 
-        fill: a ranking for the rows that have no items in `ranking` (cut by the time budget, say).
-        Raises ValueError for a row without items in both, unless `nothing` is set: Kaggle refuses empty cells.
+        Raises ValueError for a row without items, unless `nothing` is set: Kaggle refuses empty cells.
         """
         import polars as pl
 
-        if fill is not None:
-            ranking = replace_rows(ranking, fill.join(ranking.filter(pl.col("items").list.len() == 0), "id", "semi"))
         empty = ranking.filter(pl.col("items").list.len() == 0)["id"].to_list()
         if empty and not self.nothing:
-            raise ValueError(f"{len(empty)} row(s) have no items, first {empty[:3]}: give `fill` a ranking for them")
+            raise ValueError(
+                f"{len(empty)} row(s) have no items, first {empty[:3]}: give them some by `fallback` in predict.py"
+            )
         return self._as_submission(ranking)
 
     def _as_submission(self, answer: pl.DataFrame) -> pl.DataFrame:

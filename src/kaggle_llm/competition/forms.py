@@ -1,18 +1,6 @@
 """What a submission's cells hold, a class for each kind: subclass the one that fits in competition/<name>.py.
 
-| class | a row's answer | the submission |
-|---|---|---|
-| RankedItems | documents, labels or letters, best first | one cell: the first `cut` of them |
-| SeveralItems | the same, where several are right for a row, or none | the same |
-| RankedLabels | the targets of the training table, best first | the same |
-| OneLabel | a label | one cell: the label |
-| OneProbability | two labels | one cell: the probability of the second |
-| LabelColumns | all labels | a column for each label: its probability |
-| NumberColumns | numbers (VALUES) | a column for each number |
-| ProbabilityColumns | probabilities (VALUES) | a column for each label, of which several may be right |
-| Texts | a text | one cell: the text |
-| CharacterSpans (span_forms.py) | spans of characters | one cell: "start:end:TYPE …" |
-| TokenSpans (span_forms.py) | spans of characters | a row for each token inside of them: its number and label |
+docs/competition.md has a table of them; forms of spans are in span_forms.py.
 """
 
 from __future__ import annotations
@@ -23,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kaggle_llm.competition.competition import TRAIN, Competition
 from kaggle_llm.competition.data_files import as_text, find_file, read_file, strip_zeros
-from kaggle_llm.competition.rankings import make_ranking, make_values, replace_rows
+from kaggle_llm.competition.rankings import make_ranking, make_values
 from kaggle_llm.competition.table import Table
 
 if TYPE_CHECKING:
@@ -254,9 +242,9 @@ class NumberColumns(Competition):
         """VALUES; raises ValueError for a cell that is no finite number."""
         return make_values(rows["id"].to_list(), [read_numbers(row) for row in rows.select(*self.columns).iter_rows()])
 
-    def submission(self, ranking: pl.DataFrame, fill: pl.DataFrame | None = None) -> pl.DataFrame:
+    def submission(self, ranking: pl.DataFrame) -> pl.DataFrame:
         """VALUES of the test rows → submission.csv's rows."""
-        return self._as_submission(ranking if fill is None else replace_rows(fill, ranking))
+        return self._as_submission(ranking)
 
     def cells_of(self, answer: pl.DataFrame) -> list[list[str]]:
         return [[repr(value) for value in row] for row in answer["values"].to_list()]

@@ -31,7 +31,7 @@ from kaggle_llm.runtime.pins import DEFAULT, choose_accelerator, load_runtime
 ARCHIVE, ABOUT = "run.tar", "run.json"  # left by the kernel: output/<run>/, and its hash
 
 
-def train_remotely(experiment: str, words: Sequence[str], runtime: str = DEFAULT) -> Path:
+def train_remotely(experiment: str, words: Sequence[str]) -> Path:
     """output/<run>/ of `train.py WORDS`, made on Kaggle. words: the arguments of train.py.
 
     Raises FileExistsError where the run is complete here, OSError where the kernel fails or its output is not whole.
@@ -46,7 +46,7 @@ def train_remotely(experiment: str, words: Sequence[str], runtime: str = DEFAULT
     about = {"run": run, "experiment": exp.name, "competition": competition, "words": list(words)}
     folder = paths.pushes_folder(slug) / "datasets"
     with Hashes() as hashes:
-        records.make_folder(folder, lambda to: fill_datasets(to, slug, about, config, runtime, hashes), lambda _: None)
+        records.make_folder(folder, lambda to: fill_datasets(to, slug, about, config, hashes), lambda _: None)
     datasets = sorted(path for path in folder.iterdir() if path.is_dir())
     notebook, code = paths.pushes_folder(slug) / "notebook.ipynb", records.read_json(folder / slug / MANIFEST)
     write_notebook(paths.root() / "submission" / "train_notebook.py", notebook)
@@ -55,16 +55,14 @@ def train_remotely(experiment: str, words: Sequence[str], runtime: str = DEFAULT
     return take_over(run, output, code["content"])
 
 
-def fill_datasets(
-    target: Path, slug: str, about: Mapping[str, Any], config: Mapping[str, Any], runtime: str, hashes: Hashes
-) -> None:
+def fill_datasets(target: Path, slug: str, about: Mapping[str, Any], config: Mapping[str, Any], hashes: Hashes) -> None:
     """The code, every model that the config names and that is no Kaggle model, and the runtime's wheels."""
     competition, sources = config["competition"], config.get("sources", {})
     models = {
         name: sources.get(name) or add_model(target, competition["name"], paths.absolute(name), hashes)
         for name in sorted({folder for _, folder in find_model_folders(config)})
     }
-    wheels = add_wheels(target, runtime)
+    wheels = add_wheels(target, DEFAULT)
     add_sources(target / slug, paths.experiment_folder(about["experiment"]))
     records.write_json(target / slug / records.GIT, records.git_state())
     manifest = {
@@ -72,7 +70,7 @@ def fill_datasets(
         "models": models,
         "wheels": wheels,
         "competition_folder": competition["dir"] or f"input/{competition['name']}",
-        "runtime": asdict(load_runtime(runtime, choose_accelerator(config))),
+        "runtime": asdict(load_runtime(DEFAULT, choose_accelerator(config))),
         "sources": [name for name in models.values() if "/" in name],
     }
     seal_dataset(target / slug, "code", manifest, hashes)
