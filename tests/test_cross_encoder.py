@@ -11,8 +11,8 @@ from kaggle_llm.engines.engine import EngineSettings
 from kaggle_llm.engines.prompts import Group, encode_pairs
 from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.engines.transformers_engine import TransformersEngine
-from kaggle_llm.tasks.cross_encoder import (
-    CrossEncoderSettings,
+from kaggle_llm.tasks.cross_encoder import CrossEncoderSettings
+from kaggle_llm.tasks.cross_encoder_training import (
     LabelledPair,
     collect_lists,
     collect_pairs,
@@ -116,7 +116,7 @@ def test_a_steps_loss_is_the_literal_one_in_parts_or_at_once(
 
 def run_one_step(model: Any, settings: CrossEncoderSettings, job: Job) -> float:
     """The loss of the trainer's only step."""
-    from kaggle_llm.tasks.cross_encoder import measure_list
+    from kaggle_llm.tasks.cross_encoder_training import measure_list
     from kaggle_llm.training.plan import plan_training
 
     lists = group_pairs(PAIRS, settings)
@@ -167,7 +167,7 @@ def test_what_was_trained_is_what_the_engine_computes(
 ) -> None:
     import torch
 
-    from kaggle_llm.tasks import cross_encoder
+    from kaggle_llm.tasks import cross_encoder_training as cross_encoder
 
     kept: list[Any] = []
     save = cross_encoder.save_whole

@@ -664,9 +664,9 @@ def test_a_run_is_judged_by_its_config_and_then_by_what_it_ships(repository: Pat
     assert set(found) == {"t4x2-transformers", "reranker"}
     assert any(one.startswith("dtype refused: a T4 has no bfloat16") for one in found["reranker"])
     assert "5 prompts a row" in found["reranker"][-1], "as it was trained, not as config.yaml says now"
-    write_run(repository, "exp002_rerank--old", {**config, "reranker": {"depth": 5}}, ship)
+    write_run(repository, "exp002_rerank--old", {**config, "rerank": {"depth": 5}}, ship)
     done = doctor("exp002_rerank--old", KAGGLE_LLM_ROOT=str(repository))
-    assert done.returncode == 1 and "does not say how many prompts a row has: - reranker: unknown key" in done.stderr
+    assert done.returncode == 1 and "does not say how many prompts a row has: - rerank: unknown key" in done.stderr
 
 
 @pytest.mark.timeout(200)

@@ -60,6 +60,23 @@ def test_other_prompts_and_other_calls_are_seen() -> None:
         find_differences(choices(*rows), choices([0.1, 0.1, 0.1], [0.1, 0.1, 0.1]))
 
 
+def test_where_prompts_depend_on_answers_those_of_both_stages_are_compared() -> None:
+    """Of three prompts two are common, asked in another order and beside other labels."""
+    pair, window = choices([0.5, 0.25], [0.2, 0.4]), choices([0.1, 0.2, 0.3], prompts=[(9,)])
+    other, again = choices([0.1, 0.2, 0.3], prompts=[(8,)]), choices([0.2, 0.4], [0.25, 0.4], prompts=[(1,), (0,)])
+    common = find_differences([*pair, *window], [*again, *other], in_turns=True)
+    assert (common.prompts, common.other_prompts) == (3, 1)
+    assert common.largest == pytest.approx(np.log(2)) and common.mean == pytest.approx((np.log(2) + np.log(1.6)) / 4)
+    assert common.spearman == pytest.approx(1.0)
+    nothing = find_differences(window, other, in_turns=True)
+    assert (nothing.prompts, nothing.other_prompts, nothing.largest) == (1, 1, None)
+
+
+def test_answers_to_several_kinds_of_questions_are_compared_together() -> None:
+    calls = [*choices([0.5, 0.25], [0.2, 0.4]), *choices([0.1, 0.2, 0.3], prompts=[(9,)])]
+    assert find_differences(calls, calls) == Differences(3, 0, 0.0, 0.0, pytest.approx(0.0), pytest.approx(1.0), 0)
+
+
 def test_a_smoke_run_compares_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int | None] = []
     monkeypatch.setattr(parity, "check_parity", lambda _, rows: asked.append(rows))

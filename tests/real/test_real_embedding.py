@@ -24,7 +24,8 @@ from kaggle_llm.inference.model import Model
 from kaggle_llm.inference.run import Run
 from kaggle_llm.retrieval.dense import DenseIndex
 from kaggle_llm.retrieval.negatives import NegativeSettings, draw_groups
-from kaggle_llm.tasks.cross_encoder import CrossEncoderSettings, label_pairs, train_cross_encoder
+from kaggle_llm.tasks.cross_encoder import CrossEncoderSettings
+from kaggle_llm.tasks.cross_encoder_training import label_pairs, train_cross_encoder
 from kaggle_llm.tasks.embedding import EmbeddingSettings, train_embedder
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 from kaggle_llm.training.trainer import Job

@@ -25,6 +25,20 @@ def loss_of_right(scores: np.ndarray, right: Sequence[int]) -> float:
     return float(np.logaddexp.reduce(scores) - np.logaddexp.reduce(scores[list(right)]))
 
 
+def find_hits(items: Sequence[str], right: Sequence[str]) -> list[int]:
+    """Indices of the right items; none where all are right, for then there is nothing to fit."""
+    hits = [index for index, item in enumerate(items) if item in right]
+    return hits if len(hits) < len(items) else []
+
+
+def log_ranks(items: Sequence[str], retrieved: Sequence[str]) -> np.ndarray:
+    """[items] −log(rank in the retrieval)."""
+    import numpy as np
+
+    ranks = {item: rank for rank, item in enumerate(retrieved, 1)}
+    return -np.log([ranks[item] for item in items])
+
+
 @dataclass(frozen=True)
 class Reranked:
     """Two RANKINGs of the same rows: all candidates by the retrieval, and the first ones by the reranker, without the
@@ -69,10 +83,8 @@ class Blend:
         right = dict(truth.select("id", "items").iter_rows())
         retrieved = dict(scored.retrieved.select("id", "items").iter_rows())
         for row, items, scores in scored.reranked.select("id", "items", "scores").iter_rows():
-            hits = [position for position, item in enumerate(items) if item in right[row]]
-            if hits and len(hits) < len(items):
-                ranks = {item: rank for rank, item in enumerate(retrieved[row], 1)}
-                yield np.array(scores), -np.log([ranks[item] for item in items]), hits
+            if hits := find_hits(items, right[row]):
+                yield np.array(scores), log_ranks(items, retrieved[row]), hits
 
     def apply(self, scored: Reranked) -> pl.DataFrame:
         """One RANKING of all candidates; those that were not reranked follow in the retrieval's order."""

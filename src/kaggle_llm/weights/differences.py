@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from kaggle_llm.weights.recorder import Call
@@ -30,8 +30,37 @@ class Differences:
     """Generated texts that differ."""
 
 
-def find_differences(before: Sequence[Call], after: Sequence[Call]) -> Differences:
-    """Compare call by call; raises ValueError where the calls differ: another predict.py or other settings."""
+def find_differences(before: Sequence[Call], after: Sequence[Call], in_turns: bool = False) -> Differences:
+    """Compare call by call; raises ValueError where the calls differ: another predict.py or other settings.
+
+    in_turns: prompts depend on answers before them, so only those that both stages were asked are compared.
+    """
+    if in_turns:
+        return find_common_differences(before, after)
+    return compare_calls(before, after)
+
+
+def find_common_differences(before: Sequence[Call], after: Sequence[Call]) -> Differences:
+    """Of the prompts that both stages were asked; the others count as `other_prompts`."""
+    first, second = (split_calls(calls) for calls in (before, after))
+    common = [key for key in first if key in second]
+    differences = compare_calls([first[key] for key in common], [second[key] for key in common])
+    return replace(differences, prompts=len(first), other_prompts=len(first) - len(common))
+
+
+def split_calls(calls: Sequence[Call]) -> dict[tuple[str, tuple[int, ...]], Call]:
+    """Method and prompt → a call of its own."""
+    return {
+        (call.method, prompt): Call(
+            call.method, [prompt], call.answers[number : number + 1], call.texts[number : number + 1]
+        )
+        for call in calls
+        for number, prompt in enumerate(call.prompts)
+    }
+
+
+def compare_calls(before: Sequence[Call], after: Sequence[Call]) -> Differences:
+    """See `find_differences`."""
     import numpy as np
 
     methods = [[call.method for call in calls] for calls in (before, after)]
@@ -45,14 +74,14 @@ def find_differences(before: Sequence[Call], after: Sequence[Call]) -> Differenc
         raise ValueError("the answers of the two stages differ in shape: other labels or another head")
     gaps = np.concatenate([np.abs(a - b).ravel() for a, b in values]) if values else np.empty(0)
     choices = [pair for pair, (first, _) in zip(values, pairs, strict=False) if first.method == "choices"]
-    logs = [np.concatenate(stage) for stage in zip(*choices, strict=True)] if choices else []
+    odds = [np.concatenate([log_odds(logs) for logs in stage]) for stage in zip(*choices, strict=True)]
     return Differences(
         prompts=len(prompts[0]),
         other_prompts=sum(first != second for first, second in zip(*prompts, strict=True)),
         largest=float(gaps.max()) if gaps.size else None,
         mean=float(gaps.mean()) if gaps.size else None,
-        kl=float(divergence(*logs).mean()) if logs else None,
-        spearman=rank_correlation(*(log_odds(stage) for stage in logs)) if logs else None,
+        kl=float(np.concatenate([divergence(*pair) for pair in choices]).mean()) if choices else None,
+        spearman=rank_correlation(*odds) if odds else None,
         other_texts=sum(a != b for first, second in pairs for a, b in zip(first.texts, second.texts, strict=True)),
     )
 

@@ -179,6 +179,9 @@ class Gate:
     def __init__(self, exp: Path, config: Any, competition: Competition, settings: ParitySettings, run: str) -> None:
         self.exp, self.config, self.competition, self.settings, self.run = exp, config, competition, settings, run
         self.truth = competition.truth(competition.table(TRAIN))
+        hook = getattr(import_predict(exp), "asks_in_turns", None)
+        self.in_turns: bool = hook is not None and hook(config)
+        """Whether prompts depend on answers before them."""
         self.headroom: dict[str, Headroom] = {}
         self.reference: dict[str, dict[str, str]] = {}
         """Model → stage → its dtype and device."""
@@ -244,12 +247,12 @@ class Gate:
             reason = f"{bad} non-finite scores"
             return Step(label, stage.name, after.name, 0, "failed", reason, None, None, None, bad, None)
         before, ranking = (pl.concat(answer.rankings[:common]) for answer in (first, second))
-        calls = ([call for part in answer.calls[:common] for call in part] for answer in (first, second))
-        differences = find_differences(*calls)
+        asked, again = ([call for part in answer.calls[:common] for call in part] for answer in (first, second))
+        differences = find_differences(asked, again, self.in_turns)
         loss = self.find_loss(ranking, before)
         limit = self.settings.largest if after.name == "merged" else self.settings.largest_engine
         faults = compare_tokenizers(name, stage, after)
-        if differences.other_prompts:
+        if differences.other_prompts and not (self.in_turns and differences.other_prompts < differences.prompts):
             faults.append(f"{differences.other_prompts} of {differences.prompts} prompts differ")
         status, reason = judge_exact(differences, limit) if after.exact else self.judge_loss(loss, ranking.height)
         if faults:
