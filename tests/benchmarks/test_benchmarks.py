@@ -23,6 +23,7 @@ FINETUNE = ("usual-script", "trl", "trl-packing", "kaggle_llm")
 def test_finetune_gives_every_contender_the_same_rows_and_measures_what_they_learned(tmp_path: Path) -> None:
     # 10 rows are two steps; the first one's learning rate is 0.
     command = [sys.executable, HERE / "finetune.py", "--json", tmp_path / "figures.json", "--rows", "10"]
+    command += ["--rounds", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads((tmp_path / "figures.json").read_text())
@@ -74,7 +75,7 @@ def test_merge_measures_every_contender_and_how_far_it_is_from_the_reference(tmp
 @pytest.mark.skipif(not SMOLLM2.is_dir(), reason="SmolLM2 is absent: make models")
 def test_choice_scoring_gives_every_contender_the_same_prompts_and_compares_what_they_say(tmp_path: Path) -> None:
     names = ("usual-loop", "sorted-loop", "kaggle_llm")  # vLLM starts in other tests
-    command = [sys.executable, HERE / "choice_scoring.py", "--json", tmp_path / "figures.json", "--repeat", "1"]
+    command = [sys.executable, HERE / "choice_scoring.py", "--json", tmp_path / "figures.json", "--rounds", "2"]
     command += ["--questions", "2", "--candidates", "5", "--contenders", ",".join(names)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -83,10 +84,13 @@ def test_choice_scoring_gives_every_contender_the_same_prompts_and_compares_what
     assert report["prompts"]["count"] == 10 and report["prompts"]["tokens_each_once"] < report["prompts"]["tokens"]
     found = {one["name"]: one["figures"] for one in report["contenders"]}
     assert tuple(found) == names and all(name in done.stdout for name in names)
+    for contender in report["contenders"]:
+        low, high = contender["spread"]["prompts_per_second"]
+        assert low <= contender["figures"]["prompts_per_second"] <= high and len(contender["runs"]) == 2
+        assert contender["ratios"]["prompts_per_second"]["median"] > 0
     for name, figures in found.items():
-        assert figures["prompts_per_second"] == pytest.approx(10 / figures["seconds"])
         assert figures["peak_rss_mb"] > 500, "the model's weights alone are that large"
-        assert figures["max_abs_diff"] == 0 if name == "usual-loop" else 0 < figures["max_abs_diff"] < 1e-3
+        assert figures["max_abs_diff"] == 0 if name == "usual-loop" else figures["max_abs_diff"] < 1e-3
 
 
 @pytest.mark.release
