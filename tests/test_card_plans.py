@@ -8,10 +8,10 @@ import pytest
 from pico import save_llama
 
 from kaggle_llm.base.accelerators import ACCELERATORS, RENTED, find_accelerator, find_card
+from kaggle_llm.engines.footprint import Estimate, Memory
 from kaggle_llm.runtime import card_plans
 from kaggle_llm.runtime.card_plans import Model, Training, find_ways, needed_bytes, plan_run, plan_trainings, read_speed
 from kaggle_llm.training import estimate as estimates
-from kaggle_llm.training.estimate import Estimate, Memory
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 
 GIB = 2**30

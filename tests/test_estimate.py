@@ -9,22 +9,20 @@ import torch
 from pico import llama_config, train_bpe
 from transformers import AutoModelForCausalLM, BertConfig, LlamaConfig
 
-from kaggle_llm.training import estimate as estimates
-from kaggle_llm.training.base_model import attach_adapter
-from kaggle_llm.training.estimate import (
-    NF4_BYTES,
+from kaggle_llm.engines.footprint import (
     Batch,
     Estimate,
     Memory,
     cache_bytes,
     count_parameters,
     estimate_inference,
-    estimate_training,
     extrapolate,
-    fit_batch_tokens,
+    fit_inference,
     make_counter,
-    trace,
 )
+from kaggle_llm.training import estimate as estimates
+from kaggle_llm.training.base_model import attach_adapter
+from kaggle_llm.training.estimate import NF4_BYTES, estimate_training, fit_batch_tokens, trace_training
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 
 BATCH = Batch(tokens=512, length=128, kept=8)
@@ -66,7 +64,7 @@ def measure(config: Any, method: Any) -> float:
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_activations_of_all_layers_are_those_of_the_whole_model(config: LlamaConfig, method: Any) -> None:
     lora = LoraSettings(method)
-    one, two = (trace(config, "causal", lora, "float32", BATCH, layers) for layers in (1, 2))
+    one, two = (trace_training(config, "causal", lora, "float32", BATCH, layers) for layers in (1, 2))
     assert extrapolate(one, two, config.num_hidden_layers).activations == pytest.approx(
         measure(config, method), rel=0.02
     )
@@ -92,7 +90,7 @@ def test_qlora_packs_the_linear_layers_and_nothing_else(config: LlamaConfig) -> 
 
 def test_checkpointing_keeps_an_input_a_layer_and_computes_forward_twice(config: LlamaConfig) -> None:
     plain, checkpointed = estimate(config), estimate(config, gradient_checkpointing=True)
-    one = trace(config, "causal", LoraSettings(), "float32", BATCH, 1)
+    one = trace_training(config, "causal", LoraSettings(), "float32", BATCH, 1)
     assert checkpointed.memory.activations == one.activations + 5 * 512 * 128 * 4
     assert checkpointed.operations > 1.2 * plain.operations
 
@@ -163,3 +161,18 @@ def test_auto_takes_the_largest_power_of_two_whose_estimate_fits(
     assert made == [1024, 2048, 8192, 16384, 16384]
     with pytest.raises(ValueError, match=r"auto: 256 tokens need 0.0 GiB, 0.0 are free: set training.gradient_checkp"):
         fit_batch_tokens(config, "causal", lora, training, 5.1e6)
+
+
+def test_an_engine_takes_the_largest_power_of_two_whose_estimate_fits(config: LlamaConfig) -> None:
+    """And its weights where they are quantised; without room the smallest, for the engine to say what is missing."""
+    tokens = fit_inference(config, "causal", "float32", 60e6)
+    assert tokens in {2**power for power in range(9, 14)}
+
+    def needed(tokens: int) -> float:
+        return estimate_inference(config, "causal", "float32", Batch(tokens, 256, tokens // 4), new=2).memory.total
+
+    assert needed(tokens) <= 60e6 < needed(2 * tokens)
+    weights = 4 * count_parameters(config, "causal")
+    assert fit_inference(config, "causal", "float32", 60e6 - weights, weights=0) == tokens
+    assert fit_inference(config, "causal", "float32", 1.0) == 256
+    assert fit_inference(config, "causal", "float32", 1e12) == 2**14

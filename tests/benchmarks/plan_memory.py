@@ -48,9 +48,10 @@ def train_measured(small: Path, base: Path, folder: Path, way: Mapping[str, Any]
     small: a model that is trained before, so that libraries and their buffers are there. Every tensor of 64 KiB and
     more is mapped by itself: else the C library keeps what is free between others, which no card does.
     """
+    from kaggle_llm.engines.footprint import Batch, read_shape
     from kaggle_llm.tasks.writing_training import CompletionExample, GenerationTask
     from kaggle_llm.training import trainer
-    from kaggle_llm.training.estimate import Batch, estimate_training, read_shape
+    from kaggle_llm.training.estimate import estimate_training
     from kaggle_llm.training.settings import LoraSettings, TrainingSettings
     from kaggle_llm.training.trainer import Job, fine_tune
 

@@ -15,11 +15,12 @@ from models import NO, YES, draw_groups, draw_trees, flatten, make_job, make_sha
 
 from kaggle_llm.base.device import has_gpu
 from kaggle_llm.engines.engine import EngineSettings
+from kaggle_llm.engines.footprint import Batch, read_shape
 from kaggle_llm.engines.pool import WorkerPool
 from kaggle_llm.engines.transformers_engine import TransformersEngine
 from kaggle_llm.inference.model import Model
 from kaggle_llm.tasks.writing_training import CompletionExample, GenerationTask
-from kaggle_llm.training.estimate import Batch, estimate_training, read_shape
+from kaggle_llm.training.estimate import estimate_training
 from kaggle_llm.training.trainer import fine_tune
 from kaggle_llm.weights.stages import must_spill
 

@@ -72,9 +72,9 @@ def measure_free_share() -> float | None:
     return min(((free - CONTEXT_GB) / total for free, total in visible), default=None)
 
 
-def measure_free_memory() -> float | None:
-    """GiB of the first visible GPU that no process holds; None without one."""
-    return next((free for free, _ in read_memory(name_first_gpu())), None)
+def measure_free_memory(gpu: str = "") -> float | None:
+    """GiB of a GPU, by default the first visible one, that no process holds; None without one."""
+    return next((free for free, _ in read_memory(gpu or name_first_gpu())), None)
 
 
 def choose_placement() -> dict[str, Any]:

@@ -1,10 +1,12 @@
-"""Split prompts into chunks for several workers: none idles at the end, and prompts with a common prefix stay together.
+"""Split prompts into chunks for several workers: each fills batches of the engine, none idles at the end, and prompts
+with a common prefix stay together.
 
 Pure functions on token ids, and the queue that the workers take chunks from.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ MAX_CHUNK_TOKENS = 2**17  # some minutes of a large model on a T4
 CHUNKS_A_WORKER = 8  # at least, where there are many prompts: the last one is then a small part of the whole
 MIN_PROMPTS_A_CHUNK = 16  # on average: an engine computes them side by side
 OWN_PER_SHARED = 4  # a chunk recomputes the prefix it shares with the one before: its own tokens are 4 times as many
+CHEAP_TOKENS = 16  # that are computed again, where a chunk is fuller by it
 
 
 @dataclass
@@ -32,47 +35,57 @@ class Chunk:
     """Workers that were lost on it."""
 
 
-def cut_by_prefix(prompts: Sequence[Prompt], workers: int) -> list[Chunk]:
+def cut_by_prefix(prompts: Sequence[Prompt], workers: int, batch: int) -> list[Chunk]:
     """Chunks of all prompts in lexicographic order, split where neighbours share few tokens.
 
-    A chunk of several prompts has at most `chunk_tokens` tokens, not counting those that its first prompt shares with
-    the one before.
+    batch: tokens that an engine computes at a time. A chunk of several prompts has at most `chunk_tokens` tokens, not
+    counting those that its first prompt shares with the one before.
     """
     order = sorted(range(len(prompts)), key=lambda i: tuple(prompts[i]))
-    shared = [0, *(common_prefix(prompts[i], prompts[j]) for i, j in pairwise(order))][: len(order)]
-    return _cut(order, [len(prompts[i]) for i in order], shared, workers)
-
-
-def cut_by_length(prompts: Sequence[Prompt], workers: int, new: int = 0) -> list[Chunk]:
-    """Chunks of all prompts, longest first. A chunk of several prompts has at most `chunk_tokens` tokens.
-
-    new: tokens that each prompt may generate.
-    """
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    return _cut(order, [len(prompts[i]) + new for i in order], [0] * len(order), workers)
-
-
-def chunk_tokens(lengths: Sequence[int], shared: Sequence[int], workers: int) -> float:
-    """Largest size of a chunk. lengths: tokens of every prompt; shared: tokens in common with the prompt before."""
-    total, mean = sum(lengths) - sum(shared), sum(shared) / len(shared)
-    least = max(MIN_PROMPTS_A_CHUNK * total / len(lengths), OWN_PER_SHARED * mean)
-    return max(min(least, total / workers), min(MAX_CHUNK_TOKENS, total / (CHUNKS_A_WORKER * workers)))
-
-
-def _cut(order: Sequence[int], lengths: Sequence[int], shared: Sequence[int], workers: int) -> list[Chunk]:
-    """Chunks in the given order. Without prompts one empty chunk: the engine knows the shape of its empty answer."""
     if not order:
         return [Chunk([], 0)]
-    limit = chunk_tokens(lengths, shared, workers)
-    own = [length - common for length, common in zip(lengths, shared, strict=True)]
+    shared = [0, *(common_prefix(prompts[i], prompts[j]) for i, j in pairwise(order))]
+    own = [len(prompts[i]) - common for i, common in zip(order, shared, strict=True)]
+    limit = chunk_tokens(sum(own), len(own), sum(shared) / len(shared), workers, batch)
     chunks, begin = [], 0
     while begin < len(order):
         end = _end_of_piece(own, begin, limit)
-        if end < len(order):  # split in its second half, where neighbours share least
-            end = min(range((begin + end) // 2 + 1, end + 1), key=lambda i: (shared[i], -i))
-        chunks.append(Chunk(list(order[begin:end]), shared[begin] + sum(own[begin:end])))
+        if end < len(order):
+            end = _last_cheap_split(shared, (begin + end) // 2 + 1, end)
+        chunks.append(Chunk(order[begin:end], shared[begin] + sum(own[begin:end])))
         begin = end
     return chunks
+
+
+def cut_by_length(prompts: Sequence[Prompt], workers: int, batch: int, new: int = 0) -> list[Chunk]:
+    """Chunks of all prompts, longest first. A chunk of several prompts, padded, has at most `chunk_tokens` tokens.
+
+    batch: tokens that an engine computes at a time. new: tokens that each prompt may generate.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    if not order:
+        return [Chunk([], 0)]
+    lengths = [len(prompts[i]) + new for i in order]
+    limit = chunk_tokens(sum(lengths), len(lengths), 0, workers, batch)
+    chunks, begin = [], 0
+    while begin < len(order):
+        end = begin + max(1, int(limit // max(lengths[begin], 1)))
+        chunks.append(Chunk(order[begin:end], sum(lengths[begin:end])))
+        begin = end
+    return chunks
+
+
+def chunk_tokens(own: int, prompts: int, shared: float, workers: int, batch: int) -> float:
+    """Largest size of a chunk, without the tokens that it shares with the one before.
+
+    own: tokens of all `prompts`, shared ones once; shared: those that a prompt has in common with the one before, on
+    average. Every worker gets equally many chunks of this size: of a batch or a little less, and where there is much to
+    do, CHUNKS_A_WORKER or a few more of several batches.
+    """
+    least = max(batch - shared, MIN_PROMPTS_A_CHUNK * own / prompts, OWN_PER_SHARED * shared)
+    share = own / workers
+    wanted = max(least, min(MAX_CHUNK_TOKENS, share / CHUNKS_A_WORKER) // batch * batch - shared)
+    return share / max(1, math.ceil(share / wanted))
 
 
 def _end_of_piece(own: Sequence[int], begin: int, limit: float) -> int:
@@ -82,6 +95,12 @@ def _end_of_piece(own: Sequence[int], begin: int, limit: float) -> int:
         size += own[end]
         end += 1
     return end
+
+
+def _last_cheap_split(shared: Sequence[int], first: int, last: int) -> int:
+    """The last index of first, …, last where neighbours share hardly more than they do at the best one."""
+    limit = min(shared[first : last + 1]) + CHEAP_TOKENS
+    return max(index for index in range(first, last + 1) if shared[index] <= limit)
 
 
 class ChunkQueue:

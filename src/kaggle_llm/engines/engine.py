@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+CPU_BATCH_TOKENS = 4096  # of auto without a GPU: on two cores 1,024 to 16,384 are equally fast
 
 
 @dataclass
@@ -25,8 +26,9 @@ class EngineSettings:
     dtype: Dtype = "auto"
     """Of weights and activations. auto: what `accelerator` computes (float16 on a T4, bfloat16 on newer cards), in CV
     too, but float32 on a machine without a GPU, where half precision is slow; the recorded config names the choice."""
-    batch_tokens: int = 4096
-    """Tokens of a batch, padding included; transformers only. Memory use is proportional to it."""
+    batch_tokens: int | Literal["auto"] = "auto"
+    """Tokens of a batch, padding included; transformers only. Memory use is proportional to it. auto: as many as the
+    free memory of the card takes, on which the engine is made (the log names them); 4096 without a GPU."""
     accelerator: str = DEFAULT_ACCELERATOR
     """The machine on Kaggle that it ships to: NvidiaTeslaT4 (two cards), NvidiaL4 (four), NvidiaH100, NvidiaRtxPro6000,
     or none, a CPU."""
@@ -41,6 +43,13 @@ class EngineSettings:
         find_accelerator(self.accelerator)
         if (self.workers or 0) < 0 or not self.patience > 0:
             raise ValueError(f"workers = {self.workers}, patience = {self.patience} s: no workers are 0, patience > 0")
+        if self.tokens < 1:
+            raise ValueError(f"batch_tokens = {self.batch_tokens}: must be 1 or more, or auto")
+
+    @property
+    def tokens(self) -> int:
+        """batch_tokens as a number; for auto, which make_engine decides on a GPU, what a CPU gets."""
+        return CPU_BATCH_TOKENS if self.batch_tokens == "auto" else self.batch_tokens
 
 
 def choose_shipped_dtype(dtype: Dtype, accelerator: str) -> Dtype:

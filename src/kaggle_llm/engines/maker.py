@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from kaggle_llm.base import records
-from kaggle_llm.base.device import has_gpu
-from kaggle_llm.engines.engine import Engine, EngineSettings, resolve_dtype
+from kaggle_llm.base.device import has_gpu, measure_free_memory
+from kaggle_llm.engines.engine import CPU_BATCH_TOKENS, Engine, EngineSettings, resolve_dtype
+from kaggle_llm.engines.footprint import fit_inference, read_shape, usable_bytes
+from kaggle_llm.engines.model_kinds import ModelKind
 from kaggle_llm.engines.pool import WorkerPool, assign_gpus, list_visible_gpus
+from kaggle_llm.engines.quantised import read_quantisation
 
 
 def resolve_engine(settings: EngineSettings) -> EngineSettings:
@@ -40,6 +43,8 @@ def make_engine(folder: Path, settings: EngineSettings, base: Path | None = None
     settings = resolve_engine(settings)
     by_vllm = choose_kind(folder, settings, base) == "vllm"
     gpus = assign_gpus(list_visible_gpus(), settings.workers, count_gpus_per_model(settings.vllm) if by_vllm else 1)
+    if not by_vllm:
+        settings = choose_batch(folder, settings, base, gpus)
     if gpus:
         return WorkerPool(folder, settings, base, gpus)
     if by_vllm:
@@ -52,6 +57,41 @@ def make_engine(folder: Path, settings: EngineSettings, base: Path | None = None
 
     logging.disable_progress_bar()  # "Loading weights": noise in every log
     return TransformersEngine(folder, settings, base)
+
+
+def choose_batch(
+    folder: Path, settings: EngineSettings, base: Path | None, gpus: Sequence[Sequence[str]]
+) -> EngineSettings:
+    """The settings with batch_tokens auto decided: what the fullest card of the workers has room for, each its share.
+
+    gpus: those of each worker; none for an engine in this process. Without a GPU it stays auto.
+    """
+    if settings.batch_tokens != "auto":
+        return settings
+    names = [gpu for own in gpus for gpu in own] or [""]
+    free = min((measure_free_memory(gpu) or 0.0) / names.count(gpu) for gpu in names)
+    if not free:
+        return settings
+    tokens = fit_batch(folder, resolve_dtype(settings).dtype, base, free)
+    print(f"{folder.name}: engine.batch_tokens = {tokens}, by {free:.1f} GiB that are free", flush=True)
+    return replace(settings, batch_tokens=tokens)
+
+
+def fit_batch(folder: Path, dtype: str, base: Path | None, free: float) -> int:
+    """Tokens of a batch of the model in `folder`, or of the adapter there on the model in `base`, in `free` GiB.
+
+    What a CPU gets where the model's code needs its weights' values, as a mixture of experts may.
+    """
+    model = base or folder
+    is_encoder = (model / "modules.json").is_file()
+    kind: ModelKind | None = None if is_encoder else "causal" if is_language_model(folder, base) else "sequence"
+    packed = read_quantisation(model).get("quant_method") not in (None, "compressed-tensors")
+    weights = sum(path.stat().st_size for path in model.glob("*.safetensors")) if packed else None
+    try:
+        return fit_inference(read_shape(model), kind, dtype, usable_bytes(free), weights)
+    except ValueError as error:
+        print(f"{folder.name}: {error}")
+        return CPU_BATCH_TOKENS
 
 
 def choose_kind(folder: Path, settings: EngineSettings, base: Path | None = None) -> str:

@@ -66,23 +66,24 @@ class WorkerPool:
     def choices(self, prompts: Sequence[Prompt], labels: Sequence[Prompt]) -> np.ndarray:
         """[n, k] log-probabilities of k labels after each prompt, over the full vocabulary."""
         rows = self._check(prompts)
-        return _concatenate(self._ask("choices", rows, cut_by_prefix(rows, len(self.gpus)), labels))
+        chunks = cut_by_prefix(rows, len(self.gpus), self.settings.tokens)
+        return _concatenate(self._ask("choices", rows, chunks, labels))
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
         """`sampling.n` completions for each prompt: the same, however many workers there are."""
         rows = self._check(prompts)
-        chunks = cut_by_length(rows, len(self.gpus), sampling.n * sampling.max_tokens)
+        chunks = cut_by_length(rows, len(self.gpus), self.settings.tokens, sampling.n * sampling.max_tokens)
         return _in_order(self._ask("generate", rows, chunks, sampling))
 
     def embed(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """[n, d] vectors of unit length."""
         rows = [tuple(prompt) for prompt in prompts]
-        return _concatenate(self._ask("embed", rows, cut_by_length(rows, len(self.gpus))))
+        return _concatenate(self._ask("embed", rows, cut_by_length(rows, len(self.gpus), self.settings.tokens)))
 
     def logits(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
         """A head's logits: [labels] of a sequence head, [tokens, labels] of a token head."""
         rows = [tuple(prompt) for prompt in prompts]
-        return _in_order(self._ask("logits", rows, cut_by_length(rows, len(self.gpus))))
+        return _in_order(self._ask("logits", rows, cut_by_length(rows, len(self.gpus), self.settings.tokens)))
 
     def close(self) -> None:
         """End the workers."""

@@ -131,7 +131,7 @@ class TransformersEngine:
 
     @cached_property
     def _generator(self) -> Generator:
-        return Generator(self._causal, self._tokenizer, self.settings.batch_tokens)
+        return Generator(self._causal, self._tokenizer, self.settings.tokens)
 
     @cached_property
     def _sentence(self) -> Any:
@@ -186,7 +186,7 @@ class TransformersEngine:
         """Batches of indices, longest prompts first: memory runs out at once or never."""
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         while order:
-            size = max(1, self.settings.batch_tokens // max(len(prompts[order[0]]), 1))
+            size = max(1, self.settings.tokens // max(len(prompts[order[0]]), 1))
             yield order[:size]
             order = order[size:]
 
@@ -199,7 +199,7 @@ class TransformersEngine:
     def _score_tokens(self, prompts: Sequence[Prompt], ids: Sequence[int]) -> np.ndarray:
         """[n, ids] log-probabilities of tokens after each prompt."""
         if self._shares(max(map(len, prompts), default=0)):
-            return score_shared(self._causal, prompts, ids, self.settings.batch_tokens)
+            return score_shared(self._causal, prompts, ids, self.settings.tokens)
         scores = np.empty((len(prompts), len(ids)))
         for batch in self._batches(prompts):
             scores[batch] = read_tokens(self._last_logits([prompts[i] for i in batch]), list(ids))
@@ -232,7 +232,7 @@ class TransformersEngine:
         import torch
 
         limit = getattr(self._sentence.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-        lengths, tokens = [len(prompt) for prompt in prompts], self.settings.batch_tokens
+        lengths, tokens = [len(prompt) for prompt in prompts], self.settings.tokens
         vectors: dict[int, np.ndarray] = {}
         with torch.inference_mode():
             for batch, width, rows in plan_fixed_batches(lengths, tokens, limit, self._fills):

@@ -11,14 +11,15 @@ from typing import Any
 from kaggle_llm.base import paths, processes
 from kaggle_llm.base.arguments import USAGE, parse_arguments, run_name
 from kaggle_llm.base.config import load_config
-from kaggle_llm.base.device import CONTEXT_GB, measure_free_memory
+from kaggle_llm.base.device import measure_free_memory
 from kaggle_llm.base.errors import report_errors
 from kaggle_llm.base.folders import read_idea
 from kaggle_llm.engines.engine import choose_shipped_dtype
+from kaggle_llm.engines.footprint import read_shape, usable_bytes
 from kaggle_llm.engines.maker import is_language_model, resolve_engine
+from kaggle_llm.engines.model_kinds import ModelKind
 from kaggle_llm.experiment.experiment import Experiment
-from kaggle_llm.training.base_model import ModelKind
-from kaggle_llm.training.estimate import RESERVE, fit_batch_tokens, read_shape
+from kaggle_llm.training.estimate import fit_batch_tokens
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings, resolve_training
 
 
@@ -71,6 +72,6 @@ def choose_batch_tokens(config: Any) -> int:
     folders = [path for name in config.models.values() if (path := paths.absolute(name)).is_dir()]
     if not folders:
         raise ValueError("training.batch_tokens = auto: the config's models are no folders here, set a number")
-    lora, room = getattr(config, "lora", LoraSettings()), (free - CONTEXT_GB) * 2**30 / (1 + RESERVE)
+    lora, room = getattr(config, "lora", LoraSettings()), usable_bytes(free)
     kinds: dict[Path, ModelKind] = {path: "causal" if is_language_model(path) else "sequence" for path in folders}
     return min(fit_batch_tokens(read_shape(path), kind, lora, config.training, room) for path, kind in kinds.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from kaggle_llm.base.device import has_gpu
 from kaggle_llm.competition.rankings import make_ranking, ranking_schema, top
 from kaggle_llm.engines.engine import Engine, LengthError
 from kaggle_llm.engines.prompts import ItemPrompts, Prompt
@@ -14,7 +15,7 @@ from kaggle_llm.inference.progress import work_through
 if TYPE_CHECKING:
     import polars as pl
 
-ROWS_A_CHUNK = 16  # the budget is checked and the progress bar moves between chunks
+ROWS_A_CHUNK, ROWS_ON_A_CARD = 16, 64  # the budget is checked and the progress bar moves between chunks
 
 
 def rerank(
@@ -65,7 +66,8 @@ def score_candidates(
         if on_progress:
             on_progress(pl.concat(parts))
 
-    parts = work_through(list(asked.iter_slices(ROWS_A_CHUNK)), budget, "reranking", answer, report)
+    chunks = list(asked.iter_slices(ROWS_ON_A_CARD if has_gpu() else ROWS_A_CHUNK))
+    parts = work_through(chunks, budget, "reranking", answer, report)
     return pl.concat([pl.DataFrame(schema=ranking_schema()), *parts])
 
 

@@ -18,24 +18,25 @@ from kaggle_llm.base.accelerators import Accelerator, find_card
 from kaggle_llm.base.device import CONTEXT_GB
 from kaggle_llm.base.tables import print_table
 from kaggle_llm.engines.engine import EngineSettings
-from kaggle_llm.engines.maker import is_language_model
-from kaggle_llm.runtime.doctor import find_model_folders, read_run_config
-from kaggle_llm.runtime.facts import FLOAT32_SHARE, HALF_SHARE
-from kaggle_llm.runtime.machine import GIB
-from kaggle_llm.runtime.speed import describe_seconds
-from kaggle_llm.runtime.work import plan_work
-from kaggle_llm.training.base_model import ModelKind
-from kaggle_llm.training.estimate import (
+from kaggle_llm.engines.footprint import (
     RESERVE,
     SMALLEST_BATCH,
     Batch,
     Estimate,
     cache_bytes,
     estimate_inference,
-    estimate_training,
-    fit_batch_tokens,
+    fit_inference,
     read_shape,
+    usable_bytes,
 )
+from kaggle_llm.engines.maker import is_language_model
+from kaggle_llm.engines.model_kinds import ModelKind
+from kaggle_llm.runtime.doctor import find_model_folders, read_run_config
+from kaggle_llm.runtime.facts import FLOAT32_SHARE, HALF_SHARE
+from kaggle_llm.runtime.machine import GIB
+from kaggle_llm.runtime.speed import describe_seconds
+from kaggle_llm.runtime.work import plan_work
+from kaggle_llm.training.estimate import estimate_training, fit_batch_tokens
 from kaggle_llm.training.scaling_law import Pretraining, best_split
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 
@@ -139,7 +140,7 @@ def choose_numbers(model: Model, lora: LoraSettings, training: TrainingSettings,
     if training.dtype == "auto":
         training = replace(training, dtype=card.half)
     if training.batch_tokens == "auto":
-        room = (card_bytes(card) - CONTEXT_GB * GIB) / (1 + RESERVE)
+        room = usable_bytes(card.memory_gb or 0.0)
         try:
             tokens = fit_batch_tokens(model.config, model.kind or "sequence", lora, training, room)
         except ValueError:  # the smallest does not fit either: the plan says what would
@@ -237,9 +238,13 @@ def describe_inference(model: Model, config: Mapping[str, Any], card: Accelerato
     engine, work = EngineSettings(**(config.get("engine") or {})), plan_work(config, None)
     dtype = card.half if engine.dtype == "auto" else engine.dtype
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", work.longest)
-    batch = Batch(engine.batch_tokens, min(work.longest, engine.batch_tokens, limit), 1)
     settings = f"infer: {dtype}, batch_tokens={engine.batch_tokens}"
     try:
+        tokens = engine.tokens
+        if engine.batch_tokens == "auto":
+            tokens = fit_inference(model.config, model.kind, dtype, usable_bytes(card.memory_gb or 0.0))
+            settings += f" ({tokens})"
+        batch = Batch(tokens, min(work.longest, tokens, limit), 1)
         estimate = estimate_inference(model.config, model.kind, dtype, batch, work.new if model.kind else 1)
     except ValueError as error:
         return [model.name, settings, str(error), "not known", ""]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kaggle_llm.base.device import CONTEXT_GB
+from kaggle_llm.engines.footprint import SMALLEST_BATCH
 from kaggle_llm.runtime import facts
 from kaggle_llm.runtime.case import Case
 from kaggle_llm.runtime.findings import Finding
@@ -75,7 +76,7 @@ def held_bytes(case: Case) -> float:
         return 0.0
     if case.on_vllm:
         return (case.card_bytes or 0.0) * vllm_share(case, case.card_bytes or 0.0)
-    return transformers_bytes(case)
+    return transformers_bytes(case, max(case.engine.tokens, case.work.longest))
 
 
 def vllm_share(case: Case, card: float) -> float:
@@ -142,16 +143,16 @@ def ways_out(case: Case) -> str:
     return "ways out: " + ", ".join(ways)
 
 
-def transformers_bytes(case: Case) -> float:
+def transformers_bytes(case: Case, tokens: int) -> float:
     """Weights, one batch with its cache, and CUDA."""
-    tokens = max(case.engine.batch_tokens, case.work.longest)
     cache = tokens * kv_bytes(case) if case.model.is_language_model else 0.0
     return weight_bytes(case) + activation_bytes(case, tokens, 0) + cache + CONTEXT
 
 
 def judge_transformers_card(case: Case, card: float) -> Finding:
-    weights, needed = weight_bytes(case), transformers_bytes(case)
-    tokens = max(case.engine.batch_tokens, case.work.longest)
+    least = SMALLEST_BATCH if case.engine.batch_tokens == "auto" else case.engine.tokens
+    tokens = max(least, case.work.longest)
+    weights, needed = weight_bytes(case), transformers_bytes(case, tokens)
     where = "on each card" if case.accelerator.count else "of memory"
     text = (
         f"{weights / GIB:.1f} GB weights + {(needed - weights) / GIB:.1f} for batches of {tokens} tokens (estimate) "

@@ -20,7 +20,7 @@ from kaggle_llm.training.tricks import TargetKind
 if TYPE_CHECKING:
     import torch
 
-    from kaggle_llm.training.base_model import ModelKind
+    from kaggle_llm.engines.model_kinds import ModelKind
 
 
 @dataclass

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import polars as pl
     import torch
 
-    from kaggle_llm.training.base_model import ModelKind
+    from kaggle_llm.engines.model_kinds import ModelKind
 
 PROBLEMS = {  # transformers' word for each task
     "classification": "single_label_classification",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from kaggle_llm.training.base_model import ModelKind
+    from kaggle_llm.engines.model_kinds import ModelKind
 
 EVALUATION_BATCH = 16
 

@@ -277,7 +277,7 @@ def score_completions(folder: Path, pairs: Sequence[PreferenceExample], settings
     waiting = list(range(len(pairs)))
     while waiting:
         lengths = [len(pairs[i]) - len(pairs[i].prompt) for i in waiting]
-        count = max(1, within_budget(lengths, settings.batch_tokens))
+        count = max(1, within_budget(lengths, settings.tokens))
         with torch.inference_mode():
             sums = sum_logprobs(model, [pairs[i] for i in waiting[:count]])
         scores[waiting[:count]] = sums.double().cpu().numpy()

@@ -15,7 +15,7 @@ from kaggle_llm.training.padding import pad_right
 if TYPE_CHECKING:
     import torch
 
-    from kaggle_llm.training.base_model import ModelKind
+    from kaggle_llm.engines.model_kinds import ModelKind
 
 
 @dataclass

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import polars as pl
     import torch
 
-    from kaggle_llm.training.base_model import ModelKind
+    from kaggle_llm.engines.model_kinds import ModelKind
 
 
 @dataclass(frozen=True)

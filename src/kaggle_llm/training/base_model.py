@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from kaggle_llm.base import paths, processes, records
 from kaggle_llm.base.device import choose_placement
@@ -21,6 +21,7 @@ from kaggle_llm.engines.attention import (
     register_segments,
     takes_segments,
 )
+from kaggle_llm.engines.model_kinds import CLASSES, HEAD_NAMES, ModelKind
 from kaggle_llm.engines.quantised import adaptable, read_quantisation, rounds_activations
 from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.engines.trial import pack_where_possible
@@ -28,15 +29,6 @@ from kaggle_llm.training.settings import LoraSettings, TrainingSettings, resolve
 
 if TYPE_CHECKING:
     import torch
-
-ModelKind = Literal["causal", "sequence", "token", "masked"]
-CLASSES: dict[ModelKind, tuple[str, str]] = {  # transformers' class, PEFT's task type
-    "causal": ("AutoModelForCausalLM", "CAUSAL_LM"),
-    "sequence": ("AutoModelForSequenceClassification", "SEQ_CLS"),
-    "token": ("AutoModelForTokenClassification", "TOKEN_CLS"),
-    "masked": ("AutoModelForMaskedLM", "FEATURE_EXTRACTION"),
-}
-HEAD_NAMES = ["classifier", "score"]  # modules that PEFT trains whole for SEQ_CLS and TOKEN_CLS
 
 
 def load_trainable(

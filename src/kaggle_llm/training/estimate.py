@@ -1,98 +1,35 @@
-"""Estimates the memory and the operations of a training or an inference, without a card and without weights.
-
-The model of a config is built with one layer and with two, and run forward and backward on torch's fake tensors, which
-have sizes but no memory: what lives at the same time is counted, and so are the operations. Every further layer costs
-what the second one costs. So adapters, heads and architectures are counted as their own code computes them.
-"""
+"""Estimates the memory and the operations of a training, by the trace of its model (engines/footprint.py)."""
 
 from __future__ import annotations
 
-import copy
-import math
-import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
-from kaggle_llm.training.base_model import CLASSES, HEAD_NAMES, ModelKind, attach_adapter
+from kaggle_llm.engines.footprint import (
+    BYTES,
+    GIB,
+    SMALLEST_BATCH,
+    Batch,
+    Estimate,
+    Memory,
+    Trace,
+    count_layers,
+    count_parameters,
+    extrapolate,
+    measure_growth,
+    round_batch,
+    trace,
+)
+from kaggle_llm.engines.model_kinds import ModelKind
+from kaggle_llm.training.base_model import attach_adapter
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 
-if TYPE_CHECKING:
-    import torch
-
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 NF4_BYTES = (
     0.516  # a weight: 4 bits, an 8-bit scale for 64 of them, a 32-bit one for 256 scales (Dettmers et al., 2023)
 )
 GRADIENT_BYTES = 4  # of a trained weight, which is float32
 OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}  # two moments
 STEP_BYTES = 4  # AdamW updates all weights at once: a copy of their size, when no activations are left
-SMALLEST_BATCH, LARGEST_BATCH = 256, 2**14  # tokens of auto: a larger batch makes no card faster
-FIT_LENGTH, FIT_KEPT = 512, 0.25  # of auto's texts: tokens, and the share that is multiplied by the vocabulary
-RESERVE = 0.05  # of what torch allocates: blocks that lie between others, assumed
-UNMASKED = "unmasked"
-UNKNOWN_LAYERS = "its config names no number of layers"
-
-
-@dataclass(frozen=True)
-class Batch:
-    """tokens computed at a time, in texts of `length`, of which `kept` tokens are multiplied by the vocabulary."""
-
-    tokens: int
-    length: int
-    kept: int = 1
-
-    @property
-    def rows(self) -> int:
-        return max(1, self.tokens // self.length)
-
-
-@dataclass(frozen=True)
-class Trace:
-    """Counts of one model and one batch."""
-
-    parameters: float
-    """Weights of the base model."""
-    linear: float
-    """Those of them that qlora quantises."""
-    largest: float
-    """Of one matrix."""
-    trained: float
-    """Weights with a gradient."""
-    activations: float
-    """Largest number of bytes that live beside weights, gradients and optimizer, until the gradient has passed all
-    layers: each layer adds the same."""
-    after: float
-    """The largest number after that, when the embeddings get their gradient."""
-    forward: float
-    """Floating-point operations of the forward pass."""
-    operations: float
-    """Those of forward and backward."""
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes on one card, without CUDA itself."""
-
-    weights: float
-    adapter: float
-    gradients: float
-    optimizer: float
-    activations: float
-
-    @property
-    def total(self) -> float:
-        return float(sum(asdict(self).values()))
-
-
-@dataclass(frozen=True)
-class Estimate:
-    memory: Memory
-    operations: float
-    """Floating-point operations of a token."""
-    parameters: float
 
 
 def estimate_training(
@@ -102,7 +39,7 @@ def estimate_training(
 
     Raises ValueError for a model that cannot be run without its weights' values.
     """
-    short, long = (trace(config, kind, lora, training.dtype, batch, layers) for layers in (1, 2))
+    short, long = (trace_training(config, kind, lora, training.dtype, batch, layers) for layers in (1, 2))
     full, layers = extrapolate(short, long, count_layers(config)), count_layers(config)
     exact = count_parameters(config, kind)
     is_full = lora.method == "full"
@@ -128,265 +65,33 @@ def estimate_training(
     return Estimate(memory, operations / (batch.rows * batch.length), exact)
 
 
-def estimate_inference(config: Any, kind: ModelKind | None, dtype: str, batch: Batch, new: int = 1) -> Estimate:
-    """Of one forward pass; with new > 1 generated tokens the batch's keys and values are kept beside it.
-
-    kind None: an encoder of sentences.
-    """
-    short, long = (trace(config, kind, None, dtype, batch, layers) for layers in (1, 2))
-    full, exact = extrapolate(short, long, count_layers(config)), count_parameters(config, kind)
-    cache = batch.tokens * cache_bytes(config, dtype) if new > 1 else 0.0
-    memory = Memory(exact * BYTES[dtype], 0.0, 0.0, 0.0, full.activations + cache)
-    return Estimate(memory, full.forward / (batch.rows * batch.length), exact)
-
-
 def fit_batch_tokens(config: Any, kind: ModelKind, lora: LoraSettings, training: TrainingSettings, room: float) -> int:
     """The largest power of two of tokens, at most LARGEST_BATCH, whose estimate is within `room` bytes.
 
-    Between two batches memory grows by the same for every token. Raises ValueError where SMALLEST_BATCH does not fit.
+    Raises ValueError where SMALLEST_BATCH does not fit.
     """
-    length = min(FIT_LENGTH, getattr(config.get_text_config(), "max_position_embeddings", FIT_LENGTH))
-    small, large = (
-        estimate_training(config, kind, lora, training, Batch(rows * length, length, int(rows * length * FIT_KEPT)))
-        for rows in (1, 2)
-    )
-    each = (large.memory.total - small.memory.total) / length
-    tokens = length + (room - small.memory.total) / max(each, 1.0)
-    if tokens < SMALLEST_BATCH:
-        needed = small.memory.total - (length - SMALLEST_BATCH) * each
-        sizes = f"{SMALLEST_BATCH} tokens need {needed / 2**30:.1f} GiB, {room / 2**30:.1f} are free"
+    fixed, each = measure_growth(lambda batch: estimate_training(config, kind, lora, training, batch), config)
+    needed = fixed + SMALLEST_BATCH * each
+    if needed > room:
+        sizes = f"{SMALLEST_BATCH} tokens need {needed / GIB:.1f} GiB, {room / GIB:.1f} are free"
         raise ValueError(
             f"training.batch_tokens = auto: {sizes}: set training.gradient_checkpointing=true or lora.method=qlora "
             f"(kaggle-llm plan), or give a number"
         )
-    return int(2 ** math.floor(math.log2(min(tokens, LARGEST_BATCH))))
+    return round_batch((room - fixed) / each)
 
 
-def cache_bytes(config: Any, dtype: str) -> float:
-    """Keys and values of one token: 2 · layers · key/value heads · head size · bytes."""
-    text = config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return float(2 * count_layers(config) * heads * size * BYTES[dtype])
+def trace_training(config: Any, kind: ModelKind, lora: LoraSettings, dtype: str, batch: Batch, layers: int) -> Trace:
+    """Forward and backward pass of the first layers, with the adapter or all weights trained."""
 
+    def prepare(model: Any, counter: Any) -> Any:
+        import torch
 
-def read_shape(folder: Path) -> Any:
-    """The transformers config in a folder; its weights need not be there."""
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(folder, local_files_only=True)
-
-
-def count_layers(config: Any) -> int:
-    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
-    if not layers:
-        raise ValueError(f"model_type = {config.model_type}: {UNKNOWN_LAYERS}")
-    return int(layers)
-
-
-def count_parameters(config: Any, kind: ModelKind | None) -> int:
-    """Of the whole model, tied ones once."""
-    return sum(weight.numel() for weight in build_empty(config, kind, "float32").parameters())
-
-
-def extrapolate(short: Trace, long: Trace, layers: int) -> Trace:
-    """short, long: of a model with one layer and with two."""
-    first, second = asdict(short), asdict(long)
-    return Trace(**{name: first[name] + (layers - 1) * (second[name] - first[name]) for name in first})
-
-
-def build_empty(config: Any, kind: ModelKind | None, dtype: str) -> Any:
-    """The model of a config on the meta device."""
-    import torch
-    import transformers
-
-    maker = getattr(transformers, CLASSES[kind][0] if kind else "AutoModel")
-    transformers.AttentionInterface.register(UNMASKED, attend_unmasked)
-    with torch.device("meta"):
-        return maker.from_config(copy.deepcopy(config), dtype=getattr(torch, dtype), attn_implementation=UNMASKED)
-
-
-def attend_unmasked(*given: Any, attention_mask: Any = None, **options: Any) -> Any:
-    """transformers' attention without padding: on fake tensors it would make a mask, as nobody sees that all are ones.
-
-    given: module, query, key, value, perhaps a mask.
-    """
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    return sdpa_attention_forward(*given[:4], None, **options)
-
-
-def shorten(config: Any, layers: int) -> Any:
-    """The config with its first layers only."""
-    short = copy.deepcopy(config)
-    text = short.get_text_config()
-    text.num_hidden_layers = layers
-    text.pad_token_id = text.pad_token_id or 0  # decoders with a head look for the last token before it
-    if getattr(text, "layer_types", None):
-        text.layer_types = list(text.layer_types)[:layers]
-    return short
-
-
-def trace(
-    config: Any, kind: ModelKind | None, lora: LoraSettings | None, dtype: str, batch: Batch, layers: int
-) -> Trace:
-    """One forward pass of the first layers; with `lora` also the backward pass.
-
-    Raises ValueError where the model's own code asks for a value, as a mixture of experts may do.
-    """
-    import torch
-    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
-
-    is_full = lora is not None and lora.method == "full"
-    model = build_empty(shorten(config, layers), kind, "float32" if is_full else dtype)
-    base = list(model.parameters())
-    linear = list_quantised(model, kind)
-    if lora is not None and not is_full:
-        with torch.device("meta"):
-            model = attach_adapter(model, kind or "causal", replace(lora, method="lora"))
-    fake = FakeTensorMode()
-    move_to_fake(model, fake)
-    model.train(lora is not None)
-    counter = make_counter()
-    if is_full:
+        if lora.method != "full":
+            with torch.device("meta"):
+                return attach_adapter(model, kind, replace(lora, method="lora"))
         embeddings = model.get_input_embeddings()
         embeddings.register_forward_hook(lambda module, given, out: out.register_hook(counter.mark) and None)
-    try:
-        with fake, half_precision(dtype, lora is not None):
-            forward, operations = run_batch(model, kind, batch, lora is not None, counter)
-    except (DataDependentOutputException, DynamicOutputShapeException, NotImplementedError) as error:
-        reason = f"its code needs the values of its weights ({type(error).__name__})"
-        raise ValueError(f"model_type = {config.model_type}: not computed, {reason}") from error
-    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad) if lora else 0
-    sizes = [weight.numel() for weight in base]
-    until, after = (counter.earlier, counter.peak) if counter.earlier else (counter.peak, 0)
-    return Trace(sum(sizes), sum(linear), max(linear, default=0), trained, until, after, forward, operations)
+        return model
 
-
-def list_quantised(model: Any, kind: ModelKind | None) -> list[int]:
-    """Sizes of the matrices that qlora quantises: all linear layers but the vocabulary's and a new head."""
-    import torch
-
-    output = model.get_output_embeddings() if kind in ("causal", "masked") else None
-    return [
-        module.weight.numel()
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not output and name.split(".")[-1] not in HEAD_NAMES
-    ]
-
-
-def move_to_fake(model: Any, fake: Any) -> None:
-    """Replace every weight and buffer by a fake one on the CPU, tied ones by the same."""
-    import torch
-
-    made: dict[int, Any] = {}
-
-    def replace_tensor(tensor: torch.Tensor) -> Any:
-        if id(tensor) not in made:
-            with fake:
-                empty = torch.empty(tensor.shape, dtype=tensor.dtype)
-            is_weight = isinstance(tensor, torch.nn.Parameter)
-            made[id(tensor)] = torch.nn.Parameter(empty, tensor.requires_grad) if is_weight else empty
-        return made[id(tensor)]
-
-    for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
-            tensors.update({name: replace_tensor(tensor) for name, tensor in tensors.items() if tensor is not None})
-
-
-@contextmanager
-def half_precision(dtype: str, is_training: bool) -> Iterator[None]:
-    """As the trainer computes: in autocast. An engine's weights are in its dtype already."""
-    import torch
-
-    autocast = torch.autocast("cpu", dtype=torch.bfloat16) if is_training and dtype != "float32" else nullcontext()
-    with autocast:
-        yield
-
-
-def run_batch(model: Any, kind: ModelKind | None, batch: Batch, is_training: bool, counter: Any) -> tuple[float, float]:
-    """Operations of the forward pass, and of it with the backward pass. Gradients are freed as soon as they are made.
-
-    counter: counts the bytes; it stands inside the other, which takes products apart.
-    """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    ids = torch.zeros((batch.rows, batch.length), dtype=torch.long)
-    options: dict[str, Any] = {"input_ids": ids, "attention_mask": None if kind == "causal" else torch.ones_like(ids)}
-    if kind == "causal":
-        kept = max(1, min(batch.kept // batch.rows, batch.length))
-        options |= {"logits_to_keep": kept, "use_cache": False}
-    for weight in model.parameters():
-        if weight.requires_grad and is_training:
-            weight.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))
-    counts = FlopCounterMode(display=False, custom_mapping=attention_operations())
-    with counts, counter, nullcontext() if is_training else torch.no_grad():
-        out = model(**options)
-        logits = out[0].float()
-        forward = counts.get_total_flops()
-        if is_training:
-            flat = logits.flatten(0, -2)
-            with torch.autocast("cpu", enabled=False):
-                loss = torch.nn.functional.cross_entropy(flat, torch.zeros(len(flat), dtype=torch.long))
-            del out, logits, flat
-            loss.backward()
-    return float(forward), float(counts.get_total_flops())
-
-
-def attention_operations() -> dict[Any, Any]:
-    """torch's counter does not know the CPU's fused attention; half of the products where it is causal."""
-    import torch
-
-    def count(query: Any, key: Any, is_causal: bool) -> float:
-        return 4 * query[0] * query[1] * query[2] * key[2] * query[3] * (0.5 if is_causal else 1)
-
-    def forward(query: Any, key: Any, value: Any, dropout: float = 0.0, is_causal: bool = False, **_: Any) -> float:
-        return count(query, key, is_causal)
-
-    def backward(*args: Any, **_: Any) -> float:
-        return 2.5 * count(args[1], args[2], args[7])  # the products of the forward pass again, and four more
-
-    aten = torch.ops.aten
-    return {
-        aten._scaled_dot_product_flash_attention_for_cpu: forward,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
-    }
-
-
-def make_counter() -> Any:
-    """A dispatch mode whose `peak` is the largest number of bytes of tensors made inside it that live together."""
-    from torch import Tensor
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_map_only
-
-    class LiveBytes(TorchDispatchMode):
-        def __init__(self) -> None:
-            super().__init__()
-            self.live = self.peak = self.earlier = 0
-            self.known: weakref.WeakSet[Any] = weakref.WeakSet()
-
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            for tensor in args:  # a view of a weight is no new memory
-                if isinstance(tensor, Tensor):
-                    self.known.add(tensor.untyped_storage())
-            out = func(*args, **(kwargs or {}))
-            tree_map_only(Tensor, self.count, out)
-            return out
-
-        def count(self, tensor: Tensor) -> None:
-            storage = tensor.untyped_storage()
-            if storage not in self.known:
-                self.known.add(storage)
-                self.live += (size := storage.nbytes())
-                self.peak = max(self.peak, self.live)
-                weakref.finalize(storage, self.free, size)
-
-        def free(self, size: int) -> None:
-            self.live -= size
-
-        def mark(self, _: object) -> None:
-            """From here on `peak` is counted anew; the one until now is `earlier`."""
-            self.earlier, self.peak = max(self.earlier, self.peak), self.live
-
-    return LiveBytes()
+    return trace(config, kind, dtype, batch, layers, prepare, "float32" if lora.method == "full" else None)

@@ -18,13 +18,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast
 from kaggle_llm.base import paths, processes, records
 from kaggle_llm.base.device import describe_device, is_out_of_memory, release_device, trim_heap
 from kaggle_llm.base.fingerprint import hash_code, hash_module_of, plain_value
-from kaggle_llm.training.base_model import (
-    ModelKind,
-    check_quantised,
-    load_trainable,
-    save_trained,
-    unpack_beyond_window,
-)
+from kaggle_llm.engines.model_kinds import ModelKind
+from kaggle_llm.training.base_model import check_quantised, load_trainable, save_trained, unpack_beyond_window
 from kaggle_llm.training.callbacks import make_callbacks
 from kaggle_llm.training.checkpoints import Checkpoints
 from kaggle_llm.training.optimizer import choose_optimizer, group_parameters

@@ -17,7 +17,7 @@ from kaggle_llm.training.settings import TrickSettings
 if TYPE_CHECKING:
     import torch
 
-    from kaggle_llm.training.base_model import ModelKind
+    from kaggle_llm.engines.model_kinds import ModelKind
     from kaggle_llm.training.trainer import Task
 
 LOSS_TRICKS = ("rdrop", "multi_sample_dropout", "label_smoothing", "focal", "class_weight")

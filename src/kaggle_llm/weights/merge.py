@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kaggle_llm.base import paths, records
+from kaggle_llm.engines.model_kinds import CLASSES, HEAD_NAMES
 from kaggle_llm.engines.quantised import read_quantisation
-from kaggle_llm.training.base_model import CLASSES, HEAD_NAMES
 from kaggle_llm.weights.adapter import PREFIX, Adapter, check_trained_on, read_adapter
 from kaggle_llm.weights.checkpoint import Checkpoint, is_float
 from kaggle_llm.weights.shard_writer import Output, copy_tensor, copy_text_files, fill_folder, row_blocks, write_shards
