@@ -295,7 +295,7 @@ def draw_text(rng: random.Random) -> str:
 
 def test_a_config_survives_saving_and_loading_whatever_its_texts(tmp_path: Path) -> None:
     rng = random.Random(0)
-    for text in [*ODD_TEXTS, *(draw_text(rng) for _ in range(300))]:
+    for text in [*ODD_TEXTS, *(draw_text(rng) for _ in range(100))]:
         config = Config(text, Inner(labels=[text, draw_text(rng)]), budgets={text: 1}, pair=(text,))
         save_config(config, tmp_path / "config.yaml")
         assert load_config(tmp_path / "config.yaml", Config) == config

@@ -140,10 +140,10 @@ def run_one_step(model: Any, settings: CrossEncoderSettings, job: Job) -> float:
     ("base", "method"),
     [
         ("pico_encoder", "lora"),
-        ("pico_encoder", "full"),
         ("pico_llm", "lora"),
-        ("pico_llm", "dora"),
-        ("pico_llm", "qlora"),
+        pytest.param("pico_encoder", "full", marks=pytest.mark.slow),
+        pytest.param("pico_llm", "dora", marks=pytest.mark.slow),
+        pytest.param("pico_llm", "qlora", marks=pytest.mark.slow),
     ],
 )
 def test_training_lowers_the_loss_of_the_engines_own_scores(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
 from workspace import ROOT, Workspace, copy_workspace, succeed
 
 GONE = 'raise ModuleNotFoundError("No module named kaggle_llm_demo: it was removed")\n'
 
 
+@pytest.mark.slow
 def test_a_template_without_the_demo_works(bare: Workspace, tmp_path: Path) -> None:
     workspace = copy_workspace(bare, tmp_path / "root")
     source = workspace.root / "src"

@@ -303,9 +303,10 @@ def test_a_shorter_limit_that_was_seen_is_a_warning(tmp_path: Path) -> None:
 
 @needs_vllm
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "accelerator",
-    ["NvidiaRtxPro6000", *(pytest.param(name, marks=pytest.mark.slow) for name in ("NvidiaL4", "NvidiaH100"))],
+    ["NvidiaRtxPro6000", *(pytest.param(name, marks=pytest.mark.release) for name in ("NvidiaL4", "NvidiaH100"))],
 )
 def test_vllm_is_asked_about_each_card(tmp_path: Path, accelerator: str) -> None:
     runtime = load_runtime("t4x2-vllm032", accelerator)
@@ -479,6 +480,7 @@ def test_lists_in_several_orders_and_texts_that_are_written_count() -> None:
 
 
 @needs_vllm
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_vllm_is_asked_about_a_gpu_that_is_not_here(tmp_path: Path) -> None:
     """A group of weights that lies on both cards is refused by vLLM's kernels, and by the sum here."""
@@ -510,6 +512,7 @@ def test_vllm_is_asked_about_a_gpu_that_is_not_here(tmp_path: Path) -> None:
 
 
 @needs_vllm
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_vllm_says_which_scheme_it_takes_for_floats_of_8_and_4_bits(tmp_path: Path) -> None:
     """Eight bits are computed as weights only; mxfp4's floor is above a T4."""

@@ -249,18 +249,20 @@ KINDS = sorted(EDITS)
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("share", range(2))
-def test_one_edit_of_each_kind_costs_what_it_changes(pair: Pair, share: int) -> None:
-    """A clone is run beside every fifth: for one beside each, see the slow tests."""
-    chosen = KINDS[share::2]
-    for place, name in enumerate(chosen, 1):
-        pair.try_edit(name, beside_clone=place % 5 == 0 or place == len(chosen))
+def test_edits_cost_what_they_change(pair: Pair) -> None:
+    """Nothing; behind the model; a model's answers; a training. A clone is run beside the last."""
+    for name in ("comments", "a decision", "the engine"):
+        pair.try_edit(name, beside_clone=False)
+    pair.try_edit("the trainer")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_ten_edits_in_random_order(pair: Pair) -> None:
-    try_random(pair, 10)
+def test_one_edit_of_each_kind_costs_what_it_changes(pair: Pair) -> None:
+    """A clone is run beside every fifth: for one beside each, see the release tests."""
+    pair.rng.shuffle(chosen := [*KINDS])
+    for place, name in enumerate(chosen, 1):
+        pair.try_edit(name, beside_clone=place % 5 == 0 or place == len(chosen))
 
 
 @pytest.mark.release
@@ -268,11 +270,7 @@ def test_ten_edits_in_random_order(pair: Pair) -> None:
 @pytest.mark.parametrize("seed", range(2))
 def test_two_hundred_edits_in_random_order(pair: Pair, seed: int) -> None:
     pair.rng.seed(seed + 1)
-    try_random(pair, 100)
-
-
-def try_random(pair: Pair, count: int) -> None:
-    for _ in range(count):
+    for _ in range(100):
         pair.try_edit(pair.rng.choice(KINDS))
 
 

@@ -232,7 +232,9 @@ def test_what_was_trained_is_what_the_engine_embeds(
     assert weights(tmp_path / "run").keys() == weights(tmp_path / "before").keys()
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+@pytest.mark.parametrize(
+    "method", ["lora", *(pytest.param(method, marks=pytest.mark.slow) for method in ("qlora", "full"))]
+)
 def test_training_brings_pairs_together(pico_llm: Path, tmp_path: Path, method: str) -> None:
     write_untrained(LAST, pico_llm, tmp_path / "before")
     changes = {"epochs": 5, "learning_rate": 3e-3 if method == "full" else 1e-2, "checkpoint_steps": 100}
@@ -339,7 +341,10 @@ def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_loop, "make_callbacks", with_kill)
 
 
-@pytest.mark.parametrize(("step", "checkpoint_steps"), [(1, 2), (3, 1), (4, 1), (5, 2)])
+@pytest.mark.parametrize(
+    ("step", "checkpoint_steps"),
+    [(3, 1), *(pytest.param(*at, marks=pytest.mark.slow) for at in ((1, 2), (4, 1), (5, 2)))],
+)
 def test_a_killed_training_goes_on_and_ends_with_the_same_bits(
     pico_encoder: Path,
     tmp_path: Path,

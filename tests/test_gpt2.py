@@ -179,6 +179,7 @@ def test_it_learns_to_say_what_it_was_taught(gpt2: ModuleType) -> None:
     assert said == [answer for _, answer in taught]
 
 
+@pytest.mark.slow
 def test_it_is_trained_again_where_its_own_files_do_something_else(bare: Workspace, tmp_path: Path) -> None:
     """model.py, which learn.py imports; not for a comment, and not for predict.py, which asks what was learned."""
     workspace = copy_workspace(bare, tmp_path)

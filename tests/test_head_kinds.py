@@ -103,13 +103,13 @@ COLUMNS: dict[type[Competition], Callable[[int], dict[str, str]]] = {  # columns
 }
 KINDS = [
     (Level, "ordinal"),
-    (Level, "regression"),
-    (Level, "classification"),
-    (Violation, "classification"),
     (Ranked, "classification"),
-    (Votes, "classification"),
     (Marks, "regression"),
     (Flags, "multilabel"),
+    pytest.param(Level, "regression", marks=pytest.mark.slow),
+    pytest.param(Level, "classification", marks=pytest.mark.slow),
+    pytest.param(Violation, "classification", marks=pytest.mark.slow),
+    pytest.param(Votes, "classification", marks=pytest.mark.slow),
 ]
 
 

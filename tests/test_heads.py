@@ -102,7 +102,13 @@ def test_each_of_several_targets_counts_in_units_of_its_own_scale(base: str, req
     assert model.config.id2label == {0: "content", 1: "wording"}
 
 
-@pytest.mark.parametrize(("base", "method"), [("pico_encoder", "full"), ("pico_encoder", "lora"), ("pico_llm", "lora")])
+@pytest.mark.parametrize(
+    ("base", "method"),
+    [
+        ("pico_encoder", "lora"),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("pico_encoder", "full"), ("pico_llm", "lora"))),
+    ],
+)
 def test_the_scale_of_the_targets_stays_with_the_head(
     base: str, method: Any, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -169,7 +175,8 @@ def test_a_teacher_is_mixed_in_at_its_temperature(pico_encoder: Path) -> None:
     assert abs(change) > 0.01
 
 
-METHODS = [("pico_encoder", method) for method in ("lora", "qlora", "full")] + [("pico_llm", "dora")]
+METHODS = [("pico_encoder", "lora"), ("pico_encoder", "full")]
+METHODS += [pytest.param(*pair, marks=pytest.mark.slow) for pair in (("pico_encoder", "qlora"), ("pico_llm", "dora"))]
 
 
 @pytest.mark.parametrize(("base", "method"), METHODS)

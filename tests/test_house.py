@@ -180,6 +180,7 @@ def test_the_experiment_rule_can_fail(tmp_path: Path) -> None:
     assert len(experiment_faults(tmp_path)) == 5
 
 
+@pytest.mark.slow
 def test_a_competitors_own_copy_may_hold_what_ours_may_not(tmp_path: Path) -> None:
     """This file, run in a repository with such a copy: loops, helpers, a long train.py, its own name, a path."""
     for name in ("exp", "src", "submission", "tests"):

@@ -178,7 +178,7 @@ def test_the_unigram_rule_by_hand() -> None:
     assert unigram_log_loss([[5, 7], [5, 8]], [example], 10) == pytest.approx(-math.log(3 / 14 * 1 / 14) / 2)
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+@pytest.mark.parametrize("method", ["lora", "full", pytest.param("qlora", marks=pytest.mark.slow)])
 def test_every_method_learns_and_is_merged_into_a_masked_model(
     method: Any, pico_masked: Path, examples: list[MaskedExample], tmp_path: Path
 ) -> None:

@@ -138,7 +138,7 @@ def test_one_process_answers_all_parts_of_a_member(tmp_path: Path) -> None:
     assert len(ensemble.processes) == 2 and len(ensemble.offers) == 2 + 3, "40 rows in parts of 16"
 
 
-@pytest.mark.parametrize("do", ["die", "raise", "exit"])
+@pytest.mark.parametrize("do", ["die", "raise", pytest.param("exit", marks=pytest.mark.slow)])
 def test_a_member_that_dies_costs_its_answers_and_the_next_is_asked(
     tmp_path: Path, do: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,6 +151,7 @@ def test_a_member_that_dies_costs_its_answers_and_the_next_is_asked(
     assert "member 2 of 3 is left out from here on" in said and reason in said
 
 
+@pytest.mark.slow
 def test_a_member_that_hangs_leaves_the_next_its_share_of_the_time(tmp_path: Path) -> None:
     ensemble = make_ensemble(tmp_path, [{}, {"do": "hang"}, {"score": 2.0}], limit=16.0)
     assert ensemble.answer()["scores"].to_list() == [[1.0, 0.5]]

@@ -59,6 +59,7 @@ def test_what_cannot_be_merged_is_one_clear_error(two_seeds: Workspace, words: l
     assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_was_trained_on_the_validated_rows_is_refused(two_seeds: Workspace) -> None:
     succeed(two_seeds.train("exp002_rerank", "--smoke", "folds.validate=[1]", "run=other"))
     done = two_seeds.cli("merge", FIRST, "exp002_rerank--other-smoke")

@@ -246,7 +246,8 @@ def test_whatever_happens_a_valid_submission_lies_there(
     part: int, competitions: dict[int, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     ends = dict.fromkeys(("done", "killed", "crashed", "cut"), 0)
-    for seed in range(200 * part, 200 * (part + 1)):
+    seeds = range(200 * part, 200 * (part + 1)) if part else range(80)
+    for seed in seeds:
         weather = draw_weather(random.Random(seed), trouble=True)
         competition = competitions[weather.rows]
         end, clock, run = predict_in(weather, seed, competition, tmp_path, monkeypatch)
@@ -256,7 +257,7 @@ def test_whatever_happens_a_valid_submission_lies_there(
         ends[end] += 1
         ends["cut"] += bool(run.budget.cuts.total())
         (tmp_path / "submission.csv").unlink()
-    assert all(count >= 10 for count in ends.values()), ends
+    assert all(count >= len(seeds) // 20 for count in ends.values()), ends
 
 
 @pytest.mark.timeout(280)
@@ -264,7 +265,7 @@ def test_without_hangs_the_budget_ends_in_time_by_itself_and_counts_what_it_cut(
     competitions: dict[int, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     cut = 0
-    for seed in range(150):
+    for seed in range(80):
         weather = draw_weather(random.Random(seed), trouble=False)
         end, clock, run = predict_in(weather, seed, competitions[weather.rows], tmp_path, monkeypatch)
         assert end == "done" and clock.now < LIMIT, (seed, weather)
@@ -272,7 +273,7 @@ def test_without_hangs_the_budget_ends_in_time_by_itself_and_counts_what_it_cut(
         if work * weather.members < 0.8 * LIMIT:
             assert not run.budget.cuts.total(), (seed, weather, "there was time for all")
         cut += bool(run.budget.cuts.total())
-    assert cut >= 10
+    assert cut >= 5
 
 
 @pytest.mark.parametrize("spare", [False, True])

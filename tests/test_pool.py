@@ -215,6 +215,7 @@ def test_killed_workers_are_replaced_and_nothing_is_missing(
     assert len({worker.pid for worker in after} - {worker.pid for worker in before}) == lost
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_replaced(
     engine: Engine, pico_llm: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,7 +413,7 @@ worker.main(int(sys.argv[1]), json.loads(sys.argv[2]))
 """
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_worker_ends_where_a_process_of_its_engine_is_killed(
     sent: signal.Signals, capfd: pytest.CaptureFixture[str]
 ) -> None:

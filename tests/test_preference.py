@@ -232,7 +232,7 @@ def test_parts_of_any_size_train_the_same(pico_llm: Path, tmp_path: Path, settin
 
 
 @BOTH
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 def test_training_learns_what_is_preferred(
     pico_llm: Path, tmp_path: Path, settings: PreferenceSettings, method: str
 ) -> None:

@@ -152,7 +152,11 @@ def test_each_fault_has_its_message_and_the_same_command_goes_on(
     assert held_by(kaggle, folder) and repeated(kaggle) == 0
 
 
-@pytest.mark.parametrize("kinds", OVERCOME, ids=lambda kinds: "-".join(kinds.values()))
+@pytest.mark.parametrize(
+    "kinds",
+    [OVERCOME[0], *(pytest.param(kinds, marks=pytest.mark.slow) for kinds in OVERCOME[1:])],
+    ids=lambda kinds: "-".join(kinds.values()),
+)
 def test_faults_that_pass_are_waited_for(forked: Path, monkeypatch: pytest.MonkeyPatch, kinds: dict[str, str]) -> None:
     faults = (*(Fault(method, 1, kind) for method, kind in kinds.items()), Fault("ListDatasetFiles", 2, "504"))
     kaggle, folder = Kaggle(faults=faults, execute=finish_well), write_dataset(forked / SLUG)
@@ -225,7 +229,7 @@ def draw_plan(seed: int) -> tuple[Fault, ...]:
 
 @pytest.mark.timeout(280)
 def test_no_plan_of_faults_ends_in_a_wrong_success(forked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    try_plans(range(8), forked, monkeypatch)
+    try_plans(range(4), forked, monkeypatch)
 
 
 @pytest.mark.release

@@ -168,7 +168,10 @@ FAILURES = {
 }
 
 
-@pytest.mark.parametrize("edit", FAILURES)
+FIRST, *OTHERS = FAILURES
+
+
+@pytest.mark.parametrize("edit", [FIRST, *(pytest.param(edit, marks=pytest.mark.slow) for edit in OTHERS)])
 def test_a_failure_leaves_no_folder(
     pico_llm: Path, tmp_path: Path, environment: Callable[[str], None], edit: str
 ) -> None:

@@ -384,6 +384,7 @@ def test_a_model_that_hangs_while_loading_is_loaded_again(start: Start, monkeypa
     assert ask(server, "one more") == [2]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_at_the_end_of_the_time_every_call_is_answered_at_once(start: Start) -> None:
     """A hanging first row takes no more than the time there is, less the reserve."""
@@ -536,6 +537,7 @@ def answer_hidden(kaggle: Path, hidden: pl.DataFrame) -> pl.DataFrame:
     return answers
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_word_problems_are_answered_by_generation_and_votes_in_the_rerun(pico_llm: Path, tmp_path: Path) -> None:
     """The answers of random weights are nonsense; the rows are the hidden ones, and a vote is no fallback."""

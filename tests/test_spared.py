@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ANSWER = """
 import sys
 from pathlib import Path
@@ -28,6 +30,7 @@ assert is_sklearn_available(), "for all others it is there"
 """
 
 
+@pytest.mark.slow
 def test_a_model_answers_without_loading_scikit_learn(pico_llm: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", ANSWER, str(pico_llm)], capture_output=True, text=True, timeout=300, check=False

@@ -71,7 +71,7 @@ def test_a_step_is_a_mean_over_labelled_tokens_not_rows(pico_encoder: Path, tmp_
     assert row["loss"] == pytest.approx(sum(alone) / 38, rel=1e-4)
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+@pytest.mark.parametrize("method", ["lora", "full", pytest.param("qlora", marks=pytest.mark.slow)])
 def test_every_method_learns_its_rows_and_predicts_them_from_a_merged_folder(
     method: Any, pico_encoder: Path, tmp_path: Path
 ) -> None:

@@ -49,6 +49,7 @@ def test_tensorboard_has_the_curve_and_the_settings(pico_llm: Path, tmp_path: Pa
     assert SECRET.encode() not in content(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_wandb_offline_has_the_curve_and_the_settings_and_no_key(pico_llm: Path, tmp_path: Path) -> None:
     folder = train(pico_llm, tmp_path / "adapter", "wandb-offline")

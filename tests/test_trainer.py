@@ -31,7 +31,7 @@ from kaggle_llm.training.optimizer import choose_rate, group_parameters
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 from kaggle_llm.training.trainer import Job, describe_training, fine_tune, keep_within
 
-METHODS = ("lora", "rslora", "dora", "qlora", "full")
+METHODS = ("lora", "full", *(pytest.param(method, marks=pytest.mark.slow) for method in ("rslora", "dora", "qlora")))
 
 
 def make_job(base: Path, folder: Path, seed: int = 0, method: Any = "lora", **changes: Any) -> Job:
@@ -245,7 +245,7 @@ def kill(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
     yield arm
 
 
-@pytest.mark.parametrize("step", [1, 4, 5, 6])
+@pytest.mark.parametrize("step", [5, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 4, 6))])
 def test_killed_between_checkpoints_it_ends_with_the_same_bits(
     pico_llm: Path, tmp_path: Path, kill: Callable[[int], None], capsys: pytest.CaptureFixture[str], step: int
 ) -> None:

@@ -59,7 +59,7 @@ def test_it_stops_after_looks_without_a_lower_loss(pico_llm: Path, tmp_path: Pat
     assert max(count_since_best(dict(list(whole.items())[:n])) for n in range(1, len(stopped))) == 2
 
 
-@pytest.mark.parametrize("step", [4, 5, 9])
+@pytest.mark.parametrize("step", [5, *(pytest.param(step, marks=pytest.mark.slow) for step in (4, 9))])
 def test_killed_it_keeps_the_same_best_step(
     pico_llm: Path,
     tmp_path: Path,

@@ -113,6 +113,7 @@ def test_the_same_pins_are_collected_once(
         make_wheelhouse("tiny")
 
 
+@pytest.mark.slow
 def test_a_second_collection_gives_the_same_bytes_and_downloads_nothing(
     filled: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,6 +127,7 @@ def test_a_second_collection_gives_the_same_bytes_and_downloads_nothing(
     assert "Saved" not in capfd.readouterr().out, "all of it was there"
 
 
+@pytest.mark.slow
 def test_other_pins_are_collected_anew_and_a_failure_leaves_what_was_there(
     filled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,9 +55,9 @@ def questions(prompter: Prompter, tmp_path_factory: pytest.TempPathFactory) -> l
 
 @pytest.fixture(scope="module")
 def prompts(questions: list[list[Prompt]]) -> list[Prompt]:
-    """50 of them, shuffled."""
+    """24 of them, shuffled."""
     asked = [prompt for row in questions for prompt in row]
-    return [asked[i] for i in np.random.default_rng(0).permutation(len(asked))[:50]]
+    return [asked[i] for i in np.random.default_rng(0).permutation(len(asked))[:24]]
 
 
 @pytest.fixture(scope="module")
