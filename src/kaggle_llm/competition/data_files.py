@@ -27,7 +27,7 @@ def list_data_files(folder: Path) -> list[Path]:
 
 
 def find_file(folder: Path, name: str) -> Path:
-    """The file of this name; a name without an ending is that of the only file with one of ENDINGS.
+    """The file of this name; for a name without an ending, the only such file with one of ENDINGS.
 
     Raises FileNotFoundError where there is none, ValueError where there are several.
     """

@@ -1,4 +1,4 @@
-"""Folds: the rows of a class are spread over them, and groups that a hidden test has new ones of stay whole."""
+"""Folds: stratified by class; groups stay whole where a hidden test has new ones."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def split_rows(competition: Competition, train: pl.DataFrame, settings: FoldSett
 
 
 def describe_missing_classes(competition: Competition, train: pl.DataFrame, fold: pl.Series) -> list[str]:
-    """A line for each fold that validates classes of which its training has no row.
+    """A line for each fold whose validation rows have classes that its training rows lack.
 
     None where a competition has no target or new ones, and where most targets occur once, as texts and spans do.
     """

@@ -44,10 +44,10 @@ class RankedItems(Competition):
 
 
 class SeveralItems(RankedItems):
-    """RankedItems of which several can be right for a row, or none: the target's cell holds them between blanks.
+    """RankedItems where a row has several right items, or none: its target's cell lists them between blanks.
 
-    Where they stand in a file of their own, a line for each pair, `pairs` names it. Folds do not keep targets whole,
-    for many tie rows to each other: name a group in the training Table where a hidden test has new ones.
+    `pairs` names a file with a line for each pair, where there is one. Folds keep no targets whole, because shared
+    targets would chain most rows together: name a group in the training Table where a hidden test has new ones.
     """
 
     pairs: ClassVar[tuple[str, str, str]] = ("", "", "")

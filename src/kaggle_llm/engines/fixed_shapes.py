@@ -2,7 +2,7 @@
 
 The order in which a kernel sums depends on the padded length, and on a GPU on the number of rows too. So a prompt is
 padded to a length that follows from its own, and where `fill` asks for it every batch has the number of rows that
-follows from that length: the last one is filled up with rows that nobody reads.
+follows from that length: the last one is filled up with rows that are not read.
 """
 
 from __future__ import annotations

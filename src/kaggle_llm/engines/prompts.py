@@ -72,7 +72,7 @@ class PromptSettings:
 
 
 def check_beginnings(labels: Sequence[Sequence[Any]], texts: Sequence[str]) -> None:
-    """Raises ValueError where a label is the beginning of another: its probability holds that of the longer one.
+    """Raises ValueError where a label is the beginning of another: its probability includes the longer one's.
 
     labels: texts, or token ids of the `texts`.
     """

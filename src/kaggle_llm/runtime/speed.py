@@ -43,7 +43,7 @@ def judge_time(case: Case) -> Iterator[Finding]:
 def throughput(case: Case) -> float | None:
     """Assumed floating-point operations a second of one card; None where nothing is known of it.
 
-    A card whose rate of half precision is not known is taken to have that of float32 at least.
+    Where a card's half-precision rate is not known, its float32 rate is taken.
     """
     accelerator = case.accelerator
     slow = accelerator.float32_flops and facts.FLOAT32_SHARE * accelerator.float32_flops

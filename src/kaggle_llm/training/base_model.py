@@ -89,7 +89,7 @@ def pack_rows(model: Any, base: Path, dtype: str) -> None:
 
 
 def unpack_beyond_window(model: Any, longest: int) -> None:
-    """Train each prompt by itself where examples exceed the model's window of attention, which packed rows lack."""
+    """Stop packing where examples exceed the model's attention window, which packed rows cannot apply."""
     window = getattr(model.config.get_text_config(), "sliding_window", None)
     if window and longest > window and takes_segments(model):
         inner_model(model).set_attn_implementation("sdpa")

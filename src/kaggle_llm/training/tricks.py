@@ -83,7 +83,7 @@ def check_task(task: Task[Any], names: Sequence[str]) -> LogitTask:
 
 
 class Tricked:
-    """A task around another one, which answers what the trick leaves as it is."""
+    """Wraps a task and passes on what the trick does not change."""
 
     def __init__(self, task: LogitTask) -> None:
         self.task, self.kind, self.padded, self.targets = task, task.kind, task.padded, task.targets
