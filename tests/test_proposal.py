@@ -161,11 +161,13 @@ def test_a_key_is_unique_has_every_value_and_is_no_list() -> None:
     assert not is_key(lists, lists) and not is_key(pl.Series(["a", "b"]), lists)
 
 
-def test_several_documents_in_a_target_are_refused(folder: Path) -> None:
-    write_task(folder, [f"d{n % 7} d{n % 5}" for n in range(TRAIN_ROWS)], "d1 d2")
+def test_several_documents_in_a_target_are_several_items(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_task(folder, [f"d{n % 7} d{n % 5 + 2}" for n in range(TRAIN_ROWS)], "d1 d2")
     write_rows(folder / "documents.csv", [{"doc": f"d{n}", "words": f"words {n}"} for n in range(9)])
-    with pytest.raises(ValueError, match=r"the targets are several ids of documents\.csv, such as 'd0 d0': write"):
-        make_proposal(folder)
+    proposal = make_proposal(folder)
+    assert (proposal.form, proposal.cut, proposal.documents) == ("SeveralItems", 2, "documents")
+    assert proposal.metric == "mean_average_precision(2)" and first.choose_source(proposal) == "exp002_rerank"
+    pass_checks(proposal, folder, monkeypatch)
 
 
 def test_labels_that_are_columns_are_answers_to_choose_from(folder: Path) -> None:

@@ -39,6 +39,7 @@ USUAL = {  # form → the metric that is assumed
     "ProbabilityColumns": "auc",
     "RankedItems": "map",
     "RankedLabels": "map",
+    "SeveralItems": "map",
     "Texts": "rougeL",
     "TokenSpans": "token_f1",
 }

@@ -235,10 +235,10 @@ def set_cell(files: Files, values: pl.Series, metric: str, proposal: Proposal) -
     numeric, whole = not numbers.null_count(), bool((numbers == numbers.round()).all())
     few = distinct.len() <= LABELS_AT_MOST and 2 * distinct.len() <= values.len()
     items = cell.split()
-    proposal.document_file = find_document_file(files, distinct)
-    check_items(files, distinct, proposal)
+    single = find_document_file(files, distinct)
+    proposal.document_file = single or find_document_file(files, distinct.str.split(" ").explode().unique())
     if proposal.document_file:
-        proposal.form, proposal.cut = "RankedItems", max(len(items), 1)
+        proposal.form, proposal.cut = "RankedItems" if single else "SeveralItems", max(len(items), 1)
     elif len(items) > 1 and set(items) <= set(distinct):
         is_options = set(distinct) <= set(files.test.columns)
         proposal.form, proposal.cut = "RankedItems" if is_options else "RankedLabels", len(items)
@@ -259,16 +259,6 @@ def set_cell(files: Files, values: pl.Series, metric: str, proposal: Proposal) -
         proposal.form = "Texts"
         if 2 * distinct.len() <= values.len():
             proposal.assumed["form"] = f"a text, of {distinct.len()} different ones; classes are OneLabel with labels"
-
-
-def check_items(files: Files, distinct: pl.Series, proposal: Proposal) -> None:
-    """Raises ValueError for targets that are several ids of documents."""
-    several = distinct.str.split(" ").explode().unique()
-    if not proposal.document_file and (source := find_document_file(files, several)):
-        raise ValueError(
-            f"{files.train_file}: the targets are several ids of {source[0]}, such as {distinct.first()!r}: write the "
-            f"module by hand, RankedItems with a truth() that splits them (docs/competition.md)"
-        )
 
 
 def is_number(cell: str) -> bool:

@@ -150,6 +150,7 @@ def describe(proposal: Proposal) -> str:
         "ProbabilityColumns": "the probability of each label, of which several may be right",
         "RankedItems": f"up to {proposal.cut} items, best first",
         "RankedLabels": f"up to {proposal.cut} labels, best first",
+        "SeveralItems": f"up to {proposal.cut} items, best first, of which several may be right",
         "Texts": "a text",
         "TokenSpans": "labels of tokens",
     }
