@@ -1,7 +1,8 @@
-"""The code in the documents does what they say of it."""
+"""The documents' code does what they say of it; their links, commands and settings exist."""
 
 from __future__ import annotations
 
+import ast
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from kaggle_llm.competition.rankings import make_ranking, top
 from kaggle_llm.inference.cross_fit import cross_fit
 
 ROOT = Path(__file__).resolve().parents[1]
+DOCS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("exp/*.md")]
+DOCS += [*ROOT.glob("src/**/*.md"), *ROOT.glob("tests/**/*.md")]
+TEXT = "\n".join(path.read_text() for path in DOCS)
 
 
 def run_example(file: str, heading: str) -> dict[str, Any]:
@@ -45,3 +49,40 @@ def test_the_decision_of_the_documents_is_fitted_and_applied() -> None:
     decided, shipped, unfitted = cross_fit(decision, scored, truth, {row: row for row in ids}, recall(5))
     assert shipped.value.items == 2 and unfitted == []
     assert decided.apply(scored)["items"].to_list() == [["x", "y"]] * 40
+
+
+def list_anchors(text: str) -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.S), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_to_a_file_and_a_heading(path: Path) -> None:
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", re.sub(r"```.*?```", "", path.read_text(), flags=re.S)):
+        name, _, anchor = link.partition("#")
+        target = path.parent / name if name else path
+        assert target.exists(), f"{path.name}: {link}"
+        assert not anchor or anchor in list_anchors(target.read_text()), f"{path.name}: {link}"
+
+
+def test_every_command_exists() -> None:
+    from kaggle_llm.cli import app
+
+    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    assert set(re.findall(r"kaggle-llm ([a-z]+)", TEXT)) <= known
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert {word for words in re.findall(r"(?:`|^)make ([a-z -]+)", TEXT, re.M) for word in words.split()} <= targets
+
+
+def test_every_setting_exists() -> None:
+    """By name: a field of some settings."""
+    trees = [ast.parse(path.read_text()) for path in (*ROOT.glob("src/**/*.py"), *ROOT.glob("exp/*/predict.py"))]
+    named = {
+        node.target.id
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+    keys = re.findall(r"(?<![\w./])([a-z_]+\.[a-z_.]+)=", TEXT)
+    assert len(keys) > 20 and not [key for key in keys if not {*key.split(".")} <= named | {"vllm"}]
