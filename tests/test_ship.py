@@ -211,7 +211,7 @@ def test_documents_vectors_ship_with_their_encoder_and_the_offline_session_reads
     run = trained.output / "exp001_retrieve--indexed-smoke"
     shipped = json.loads((run / "record.json").read_text())["settings"]["ship"]
     folders = {model["name"]: trained.root / model["folder"] for model in shipped}
-    assert set(folders) == {"encoder", "encoder_index", "decision"}
+    assert set(folders) == {"encoder", "encoder_index", "lexical_index", "decision"}
     vectors = map_vectors(folders["encoder_index"] / VECTORS)
     assert vectors.dtype == "float16" and len(vectors) > 100
     succeed(trained.cli("bundle", run.name))

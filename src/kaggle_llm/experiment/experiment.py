@@ -28,7 +28,7 @@ from kaggle_llm.inference.borrowed import check_held_out, check_member_runs, fin
 from kaggle_llm.inference.cross_fit import DECISION_MODEL
 from kaggle_llm.inference.model import Model, check_folds_match, describe_models, join_folds, replace_model, split_folds
 from kaggle_llm.inference.run import Run, import_predict, score_rows
-from kaggle_llm.inference.vectors import SUFFIX, write_index
+from kaggle_llm.inference.vectors import SUFFIX, link_index, write_index
 from kaggle_llm.weights.parity import report_parity
 from kaggle_llm.weights.soup import untrained_rows
 
@@ -277,7 +277,8 @@ class Experiment:
         return check_folds_match(self._with_decision(models, self.folder))
 
     def _make_indexes(self, models: Sequence[Model]) -> list[Model]:
-        """The documents' vectors by the encoders that ship, of each fold where they differ, as models to ship too."""
+        """The documents' vectors by the encoders that ship, of each fold where they differ, and BM25's index, as models
+        to ship too."""
         made: list[Model] = []
         for fold, own in split_folds(models).items():
             with self.open_run(own) as run:
@@ -291,6 +292,9 @@ class Experiment:
                     step = f"index/{name}" if encoder.fold is None else f"fold{fold}/{name}{SUFFIX}"
                     folder = self.steps.make(step, make, {"dtype": dtype}, inputs)
                     made.append(Model(f"{name}{SUFFIX}", folder, fold=encoder.fold))
+                for name, path in run.artefacts.items():
+                    folder = self.steps.make(f"index/{name}", partial(link_index, source=path), {}, {"index": path})
+                    made.append(Model(f"{name}{SUFFIX}", folder))
         return list(dict.fromkeys(made))
 
     def _own_and_shipped(self, part: Part) -> list[Model]:

@@ -1,13 +1,16 @@
-"""The cache in output/cache/: models' answers and document vectors, for later runs.
+"""The cache in output/cache/: models' answers, document vectors and BM25's indexes, for later runs.
 
-Only training and CV read it. Each file has a note beside it, <key>.json: what it belongs to, and when each run used it.
+Only training and CV read it. Each file or folder has a note beside it, <key>.json: what it belongs to, and when each
+run used it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import re
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ SIZE_UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 
 @dataclass(frozen=True)
 class Entry:
-    """One cached file, with SQLite's files beside it."""
+    """One cached file, with SQLite's files beside it, or one folder."""
 
     note: Path
     model: str
@@ -36,17 +39,31 @@ class Entry:
 
     def remove(self) -> None:
         for path in [*list_beside(self.note), self.note]:
-            path.unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def open_entry(kind: str, about: dict[str, Any], model: Path, run: str, suffix: str) -> Path:
-    """The path of the file described by `about`; notes that `run` uses it. kind: answers or vectors."""
+    """The path of what `about` describes; notes that `run` uses it.
+
+    kind: answers, vectors or lexical. model: what the list shows: a model, or whose documents they are.
+    """
     path = paths.root() / "output" / "cache" / kind / f"{records.hash_json(about)[:32]}{suffix}"
     note = path.with_suffix(".json")
     noted = records.read_json(note) if note.is_file() else {"kind": kind, "model": paths.relative(model), **about}
     noted["runs"] = {**noted.get("runs", {}), run: time.time()}
     records.write_json(note, noted)
     return path
+
+
+def fill_entry(path: Path, make: Callable[[Path], None]) -> None:
+    """The folder of an entry, filled by make(folder) where it is not there yet; another process waits meanwhile."""
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.is_dir():
+            records.make_folder(path, make, lambda _: None)
 
 
 def list_beside(note: Path) -> Iterator[Path]:
@@ -58,7 +75,8 @@ def list_entries() -> list[Entry]:
     entries = []
     for note in sorted((paths.root() / "output" / "cache").glob("*/*.json")):
         about = records.read_json(note)
-        size = sum(path.stat().st_size for path in list_beside(note))
+        files = [file for path in list_beside(note) for file in (path, *path.rglob("*")) if file.is_file()]
+        size = sum(file.stat().st_size for file in files)
         entries.append(Entry(note, about["model"], about["kind"], about["runs"], size))
     return sorted(entries, key=lambda entry: entry.used)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self
 
+from kaggle_llm.base import records
 from kaggle_llm.base.device import describe_device
 from kaggle_llm.competition.competition import Competition
 from kaggle_llm.competition.rankings import average_by_id, check_answer, most_uncertain_first, replace_rows, select_rows
@@ -25,12 +26,12 @@ from kaggle_llm.engines.prompts import Prompt
 from kaggle_llm.engines.sentinel import Sentinel
 from kaggle_llm.inference.answers import AnswerFile, KeepingEngine, describe_answers
 from kaggle_llm.inference.budget import Budget
-from kaggle_llm.inference.cache import open_entry
+from kaggle_llm.inference.cache import fill_entry, open_entry
 from kaggle_llm.inference.cross_fit import DECISION_MODEL, Decided, load_decided
 from kaggle_llm.inference.ensemble import Member, MemberError, open_member
 from kaggle_llm.inference.model import Model, find_model, split_folds
+from kaggle_llm.inference.vectors import ABOUT, hash_documents, keep_vectors, map_vectors, read_index
 from kaggle_llm.inference.vectors import SUFFIX as INDEX_SUFFIX
-from kaggle_llm.inference.vectors import hash_documents, keep_vectors, map_vectors, read_index
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,6 +70,8 @@ class Run:
         """predict.fallback's RANKING of all rows, for those that no model answers."""
         self.embedded: dict[str, tuple[Path, str, str]] = {}
         """With keep_for: encoder → the file of its documents' vectors, the texts' hash and the dtype."""
+        self.artefacts: dict[str, Path] = {}
+        """With keep_for: name → the folder that `artefact` gave, for what ships."""
         self._on_offer = on_offer
         self._engines: dict[str, Engine] = {}
         self._loaded: Any = None
@@ -103,9 +106,29 @@ class Run:
         """
         if self.keep_for:
             return map_vectors(self.keep_documents(name, documents, dtype))
-        index = [model.folder for model in self.models if (model.name, model.member) == (f"{name}{INDEX_SUFFIX}", None)]
-        shipped = read_index(index[0], documents, dtype) if index else None
+        index = self._shipped_index(name)
+        shipped = read_index(index, documents, dtype) if index else None
         return self.engine(name).embed(documents).astype(dtype, copy=False) if shipped is None else shipped
+
+    def artefact(self, name: str, about: Mapping[str, Any], make: Callable[[Path], None]) -> Path | None:
+        """The folder that make(folder) fills, such as an index. about: all that it depends on, as JSON.
+
+        With `keep_for` cached; else the one that ships as <name>_index where that is of the same content; else None.
+        """
+        if self.keep_for:
+            path = open_entry(name, dict(about), self.competition.folder, self.keep_for, ".index")
+            fill_entry(path, make)
+            self.artefacts[name] = path
+            return path
+        index = self._shipped_index(name)
+        if index is None or records.read_json(index / ABOUT) == dict(about):
+            return index
+        print(f"{index.name}: the index is not of these documents and settings: it is made again", flush=True)
+        return None
+
+    def _shipped_index(self, name: str) -> Path | None:
+        shipped = [model for model in self.models if (model.name, model.member) == (f"{name}{INDEX_SUFFIX}", None)]
+        return shipped[0].folder if shipped else None
 
     def keep_documents(self, name: str, documents: Sequence[Prompt], dtype: str) -> Path:
         """The cached file of the documents' vectors by model `name`; noted in `embedded`, for what ships."""

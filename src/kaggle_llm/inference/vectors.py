@@ -88,6 +88,12 @@ def write_index(folder: Path, vectors: Path, documents: str, dtype: str, encoder
     records.write_json(folder / ABOUT, {"documents": documents, "dtype": dtype, "encoder": encoder})
 
 
+def link_index(folder: Path, source: Path) -> None:
+    """The folder that ships, of a cached index that is a folder itself."""
+    for path in sorted(source.iterdir()):
+        records.link_or_copy(path, folder / path.name)
+
+
 def read_index(folder: Path, documents: Sequence[Prompt], dtype: str) -> np.ndarray | None:
     """The shipped vectors; None, with a message, where they are of other documents or in another dtype."""
     about = records.read_json(folder / ABOUT)

@@ -1,19 +1,27 @@
-"""Lexical retrieval: BM25 by bm25s."""
+"""Lexical retrieval: BM25 by bm25s, whose index is kept as bm25s saves it, and memory-mapped."""
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from kaggle_llm.base import records
+from kaggle_llm.base.fingerprint import FROM_TEXTS, hash_code
 from kaggle_llm.base.words import fold_text, split_words
 from kaggle_llm.competition.rankings import make_ranking
+from kaggle_llm.inference.vectors import ABOUT
 from kaggle_llm.retrieval.top_k import find_top
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from kaggle_llm.inference.run import Run
 
 
 @dataclass
@@ -50,23 +58,69 @@ def load_stemmer(language: str) -> Callable[[list[str]], list[str]]:
     return stem
 
 
-class LexicalIndex:
-    """BM25 (Lucene's variant, k1 1.5, b 0.75) of `split_words`, without stop words and stemmed as the settings say."""
+def open_lexical(run: Run, ids: Sequence[str], texts: Sequence[str], words: WordSettings) -> LexicalIndex:
+    """The index of the documents: the run's kept or shipped one, else a new one."""
+    about = describe_index(texts, words)
+    folder = run.artefact("lexical", about, lambda path: LexicalIndex(ids, texts, words).save(path, about))
+    return LexicalIndex(ids, texts, words, folder)
 
-    def __init__(self, ids: Sequence[str], texts: Sequence[str], words: WordSettings | None = None) -> None:
+
+def describe_index(texts: Sequence[str], words: WordSettings) -> dict[str, Any]:
+    """All that an index depends on: texts, settings, versions, and the code that splits words."""
+    packages = ["bm25s", *(["PyStemmer"] if words.stemmer else [])]
+    return {
+        "documents": hash_texts(texts),
+        "words": asdict(words),
+        "versions": {name: version(name) for name in packages},
+        "code": hash_code(__name__, rooms=FROM_TEXTS),
+    }
+
+
+def hash_texts(texts: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        encoded = text.encode("utf-8", "surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.hexdigest()
+
+
+class LexicalIndex:
+    """BM25 (Lucene's variant, k1 1.5, b 0.75) of `split_words`, without stop words and stemmed as the settings say.
+
+    folder: of an index of the same texts that `save` wrote, which is read instead of made.
+    """
+
+    def __init__(
+        self,
+        ids: Sequence[str],
+        texts: Sequence[str],
+        words: WordSettings | None = None,
+        folder: Path | None = None,
+    ) -> None:
         import bm25s
-        from bm25s.tokenization import Tokenized
 
         self.ids, words = list(ids), words or WordSettings()
         self._stop_words = list_stop_words(words.stop_words)
         self._stem = load_stemmer(words.stemmer) if words.stemmer else None
+        self._index = bm25s.BM25.load(folder, mmap=True) if folder else self._make_index(texts)
+
+    def _make_index(self, texts: Sequence[str]) -> Any:
+        import bm25s
+        from bm25s.tokenization import Tokenized
+
         vocabulary: defaultdict[str, int] = defaultdict()
         vocabulary.default_factory = vocabulary.__len__  # a new word gets the next number
         numbers = [[vocabulary[word] for word in self._tokens([text])[0]] for text in texts]
         if not vocabulary:
             raise ValueError(f"none of {len(self.ids)} documents holds a word that can be searched for")
-        self._index = bm25s.BM25(method="lucene")
-        self._index.index(Tokenized(numbers, dict(vocabulary)), show_progress=False)
+        index = bm25s.BM25(method="lucene")
+        index.index(Tokenized(numbers, dict(vocabulary)), show_progress=False)
+        return index
+
+    def save(self, folder: Path, about: Mapping[str, Any]) -> None:
+        """Into a folder; `about` beside it."""
+        self._index.save(folder, show_progress=False)
+        records.write_json(folder / ABOUT, dict(about))
 
     def search(self, ids: Sequence[str], queries: Sequence[str], k: int) -> pl.DataFrame:
         """RANKING of the k best documents for each query; ties, and queries without a known word, keep the documents'

@@ -9,7 +9,7 @@ from kaggle_llm.competition.rankings import ranking_schema
 from kaggle_llm.engines.prompts import fill_template
 from kaggle_llm.retrieval.dense import DenseIndex
 from kaggle_llm.retrieval.fusion import Retrieved, fuse_by_rank, fuse_by_score
-from kaggle_llm.retrieval.lexical import LexicalIndex, WordSettings
+from kaggle_llm.retrieval.lexical import WordSettings, open_lexical
 
 if TYPE_CHECKING:
     import polars as pl
@@ -42,7 +42,8 @@ class RetrievalSettings:
     index_dtype: Literal["float32", "float16"] = "float32"
     """Of the documents' vectors, on disk and in memory; float16 is half as large and moves a cosine by 0.0005."""
     ship_index: bool = False
-    """Ship the documents' vectors with the models, so that the notebook reads them; false: it embeds the documents."""
+    """Ship the documents' vectors and BM25's index with the models, so that the notebook reads them; false: it makes
+    both."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.k <= self.depth:
@@ -58,7 +59,7 @@ class Retriever:
         texts = [fill_template(self.settings.document, row) for row in documents.iter_rows(named=True)]
         self.texts = dict(zip(ids, texts, strict=True))
         """The searched text of each document."""
-        self.lexical = LexicalIndex(ids, texts, self.settings.words)
+        self.lexical = open_lexical(run, ids, texts, self.settings.words)
         self.dense = DenseIndex(run, "encoder", ids, texts, self.settings.max_tokens, self.settings.index_dtype)
 
     def search(self, rows: pl.DataFrame) -> pl.DataFrame:
