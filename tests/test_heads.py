@@ -18,7 +18,7 @@ from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.tasks import heads as ranks
 from kaggle_llm.tasks.distillation import DistillationSettings
 from kaggle_llm.tasks.heads import HeadSettings, ordinal_target
-from kaggle_llm.tasks.heads_training import HeadExample, HeadTask, check_targets, class_target
+from kaggle_llm.tasks.heads_training import HeadExample, HeadTask, check_targets
 from kaggle_llm.training.base_model import load_trainable
 from kaggle_llm.training.optimizer import group_parameters
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
@@ -187,7 +187,8 @@ def test_every_method_learns_its_rows_and_predicts_them_from_a_merged_folder(
     folder, task = request.getfixturevalue(base), HeadTask(CLASSES)
     labels = ["low", "top", "middle", "low", "high", "top"]
     rows = make_rows(6, seed=3)
-    examples = [HeadExample(ids, class_target(label, LABELS)) for ids, label in zip(rows, labels, strict=True)]
+    targets = [tuple(float(label == other) for other in LABELS) for label in labels]
+    examples = [HeadExample(ids, target) for ids, target in zip(rows, targets, strict=True)]
     check_targets(CLASSES, examples)
     training = TrainingSettings(epochs=40, batch=8, learning_rate=1e-2, head_learning_rate=3e-2, warmup=0.0)
     job = Job(folder, tmp_path / "trained", LoraSettings(method=method, r=4, alpha=8), training, seed=0)
@@ -235,11 +236,8 @@ def test_the_config_says_what_each_logit_means(
 
 def test_targets_by_hand() -> None:
     assert [ordinal_target(level, 3) for level in range(3)] == [(0.0, 0.0), (1.0, 0.0), (1.0, 1.0)]
-    assert class_target("high", LABELS) == (0.0, 0.0, 1.0, 0.0)
     with pytest.raises(ValueError, match="level 3: there are 3"):
         ordinal_target(3, 3)
-    with pytest.raises(ValueError, match="target 'hihg' is none of"):
-        class_target("hihg", LABELS)
 
 
 @pytest.mark.parametrize(

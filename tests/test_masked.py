@@ -1,6 +1,5 @@
 """Masks keep BERT's rule and do not depend on what stands beside; the loss is that of the whole computation."""
 
-import math
 import random
 from collections import Counter
 from pathlib import Path
@@ -17,7 +16,6 @@ from kaggle_llm.tasks.masked import (
     make_chunks,
     mask_chunks,
     masked_log_loss,
-    unigram_log_loss,
 )
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 from kaggle_llm.training.trainer import Job, fine_tune
@@ -171,11 +169,6 @@ def test_the_held_out_loss_is_a_mean_over_chosen_tokens(pico_masked: Path, examp
     many = examples * 2  # more than a batch
     expected = sum(literal_loss(model, example) for example in many) / sum(len(example.positions) for example in many)
     assert masked_log_loss(pico_masked, many) == pytest.approx(expected, rel=1e-5)
-
-
-def test_the_unigram_rule_by_hand() -> None:
-    example = MaskedExample((4, 4, 7), (0, 1), (5, 6))  # 5: seen twice of four, 6: never; vocabulary of 10
-    assert unigram_log_loss([[5, 7], [5, 8]], [example], 10) == pytest.approx(-math.log(3 / 14 * 1 / 14) / 2)
 
 
 @pytest.mark.parametrize("method", ["lora", "full", pytest.param("qlora", marks=pytest.mark.slow)])

@@ -19,11 +19,11 @@ from kaggle_llm.competition.spans import (
     WindowSettings,
     _cover,
     bio_tags,
+    find_runs,
     join_tags,
     labels_of,
     parse_item,
     read_tags,
-    spans_of_words,
     windows,
 )
 from kaggle_llm.engines.tokenizer import load_tokenizer
@@ -321,29 +321,23 @@ def test_tokens_that_share_a_character_are_one_unit_from_the_first_ones_start_to
 @pytest.mark.parametrize(
     ("tags", "expected"),
     [
-        ("B-x I-x O B-y", [(0, 4, "x"), (8, 10, "y")]),
-        ("I-x I-x O I-y", [(0, 4, "x"), (8, 10, "y")]),
-        ("B-x B-x I-y I-x", [(0, 1, "x"), (2, 4, "x"), (5, 7, "y"), (8, 10, "x")]),
-        ("O I-a-b I-a-b O", [(2, 7, "a-b")]),
+        ("B-x I-x O B-y", [(0, 1, "x"), (3, 3, "y")]),
+        ("I-x I-x O I-y", [(0, 1, "x"), (3, 3, "y")]),
+        ("B-x B-x I-y I-x", [(0, 0, "x"), (1, 1, "x"), (2, 2, "y"), (3, 3, "x")]),
+        ("O I-a-b I-a-b O", [(1, 2, "a-b")]),
         ("O O O O", []),
     ],
 )
-def test_words_become_a_text_and_spans_with_broken_tags_repaired(
-    tags: str, expected: list[tuple[int, int, str]]
-) -> None:
-    text, spans = spans_of_words(["a", "bc", "de", "fg"], tags.split())
-    assert text == "a bc de fg"
-    assert spans == [Span(*span) for span in expected]
+def test_tags_become_runs_and_broken_ones_are_repaired(tags: str, expected: list[tuple[int, int, str]]) -> None:
+    assert find_runs(tags.split()) == expected
 
 
-def test_words_and_tags_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 words with 1 tags"):
-        spans_of_words(["a", "b"], ["O"])
+def test_unknown_tags_and_empty_spans_are_refused() -> None:
     for tag in ("X-per", "B-", "B", "", "o"):
         with pytest.raises(ValueError, match="there are O, B-TYPE and I-TYPE"):
-            spans_of_words(["a"], [tag])
+            find_runs([tag])
     with pytest.raises(ValueError, match="a span has one character or more"):
-        spans_of_words(["a", ""], ["O", "B-x"])
+        Span(1, 1, "x")
 
 
 def test_an_item_is_read_back() -> None:

@@ -6,6 +6,8 @@ Before, a head that starts at random is the prior, the mean or no span; the marg
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,14 +24,14 @@ from kaggle_llm.engines.prompts import Prompt, encode_texts
 from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.tasks import heads as ranks
 from kaggle_llm.tasks.heads import HeadSettings, ordinal_target
-from kaggle_llm.tasks.heads_training import HeadExample, HeadTask, check_targets, class_target
+from kaggle_llm.tasks.heads_training import HeadExample, HeadTask, check_targets
 from kaggle_llm.tasks.masked import (
+    MaskedExample,
     MaskedSettings,
     MaskedTask,
     make_chunks,
     mask_chunks,
     masked_log_loss,
-    unigram_log_loss,
 )
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 from kaggle_llm.training.trainer import Job, fine_tune
@@ -131,7 +133,7 @@ def test_classification_the_topic_of_a_wrong_answer(tmp_path: Path) -> None:
     texts = [f"{example['Question']} Answer: {example['Incorrect Answer']}" for example in examples]
     side = [example["Misconception ID"] in apart for example in examples]
     rows, settings = encode(texts), HeadSettings("classification", labels)
-    targets = [class_target(example["Topic"], labels) for example in examples]
+    targets = [tuple(float(example["Topic"] == label) for label in labels) for example in examples]
     taught = [HeadExample(row, target) for row, target, held in zip(rows, targets, side, strict=True) if not held]
     check_targets(settings, taught)
     folder = train(HeadTask(settings), taught, tmp_path, epochs=6, batch=8)
@@ -144,6 +146,14 @@ def test_classification_the_topic_of_a_wrong_answer(tmp_path: Path) -> None:
         report(metric.name, metric.score(before, truth), metric.score(after, truth))
     metric = metrics.accuracy()
     assert metric.score(after, truth) > metric.score(before, truth) + 0.15
+
+
+def unigram_log_loss(chunks: list[Prompt], examples: list[MaskedExample], vocabulary: int) -> float:
+    """The loss of a model that knows only each token's frequency in `chunks` (one is added to every count)."""
+    counts = Counter(token for chunk in chunks for token in chunk)
+    total = sum(counts.values()) + vocabulary
+    originals = [token for example in examples for token in example.originals]
+    return -math.fsum(math.log((counts[token] + 1) / total) for token in originals) / len(originals)
 
 
 def test_masked_abstracts_are_read_on(tmp_path: Path) -> None:

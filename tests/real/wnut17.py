@@ -14,7 +14,7 @@ from pathlib import Path
 import polars as pl
 from sources import ROOT, find_source, require
 
-from kaggle_llm.competition.spans import spans_of_words
+from kaggle_llm.competition.spans import Span, find_runs
 from kaggle_llm_demo.files import write_competition
 from kaggle_llm_demo.tags import NAME, NOTHING
 
@@ -46,10 +46,17 @@ def read_messages(path: Path, prefix: str, count: int | None = None) -> pl.DataF
     rows = []
     for number, block in enumerate(blocks):
         pairs = [line.split("\t") for line in block.splitlines()]
-        text, spans = spans_of_words([word for word, _ in pairs], [tag.strip() for _, tag in pairs])
+        text, spans = join_words([word for word, _ in pairs], [tag.strip() for _, tag in pairs])
         cell = " ".join(span.to_item() for span in spans) or NOTHING
         rows.append((f"{prefix}{number:05d}", text, cell, f"{prefix}-block-{number // BLOCK:04d}"))
     return pl.DataFrame(rows, schema=["id", "text", "spans", "source"], orient="row")
+
+
+def join_words(words: list[str], tags: list[str]) -> tuple[str, list[Span]]:
+    """The text, its words between blanks, and its spans."""
+    starts = [sum(len(word) + 1 for word in words[:n]) for n in range(len(words))]
+    runs = find_runs(tags)
+    return " ".join(words), [Span(starts[i], starts[j] + len(words[j]), kind) for i, j, kind in runs]
 
 
 def convert(

@@ -1,4 +1,4 @@
-"""Words or character spans ↔ BIO tags of tokens, for training and prediction of token classification.
+"""Character spans ↔ BIO tags of tokens, for training and prediction of token classification.
 
 A long text is cut into overlapping windows of tokens; in prediction a token's logits are those of the window where it
 is farthest from an edge. Spans that begin and end at token boundaries come back exactly, without white space at their
@@ -50,22 +50,11 @@ def parse_item(item: str) -> Span:
     return Span(int(start), int(end), kind)
 
 
-def spans_of_words(words: Sequence[str], tags: Sequence[str]) -> tuple[str, list[Span]]:
-    """Words with BIO tags → the text (the words joined by blanks) and its spans.
-
-    An I-x that follows neither B-x nor I-x starts a span. Raises ValueError for tags other than O, B-x and I-x.
-    """
-    if len(words) != len(tags):
-        raise ValueError(f"{len(words)} words with {len(tags)} tags: give one tag for each word")
-    offsets, start = [], 0
-    for word in words:
-        offsets.append((start, start + len(word)))
-        start += len(word) + 1
-    return " ".join(words), [Span(offsets[i][0], offsets[j][1], kind) for i, j, kind in find_runs(tags)]
-
-
 def find_runs(tags: Sequence[str]) -> list[tuple[int, int, str]]:
-    """(first, last, type) of every run of BIO tags."""
+    """(first, last, type) of every run of BIO tags; an I-x that follows neither B-x nor I-x starts one.
+
+    Raises ValueError for tags other than O, B-x and I-x.
+    """
     runs: list[tuple[int, int, str]] = []
     for index, tag in enumerate(tags):
         if tag == OUTSIDE:

@@ -44,13 +44,6 @@ class HeadExample:
     """A teacher's scores of the labels (log-probabilities up to a constant); for classification only."""
 
 
-def class_target(label: str, labels: Sequence[str]) -> tuple[float, ...]:
-    """One-hot target of a label; raises ValueError for a label that is not among `labels`."""
-    if label not in labels:
-        raise ValueError(f"target {label!r} is none of the labels {list(labels)}")
-    return tuple(float(label == other) for other in labels)
-
-
 def name_outputs(settings: HeadSettings) -> list[str]:
     """A name for each of the head's logits."""
     if settings.task in ("regression", "multilabel"):

@@ -7,9 +7,7 @@ raise masked.draws for new ones.
 
 from __future__ import annotations
 
-import math
 import random
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -171,11 +169,3 @@ def masked_log_loss(folder: Path, examples: Sequence[MaskedExample], seed: int =
         for start in range(0, len(ordered), EVALUATION_BATCH):
             total += task.loss(model, ordered[start : start + EVALUATION_BATCH]).item()
     return total / sum(task.weight(example) for example in examples)
-
-
-def unigram_log_loss(chunks: Sequence[Prompt], examples: Sequence[MaskedExample], vocabulary: int) -> float:
-    """The loss of a model that knows only each token's frequency in `chunks` (one is added to every count)."""
-    counts = Counter(token for chunk in chunks for token in chunk)
-    total = sum(counts.values()) + vocabulary
-    originals = [token for example in examples for token in example.originals]
-    return -math.fsum(math.log((counts[token] + 1) / total) for token in originals) / len(originals)
