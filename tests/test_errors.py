@@ -41,7 +41,7 @@ def test_what_the_package_refuses_is_one_line_with_its_traceback_in_the_run(work
     done = workspace.train("exp001_retrieve", "--smoke")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert "8 rows asked, 2 rows ranked" in line and "exp001_retrieve--smoke/error.txt" in line
+    assert "8 rows asked, 2 rows ranked" in line and "where: output/exp001_retrieve--smoke/error.txt" in line
     assert "check_answer" in (workspace.output / "exp001_retrieve--smoke" / "error.txt").read_text()
 
 

@@ -49,4 +49,4 @@ def keep_traceback(folder: Path | None, error: BaseException) -> str:
     if folder is None or not folder.is_dir():
         return "--debug shows where"
     (folder / TRACEBACK_FILE).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    return f"where: {folder.name}/{TRACEBACK_FILE}, or --debug"
+    return f"where: {folder.parent.name}/{folder.name}/{TRACEBACK_FILE}, or --debug"
