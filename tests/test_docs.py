@@ -66,6 +66,10 @@ def test_every_link_leads_to_a_file_and_a_heading(path: Path) -> None:
         assert not anchor or anchor in list_anchors(target.read_text()), f"{path.name}: {link}"
 
 
+def test_a_room_says_what_it_does_in_80_lines() -> None:
+    assert not [path for path in ROOT.glob("src/**/README.md") if len(path.read_text().splitlines()) > 80]
+
+
 def test_every_command_exists() -> None:
     from kaggle_llm.cli import app
 
