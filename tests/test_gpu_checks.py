@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from workspace import ROOT
 
 SCRIPT = ROOT / "tests" / "gpu" / "run.py"
@@ -15,7 +16,8 @@ SCRIPT = ROOT / "tests" / "gpu" / "run.py"
 @pytest.fixture
 def checks(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.syspath_prepend(SCRIPT.parent)
+    for folder in (SCRIPT.parents[1], SCRIPT.parent):
+        monkeypatch.syspath_prepend(folder)
     import run
 
     return run
@@ -41,6 +43,32 @@ def test_a_check_is_ok_fails_or_is_skipped_with_the_reason(checks: Any, capsys: 
     ]
     checks.print_outcomes(outcomes)
     assert "figure 1.5" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a card's shapes take minutes: make test-gpu")
+def test_the_throughput_checks_run_on_a_tiny_shape(checks: Any, tmp_path: Path) -> None:
+    import speed
+
+    scored, trained = speed.scoring(tmp_path / "scoring"), speed.training(tmp_path / "training")
+    assert set(scored) == {
+        "matrix_tflops",
+        "0.5B prompts_per_second",
+        "0.5B times padded batches",
+        "0.5B share of the matrix rate",
+    }
+    assert {"0.5B tokens_per_second", "0.5B checkpointing share of the matrix rate"} <= set(trained)
+    assert all(float(figure) > 0 for figure in (*scored.values(), *trained.values()))
+
+
+def test_missed_aims_are_named_on_a_card(checks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import speed
+
+    figures = {"7B share of the matrix rate": 0.4, "0.5B share of the matrix rate": 0.3, "7B times padded batches": 3.5}
+    assert speed.judge(figures) == {}
+    monkeypatch.setattr(speed, "has_gpu", lambda: True)
+    assert speed.judge(figures) == {"aims": "7B share of the matrix rate 0.40 < 0.5"}
+    assert speed.judge({"7B share of the matrix rate": 0.6}) == {"aims": "met"}
 
 
 @pytest.mark.release

@@ -2,7 +2,8 @@
 
 Random Llamas of a few sizes (and SmolLM2-135M-Instruct where it is) are trained for two steps of two parts in float32
 on the CPU, each in a process of its own. Measured is the process's largest resident memory less what it held before,
-after a training of a tiny model. Estimated is training/estimate.py's sum.
+after a training of a tiny model. Estimated is training/estimate.py's sum. AdamW updates all weights at once, as it does
+on a card, with a copy of them.
 """
 
 from __future__ import annotations
@@ -48,12 +49,18 @@ def train_measured(small: Path, base: Path, folder: Path, way: Mapping[str, Any]
     small: a model that is trained before, so that libraries and their buffers are there. Every tensor of 64 KiB and
     more is mapped by itself: else the C library keeps what is free between others, which no card does.
     """
+    import torch
+
     from kaggle_llm.engines.footprint import Batch, read_shape
     from kaggle_llm.tasks.writing_training import CompletionExample, GenerationTask
     from kaggle_llm.training import trainer
     from kaggle_llm.training.estimate import estimate_training
     from kaggle_llm.training.settings import LoraSettings, TrainingSettings
     from kaggle_llm.training.trainer import Job, fine_tune
+
+    class CardAdamW(torch.optim.AdamW):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named, foreach=True)
 
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)
     options = {name: value for name, value in way.items() if name != "method"}
@@ -69,13 +76,12 @@ def train_measured(small: Path, base: Path, folder: Path, way: Mapping[str, Any]
     before = read_status("VmRSS")
     train = trainer.run_trainer
 
-    def train_from_here(
-        *given: Any,
-    ) -> None:  # VmHWM begins anew when the weights are there: loading maps their file too
+    def train_from_here(*given: Any, **named: Any) -> None:
+        """VmHWM begins anew when the weights are there: loading maps their file too."""
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        train(*given)
+        train(*given, **named)
 
-    trainer.run_trainer = train_from_here
+    trainer.run_trainer, trainer.choose_optimizer = train_from_here, lambda name: CardAdamW
     fine_tune(GenerationTask(), examples, Job(base, folder / "measured", lora, training, 0))
     return {"measured_mb": (read_status("VmHWM") - before) / 1e6, "estimated_mb": estimated / 1e6}
 

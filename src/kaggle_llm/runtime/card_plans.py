@@ -186,8 +186,7 @@ def measured_speed(checks: Sequence[Mapping[str, Any]], parameters: float) -> fl
     figures: Mapping[str, Any] = named[0] if named else {}
     shape = "7B" if parameters > 2e9 and "7B share of the matrix rate" in figures else "0.5B"
     share = figures.get(f"{shape} share of the matrix rate")
-    # The check counts 6 operations a parameter; LoRA, which it trains, computes 4: no gradients of frozen matrices.
-    return None if share is None else share * figures["matrix_tflops"] * 1e12 * 4 / 6
+    return None if share is None else share * figures["matrix_tflops"] * 1e12
 
 
 def describe_memory(estimate: Estimate) -> str:

@@ -48,7 +48,8 @@ def estimate_training(
     if training.gradient_checkpointing:
         hidden = config.get_text_config().hidden_size * (4 if is_full else size)
         cast = size * (long.trained - short.trained) if is_full and size < 4 else 0.0
-        activations = short.activations + (layers - 1) * (batch.rows * batch.length * hidden + cast)
+        inputs = layers - 1 if is_full else layers  # above frozen embeddings a layer alone does not keep its input
+        activations = short.activations + inputs * batch.rows * batch.length * hidden + (layers - 1) * cast
         operations += layers * (long.forward - short.forward)
     weights = float(exact * (4 if is_full else size))
     if lora.method == "qlora":
