@@ -574,11 +574,34 @@ def test_a_run_reads_the_index_that_ships_and_embeds_other_documents_again(
     vectors.write_index(root / "index", path, documents, dtype, "hash of the encoder")
     with open_run(model, keep_for="") as run:
         run.models.append(Model("encoder_index", root / "index"))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(run_module, "make_engine", lambda *_: pytest.fail("the model is loaded"))
-            assert np.array_equal(run.embed_documents("encoder", DOCUMENTS, "float16"), expected)
+        asked: list[int] = []
+        engine = run.engine("encoder")
+        embed = engine.embed
+        engine.embed = lambda part: (asked.append(len(part)), embed(part))[1]  # type: ignore[method-assign]
+        assert np.array_equal(run.embed_documents("encoder", DOCUMENTS, "float16"), expected)
+        assert asked == [3], "at most four, to see whether the encoder is the same"
         assert run.embed_documents("encoder", DOCUMENTS[:2], "float16").shape == (2, 32)
         assert "not of these documents" in capsys.readouterr().out
+
+
+def test_an_index_of_another_encoder_is_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    own, other = (row / np.linalg.norm(row, axis=1, keepdims=True) for row in rng.standard_normal((2, 50, 8)))
+    documents = [[n] for n in range(50)]
+    asked: list[list[int]] = []
+
+    def embed(part: Sequence[Prompt]) -> np.ndarray:
+        asked.append([document[0] for document in part])
+        return np.array([own[document[0]] for document in part], dtype=np.float32)
+
+    for name, made, is_used in (("own", own, True), ("other", other, False), ("wide", np.hstack([own, own]), False)):
+        vectors.write_vectors(tmp_path / name, documents, lambda part, made=made: made[: len(part)], "float16")
+        hashed = vectors.hash_documents(documents)
+        vectors.write_index(tmp_path / f"{name}_index", tmp_path / name, hashed, "float16", "hash")
+        read = vectors.read_index(tmp_path / f"{name}_index", documents, "float16", embed)
+        assert (read is not None) == is_used
+        assert ("of another encoder: the documents are embedded again" in capsys.readouterr().out) != is_used
+    assert asked == [[0, 16, 32, 49]] * 3
 
 
 # what is kept, and how it goes ----------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ NO_SYSTEM = (
     "prompt.shared with its text"
 )
 LONG = 8  # characters for a token that is kept: a longer text is cut before it is joined to another
+TEXTS_A_CALL = 1024  # tokenised at a time: a tokenizer's own results take some 200 bytes a token
 MARGIN = 64  # characters beside the kept tokens, so that their words are whole
 
 
@@ -360,10 +361,12 @@ class OptionPrompts(ItemPrompts):
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[Prompt]:
     """Token ids of whole texts for an embedder, special tokens included, cut after `max_tokens`."""
-    if not texts:
-        return []
-    plain = text_tokenizer(tokenizer)
-    return list(plain(list(texts), truncation=True, max_length=max_tokens, split_special_tokens=True)["input_ids"])
+    plain, prompts = text_tokenizer(tokenizer), list[Prompt]()
+    options = {"truncation": True, "max_length": max_tokens}
+    for start in range(0, len(texts), TEXTS_A_CALL):
+        part = list(texts[start : start + TEXTS_A_CALL])
+        prompts += plain(part, split_special_tokens=True, **options)["input_ids"]
+    return prompts
 
 
 def encode_pairs(

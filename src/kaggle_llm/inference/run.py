@@ -107,8 +107,9 @@ class Run:
         if self.keep_for:
             return map_vectors(self.keep_documents(name, documents, dtype))
         index = self._shipped_index(name)
-        shipped = read_index(index, documents, dtype) if index else None
-        return self.engine(name).embed(documents).astype(dtype, copy=False) if shipped is None else shipped
+        embed = self.engine(name).embed
+        shipped = read_index(index, documents, dtype, embed) if index else None
+        return embed(documents).astype(dtype, copy=False) if shipped is None else shipped
 
     def artefact(self, name: str, about: Mapping[str, Any], make: Callable[[Path], None]) -> Path | None:
         """The folder that make(folder) fills, such as an index. about: all that it depends on, as JSON.

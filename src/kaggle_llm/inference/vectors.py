@@ -23,6 +23,7 @@ VECTORS, ABOUT = "vectors.safetensors", "index.json"  # the files of a shipped i
 SUFFIX = "_index"  # of its name, behind the encoder's
 TENSOR = "vectors"
 CODES = {"float32": "F32", "float16": "F16"}  # as safetensors writes them
+CHECKED, LEAST_COSINE = 4, 0.99  # documents of a shipped index that are embedded again, and how near they have to come
 DOCUMENTS_A_PART = 8192  # embedded at a time: beside the file only their vectors are in memory
 
 Embed = Callable[[Sequence[Prompt]], "np.ndarray"]  # prompts → [n, d] vectors of unit length
@@ -94,10 +95,29 @@ def link_index(folder: Path, source: Path) -> None:
         records.link_or_copy(path, folder / path.name)
 
 
-def read_index(folder: Path, documents: Sequence[Prompt], dtype: str) -> np.ndarray | None:
-    """The shipped vectors; None, with a message, where they are of other documents or in another dtype."""
-    about = records.read_json(folder / ABOUT)
-    if (about["documents"], about["dtype"]) == (hash_documents(documents), dtype):
-        return map_vectors(folder / VECTORS)
-    print(f"{folder.name}: the index is not of these documents in {dtype}: they are embedded again", flush=True)
+def read_index(folder: Path, documents: Sequence[Prompt], dtype: str, embed: Embed) -> np.ndarray | None:
+    """The shipped vectors; None, with a message, where they are of other documents, another dtype or another encoder
+    than `embed`."""
+    about, fault = records.read_json(folder / ABOUT), ""
+    if (about["documents"], about["dtype"]) != (hash_documents(documents), dtype):
+        fault = f"not of these documents in {dtype}"
+    elif not has_vectors_of(vectors := map_vectors(folder / VECTORS), documents, embed):
+        fault = "of another encoder"
+    else:
+        return vectors
+    print(f"{folder.name}: the index is {fault}: the documents are embedded again", flush=True)
     return None
+
+
+def has_vectors_of(vectors: np.ndarray, documents: Sequence[Prompt], embed: Embed) -> bool:
+    """Whether `embed` gives a few documents nearly the same vectors, as the same encoder does in any dtype.
+
+    By what it does, not by its files: the same model may lie elsewhere with other files beside it.
+    """
+    import numpy as np
+
+    places = np.unique(np.linspace(0, len(documents) - 1, CHECKED).astype(int)).tolist() if len(documents) else []
+    if not places:
+        return True
+    again = embed([documents[n] for n in places])
+    return again.shape[1] == vectors.shape[1] and bool(((again * vectors[places]).sum(axis=1) >= LEAST_COSINE).all())
