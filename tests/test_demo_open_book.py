@@ -126,6 +126,15 @@ def test_small_competitions_have_the_rows_that_were_asked_for(
     assert [read_csv(tmp_path / f"{name}.csv").height for name in names] == [train_rows, 3, hidden_rows]
 
 
+def test_more_articles_change_no_question_and_answer_none(folder: Path, tmp_path: Path) -> None:
+    build_competition(tmp_path / "input", tmp_path / "hidden", articles=400)
+    for name in ("input/train.csv", "hidden/test.csv", "hidden/solution.csv"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+    few, many = (read_csv(path / "input" / "articles.csv") for path in (folder, tmp_path))
+    assert 400 <= many.height < 403 and many.head(few.height).equals(few)
+    assert many["article_id"].n_unique() == many["text"].n_unique() == many.height
+
+
 def test_a_submission_lists_up_to_three_letters(competition: DemoOpenBook) -> None:
     ids = competition.table("test")["id"].to_list()
     ranking = make_ranking(ids, [["C", "A", "E", "B", "D"]] * 3, [[5.0, 4.0, 3.0, 2.0, 1.0]] * 3)

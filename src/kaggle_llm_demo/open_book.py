@@ -154,17 +154,27 @@ def make_rows(exercises: list[Exercise], prefix: str, first: int, rng: random.Ra
     return frame.select(pl.Series("id", number_rows(prefix, first, len(rows))), *frame.columns)
 
 
+def draw_more(first: int, count: int, seed: int) -> list[Article]:
+    """`count` or a few more articles of families from the number `first` on."""
+    rng = random.Random(f"{seed} more")
+    families = [draw_family(first + number, rng) for number in range(-(-count // FAMILY))]
+    return [article for family in families for article in family]
+
+
 def build_competition(
-    input_dir: Path, hidden_dir: Path, seed: int = 0, train_rows: int = 600, hidden_rows: int = 40
+    input_dir: Path, hidden_dir: Path, seed: int = 0, train_rows: int = 600, hidden_rows: int = 40, articles: int = 0
 ) -> None:
-    """Writes the competition's files to `input_dir` and the hidden test with its solution to `hidden_dir`."""
+    """Writes the competition's files to `input_dir` and the hidden test with its solution to `hidden_dir`.
+
+    articles: at least so many, by families that nothing is asked about.
+    """
     import polars as pl
 
     rng = random.Random(seed)
     asked = hidden_rows + PUBLIC_ROWS
     families = [draw_family(number, rng) for number in range(max(8, -(-(train_rows + asked) // ROWS)))]
-    articles = [article for family in families for article in family]
-    unasked = {article.id for article in rng.sample(articles, round(UNASKED * len(articles)))}
+    told = [article for family in families for article in family]
+    unasked = {article.id for article in rng.sample(told, round(UNASKED * len(told)))}
     exercises = [exercise for family in families for exercise in draw_exercises(family, rng)]
     rng.shuffle(exercises)
     known = [exercise for exercise in exercises if exercise.article.id not in unasked]
@@ -172,7 +182,8 @@ def build_competition(
     new = [exercise for exercise in exercises if exercise.article.id in unasked][: asked // 2]
     tested = rng.sample([*new, *rest[: asked - len(new)]], asked)
     rows = make_rows(tested, "te", 1, rng)
-    table = [(article.id, article.name[0].upper() + article.name[1:], article.text) for article in articles]
+    told += draw_more(len(families), articles - len(told), seed)
+    table = [(article.id, article.name[0].upper() + article.name[1:], article.text) for article in told]
     write_competition(
         input_dir,
         hidden_dir,
