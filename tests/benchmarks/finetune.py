@@ -1,7 +1,7 @@
 """Fine-tuning speed, memory and loss: python tests/benchmarks/finetune.py --json PATH [--rounds 3] [--rows N] [--real]
 
-Every contender trains the same model (SmolLM2-135M-Instruct, LoRA r = 16 on all linear layers, float32) for one epoch
-on the same rows (chat → summary of the generated demo-dialogues; with --real abstract → TLDR of scitldr, see
+Every contender trains the same model (SmolLM2-135M-Instruct, LoRA r = 16 on all linear layers) for one epoch on the
+same rows (chat → summary of the generated demo-dialogues; with --real abstract → TLDR of scitldr, see
 tests/README.md), loss on the summary only, once a round, in turn, always in a process of its own and with the round's
 number as its seed; figures are medians of the rounds (rounds.py). A common clock runs around transformers'
 Trainer.train, so that imports, loading and tokenising do not count; the loss on held-out rows is computed by one
@@ -49,7 +49,7 @@ ROWS, HELD_OUT = 64, 16
 MAX_LENGTH = 512  # tokens of a row; longer ones are not drawn, so that nobody truncates
 BATCH = 8  # rows a step
 AT_A_TIME = 4  # rows that are computed together, where a contender does not choose
-TOKENS = 256  # tokens that are computed together, for the one that counts them
+TOKENS = {"float32": 256, "bfloat16": 512}  # computed together, by the one that counts them: of equal memory
 LEARNING_RATE, WARMUP = 2e-4, 0.1
 RSS_UNITS_PER_MB = 2**20 if sys.platform == "darwin" else 2**10  # getrusage(2): bytes on macOS, else KiB
 
@@ -172,16 +172,16 @@ def check_tokens(dataset: Any, rows: Sequence[Row]) -> None:
 
 
 def train_kaggle_llm(base: Path, rows: Sequence[Row], seed: int, folder: Path) -> None:
-    """This project's trainer; it chooses what is computed together by tokens, not by rows."""
+    """This project's trainer, in bfloat16 where TRL is; it chooses what is computed together by tokens, not by rows."""
     from kaggle_llm.tasks.writing_training import CompletionExample, GenerationTask
     from kaggle_llm.training.settings import LoraSettings, TrainingSettings
     from kaggle_llm.training.trainer import Job, fine_tune
 
     folder.mkdir()
+    dtype = "bfloat16" if has_bfloat16() else "float32"
+    settings = TrainingSettings(dtype=dtype, batch_tokens=TOKENS[dtype])
     examples = [CompletionExample(row.prompt_ids, row.completion_ids) for row in rows]
-    fine_tune(
-        GenerationTask(), examples, Job(base, folder, LoraSettings(), TrainingSettings(batch_tokens=TOKENS), seed)
-    )
+    fine_tune(GenerationTask(), examples, Job(base, folder, LoraSettings(), settings, seed))
 
 
 CONTENDERS: dict[str, Callable[[Path, Sequence[Row], int, Path], None]] = {
@@ -290,6 +290,7 @@ def run_contender(name: str, seed: int, count: int, folder: Path, real: bool) ->
     useful = sum(map(len, rows))
     settings = {**seen.pop("settings"), "torch_threads": torch.get_num_threads()}
     figures = {"tokens_per_second": useful / seen["seconds"], "loss": after, "loss_before": before}
+    figures["tokens_per_processor_second"] = figures["tokens_per_second"] / seen["busy_cores"]  # on a busy machine
     ids = {"train": [row.id for row in rows], "held_out": [row.id for row in held_out]}
     result = {"figures": {**figures, **seen, "useful_tokens": useful}, "settings": settings, "rows": ids}
     records.write_json(folder / "result.json", result)
@@ -315,7 +316,7 @@ def run_benchmark(rounds: int, count: int, real: bool) -> dict[str, Any]:
         name: [{**result["figures"], "load_before": result["load_before"]} for result in own]
         for name, own in results.items()
     }
-    contenders = summarise_rounds(runs, ("tokens_per_second", "peak_rss_mb"))
+    contenders = summarise_rounds(runs, ("tokens_per_second", "tokens_per_processor_second", "peak_rss_mb"))
     return {
         "benchmark": "finetune",
         "machine": describe_machine(),
@@ -335,6 +336,7 @@ def print_benchmark(report: Mapping[str, Any]) -> None:
             contender["name"],
             show_figure(contender, "tokens_per_second"),
             show_ratio(contender, "tokens_per_second"),
+            show_ratio(contender, "tokens_per_processor_second"),
             show_figure(contender, "peak_rss_mb", 0),
             show_ratio(contender, "peak_rss_mb"),
             f"{contender['figures']['loss_before']:.4f}",
@@ -345,7 +347,7 @@ def print_benchmark(report: Mapping[str, Any]) -> None:
         ]
         for contender in report["contenders"]
     ]
-    columns = ("", "useful tokens/s", "kaggle_llm ×", "peak MB", "kaggle_llm ×", "loss before", "after")
+    columns = ("", "useful tokens/s", "kaggle_llm ×", "by processor", "peak MB", "kaggle_llm ×", "loss before", "after")
     useful = report["contenders"][0]["figures"]["useful_tokens"]
     title = f"{useful:.0f} useful tokens in {len(report['rows']['train'])} rows, one epoch"
     print_table(title, (*columns, "steps", "busy cores", "load"), rows)
