@@ -214,11 +214,20 @@ def test_an_adapter_is_refused(pico_llm: Path, tmp_path: Path) -> None:
     refuse(model, "is an adapter: merge it")
 
 
-def test_a_model_with_a_head_is_refused(pico_llm: Path, tmp_path: Path) -> None:
-    model = shutil.copytree(pico_llm, tmp_path / "model")
-    config = records.read_json(model / "config.json")
-    records.write_json(model / "config.json", config | {"architectures": ["LlamaForSequenceClassification"]})
-    refuse(model, "is LlamaForSequenceClassification")
+@pytest.mark.parametrize("pico_head", ["bert-sequence"], indirect=True)
+def test_an_encoder_with_a_head_is_refused(pico_head: Path, tmp_path: Path) -> None:
+    refuse(shutil.copytree(pico_head, tmp_path / "model"), "is BertForSequenceClassification")
+
+
+@pytest.mark.parametrize("pico_head", ["llama-sequence"], indirect=True)
+def test_of_a_causal_model_with_a_head_the_body_is_quantised(
+    pico_head: Path, tmp_path: Path, environment: Callable[[str], None]
+) -> None:
+    environment("config['told'] = job['ignore']")
+    quantize(pico_head, ["a", "b"], PROMPTS, GPTQ, tmp_path / "made", seed=0)
+    told = records.read_json(tmp_path / "made" / "config.json")["told"]
+    layers = list_linear_layers(pico_head, ["lm_head"])
+    assert told == ["lm_head", "score"] and len(layers) == 14 and "score" not in layers
 
 
 def test_a_group_that_does_not_fit_is_refused_before_the_process_starts(pico_llm: Path, tmp_path: Path) -> None:

@@ -126,13 +126,14 @@ def test_vllm_where_it_is_absent_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         resolve_engine(EngineSettings("vllm"))
 
 
-def test_vllm_serves_language_models_and_transformers_the_rest(
+def test_vllm_serves_causal_models_and_transformers_the_rest(
     vllm: Any, pico_llm: Path, pico_encoder: Path, pico_head: Path
 ) -> None:
     settings = EngineSettings("vllm")
     assert isinstance(make_engine(pico_llm, settings), VllmEngine)
-    for other in (pico_encoder, pico_head):
-        assert isinstance(make_engine(other, settings), TransformersEngine)
+    assert isinstance(make_engine(pico_encoder, settings), TransformersEngine)
+    kind = VllmEngine if pico_head.name.startswith("llama") else TransformersEngine
+    assert isinstance(make_engine(pico_head, settings), kind)
 
 
 def save_adapter(folder: Path, **config: Any) -> Path:
@@ -309,7 +310,32 @@ def test_labels_and_prompts_that_do_not_fit_are_refused(vllm: Any, pico_llm: Pat
     assert engine.choices([], [[5], [6]]).shape == (0, 2)
 
 
-def test_vectors_and_heads_are_for_transformers(vllm: Any, pico_llm: Path) -> None:
+@pytest.mark.parametrize(("kind", "task"), [("Sequence", "classify"), ("Token", "token_classify")])
+def test_a_head_is_asked_for_raw_logits_in_sorted_order(vllm: Any, tmp_path: Path, kind: str, task: str) -> None:
+    from safetensors.numpy import save_file
+
+    config = {"architectures": [f"LlamaFor{kind}Classification"], "model_type": "llama"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"score.weight": np.zeros((3, 4), np.float32)}, tmp_path / "model.safetensors")
+    vllm.PoolingParams = SimpleNamespace
+    asked: list[Any] = []
+
+    class Pooler(StandIn):
+        def encode(self, prompts: Sequence[Any], how: Any, pooling_task: str, use_tqdm: bool) -> list[Any]:
+            asked.append((prompts, how.use_activation, pooling_task))
+            return [SimpleNamespace(outputs=SimpleNamespace(data=torch.tensor(p["prompt_token_ids"]))) for p in prompts]
+
+    import torch
+
+    engine = engine_with(Pooler(), tmp_path, dtype="float32")
+    assert [row.tolist() for row in engine.logits([[9, 1], [7], [8]])] == [[9, 1], [7], [8]]
+    assert asked == [([{"prompt_token_ids": ids} for ids in ([7], [8], [9, 1])], False, task)]
+    assert engine._arguments().items() >= {"runner": "pooling", "dtype": "float32"}.items()
+    with pytest.raises(ValueError, match=r"prompt 0 has 11 tokens.* 1 to 10"):
+        engine.logits([[7] * 11])
+
+
+def test_vectors_and_what_has_no_head_are_for_transformers(vllm: Any, pico_llm: Path) -> None:
     engine = engine_with(StandIn(), pico_llm)
     for ask in (engine.embed, engine.logits):
         with pytest.raises(NotImplementedError, match=r"engine.kind=transformers"):

@@ -12,6 +12,7 @@ from kaggle_llm.base import records
 from kaggle_llm.base.device import has_gpu, measure_free_memory
 from kaggle_llm.engines.engine import CPU_BATCH_TOKENS, Engine, EngineSettings, resolve_dtype
 from kaggle_llm.engines.footprint import fit_inference, read_shape, usable_bytes
+from kaggle_llm.engines.linear_head import find_head_kind
 from kaggle_llm.engines.model_kinds import ModelKind
 from kaggle_llm.engines.pool import WorkerPool, assign_gpus, list_visible_gpus
 from kaggle_llm.engines.quantised import read_quantisation
@@ -37,8 +38,8 @@ def resolve_engine(settings: EngineSettings) -> EngineSettings:
 def make_engine(folder: Path, settings: EngineSettings, base: Path | None = None) -> Engine:
     """An engine for the model in `folder`, or for the adapter there on the model in `base`.
 
-    Sentence encoders and models with a head always run on transformers. Runs in worker processes where the settings or
-    the machine's GPUs ask for them, else in this process.
+    What vLLM does not serve here (is_served_by_vllm) runs on transformers whatever the settings say. Runs in worker
+    processes where the settings or the machine's GPUs ask for them, else in this process.
     """
     settings = resolve_engine(settings)
     by_vllm = choose_kind(folder, settings, base) == "vllm"
@@ -95,8 +96,13 @@ def fit_batch(folder: Path, dtype: str, base: Path | None, free: float) -> int:
 
 
 def choose_kind(folder: Path, settings: EngineSettings, base: Path | None = None) -> str:
-    """ "vllm" where the settings ask for it and the model is a language model, else "transformers"."""
-    return "vllm" if settings.kind == "vllm" and is_language_model(folder, base) else "transformers"
+    """ "vllm" where the settings ask for it and it serves the model, else "transformers"."""
+    return "vllm" if settings.kind == "vllm" and is_served_by_vllm(folder, base) else "transformers"
+
+
+def is_served_by_vllm(folder: Path, base: Path | None = None) -> bool:
+    """Whether vLLM serves the model here: a language model, or a whole causal model with a head; no encoder."""
+    return is_language_model(folder, base) or (base is None and find_head_kind(folder) is not None)
 
 
 def is_language_model(folder: Path, base: Path | None = None) -> bool:

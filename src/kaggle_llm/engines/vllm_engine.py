@@ -1,4 +1,4 @@
-"""The engine on vLLM: exact choice scoring and generation.
+"""The engine on vLLM: exact choice scoring, generation, and the heads of causal models.
 
 vLLM spawns processes: a program that uses this engine needs an `if __name__ == "__main__"` guard.
 """
@@ -31,6 +31,7 @@ from kaggle_llm.engines.engine import (
     resolve_dtype,
 )
 from kaggle_llm.engines.generation import keep_structure
+from kaggle_llm.engines.linear_head import find_head_kind
 from kaggle_llm.engines.prompts import Prompt
 from kaggle_llm.engines.quantised import weight_bits
 from kaggle_llm.engines.scoring import score_labels
@@ -53,14 +54,16 @@ VLLM_VARIABLES = {  # environment; read when vLLM is imported, here and in its p
 T4_SETTINGS: dict[str, Any] = {"attention_backend": "TRITON_ATTN", "disable_custom_all_reduce": True}
 T4_VARIABLES = {"NCCL_P2P_DISABLE": "1"}
 CPU_SETTINGS: dict[str, Any] = {"kv_cache_memory_bytes": 2**30}  # by default vLLM takes most of the memory
-ONLY_GENERATES = "{} is served by vLLM, which only generates here: set engine.kind=transformers"
+POOLING_TASKS = {"sequence": "classify", "token": "token_classify"}  # head → vLLM's word
+WAY_OUT = "engine.kind=transformers"
 SHUTDOWN_TIMEOUT = 30.0  # seconds; after vLLM's own 5 its core is killed and leaves its workers running
 
 
 class VllmEngine:
-    """The causal LM in `folder`, or the LoRA adapter there on the model in `base`; vLLM starts at the first call.
+    """The causal model in `folder`, or the LoRA adapter there on the model in `base`; vLLM starts at the first call.
 
-    Raises ValueError for an unknown setting in engine.vllm, and for an adapter without its base.
+    A model with a head answers logits() only, by vLLM's pooling runner; its head computes in float32. Raises ValueError
+    for an unknown setting in engine.vllm, and for an adapter without its base.
     """
 
     def __init__(self, folder: Path, settings: EngineSettings, base: Path | None = None) -> None:
@@ -71,6 +74,7 @@ class VllmEngine:
         check_vllm_dtype(base or folder, settings.dtype)
         check_vllm_head(base or folder)
         self.folder, self.settings, self.base = folder, settings, base
+        self.head = find_head_kind(folder) if base is None else None
 
     def choices(self, prompts: Sequence[Prompt], labels: Sequence[Prompt]) -> np.ndarray:
         """[n, k] log-probabilities of k labels after each prompt, over the full vocabulary.
@@ -116,11 +120,28 @@ class VllmEngine:
 
     def embed(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """Raises NotImplementedError: encoders run on transformers."""
-        raise NotImplementedError(ONLY_GENERATES.format(self.folder))
+        raise NotImplementedError(f"{self.folder} is served by vLLM, which does not embed here: set {WAY_OUT}")
 
     def logits(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
-        """Raises NotImplementedError: heads run on transformers."""
-        raise NotImplementedError(ONLY_GENERATES.format(self.folder))
+        """A head's logits: [labels] of a sequence head, [tokens, labels] of a token head.
+
+        Raises NotImplementedError for a model without a head, and ValueError for non-finite logits.
+        """
+        if self.head is None:
+            raise NotImplementedError(f"{self.folder} is served by vLLM and has no head of its own: set {WAY_OUT}")
+        if not prompts:  # vLLM takes no empty list
+            return []
+        from vllm import PoolingParams
+
+        check_prompt_lengths(prompts, self._llm.model_config.max_model_len, self.folder)
+        order, requests = sort_requests(prompts)
+        task = POOLING_TASKS[self.head]
+        outputs = self._llm.encode(requests, PoolingParams(use_activation=False), pooling_task=task, use_tqdm=False)
+        by_index = {i: output.outputs.data.float().numpy() for i, output in zip(order, outputs, strict=True)}
+        rows = [by_index[i] for i in range(len(prompts))]
+        for row in rows:
+            check_scores_finite(row, self.folder)
+        return rows
 
     def close(self) -> None:
         """End vLLM's processes."""
@@ -173,7 +194,9 @@ class VllmEngine:
     def _arguments(self) -> dict[str, Any]:
         """Arguments of LLM: the engine's own, over engine.vllm, over the machine's defaults."""
         own: dict[str, Any] = {"model": str(self.base or self.folder), "dtype": self.settings.dtype}
-        if has_token_logprobs():
+        if self.head:
+            own |= {"runner": "pooling"}
+        elif has_token_logprobs():
             own |= {"logprobs_mode": "raw_logprobs"}
         else:
             own |= {"logprobs_mode": "processed_logprobs", "max_logprobs": -1}
@@ -192,8 +215,7 @@ class VllmEngine:
         parameters: for all prompts, or one for each.
         """
         check_prompt_lengths(prompts, self._longest, self.folder)
-        order = sorted(range(len(prompts)), key=lambda i: tuple(prompts[i]))
-        requests: list[Any] = [{"prompt_token_ids": list(prompts[i])} for i in order]
+        order, requests = sort_requests(prompts)
         ordered = [parameters[i] for i in order] if isinstance(parameters, Sequence) else parameters
         outputs = self._llm.generate(requests, ordered, use_tqdm=False, lora_request=self._adapter())
         by_index = dict(zip(order, outputs, strict=True))
@@ -205,6 +227,12 @@ class VllmEngine:
         from vllm.lora.request import LoRARequest
 
         return LoRARequest(self.folder.name, 1, str(self.folder))
+
+
+def sort_requests(prompts: Sequence[Prompt]) -> tuple[list[int], list[Any]]:
+    """The prompts as vLLM's requests, sorted for its prefix cache, and the index of each."""
+    order = sorted(range(len(prompts)), key=lambda i: tuple(prompts[i]))
+    return order, [{"prompt_token_ids": list(prompts[i])} for i in order]
 
 
 def prepare_environment() -> None:

@@ -42,7 +42,7 @@ class Case:
         has_vllm = self.runtime.vllm is not None and self.accelerator.count > 0
         return (
             self.engine.kind == "vllm" or (self.engine.kind == "auto" and has_vllm)
-        ) and self.model.is_language_model
+        ) and self.model.is_served_by_vllm
 
     @property
     def accelerator(self) -> Accelerator:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kaggle_llm.base import records
-from kaggle_llm.engines.maker import is_language_model
+from kaggle_llm.engines.maker import is_language_model, is_served_by_vllm
 from kaggle_llm.engines.quantised import read_quantisation
 from kaggle_llm.weights.checkpoint import ELEMENT_BITS, is_float, read_header
 
@@ -109,6 +109,10 @@ class ModelFacts:
     @property
     def is_language_model(self) -> bool:
         return is_language_model(self.folder, self.base)
+
+    @property
+    def is_served_by_vllm(self) -> bool:
+        return is_served_by_vllm(self.folder, self.base)
 
     def number(self, *names: str, default: int | None = None) -> int:
         """The first of these keys that the config has: families name them differently."""

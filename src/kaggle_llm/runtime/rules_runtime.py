@@ -20,10 +20,10 @@ CUDA_13_DRIVER = "580.65.06"
 
 def judge_presence(case: Case) -> Iterator[Finding]:
     """The runtime has the engine that the config names: CV was computed with it."""
-    if case.engine.kind == "vllm" and case.runtime.vllm is None and case.model.is_language_model:
+    if case.engine.kind == "vllm" and case.runtime.vllm is None and case.model.is_served_by_vllm:
         way = "take another --runtime, or train with engine.kind=transformers"
         yield Finding("engine", "refused", f"engine.kind = vllm, and {case.runtime.name} has no vLLM: {way}")
-    elif case.engine.kind == "vllm" and not case.accelerator.count and case.model.is_language_model:
+    elif case.engine.kind == "vllm" and not case.accelerator.count and case.model.is_served_by_vllm:
         way = "set engine.kind=transformers, or engine.accelerator to one with cards"
         yield Finding("engine", "refused", f"engine.kind = vllm on a machine without a GPU; its wheel needs one: {way}")
 

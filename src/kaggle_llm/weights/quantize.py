@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kaggle_llm.base import paths, records
+from kaggle_llm.engines.linear_head import LINEAR_HEAD, find_head_kind
 from kaggle_llm.engines.prompts import Prompt
 from kaggle_llm.engines.quantised import read_quantisation
 from kaggle_llm.weights.checkpoint import INDEX, Checkpoint, is_float
@@ -86,8 +87,11 @@ def check_group_size(model: Path, settings: QuantizeSettings) -> None:
 
 
 def list_linear_layers(model: Path, ignore: Sequence[str] = ()) -> dict[str, int]:
-    """Linear layer that would be quantised → its columns, from the headers of the safetensors files."""
-    columns = {}
+    """Linear layer that would be quantised → its columns, from the headers of the safetensors files.
+
+    A head of labels is none of them: it stays in full precision.
+    """
+    columns, ignore = {}, [*ignore, LINEAR_HEAD]
     for name, tensor in Checkpoint(model).tensors.items():
         layer, _, ending = name.rpartition(".")
         embedding = any(part in layer for part in EMBEDDING_NAMES)
@@ -106,7 +110,7 @@ def quantize(
 ) -> None:
     """Quantise `model` into `folder`, calibrated on `prompts`, one for each of the training rows `ids`.
 
-    `folder` is complete or absent afterwards. Raises ValueError for a source that is no full-precision causal LM, a
+    `folder` is complete or absent afterwards. Raises ValueError for a source that is no full-precision causal model, a
     group size that does not fit, and an unusable result; FileNotFoundError without the environment; RuntimeError with
     its last lines where llm-compressor fails.
     """
@@ -131,7 +135,7 @@ def _fill_quantised(
             "versions": str(versions.absolute()),
             "scheme": settings.scheme,
             "group_size": settings.group_size,
-            "ignore": settings.ignore,
+            "ignore": [*settings.ignore, LINEAR_HEAD] if find_head_kind(model) else settings.ignore,
             "seed": seed,
             "prompts": [list(prompt) for prompt in prompts],
         }
@@ -154,7 +158,7 @@ def _fill_quantised(
 
 
 def check_source(model: Path) -> None:
-    """Raises ValueError for an adapter, quantised weights, and models that are no causal LMs."""
+    """Raises ValueError for an adapter, quantised weights, and models that are not causal."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     name = paths.relative(model)
@@ -165,8 +169,8 @@ def check_source(model: Path) -> None:
     if method:
         raise ValueError(f"{name} is quantised already ({method}): quantise the model that it was made from")
     architectures = config.get("architectures") or ["a model without architectures in its config"]
-    if architectures[0] not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
-        raise ValueError(f"{name} is {architectures[0]}: llm-compressor quantises causal language models here")
+    if architectures[0] not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() and find_head_kind(model) is None:
+        raise ValueError(f"{name} is {architectures[0]}: llm-compressor quantises causal models here")
 
 
 # the worker process -------------------------------------------------------------------------------------------------

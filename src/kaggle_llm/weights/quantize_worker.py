@@ -18,17 +18,19 @@ REPORTED_PACKAGES = ("llmcompressor", "compressed-tensors", "transformers", "tor
 
 
 def main(job: dict[str, Any]) -> None:
+    import transformers
     from llmcompressor import oneshot
-    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
     prepare_library()
-    set_seed(job["seed"])
-    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype="auto", local_files_only=True)
+    transformers.set_seed(job["seed"])
+    (architecture, *_) = transformers.AutoConfig.from_pretrained(job["model"], local_files_only=True).architectures
+    model_class = getattr(transformers, architecture)  # with its head, where it has one
+    model = model_class.from_pretrained(job["model"], dtype="auto", local_files_only=True)
     if getattr(model.config, "attn_logit_softcapping", None) is not None:  # torch's fused attention has no caps
         model.set_attn_implementation("eager")
     oneshot(
         model=model,
-        tokenizer=AutoTokenizer.from_pretrained(job["model"], local_files_only=True),
+        tokenizer=transformers.AutoTokenizer.from_pretrained(job["model"], local_files_only=True),
         dataset=make_loader(job["prompts"]),
         recipe=make_recipe(job),
         num_calibration_samples=len(job["prompts"]),
