@@ -11,20 +11,21 @@ from kaggle_llm.decisions.thresholds import Thresholds, round_levels
 from kaggle_llm.engines.prompts import PromptSettings
 from kaggle_llm.experiment.base_config import BaseConfig
 from kaggle_llm.inference.run import Run
-from kaggle_llm.tasks.heads import Head, HeadTaskSettings, answer_without_model, ask_head, describe_head, load_head
+from kaggle_llm.tasks.heads import Head, PooledHeadSettings, answer_without_model, ask_head, describe_head, load_head
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 
 
 @dataclass(kw_only=True)
 class Config(BaseConfig):
-    head: HeadTaskSettings
+    head: PooledHeadSettings
     prompt: PromptSettings
     lora: LoraSettings = field(default_factory=lambda: LoraSettings("full"))
     training: TrainingSettings
 
 
 def load(run: Run) -> Head:
-    return load_head(run.model("body"), run.config.head.task, run.competition, run.config.prompt)
+    config = run.config
+    return load_head(run.model("body"), config.head.task, run.competition, config.prompt, config.head.pooling)
 
 
 def fallback(rows: pl.DataFrame, run: Run) -> pl.DataFrame:

@@ -6,7 +6,7 @@ A new head starts at random, so its score before training is that of `answer_wit
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 ROWS_A_CHUNK = 64  # at most so many where time is short: the budget is checked between chunks
 HeadKind = Literal["classification", "ordinal", "regression", "multilabel"]
+Pooling = Literal["model", "mean", "last", "attention"]
 
 
 @dataclass
@@ -40,6 +41,13 @@ class HeadTaskSettings:
 
 
 @dataclass
+class PooledHeadSettings(HeadTaskSettings):
+    pooling: Pooling = "model"
+    """What the head reads of a text's hidden states. model: what transformers' own class reads, the first token of an
+    encoder, the last of a causal model. mean, last: of all tokens. attention: their mean by learned weights."""
+
+
+@dataclass
 class HeadSettings:
     task: HeadKind
     labels: list[str] = field(default_factory=list)
@@ -48,6 +56,7 @@ class HeadSettings:
     """Regression and multilabel: a name for each number or label."""
     scales: list[list[float]] = field(default_factory=list)
     """Regression: mean and scale of each target, for a head that answers (target − mean) / scale; []: 0 and 1."""
+    pooling: Pooling = "model"
 
     def __post_init__(self) -> None:
         few = len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)
@@ -106,7 +115,25 @@ class Head:
     def answer(self, rows: pl.DataFrame, engine: Engine) -> pl.DataFrame:
         """RANKING of classes; VALUES of numbers, of probabilities, and of levels before thresholds."""
         prompts = self.prompts(rows)
-        return answer_logits(rows["id"].to_list(), engine.logits(prompts) if prompts else [], self.settings)
+        logits = engine.logits(prompts) if prompts else []
+        if self.settings.pooling != "model":
+            logits = [pool_tokens(row, self.settings.pooling) for row in logits]
+        return answer_logits(rows["id"].to_list(), logits, self.settings)
+
+
+def pool_tokens(tokens: np.ndarray, pooling: Pooling) -> np.ndarray:
+    """[outputs] of the answers [tokens, outputs] that a linear head gives to each token.
+
+    As the head is linear, this is what it answers to the pooled hidden states. attention: Σᵢ softmax(a)ᵢ·zᵢ, where a,
+    the scores of the tokens, is the last output.
+    """
+    if tokens.ndim != 2:
+        raise ValueError(f"logits of shape {tokens.shape}, but head.pooling = {pooling} reads tokens; another model's?")
+    if pooling == "attention":
+        scores = tokens[:, -1].astype(np.float64)
+        weights = np.exp(scores - scores.max())
+        return np.asarray(weights @ tokens[:, :-1] / weights.sum())
+    return np.asarray(tokens[-1] if pooling == "last" else tokens.mean(0, dtype=np.float64))
 
 
 def answer_logits(ids: Sequence[str], logits: Sequence[np.ndarray], settings: HeadSettings) -> pl.DataFrame:
@@ -120,10 +147,11 @@ def answer_logits(ids: Sequence[str], logits: Sequence[np.ndarray], settings: He
     return predict_values(ids, logits, len(settings.targets), settings.scales)
 
 
-def load_head(folder: Path, task: HeadKind, competition: Competition, prompt: PromptSettings) -> Head:
+def load_head(
+    folder: Path, task: HeadKind, competition: Competition, prompt: PromptSettings, pooling: Pooling = "model"
+) -> Head:
     """The head of a model's folder, trained or not."""
-    settings = describe_head(task, competition)
-    settings.scales = read_scales(folder)
+    settings = replace(describe_head(task, competition), scales=read_scales(folder), pooling=pooling)
     return Head(settings, Prompter(load_tokenizer(folder), prompt))
 
 

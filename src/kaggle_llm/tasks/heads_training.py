@@ -16,7 +16,7 @@ import numpy as np
 from kaggle_llm.base import records
 from kaggle_llm.competition.competition import Competition
 from kaggle_llm.tasks.distillation import DistillationSettings, soft_choice_loss
-from kaggle_llm.tasks.heads import Head, HeadSettings, list_targets
+from kaggle_llm.tasks.heads import Head, HeadSettings, Pooling, list_targets
 from kaggle_llm.training.padding import pad_for_head
 from kaggle_llm.training.tricks import TargetKind
 
@@ -93,16 +93,18 @@ class HeadTask:
     the highest. Source: Niu et al., Ordinal Regression with Multiple Output CNN for Age Estimation, 2016, equation 2
     without weights. (CORAL, Cao, Mirjalili, Raschka, 2020, has the same loss but one weight vector for all questions.)
     multilabel: the same of a question "this label?" for each label, its mean over the labels.
+
+    A head with a pooling of its own is transformers' token head, whose answers are pooled (heads.pool_tokens).
     """
 
-    kind: ModelKind = "sequence"
     padded = True
 
     def __init__(self, settings: HeadSettings, distillation: DistillationSettings | None = None) -> None:
         self.settings, self.distillation = settings, distillation or DistillationSettings()
+        self.kind: ModelKind = "sequence" if settings.pooling == "model" else "token"
 
     def config(self) -> dict[str, Any]:
-        names = name_outputs(self.settings)
+        names = name_outputs(self.settings) + ["attention"] * (self.settings.pooling == "attention")
         scales = self.settings.scales
         return {
             "num_labels": len(names),
@@ -126,7 +128,10 @@ class HeadTask:
     def logits(self, model: Any, examples: Sequence[HeadExample]) -> Sequence[torch.Tensor]:
         """[outputs] an example, in float32."""
         rows: torch.Tensor = model(**pad_for_head(model, [example.ids for example in examples])).logits.float()
-        return rows.unbind()
+        if self.kind == "sequence":
+            return rows.unbind()
+        pairs = zip(rows, examples, strict=True)
+        return [pool(row[: len(example.ids)], self.settings.pooling) for row, example in pairs]
 
     def losses(self, logits: Sequence[torch.Tensor], examples: Sequence[HeadExample]) -> torch.Tensor:
         """[examples]; raises ValueError for targets of another width than the head's."""
@@ -151,6 +156,13 @@ class HeadTask:
     def loss(self, model: Any, examples: Sequence[HeadExample]) -> torch.Tensor:
         """Sum over examples."""
         return self.losses(self.logits(model, examples), examples).sum()
+
+
+def pool(tokens: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    """heads.pool_tokens, for training."""
+    if pooling == "attention":
+        return tokens[:, -1].softmax(0) @ tokens[:, :-1]
+    return tokens[-1] if pooling == "last" else tokens.mean(0)
 
 
 def make_head_task(head: Head, competition: Competition, rows: pl.DataFrame) -> HeadTask:
