@@ -79,26 +79,31 @@ def test_every_command_exists() -> None:
     assert {word for words in re.findall(r"(?:`|^)make ([a-z -]+)", TEXT, re.M) for word in words.split()} <= targets
 
 
-def list_fields() -> dict[str, dict[str, str]]:
-    """Class → its fields, with their types as text."""
+def list_fields() -> dict[str, dict[str, set[str]]]:
+    """Class → its fields, with the names of their types; classes of one name, such as Config, are taken as one."""
     trees = [ast.parse(path.read_text()) for path in (*ROOT.glob("src/**/*.py"), *ROOT.glob("exp/*/predict.py"))]
-    classes: dict[str, dict[str, str]] = {}
-    for node in (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
-        fields = [part for part in node.body if isinstance(part, ast.AnnAssign)]
-        classes.setdefault(node.name, {}).update(
-            {ast.unparse(one.target): ast.unparse(one.annotation) for one in fields}
-        )
+    nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    classes: dict[str, dict[str, set[str]]] = {node.name: {} for node in nodes}
+    for node in nodes:
+        for part in (part for part in node.body if isinstance(part, ast.AnnAssign)):
+            types = classes[node.name].setdefault(ast.unparse(part.target), set())
+            types.update(re.findall(r"\w+", ast.unparse(part.annotation)))
+    for node in nodes:  # a base class stands above those that inherit from it
+        inherited = [classes.get(ast.unparse(base), {}) for base in node.bases]
+        classes[node.name] = {
+            name: types for fields in (*inherited, classes[node.name]) for name, types in fields.items()
+        }
     return classes
 
 
-def is_setting(key: str, classes: dict[str, dict[str, str]]) -> bool:
+def is_setting(key: str, classes: dict[str, dict[str, set[str]]]) -> bool:
     fields = classes["Config"] | classes["BaseConfig"]
     for name in key.split("."):
         if name not in fields:
             return False
-        if fields[name].startswith("dict"):
+        if "dict" in fields[name]:
             return True
-        fields = classes.get(fields[name].removesuffix(" | None"), {})
+        fields = {inner: types for kind in fields[name] for inner, types in classes.get(kind, {}).items()}
     return True
 
 

@@ -245,10 +245,10 @@ def test_no_prompt_is_longer_than_the_encoder_reads(
 
 MODULE = "from test_head_kinds import {0}\n\nCOMPETITION = {0}\n"
 SETTINGS: dict[type[Competition], dict[str, Any]] = {  # form → sections of config.yaml, beside its name and prompt
-    Marks: {"head": {"task": "regression"}},
+    Marks: {"head": {"task": "regression", "pooling": "mean"}},
     Votes: {"head": {"task": "classification"}},
     Ranked: {
-        "head": {"task": "classification"},
+        "head": {"task": "classification", "pooling": "attention"},
         "models": {"body": "input/models/SmolLM2-135M-Instruct"},
         "lora": {"method": "lora"},
     },

@@ -15,7 +15,7 @@ from kaggle_llm.engines.maker import make_engine
 from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.tasks import heads
 from kaggle_llm.tasks.heads import Pooling, pool_tokens
-from kaggle_llm.tasks.heads_training import HeadExample, HeadTask, class_target
+from kaggle_llm.tasks.heads_training import HeadExample, HeadTask
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings, TrickSettings
 from kaggle_llm.training.trainer import Job, fine_tune
 from kaggle_llm.training.tricks import apply_tricks, find_head
@@ -105,7 +105,8 @@ def test_a_pooled_head_learns_its_rows_and_predicts_them_from_a_merged_folder(
 ) -> None:
     folder, task = request.getfixturevalue(base), HeadTask(replace(CLASSES, pooling=pooling))
     labels, rows = ["low", "top", "middle", "low", "high", "top"], make_rows(6, seed=3)
-    examples = [HeadExample(ids, class_target(label, LABELS)) for ids, label in zip(rows, labels, strict=True)]
+    targets = [tuple(float(label == other) for other in LABELS) for label in labels]
+    examples = [HeadExample(ids, target) for ids, target in zip(rows, targets, strict=True)]
     training = TrainingSettings(epochs=40, batch=8, learning_rate=1e-2, head_learning_rate=3e-2, warmup=0.0)
     job = Job(folder, tmp_path / "trained", LoraSettings(method=method, r=4, alpha=8), training, seed=0)
     fine_tune(task, examples, job)

@@ -14,7 +14,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -54,7 +54,10 @@ VLLM_VARIABLES = {  # environment; read when vLLM is imported, here and in its p
 T4_SETTINGS: dict[str, Any] = {"attention_backend": "TRITON_ATTN", "disable_custom_all_reduce": True}
 T4_VARIABLES = {"NCCL_P2P_DISABLE": "1"}
 CPU_SETTINGS: dict[str, Any] = {"kv_cache_memory_bytes": 2**30}  # by default vLLM takes most of the memory
-POOLING_TASKS = {"sequence": "classify", "token": "token_classify"}  # head → vLLM's word
+POOLING_TASKS: dict[str, Literal["classify", "token_classify"]] = {  # head → vLLM's word
+    "sequence": "classify",
+    "token": "token_classify",
+}
 WAY_OUT = "engine.kind=transformers"
 SHUTDOWN_TIMEOUT = 30.0  # seconds; after vLLM's own 5 its core is killed and leaves its workers running
 
