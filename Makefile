@@ -80,7 +80,7 @@ first-%: ;
 BESIDE := $(if $(filter exp002_rerank,$(EXP)),exp001_retrieve)$(if $(filter exp007_blend,$(EXP)),exp002_rerank$(if $(SMOKE),,--seed0))
 
 test: models  ## fast tests
-	$(BOTH) 3 --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(BOTH) 4 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: models data vllm  ## whole chains on the real small models, vLLM
 	$(BOTH) 2 -m "slow and not real and not release" $(addprefix --ignore=,$(ALONE))

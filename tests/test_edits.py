@@ -120,7 +120,7 @@ EDITS = {
     "the seed": Edit((f"{EXP}/config.yaml",), put("\nseed: 0", "\nseed: #"), True, True),
     "a helper of the examples": Edit(
         (f"{EXP}/train.py",),
-        put("config.choice.group_size, config.depth", "config.choice.group_size + #, 9"),
+        put("part.truth, size, config.depth", "part.truth, size + #, 9"),
         True,
         True,
     ),
@@ -258,11 +258,17 @@ def test_edits_cost_what_they_change(pair: Pair) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_eight_edits_of_random_kinds_cost_what_they_change(pair: Pair) -> None:
+    """Others with another EDITS_SEED."""
+    for count, name in enumerate(pair.rng.sample(KINDS, 8), 1):
+        pair.try_edit(name, beside_clone=count % 4 == 0)
+
+
+@pytest.mark.release
+@pytest.mark.timeout(1800)
 def test_one_edit_of_each_kind_costs_what_it_changes(pair: Pair) -> None:
-    """A clone is run beside every fifth: for one beside each, see the release tests."""
-    pair.rng.shuffle(chosen := [*KINDS])
-    for place, name in enumerate(chosen, 1):
-        pair.try_edit(name, beside_clone=place % 5 == 0 or place == len(chosen))
+    for name in KINDS:
+        pair.try_edit(name)
 
 
 @pytest.mark.release

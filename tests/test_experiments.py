@@ -137,9 +137,9 @@ def test_what_cannot_be_computed_without_a_model_is_noticed(trained: Workspace) 
 EDITS = {  # of predict.py: what stands there, what takes its place
     "a text": ('"""The weight of the reranker\'s score beside the retrieval\'s rank."""', '"""Said otherwise."""'),
     "post-processing": (
-        "    return Reranked(retrieved, rerank(",
+        "    return loaded.reranker.score(",
         "    retrieved = retrieved.with_columns(pl.col('items', 'scores').list.head(20))\n"
-        "    return Reranked(retrieved, rerank(",
+        "    return loaded.reranker.score(",
     ),
     "the decision": (
         "def decision(",
@@ -280,8 +280,13 @@ def test_two_trained_models_of_a_part_keep_their_own_folders(trained: Workspace,
     exp = trained.root / "exp" / "exp901_two"
     shutil.copytree(trained.root / "exp" / "exp002_rerank", exp)
     train = (exp / "train.py").read_text()
-    learn = '        part.learn("reranker", task, make_groups)\n'
-    second = '        part.learn("second", task, lambda part: make_groups(part)[1:])\n'
+    learn = "        part.loaded.reranker.learn(part, draw_candidates)\n"
+    second = """        from kaggle_llm.tasks.choice_training import ChoiceTask
+        prompts = part.loaded.reranker.prompts
+        task = ChoiceTask(part.config.choice, prompts.prompter.labels)
+        part.learn("second", task, lambda part: prompts.groups(part.train, draw_candidates(part, 4))[1:])
+"""
+    assert learn in train
     (exp / "train.py").write_text(train.replace(learn, learn + second))
     succeed(trained.train("exp901_two", "--smoke", "models.second=input/models/SmolLM2-135M-Instruct", "run=a"))
     fold = trained.output / "exp901_two--a-smoke" / "fold0"

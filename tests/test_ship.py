@@ -146,7 +146,7 @@ def test_the_mean_of_rankings_by_hand() -> None:
 TWO_FOLDS = ("--smoke", "folds.validate=[0,1]")
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(600)
 def test_an_ensemble_of_folds_travels_and_answers_offline(workspace: Workspace, tmp_path: Path) -> None:
     succeed(workspace.train("exp002_rerank", *TWO_FOLDS, "ship=folds", "run=folds"))

@@ -158,9 +158,9 @@ def make_prompts(questions: int, candidates: int) -> dict[str, Any]:
     prompts = [
         prompt
         for row, items in zip(rows.iter_rows(named=True), found["items"], strict=True)
-        for prompt in loaded.prompts.prompts(row, items.to_list())
+        for prompt in loaded.reranker.prompts.prompts(row, items.to_list())
     ]
-    labels = [token for label in loaded.prompts.prompter.labels for token in label]
+    labels = [token for label in loaded.reranker.prompts.prompter.labels for token in label]
     return {"prompts": prompts, "labels": labels, "candidates": candidates}
 
 
