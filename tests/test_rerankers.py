@@ -10,7 +10,7 @@ from light import answer_offline
 from workspace import Workspace, succeed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-SETTINGS = ["windows", pytest.param("both", marks=pytest.mark.release), "cross_encoder"]
+SETTINGS = ["cross_encoder", *(pytest.param(name, marks=pytest.mark.release) for name in ("windows", "both"))]
 
 
 @pytest.mark.parametrize("reranker", SETTINGS)
