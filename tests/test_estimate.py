@@ -19,6 +19,7 @@ from kaggle_llm.engines.footprint import (
     extrapolate,
     fit_inference,
     make_counter,
+    shorten,
 )
 from kaggle_llm.training import estimate as estimates
 from kaggle_llm.training.base_model import attach_adapter
@@ -179,3 +180,15 @@ def test_an_engine_takes_the_largest_power_of_two_whose_estimate_fits(config: Ll
     assert fit_inference(config, "causal", "float32", 60e6 - weights, weights=0) == tokens
     assert fit_inference(config, "causal", "float32", 1.0) == 256
     assert fit_inference(config, "causal", "float32", 1e12) == 2**14
+
+
+def test_experts_and_quantised_weights_are_no_error_where_an_engine_is_made(config: LlamaConfig) -> None:
+    """A CPU's product of experts refuses float16, and Mamba's config has no layer types to cut."""
+    from transformers import MambaConfig, Qwen3MoeConfig
+
+    sizes = {"vocab_size": 400, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+    experts = Qwen3MoeConfig(**sizes, num_key_value_heads=2, num_experts=4, num_experts_per_tok=2)
+    assert fit_inference(experts, "causal", "float16", 1e12) == 2**14
+    packed = config.__class__(**config.to_dict(), quantization_config={"quant_method": "gptq", "bits": 4})
+    assert fit_inference(packed, "causal", "float16", 1e12, weights=1e6) == 2**14
+    assert shorten(MambaConfig(num_hidden_layers=4), 1).num_hidden_layers == 1

@@ -197,7 +197,7 @@ def shorten(config: Any, layers: int) -> Any:
     text = short.get_text_config()
     text.num_hidden_layers = layers
     text.pad_token_id = text.pad_token_id or 0  # decoders with a head look for the last token before it
-    if getattr(text, "layer_types", None):
+    if vars(text).get("layer_types"):
         text.layer_types = list(text.layer_types)[:layers]
     return short
 
@@ -214,11 +214,12 @@ def trace(
     """One forward pass of the first layers; with `prepare`, which makes weights trainable, also the backward pass.
 
     weights: their dtype, where it is not that of the computation. Raises ValueError where the model's own code asks for
-    a value, as a mixture of experts may do.
+    a value, as a mixture of experts may do, or for a card.
     """
-    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
-    model, counter, is_training = build_empty(shorten(config, layers), kind, weights or dtype), make_counter(), False
+    stored = weights or ("float32" if dtype == "float32" else "bfloat16")  # some of a CPU's kernels refuse float16
+    model, counter, is_training = build_empty(shorten(config, layers), kind, stored), make_counter(), False
     base, linear = list(model.parameters()), list_quantised(model, kind)
     if prepare:
         model, is_training = prepare(model, counter), True
@@ -228,8 +229,8 @@ def trace(
     try:
         with fake, half_precision(dtype, is_training):
             forward, operations = run_batch(model, kind, batch, is_training, counter)
-    except (DataDependentOutputException, DynamicOutputShapeException, NotImplementedError) as error:
-        reason = f"its code needs the values of its weights ({type(error).__name__})"
+    except (RuntimeError, TypeError, AttributeError, LookupError) as error:  # torch's own are RuntimeErrors
+        reason = f"its code does not run on tensors without values ({type(error).__name__})"
         raise ValueError(f"model_type = {config.model_type}: not computed, {reason}") from error
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad) if is_training else 0
     sizes = [weight.numel() for weight in base]
