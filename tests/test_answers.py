@@ -19,8 +19,11 @@ import numpy as np
 import pytest
 
 from kaggle_llm.base import records
+from kaggle_llm.engines import texts
 from kaggle_llm.engines.engine import Completion, EngineSettings, LengthError, NonFiniteError, Sampling
 from kaggle_llm.engines.prompts import Prompt
+from kaggle_llm.engines.texts import TextPrompts, encode_texts
+from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.inference import answers, cache, vectors
 from kaggle_llm.inference import run as run_module
 from kaggle_llm.inference.answers import (
@@ -519,6 +522,20 @@ def test_vectors_of_documents_are_made_once_and_mapped(
         again = run.embed_documents("encoder", DOCUMENTS)
     assert np.array_equal(first, again) and isinstance(again, np.memmap) and not again.flags.writeable
     assert len(list_files(root, "vectors")) == 1
+
+
+def test_texts_whose_vectors_are_kept_are_not_tokenised_again(
+    root: Path, pico_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer, documents = Model("encoder", pico_encoder), load_tokenizer(pico_encoder), ["adds digits", "no"]
+    with open_run(model) as run:
+        first = run.embed_documents("encoder", TextPrompts(tokenizer, documents, 16))
+    np.testing.assert_allclose(first, run.engine("encoder").embed(encode_texts(tokenizer, documents, 16)), atol=1e-6)
+    monkeypatch.setattr(texts, "encode_texts", lambda *_: pytest.fail("tokenised"))
+    with open_run(model, keep_for="exp--b") as run:
+        assert np.array_equal(run.embed_documents("encoder", TextPrompts(tokenizer, documents, 16)), first)
+        with pytest.raises(pytest.fail.Exception, match="tokenised"):
+            run.embed_documents("encoder", TextPrompts(tokenizer, documents, 15))
 
 
 def test_vectors_of_other_texts_or_encoders_are_made_and_half_of_them_never_stays(root: Path) -> None:

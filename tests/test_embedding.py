@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from kaggle_llm.engines.engine import EngineSettings
-from kaggle_llm.engines.prompts import encode_texts
+from kaggle_llm.engines.texts import encode_texts
 from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.engines.transformers_engine import TransformersEngine
 from kaggle_llm.retrieval.negatives import MinedPair, NegativeSettings

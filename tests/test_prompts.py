@@ -20,8 +20,8 @@ from kaggle_llm.engines.prompts import (
     Prompter,
     PromptSettings,
     encode_pairs,
-    encode_texts,
 )
+from kaggle_llm.engines.texts import TextPrompts, encode_texts
 from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.tasks.masked import make_chunks
 
@@ -420,3 +420,25 @@ def test_huge_texts_are_cut_in_linear_time(pico_encoder: Path, text: str) -> Non
     tokenizer = load_tokenizer(pico_encoder)
     assert len(encode_pairs(tokenizer, [text], [text], 64)[0]) <= 64
     assert len(encode_texts(tokenizer, [text], 64)[0]) <= 64
+
+
+def test_texts_become_token_ids_when_they_are_asked_for(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = list(HARD_TEXTS.values())
+    whole = encode_texts(tokenizer, documents, 16)
+    monkeypatch.setattr("kaggle_llm.engines.texts.TEXTS_A_CALL", 2)
+    assert encode_texts(tokenizer, documents, 16) == whole and encode_texts(tokenizer, [], 16) == []
+    prompts = TextPrompts(tokenizer, documents, 16)
+    assert (len(prompts), prompts[:], prompts[1], prompts[1:3]) == (len(documents), whole, whole[1], whole[1:3])
+
+
+def test_the_hash_of_texts_needs_no_tokenizer_and_differs_with_each_text_and_the_cut() -> None:
+    several = [
+        (["ab", "c"], 9),
+        (["a", "bc"], 9),
+        (["ab", "c"], 8),
+        (["c", "ab"], 9),
+        (["ab"], 9),
+        (["ab", "c", ""], 9),
+    ]
+    assert len({TextPrompts(None, texts, cut).hash() for texts, cut in several}) == len(several)  # type: ignore[arg-type]
+    assert TextPrompts(None, ["ab"], 9).hash() == TextPrompts(None, ("ab",), 9).hash()  # type: ignore[arg-type]

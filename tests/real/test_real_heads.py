@@ -20,7 +20,8 @@ from kaggle_llm.competition import metrics
 from kaggle_llm.competition.rankings import make_values
 from kaggle_llm.engines.engine import EngineSettings
 from kaggle_llm.engines.maker import make_engine
-from kaggle_llm.engines.prompts import Prompt, encode_texts
+from kaggle_llm.engines.prompts import Prompt
+from kaggle_llm.engines.texts import encode_texts
 from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.tasks import heads as ranks
 from kaggle_llm.tasks.heads import HeadSettings, ordinal_target

@@ -27,7 +27,6 @@ NO_SYSTEM = (
     "prompt.shared with its text"
 )
 LONG = 8  # characters for a token that is kept: a longer text is cut before it is joined to another
-TEXTS_A_CALL = 1024  # tokenised at a time: a tokenizer's own results take some 200 bytes a token
 MARGIN = 64  # characters beside the kept tokens, so that their words are whole
 
 
@@ -357,16 +356,6 @@ class OptionPrompts(ItemPrompts):
 
     def candidate(self, row: Mapping[str, Any], item: str) -> list[int]:
         return self.prompter.candidate({"text": row[item]})
-
-
-def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[Prompt]:
-    """Token ids of whole texts for an embedder, special tokens included, cut after `max_tokens`."""
-    plain, prompts = text_tokenizer(tokenizer), list[Prompt]()
-    options = {"truncation": True, "max_length": max_tokens}
-    for start in range(0, len(texts), TEXTS_A_CALL):
-        part = list(texts[start : start + TEXTS_A_CALL])
-        prompts += plain(part, split_special_tokens=True, **options)["input_ids"]
-    return prompts
 
 
 def encode_pairs(

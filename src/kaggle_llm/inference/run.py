@@ -109,7 +109,7 @@ class Run:
         index = self._shipped_index(name)
         embed = self.engine(name).embed
         shipped = read_index(index, documents, dtype, embed) if index else None
-        return embed(documents).astype(dtype, copy=False) if shipped is None else shipped
+        return embed(documents[:]).astype(dtype, copy=False) if shipped is None else shipped
 
     def artefact(self, name: str, about: Mapping[str, Any], make: Callable[[Path], None]) -> Path | None:
         """The folder that make(folder) fills, such as an index. about: all that it depends on, as JSON.

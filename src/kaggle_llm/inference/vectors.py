@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kaggle_llm.base import records
+from kaggle_llm.base.fingerprint import FROM_TEXTS, hash_code
 from kaggle_llm.engines.prompts import Prompt
+from kaggle_llm.engines.texts import TextPrompts
 from kaggle_llm.inference.cache import open_entry
 
 if TYPE_CHECKING:
@@ -30,8 +33,11 @@ Embed = Callable[[Sequence[Prompt]], "np.ndarray"]  # prompts → [n, d] vectors
 
 
 def hash_documents(documents: Sequence[Prompt]) -> str:
-    """Hash of the token ids."""
+    """Hash of the texts, which need not be tokenised for it; of token ids where they are what is given."""
     import numpy as np
+
+    if isinstance(documents, TextPrompts):
+        return documents.hash()
 
     digest = hashlib.sha256()
     for document in documents:
@@ -46,7 +52,8 @@ def keep_vectors(
 
     encoder: all that they depend on. folder: the encoder's, for the cache's list.
     """
-    about = {**encoder, "documents": hash_documents(documents), "stored": dtype}
+    tokenised = {"code": hash_code("kaggle_llm.engines.texts", rooms=FROM_TEXTS), "tokenizers": version("tokenizers")}
+    about = {**encoder, "documents": hash_documents(documents), "tokenised": tokenised, "stored": dtype}
     path = open_entry("vectors", about, folder, run, ".safetensors")
     if not path.is_file():
         records.write_file(path, lambda temporary: write_vectors(temporary, documents, embed, dtype))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kaggle_llm.competition.rankings import make_ranking
-from kaggle_llm.engines.prompts import Prompt, encode_texts
+from kaggle_llm.engines.texts import TextPrompts
 from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.retrieval.top_k import search_vectors
 
@@ -25,7 +25,7 @@ class DenseIndex:
         self.ids, self._run, self._name = list(ids), run, name
         self._tokenizer = load_tokenizer(run.model(name))
         self.max_tokens = min(max_tokens, self._tokenizer.model_max_length)  # an encoder may take fewer
-        self._documents = run.embed_documents(name, self._encode(texts), dtype)
+        self._documents = run.embed_documents(name, self._prompts(texts), dtype)
 
     def search(self, ids: Sequence[str], queries: Sequence[str], k: int) -> pl.DataFrame:
         """RANKING of the k most similar documents for each query; scores are cosines.
@@ -33,10 +33,10 @@ class DenseIndex:
         A row's candidates are the same alone and among others: a query's vector does not depend on its batch
         (engines/fixed_shapes.py), and its list does not depend on the matrix product that found it (top_k.py).
         """
-        vectors = self._run.engine(self._name).embed(self._encode(queries))
+        vectors = self._run.engine(self._name).embed(self._prompts(queries)[:])
         lists = list(search_vectors(self._documents, vectors, k))
         items = [[self.ids[number] for number in numbers] for numbers, _ in lists]
         return make_ranking(ids, items, [scores.tolist() for _, scores in lists])
 
-    def _encode(self, texts: Sequence[str]) -> list[Prompt]:
-        return encode_texts(self._tokenizer, texts, self.max_tokens)
+    def _prompts(self, texts: Sequence[str]) -> TextPrompts:
+        return TextPrompts(self._tokenizer, texts, self.max_tokens)

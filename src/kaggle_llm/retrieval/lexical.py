@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from kaggle_llm.base import records
 from kaggle_llm.base.fingerprint import FROM_TEXTS, hash_code
 from kaggle_llm.base.words import fold_text, split_words
 from kaggle_llm.competition.rankings import make_ranking
+from kaggle_llm.engines.texts import hash_texts
 from kaggle_llm.inference.vectors import ABOUT
 from kaggle_llm.retrieval.top_k import find_top
 
@@ -74,14 +74,6 @@ def describe_index(texts: Sequence[str], words: WordSettings) -> dict[str, Any]:
         "versions": {name: version(name) for name in packages},
         "code": hash_code(__name__, rooms=FROM_TEXTS),
     }
-
-
-def hash_texts(texts: Sequence[str]) -> str:
-    digest = hashlib.sha256()
-    for text in texts:
-        encoded = text.encode("utf-8", "surrogatepass")
-        digest.update(len(encoded).to_bytes(8, "little") + encoded)
-    return digest.hexdigest()
 
 
 class LexicalIndex:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from kaggle_llm.base import processes, records
 from kaggle_llm.base.fingerprint import hash_code
 from kaggle_llm.engines.model_kinds import ModelKind
-from kaggle_llm.engines.prompts import encode_texts
+from kaggle_llm.engines.texts import encode_texts
 from kaggle_llm.retrieval.negatives import MinedPair, NegativeSettings, mine_negatives, rank_with_right
 from kaggle_llm.training.base_model import attach_adapter, make_loading_options, trainable_parameters
 from kaggle_llm.training.checkpoints import Checkpoints
