@@ -122,7 +122,7 @@ def test_the_loss_is_the_literal_softmax_over_the_batch(
     model, batch = load_embedder(settings, job).eval(), Batch(0, [0, 5, 7, 9, 11])
     negatives = HardNegatives(lambda epoch: mine_epoch(model, CORPUS, PAIRS, settings, job, epoch), tmp_path, True)
     with torch.no_grad():
-        features = encode_batch(model, batch, PAIRS, CORPUS, negatives, 32)
+        features, _ = encode_batch(model, batch, PAIRS, CORPUS, negatives, 32)
         found = make_loss(model, settings, batch_tokens)(features, None).item()
     assert len(features) == (3 if mined is MINED else 2)
     assert found == pytest.approx(literal_loss(pico_encoder, batch, negatives.find(0), 0.1), abs=1e-5)
@@ -143,7 +143,7 @@ def test_a_hard_negative_that_is_right_for_another_query_of_the_batch_is_left_ou
     model = load_embedder(SMALL, job)
     mined = [MinedPair("q0", "d0", ("d1", "d2")), MinedPair("q1", "d1", ("d2", "d3")), MinedPair("q2", "d2", ("d4",))]
     negatives = HardNegatives(lambda epoch: mined, tmp_path, True)
-    _, positives, hard = encode_batch(model, Batch(0, [0, 1]), PAIRS, CORPUS, negatives, 32)
+    (_, positives, hard), _ = encode_batch(model, Batch(0, [0, 1]), PAIRS, CORPUS, negatives, 32)
     for features, items in ((positives, ["d0", "d1"]), (hard, ["d2", "d3"])):
         rows = zip(features["input_ids"], features["attention_mask"], strict=True)
         expected = encode_texts(model.tokenizer, [DOCUMENTS[item] for item in items], 32)
@@ -316,7 +316,7 @@ def test_mining_on_a_quantised_base_leaves_its_gradients_alone(pico_llm: Path, t
     for _ in range(2):
         model.train().zero_grad()
         negatives = HardNegatives(lambda _: [], tmp_path, True)
-        (queries, _) = encode_batch(model, Batch(0, [0, 1, 2]), PAIRS, CORPUS, negatives, 32)
+        (queries, _), _ = encode_batch(model, Batch(0, [0, 1, 2]), PAIRS, CORPUS, negatives, 32)
         model(queries)["sentence_embedding"][:, 0].sum().backward()
         found.append({n: w.grad.clone() for n, w in model.named_parameters() if "lora_B" in n})
         mine_epoch(model, CORPUS, PAIRS, LAST, job, 0)

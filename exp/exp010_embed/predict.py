@@ -9,6 +9,7 @@ import polars as pl
 from kaggle_llm.experiment.base_config import BaseConfig
 from kaggle_llm.inference.run import Run
 from kaggle_llm.retrieval.retriever import RetrievalSettings, Retriever
+from kaggle_llm.tasks.distillation import DistillationSettings
 from kaggle_llm.tasks.embedding import EmbeddingSettings
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 
@@ -17,6 +18,7 @@ from kaggle_llm.training.settings import LoraSettings, TrainingSettings
 class Config(BaseConfig):
     retrieval: RetrievalSettings
     embedding: EmbeddingSettings
+    distillation: DistillationSettings = field(default_factory=DistillationSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
     training: TrainingSettings
 

@@ -11,6 +11,7 @@ from kaggle_llm.experiment.part import Part
 from kaggle_llm.experiment.reports import score_retrieval
 from kaggle_llm.experiment.start import start
 from kaggle_llm.tasks.embedding import fill_embedder
+from kaggle_llm.tasks.embedding_teacher import read_taught
 from kaggle_llm.training.trainer import Job, describe_conditions
 
 
@@ -29,9 +30,10 @@ def learn(part: Part) -> None:
     config, loaded, base = part.config, part.loaded, part.run.model("encoder")
     queries, documents = loaded.queries(part.train), loaded.texts
     job = Job(base, Path(), config.lora, config.training, config.seed, part.experiment.about)
-    make = partial(fill_embedder, config.embedding, queries, documents, part.truth, job)
-    inputs = {"queries": queries, "documents": documents, "truth": part.truth, "base": base}
-    settings = {"embedding": config.embedding, **describe_conditions(job)}
+    taught = read_taught(config.distillation, list(queries))
+    make = partial(fill_embedder, config.embedding, queries, documents, part.truth, job, taught)
+    inputs = {"queries": queries, "documents": documents, "truth": part.truth, "base": base, "taught": taught.scores}
+    settings = {"embedding": config.embedding, "distillation": config.distillation, **describe_conditions(job)}
     part.make("encoder", make, inputs, settings, together=True)
 
 

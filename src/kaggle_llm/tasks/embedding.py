@@ -20,6 +20,7 @@ from kaggle_llm.base.fingerprint import hash_code
 from kaggle_llm.engines.model_kinds import ModelKind
 from kaggle_llm.engines.texts import encode_texts
 from kaggle_llm.retrieval.negatives import MinedPair, NegativeSettings, mine_negatives, rank_with_right
+from kaggle_llm.tasks.embedding_teacher import NO_TEACHER, Taught, label_batch, make_taught_loss
 from kaggle_llm.training.base_model import attach_adapter, make_loading_options, trainable_parameters
 from kaggle_llm.training.checkpoints import Checkpoints
 from kaggle_llm.training.padding import pad_right
@@ -83,10 +84,12 @@ def train_embedder(
     documents: Mapping[str, str],
     truth: pl.DataFrame,
     job: Job,
+    taught: Taught = NO_TEACHER,
 ) -> None:
     """Train on every right document of every query in `truth` and save the whole model into job.folder.
 
-    queries, documents: texts by id; truth: id, items. `training.tokens` counts queries and right documents. Each of
+    queries, documents: texts by id; truth: id, items; taught: a reranker's scores of them, beside what is right.
+    `training.tokens` counts queries and right documents. Each of
     several processes contrasts its own share of `training.batch`. Raises ValueError for ids without a text, a base that
     does not fit `pooling`, and where no pair fits into the budget.
     """
@@ -98,7 +101,7 @@ def train_embedder(
     pairs = choose_pairs(corpus, model.tokenizer, settings, job.training.tokens)
     about = {"code": hash_code(__name__), "embedding": asdict(settings), "pairs": pairs, "right": right}
     texts = {"queries": dict(queries), "documents": dict(documents)}
-    checkpoints = Checkpoints(job.folder, describe_job(job, about | texts))
+    checkpoints = Checkpoints(job.folder, describe_job(job, about | texts | {"taught": asdict(taught)}))
     world = processes.world()
     batches = plan_batches(pairs, corpus, max(1, job.training.batch // world), job.training.epochs, job.seed, world)
     mine = partial(mine_epoch, model, corpus, pairs, settings, job)
@@ -106,9 +109,9 @@ def train_embedder(
     trainer = make_planned_trainer(
         model,
         make_arguments(job, checkpoints, len(batches) // world) | {"ddp_find_unused_parameters": True},  # a pooler
-        make_loss(model, settings, job.training.part_tokens),
+        make_loss(model, settings, job.training.part_tokens, taught),
         batches,
-        lambda model, batch: (encode_batch(model, batch, pairs, corpus, negatives, settings.max_tokens), None),
+        lambda model, batch: encode_batch(model, batch, pairs, corpus, negatives, settings.max_tokens, taught),
     )
     run_trainer(trainer, job, checkpoints, lambda trained, *_: save_whole(trained, load, job))
 
@@ -119,10 +122,11 @@ def fill_embedder(
     documents: Mapping[str, str],
     truth: pl.DataFrame,
     job: Job,
+    taught: Taught,
     folder: Path,
 ) -> None:
     """`train_embedder` into `folder`, for Part.make."""
-    train_embedder(settings, queries, documents, truth, replace(job, folder=folder))
+    train_embedder(settings, queries, documents, truth, replace(job, folder=folder), taught)
 
 
 def check_corpus(corpus: Corpus) -> None:
@@ -298,12 +302,14 @@ def embed_texts(model: Any, texts: Sequence[str], max_tokens: int, size: int) ->
     return vectors
 
 
-def make_loss(model: Any, settings: EmbeddingSettings, batch_tokens: int) -> Any:
-    """Cached multiple negatives ranking that computes at most `batch_tokens` tokens at a time."""
+def make_loss(model: Any, settings: EmbeddingSettings, batch_tokens: int, taught: Taught = NO_TEACHER) -> Any:
+    """Cached multiple negatives ranking that computes at most `batch_tokens` tokens at a time; or with a teacher."""
     from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 
-    size = max(1, batch_tokens // settings.max_tokens)
-    return CachedMultipleNegativesRankingLoss(model, scale=1 / settings.temperature, mini_batch_size=size)
+    size, scale = max(1, batch_tokens // settings.max_tokens), 1 / settings.temperature
+    if taught.scores:
+        return make_taught_loss(model, scale, size, taught.settings)
+    return CachedMultipleNegativesRankingLoss(model, scale=scale, mini_batch_size=size)
 
 
 def encode_batch(
@@ -313,8 +319,10 @@ def encode_batch(
     corpus: Corpus,
     negatives: HardNegatives,
     max_tokens: int,
-) -> list[dict[str, torch.Tensor]]:
-    """Input of the loss: the batch's queries, their documents, and the hard negatives of all of them, each once.
+    taught: Taught = NO_TEACHER,
+) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor | None]:
+    """Input of the loss: the batch's queries, their documents, and the hard negatives of all of them, each once; labels
+    where there is a teacher.
 
     A hard negative that is right for another query of the batch is left out.
     """
@@ -327,7 +335,10 @@ def encode_batch(
         [corpus.documents[item] for _, item in chosen],
         [text for text in dict.fromkeys(mined) if text not in right],
     ]
-    return [pad_right(model, encode_texts(model.tokenizer, texts, max_tokens)) for texts in columns if texts]
+    features = [pad_right(model, encode_texts(model.tokenizer, texts, max_tokens)) for texts in columns if texts]
+    if not taught.scores:
+        return features, None
+    return features, label_batch([query for query, _ in chosen], columns[1] + columns[2], corpus.documents, taught)
 
 
 def make_planned_trainer(
