@@ -121,13 +121,27 @@ def run_contender(name: str, asked: Path, out: Path) -> None:
     about = json.loads(asked.read_text(encoding="utf-8"))
     score = CONTENDERS[name](about["labels"])
     score(make_warm_up(about["prompts"])[: about["candidates"]])
-    started = time.perf_counter()
+    started, used = time.perf_counter(), processor_seconds()
     scores = score(about["prompts"])
-    seconds = time.perf_counter() - started
+    seconds, used = time.perf_counter() - started, processor_seconds() - used
     peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     peak = sum(peaks) if name == "vllm-cpu" else peaks[0]
-    figures = {"seconds": seconds, "peak_rss_mb": peak / RSS_UNITS_PER_MB, "scores": scores.tolist()}
+    figures = {
+        "seconds": seconds,
+        "processor_seconds": used,
+        "peak_rss_mb": peak / RSS_UNITS_PER_MB,
+        "scores": scores.tolist(),
+    }
     out.write_text(json.dumps(figures), encoding="utf-8")
+
+
+def processor_seconds() -> float:
+    """Of this process and those that it started, in which vLLM computes."""
+    import psutil
+
+    process = psutil.Process()
+    times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
+    return float(sum(time.user + time.system for time in times))
 
 
 def make_warm_up(prompts: Prompts) -> Prompts:
@@ -212,8 +226,9 @@ def summarise(runs: Mapping[str, list[dict[str, Any]]], prompts: int) -> list[di
     usual = np.array(runs["usual-loop"][0]["scores"])
     for run in (run for own in runs.values() for run in own):
         run["prompts_per_second"] = prompts / run["seconds"]
+        run["prompts_per_processor_second"] = prompts / run["processor_seconds"]  # on a busy machine
         run["max_abs_diff"] = float(np.abs(np.array(run.pop("scores")) - usual).max())
-    contenders = summarise_rounds(runs, ("prompts_per_second", "peak_rss_mb"))
+    contenders = summarise_rounds(runs, ("prompts_per_second", "prompts_per_processor_second", "peak_rss_mb"))
     for contender in contenders:
         contender["figures"]["max_abs_diff"] = contender["spread"]["max_abs_diff"][1]
     return contenders
@@ -227,6 +242,7 @@ def print_benchmark(report: Mapping[str, Any]) -> None:
             contender["name"],
             show_figure(contender, "prompts_per_second"),
             show_ratio(contender, "prompts_per_second"),
+            show_ratio(contender, "prompts_per_processor_second"),
             show_figure(contender, "peak_rss_mb", 0),
             f"{contender['figures']['max_abs_diff']:.1g}",
         ]
@@ -236,7 +252,7 @@ def print_benchmark(report: Mapping[str, Any]) -> None:
     title = (
         f"{about['count']} prompts of {about['tokens']} tokens, {about['tokens_each_once']} when shared ones count once"
     )
-    print_table(title, ("", "prompts/s", "kaggle_llm ×", "peak MB", "largest difference"), rows)
+    print_table(title, ("", "prompts/s", "kaggle_llm ×", "by processor", "peak MB", "largest difference"), rows)
 
 
 def main() -> None:
