@@ -1,12 +1,13 @@
 """vLLM's pooling runner gives a causal model's head the logits that transformers gives it; its body may be quantised.
 
-vLLM starts twice: once for a whole head of a pico model, once for SmolLM2 with its body in 4 bits.
+vLLM starts twice: once for a head of a pico model, once for SmolLM2 with its body in 4 bits.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pico import save_llama
-from workspace import ROOT
+from workspace import ROOT, make_workspace, succeed
 
 from kaggle_llm.engines.engine import EngineSettings, LengthError
 from kaggle_llm.engines.maker import make_engine
@@ -142,3 +143,17 @@ def test_a_body_in_four_bits_keeps_its_head(tmp_path: Path) -> None:
     same = (found.argmax(1) == rounded.argmax(1)).mean()
     print(f"the same first label: {same:.3f}")
     assert moved.mean() < 0.3 * lost.mean() and same > 0.9
+
+
+@pytest.mark.release
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(not MODEL.is_dir(), reason="SmolLM2 is absent: make models")
+def test_exp008_is_answered_by_vllm_and_passes_the_gate(tmp_path: Path) -> None:
+    """A head on SmolLM2 with LoRA: adapter → merged → vLLM, all in float32."""
+    workspace = replace(make_workspace(tmp_path, MODEL, MODEL.with_name("all-MiniLM-L6-v2")), timeout=900)
+    words = ["models.body=input/models/SmolLM2-135M-Instruct", "lora.method=lora", "engine.kind=vllm"]
+    words += ["engine.dtype=float32", "engine.vllm.enforce_eager=true", "engine.vllm.max_model_len=256"]
+    succeed(workspace.train("exp008_heads", "--smoke", *words, "run=vllm"))
+    steps = json.loads((workspace.output / "exp008_heads--vllm-smoke" / "parity.json").read_text())["steps"]
+    assert [(step["after"], step["status"]) for step in steps] == [("merged", "passed"), ("vllm float32", "passed")]
+    assert 0 < steps[1]["differences"]["largest"] < 1e-4

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from sources import find_source
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -148,3 +149,22 @@ def test_retrieval_measures_every_contender_on_the_collections_that_are_there(tm
     for figures in found.values():
         assert {"index_seconds_100k", "search_seconds_100k", "peak_rss_mb_1m"} <= set(figures)
     assert set(found["plain"]) == set(found["kaggle_llm"]) >= {"search_seconds_bm25_100k"}
+
+
+@pytest.mark.release
+@pytest.mark.real
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not find_source("scitldr").is_dir(), reason="real data is absent: see tests/README.md")
+def test_tricks_are_measured_beside_none(tmp_path: Path) -> None:
+    command = [sys.executable, HERE / "tricks.py", "--json", tmp_path / "figures.json"]
+    command += ["--papers", "4", "3", "--seeds", "1", "--tricks", "ema,watch: best"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((tmp_path / "figures.json").read_text())
+    plain, *tricked = report["contenders"]
+    assert [plain["name"], *(each["name"] for each in tricked)] == ["none", "ema", "watch: best"]
+    assert plain["figures"]["difference"] == plain["figures"]["low"] == plain["figures"]["high"] == 0
+    for each in tricked:
+        figures = each["figures"]
+        assert figures["low"] <= figures["difference"] <= figures["high"]
+        assert figures["accuracy"] - plain["figures"]["accuracy"] == pytest.approx(figures["difference"])
