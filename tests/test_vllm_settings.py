@@ -335,6 +335,27 @@ def test_a_head_is_asked_for_raw_logits_in_sorted_order(vllm: Any, tmp_path: Pat
         engine.logits([[7] * 11])
 
 
+def test_a_sentence_encoder_is_asked_for_vectors_in_sorted_order_and_scaled(vllm: Any, pico_encoder: Path) -> None:
+    class Pooler(StandIn):
+        def embed(self, prompts: Sequence[Any], use_tqdm: bool) -> list[Any]:
+            self.asked = [prompt["prompt_token_ids"] for prompt in prompts]
+            return [SimpleNamespace(outputs=SimpleNamespace(embedding=[ids[0], ids[-1]])) for ids in self.asked]
+
+    pooler = Pooler()
+    engine = engine_with(pooler, pico_encoder, dtype="float32")
+    vectors = engine.embed([[4, 3], [3, 4], [1, 0]])
+    np.testing.assert_allclose(vectors, [[0.8, 0.6], [0.6, 0.8], [1.0, 0.0]], atol=1e-6)
+    assert pooler.asked == [[1, 0], [3, 4], [4, 3]] and engine._arguments()["runner"] == "pooling"
+    with pytest.raises(ValueError, match=r"prompt 0 has 11 tokens.* 1 to 10"):
+        engine.embed([[7] * 11])
+
+
+def test_the_embedder_is_a_setting_of_its_own(vllm: Any, pico_llm: Path, pico_encoder: Path) -> None:
+    settings = EngineSettings("transformers", embedder="vllm")
+    assert isinstance(make_engine(pico_encoder, settings), VllmEngine)
+    assert isinstance(make_engine(pico_llm, settings), TransformersEngine)
+
+
 def test_vectors_and_what_has_no_head_are_for_transformers(vllm: Any, pico_llm: Path) -> None:
     engine = engine_with(StandIn(), pico_llm)
     for ask in (engine.embed, engine.logits):

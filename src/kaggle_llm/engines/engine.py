@@ -32,6 +32,9 @@ class EngineSettings:
     accelerator: str = DEFAULT_ACCELERATOR
     """The machine on Kaggle that it ships to: NvidiaTeslaT4 (two cards), NvidiaL4 (four), NvidiaH100, NvidiaRtxPro6000,
     or none, a CPU."""
+    embedder: Literal["transformers", "vllm"] = "transformers"
+    """Of sentence encoders, whatever `kind` is. vllm: its pooling runner; a vector's last digits then depend on the
+    rest of the batch, so candidates that are nearly equal may change places."""
     vllm: dict = field(default_factory=dict)
     """vLLM's own settings by their names there, such as {gpu_memory_utilization: 0.85, max_model_len: 2048}."""
     workers: int | None = None

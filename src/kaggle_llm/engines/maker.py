@@ -12,7 +12,7 @@ from kaggle_llm.base import records
 from kaggle_llm.base.device import has_gpu, measure_free_memory
 from kaggle_llm.engines.engine import CPU_BATCH_TOKENS, Engine, EngineSettings, resolve_dtype
 from kaggle_llm.engines.footprint import fit_inference, read_shape, usable_bytes
-from kaggle_llm.engines.linear_head import find_head_kind
+from kaggle_llm.engines.linear_head import find_head_kind, is_sentence_encoder
 from kaggle_llm.engines.model_kinds import ModelKind
 from kaggle_llm.engines.pool import WorkerPool, assign_gpus, list_visible_gpus
 from kaggle_llm.engines.quantised import read_quantisation
@@ -26,9 +26,12 @@ def resolve_engine(settings: EngineSettings) -> EngineSettings:
     kind = settings.kind
     if kind == "auto":
         kind = "vllm" if find_spec("vllm") and has_gpu() else "transformers"  # has_gpu() imports torch: ask last
-    if kind == "vllm":
+    if "vllm" in (kind, settings.embedder):
         if not find_spec("vllm"):
-            raise ImportError("engine.kind = vllm, but vLLM is not installed here: install it or set engine.kind=auto")
+            setting, way_out = ("kind", "auto") if kind == "vllm" else ("embedder", "transformers")
+            raise ImportError(
+                f"engine.{setting} = vllm, but vLLM is not installed here: install it or set engine.{setting}={way_out}"
+            )
         from kaggle_llm.engines.vllm_engine import check_vllm_settings
 
         check_vllm_settings(settings.vllm)
@@ -84,8 +87,9 @@ def fit_batch(folder: Path, dtype: str, base: Path | None, free: float) -> int:
     What a CPU gets where the model's code needs its weights' values, as a mixture of experts may.
     """
     model = base or folder
-    is_encoder = (model / "modules.json").is_file()
-    kind: ModelKind | None = None if is_encoder else "causal" if is_language_model(folder, base) else "sequence"
+    kind: ModelKind | None = (
+        None if is_sentence_encoder(model) else "causal" if is_language_model(folder, base) else "sequence"
+    )
     packed = read_quantisation(model).get("quant_method") not in (None, "compressed-tensors")
     weights = sum(path.stat().st_size for path in model.glob("*.safetensors")) if packed else None
     try:
@@ -97,11 +101,13 @@ def fit_batch(folder: Path, dtype: str, base: Path | None, free: float) -> int:
 
 def choose_kind(folder: Path, settings: EngineSettings, base: Path | None = None) -> str:
     """ "vllm" where the settings ask for it and it serves the model, else "transformers"."""
+    if base is None and is_sentence_encoder(folder):
+        return settings.embedder
     return "vllm" if settings.kind == "vllm" and is_served_by_vllm(folder, base) else "transformers"
 
 
 def is_served_by_vllm(folder: Path, base: Path | None = None) -> bool:
-    """Whether vLLM serves the model here: a language model, or a whole causal model with a head; no encoder."""
+    """Whether engine.kind = vllm serves the model: a language model, or a whole causal model with a head."""
     return is_language_model(folder, base) or (base is None and find_head_kind(folder) is not None)
 
 
@@ -110,7 +116,7 @@ def is_language_model(folder: Path, base: Path | None = None) -> bool:
     if base is not None and records.read_json(folder / records.ADAPTER).get("task_type") not in ("CAUSAL_LM", None):
         return False
     model = base or folder
-    if (model / "modules.json").is_file():
+    if is_sentence_encoder(model):
         return False
     architectures = records.read_json(model / "config.json").get("architectures") or []
     return any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in architectures)

@@ -1,4 +1,4 @@
-"""The engine on vLLM: exact choice scoring, generation, and the heads of causal models.
+"""The engine on vLLM: exact choice scoring, generation, sentence vectors, and the heads of causal models.
 
 vLLM spawns processes: a program that uses this engine needs an `if __name__ == "__main__"` guard.
 """
@@ -31,7 +31,7 @@ from kaggle_llm.engines.engine import (
     resolve_dtype,
 )
 from kaggle_llm.engines.generation import keep_structure
-from kaggle_llm.engines.linear_head import find_head_kind
+from kaggle_llm.engines.linear_head import find_head_kind, is_sentence_encoder
 from kaggle_llm.engines.prompts import Prompt
 from kaggle_llm.engines.quantised import weight_bits
 from kaggle_llm.engines.scoring import score_labels
@@ -65,8 +65,9 @@ SHUTDOWN_TIMEOUT = 30.0  # seconds; after vLLM's own 5 its core is killed and le
 class VllmEngine:
     """The causal model in `folder`, or the LoRA adapter there on the model in `base`; vLLM starts at the first call.
 
-    A model with a head answers logits() only, by vLLM's pooling runner; its head computes in float32. Raises ValueError
-    for an unknown setting in engine.vllm, and for an adapter without its base.
+    A model with a head answers logits() only, by vLLM's pooling runner; its head computes in float32. A sentence
+    encoder answers embed() only, by the same. Raises ValueError for an unknown setting in engine.vllm, and for an
+    adapter without its base.
     """
 
     def __init__(self, folder: Path, settings: EngineSettings, base: Path | None = None) -> None:
@@ -78,6 +79,7 @@ class VllmEngine:
         check_vllm_head(base or folder)
         self.folder, self.settings, self.base = folder, settings, base
         self.head = find_head_kind(folder) if base is None else None
+        self.embeds = base is None and is_sentence_encoder(folder)
 
     def choices(self, prompts: Sequence[Prompt], labels: Sequence[Prompt]) -> np.ndarray:
         """[n, k] log-probabilities of k labels after each prompt, over the full vocabulary.
@@ -122,8 +124,21 @@ class VllmEngine:
         return [texts * sampling.n for texts in completions] if greedy else completions
 
     def embed(self, prompts: Sequence[Prompt]) -> np.ndarray:
-        """Raises NotImplementedError: encoders run on transformers."""
-        raise NotImplementedError(f"{self.folder} is served by vLLM, which does not embed here: set {WAY_OUT}")
+        """[n, d] vectors of unit length, pooled as the folder's modules.json says.
+
+        Raises NotImplementedError for a model that is no sentence encoder, and ValueError for non-finite vectors.
+        """
+        if not self.embeds:
+            raise NotImplementedError(f"{self.folder} is served by vLLM and is no sentence encoder: set {WAY_OUT}")
+        if not prompts:  # vLLM takes no empty list
+            return np.empty((0, self._llm.model_config.get_hidden_size()), dtype=np.float32)
+        check_prompt_lengths(prompts, self._llm.model_config.max_model_len, self.folder)
+        order, requests = sort_requests(prompts)
+        outputs = self._llm.embed(requests, use_tqdm=False)
+        vectors = np.empty((len(prompts), len(outputs[0].outputs.embedding)), dtype=np.float32)
+        vectors[order] = [output.outputs.embedding for output in outputs]
+        check_scores_finite(vectors, self.folder)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     def logits(self, prompts: Sequence[Prompt]) -> list[np.ndarray]:
         """A head's logits: [labels] of a sequence head, [tokens, labels] of a token head.
@@ -197,7 +212,7 @@ class VllmEngine:
     def _arguments(self) -> dict[str, Any]:
         """Arguments of LLM: the engine's own, over engine.vllm, over the machine's defaults."""
         own: dict[str, Any] = {"model": str(self.base or self.folder), "dtype": self.settings.dtype}
-        if self.head:
+        if self.head or self.embeds:
             own |= {"runner": "pooling"}
         elif has_token_logprobs():
             own |= {"logprobs_mode": "raw_logprobs"}
