@@ -181,6 +181,16 @@ def test_each_known_failure_is_refused_with_its_reason(tmp_path: Path, name: str
     assert found and re.search(said, " | ".join(found)), found
 
 
+@pytest.mark.parametrize(("embedder", "kind"), [("vllm", "transformers"), ("transformers", "vllm")])
+def test_a_sentence_encoder_needs_vllm_where_the_embedder_says_so(tmp_path: Path, embedder: Any, kind: Any) -> None:
+    case = make_case(tmp_path, runtime=load_runtime("t4x2-transformers"), kind=kind)
+    (case.model.folder / "modules.json").write_text("[]")
+    case = replace(case, engine=replace(case.engine, embedder=embedder))
+    expected = ["engine.embedder = vllm, and t4x2-transformers has no vLLM"] if embedder == "vllm" else []
+    assert [finding.split(": ")[1] for finding in refused(case)] == expected
+    assert refused(replace(case, runtime=load_runtime("t4x2-vllm032"))) == []
+
+
 def test_a_file_of_llama_cpp_is_refused_where_its_loader_is_gone(tmp_path: Path) -> None:
     case = make_case(tmp_path)
     (case.model.folder / "model-q4.gguf").write_bytes(b"GGUF")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kaggle_llm.base import records
+from kaggle_llm.engines.linear_head import is_sentence_encoder
 from kaggle_llm.engines.maker import is_language_model, is_served_by_vllm
 from kaggle_llm.engines.quantised import read_quantisation
 from kaggle_llm.weights.checkpoint import ELEMENT_BITS, is_float, read_header
@@ -111,7 +112,12 @@ class ModelFacts:
         return is_language_model(self.folder, self.base)
 
     @property
+    def is_sentence_encoder(self) -> bool:
+        return self.base is None and is_sentence_encoder(self.folder)
+
+    @property
     def is_served_by_vllm(self) -> bool:
+        """By engine.kind; encoders have engine.embedder."""
         return is_served_by_vllm(self.folder, self.base)
 
     def number(self, *names: str, default: int | None = None) -> int:

@@ -20,12 +20,19 @@ CUDA_13_DRIVER = "580.65.06"
 
 def judge_presence(case: Case) -> Iterator[Finding]:
     """The runtime has the engine that the config names: CV was computed with it."""
-    if case.engine.kind == "vllm" and case.runtime.vllm is None and case.model.is_served_by_vllm:
-        way = "take another --runtime, or train with engine.kind=transformers"
-        yield Finding("engine", "refused", f"engine.kind = vllm, and {case.runtime.name} has no vLLM: {way}")
-    elif case.engine.kind == "vllm" and not case.accelerator.count and case.model.is_served_by_vllm:
-        way = "set engine.kind=transformers, or engine.accelerator to one with cards"
-        yield Finding("engine", "refused", f"engine.kind = vllm on a machine without a GPU; its wheel needs one: {way}")
+    if case.model.is_sentence_encoder:
+        setting, chosen = "embedder", case.engine.embedder
+    else:
+        setting, chosen = "kind", case.engine.kind if case.model.is_served_by_vllm else "transformers"
+    if chosen != "vllm":
+        return
+    if case.runtime.vllm is None:
+        way = f"take another --runtime, or train with engine.{setting}=transformers"
+        yield Finding("engine", "refused", f"engine.{setting} = vllm, and {case.runtime.name} has no vLLM: {way}")
+    elif not case.accelerator.count:
+        way = f"set engine.{setting}=transformers, or engine.accelerator to one with cards"
+        why = f"engine.{setting} = vllm on a machine without a GPU; its wheel needs one"
+        yield Finding("engine", "refused", f"{why}: {way}")
 
 
 def judge_hours(case: Case) -> Iterator[Finding]:
