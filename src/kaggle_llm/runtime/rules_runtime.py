@@ -20,11 +20,10 @@ CUDA_13_DRIVER = "580.65.06"
 
 def judge_presence(case: Case) -> Iterator[Finding]:
     """The runtime has the engine that the config names: CV was computed with it."""
-    if case.model.is_sentence_encoder:
-        setting, chosen = "embedder", case.engine.embedder
-    else:
-        setting, chosen = "kind", case.engine.kind if case.model.is_served_by_vllm else "transformers"
-    if chosen != "vllm":
+    is_encoder = case.model.is_sentence_encoder
+    setting = "embedder" if is_encoder else "kind"
+    chosen = case.engine.embedder if is_encoder else case.engine.kind
+    if chosen != "vllm" or not (is_encoder or case.model.is_served_by_vllm):
         return
     if case.runtime.vllm is None:
         way = f"take another --runtime, or train with engine.{setting}=transformers"
