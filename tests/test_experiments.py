@@ -150,6 +150,7 @@ EDITS = {  # of predict.py: what stands there, what takes its place
 }
 
 
+@pytest.mark.slow
 def test_edits_behind_the_model_ask_nothing_and_count(trained: Workspace, tmp_path: Path) -> None:
     """One after the other: a text, post-processing and the decision of predict.py, then the competition's metric.
 

@@ -47,11 +47,11 @@ def test_two_runs_are_merged_fold_by_fold_scored_and_bundled(two_seeds: Workspac
     [
         ([FIRST], "name two checkpoints or more"),
         ([FIRST, "exp002_rerank--none"], "exp002_rerank--none is no complete run"),
-        ([FIRST, SECOND, "--method", "mean"], "method"),
-        (["exp001_retrieve--smoke", FIRST], "trained no model"),
-        ([FIRST, SECOND, "--method", "slerp", "--t", "2"], "t = 2.0"),
+        pytest.param([FIRST, SECOND, "--method", "mean"], "method", marks=pytest.mark.slow),
+        pytest.param(["exp001_retrieve--smoke", FIRST], "trained no model", marks=pytest.mark.slow),
+        pytest.param([FIRST, SECOND, "--method", "slerp", "--t", "2"], "t = 2.0", marks=pytest.mark.slow),
         ([FIRST, SECOND, "--name", "seed1"], "is a trained run: choose another --name"),
-        ([FIRST, SECOND, "--name", "a/b"], "run = 'a/b'"),
+        pytest.param([FIRST, SECOND, "--name", "a/b"], "run = 'a/b'", marks=pytest.mark.slow),
     ],
 )
 def test_what_cannot_be_merged_is_one_clear_error(two_seeds: Workspace, words: list[str], said: str) -> None:

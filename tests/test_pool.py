@@ -353,6 +353,7 @@ def start_parent(folder: Path, workers: int, state: str) -> tuple["subprocess.Po
     return parent, found
 
 
+@pytest.mark.slow
 def test_no_worker_outlives_a_parent_that_is_killed_in_a_call(pico_llm: Path) -> None:
     parent, workers = start_parent(pico_llm, 1, "warm")
     try:

@@ -114,6 +114,7 @@ def test_too_short_a_limit_ends_in_time_with_a_valid_file_and_says_what_it_cut(l
     assert found and int(found[1]) <= 30 and 0 < int(found[2]) < 200
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_failing_prediction_ends_in_a_report_that_says_why(light: Workspace) -> None:
     bundle_edited(light, "return make_ranking(['a', 'b'], [loaded[:1]] * 2, [[1.0]] * 2)")
@@ -266,6 +267,7 @@ def without_unshare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     sandbox.find_method.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.usefixtures("without_unshare")
 def test_without_namespaces_the_guard_rehearses_the_same(light: Workspace, tmp_path: Path) -> None:
