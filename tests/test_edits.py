@@ -250,8 +250,8 @@ KINDS = sorted(EDITS)
 
 @pytest.mark.timeout(600)
 def test_edits_cost_what_they_change(pair: Pair) -> None:
-    """Nothing; behind the model; a model's answers; a training. A clone is run beside the last."""
-    for name in ("comments", "a decision", "the engine"):
+    """Behind the model; a model's answers; a training. A clone is run beside the last."""
+    for name in ("a decision", "the engine"):
         pair.try_edit(name, beside_clone=False)
     pair.try_edit("the trainer")
 

@@ -30,6 +30,9 @@ from kaggle_llm.weights.merge import merge_adapter
 
 DPO, REWARD = PreferenceSettings("dpo"), PreferenceSettings("reward")
 BOTH = pytest.mark.parametrize("settings", [DPO, REWARD], ids=["dpo", "reward"])
+ONE = pytest.mark.parametrize(
+    "settings", [DPO, pytest.param(REWARD, marks=pytest.mark.slow)], ids=["dpo", "reward"]
+)  # what the other repeats is slow
 GOOD, BAD = 266, 265  # " Yes", " No"
 
 
@@ -146,7 +149,9 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 # losses ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "full"])
+@pytest.mark.parametrize(
+    "method", ["lora", *(pytest.param(method, marks=pytest.mark.slow) for method in ("dora", "full"))]
+)
 def test_dpo_begins_at_log_two(pico_llm: Path, tmp_path: Path, method: str) -> None:
     trainer = trainer_of(DPO, random_pairs(1, 5), make_job(pico_llm, tmp_path / "run", method))
     assert loss_of(trainer) == pytest.approx(math.log(2), abs=1e-6)
@@ -220,7 +225,7 @@ def test_a_step_takes_the_mean_over_its_pairs(
     assert torch.tensor([row["grad_norm"] for row in rows]).std() < 1e-3 * rows[0]["grad_norm"]
 
 
-@BOTH
+@ONE
 def test_parts_of_any_size_train_the_same(pico_llm: Path, tmp_path: Path, settings: PreferenceSettings) -> None:
     pairs = random_pairs(4, 7)
     for batch_tokens in (1, 140, 10_000):
@@ -280,7 +285,7 @@ def test_an_adapter_folder_is_whole_and_opens_with_peft(
         assert json.loads((job.folder / "config.json").read_text())["id2label"] == {"0": "LABEL_0"}
 
 
-@BOTH
+@ONE
 def test_a_killed_training_goes_on_to_the_same_weights(
     pico_llm: Path, tmp_path: Path, settings: PreferenceSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

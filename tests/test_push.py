@@ -130,6 +130,7 @@ REPORTED = {
     Fault("SaveKernel", 1, "no-source"): "dataset_sources lacks",
     Fault("SaveKernel", 1, "fails"): "RuntimeError: no GPU",
 }
+RARE = ("refuse", "400", "failed", "503", "no-source")  # in the slow tests
 OVERCOME = [  # those of one start, each at another call
     {"GetDatasetStatus": "429", "StartBlobUpload": "drop", "PUT": "503", "CreateDataset": "unready"},
     {"GetDatasetStatus": "stall", "PUT": "lost", "CreateDataset": "429", "SaveKernel": "lost"},
@@ -137,7 +138,11 @@ OVERCOME = [  # those of one start, each at another call
 ]
 
 
-@pytest.mark.parametrize("fault", REPORTED, ids=lambda fault: f"{fault.method}-{fault.kind}")
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(fault, marks=pytest.mark.slow if fault.kind in RARE else ()) for fault in REPORTED],
+    ids=lambda fault: f"{fault.method}-{fault.kind}",
+)
 def test_each_fault_has_its_message_and_the_same_command_goes_on(
     forked: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:

@@ -75,6 +75,7 @@ def test_what_the_public_run_left_is_no_answer_of_the_rerun(light: Workspace, tm
     assert not (tmp_path / "site" / "prediction.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
@@ -82,7 +83,6 @@ def test_what_the_public_run_left_is_no_answer_of_the_rerun(light: Workspace, tm
             'assert "" not in rows["question"].to_list(), "no question"',
             "exit code 1",
             id="empty",
-            marks=pytest.mark.slow,
         ),
         pytest.param(
             'start = [n + (rows["question"].to_list().count("") > 1) for n in start]',
