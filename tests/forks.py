@@ -10,6 +10,7 @@ and namespaces of the caller, memory of a process tree.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -118,26 +119,90 @@ def start_server() -> None:
 
 def serve() -> dict:
     """Fork for every client while the test session lives. Returns only in a fork: what it has to run."""
+    import select
     import shutil
 
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(socket_path())
     listener.listen(16)
     load_libraries()
-    listener.settimeout(2.0)
+    running: dict[int, socket.socket] = {}  # a program → its client
     while is_alive(int(os.environ[OWNER])):
-        try:
+        ready, _, _ = select.select([listener, *running.values()], [], [], LOOK if running else 2.0)
+        if listener in ready:
             connection, _ = listener.accept()
-        except TimeoutError:
-            continue
-        finally:
-            reap()
-        if os.fork() == 0:
-            listener.close()
-            return watch(connection)
-        connection.close()
+            try:
+                request, descriptors = receive(connection)
+            except (OSError, ValueError):  # it went before it had asked
+                connection.close()
+                continue
+            program = os.fork()  # one fork a program: the page tables of all libraries are copied in it
+            if program == 0:
+                for other in (listener, connection, *running.values()):
+                    other.close()
+                os.setsid()  # a worker ends its own group when it ends
+                take_files(descriptors, request["files"])
+                return request
+            for descriptor in descriptors:
+                os.close(descriptor)
+            running[program] = connection
+        for program, connection in list(running.items()):
+            if connection in ready and not pass_on(connection, program):
+                running.pop(program).close()
+                os.waitpid(program, 0)
+        tell_ends(running)
+    for program in running:
+        end_group(program)
     shutil.rmtree(os.environ[FOLDER], ignore_errors=True)
     sys.exit(0)
+
+
+def receive(connection: socket.socket) -> tuple[dict, list[int]]:
+    """What a client asks for, and its open files."""
+    import json
+
+    connection.settimeout(60.0)
+    size, descriptors, _, _ = socket.recv_fds(connection, 4, 200)
+    text = b""
+    while len(text) < int.from_bytes(size, "big"):
+        part = connection.recv(1 << 20)
+        if not part:
+            raise ConnectionError("the client is gone")
+        text += part
+    return json.loads(text), descriptors
+
+
+def pass_on(connection: socket.socket, program: int) -> bool:
+    """A signal of the client to its program; where the client is gone, so is the program, and this is False."""
+    number = connection.recv(1)
+    if number:
+        os.kill(program, number[0])
+    else:
+        end_group(program)
+    return bool(number)
+
+
+def end_group(program: int) -> None:
+    try:
+        os.killpg(program, signal.SIGKILL)
+    except ProcessLookupError:  # it has no group yet
+        os.kill(program, signal.SIGKILL)
+
+
+def tell_ends(running: dict[int, socket.socket]) -> None:
+    """Collect the programs that have ended, and tell their clients how."""
+    while True:
+        try:
+            program, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:  # there is none
+            return
+        if not program:
+            return
+        connection = running.pop(program, None)
+        if connection:
+            with contextlib.suppress(BrokenPipeError):  # the client may just have gone
+                connection.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+            connection.close()
 
 
 def load_libraries() -> None:
@@ -161,51 +226,6 @@ def is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def reap() -> None:
-    """Collect the forks that have ended."""
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        pass
-
-
-def watch(connection: socket.socket) -> dict:
-    """Fork once more, wait, and tell the client; where the client is gone, so is the program. As `serve` returns."""
-    import json
-    import select
-
-    connection.settimeout(None)
-    size, descriptors, _, _ = socket.recv_fds(connection, 4, 200)
-    text = b""
-    while len(text) < int.from_bytes(size, "big"):
-        text += connection.recv(1 << 20)
-    request = json.loads(text)
-    program = os.fork()
-    if program == 0:
-        connection.close()
-        os.setsid()  # a worker ends its own group when it ends
-        take_files(descriptors, request["files"])
-        return request  # type: ignore[no-any-return]
-    for descriptor in descriptors:
-        os.close(descriptor)
-    while True:
-        done, status = os.waitpid(program, os.WNOHANG)
-        if done:
-            connection.sendall(str(os.waitstatus_to_exitcode(status)).encode())
-            os._exit(0)
-        if select.select([connection], [], [], LOOK)[0]:
-            passed_on = connection.recv(1)
-            if passed_on:
-                os.kill(program, passed_on[0])
-            else:  # the caller is gone
-                try:
-                    os.killpg(program, signal.SIGKILL)
-                except ProcessLookupError:  # it has no group yet
-                    os.kill(program, signal.SIGKILL)
-                os._exit(0)
 
 
 def take_files(descriptors: list[int], numbers: list[int]) -> None:
