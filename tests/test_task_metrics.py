@@ -222,6 +222,12 @@ def test_the_area_under_the_curve_is_averaged_over_targets_or_groups() -> None:
         roc_auc().score(ranking[:2], groups)
 
 
+def test_the_area_of_one_label_among_three_is_by_its_probability_against_both_others() -> None:
+    """p of the first row 0.52, of the second 0.45, though its score is farther from the best of the others."""
+    ranking = make_ranking(["r0", "r1"], [["1", "2", "3"]] * 2, [[1.0, 0.9, -5.0], [1.0, 0.5, 0.5]])
+    assert roc_auc().score(ranking, true(["1"], ["2"])) == 1.0
+
+
 def test_draws_that_do_not_define_a_metric_are_left_out_of_its_interval() -> None:
     """Of six rows, one of them positive, a third of all resamples have one class: the interval ended in an error."""
     ids = [f"r{n}" for n in range(6)]
