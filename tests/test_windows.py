@@ -20,6 +20,7 @@ from kaggle_llm.engines.engine import EngineSettings, LengthError
 from kaggle_llm.engines.maker import make_engine
 from kaggle_llm.engines.prompts import CandidatePrompts, Group, Prompter, PromptSettings, TokenGroup
 from kaggle_llm.engines.tokenizer import load_tokenizer
+from kaggle_llm.experiment.rerankers import Both, Pointwise, Windows
 from kaggle_llm.inference.budget import Budget
 from kaggle_llm.tasks import windows
 from kaggle_llm.tasks.choice_training import ChoiceSettings, ChoiceTask
@@ -33,7 +34,7 @@ from kaggle_llm.tasks.windows import (
     list_spans,
     rank_windows,
 )
-from kaggle_llm.tasks.windows_training import TwoFormsTask, make_rerank_task, mix_examples
+from kaggle_llm.tasks.windows_training import TwoFormsTask, mix_examples
 
 LETTERS = "ABCDEFGHIJ"
 WORTH = dict(zip(LETTERS, [0.3, 2.0, -1.0, 0.0, 1.1, -2.0, 3.0, 0.5, -0.4, 0.9], strict=True))
@@ -250,9 +251,10 @@ def test_one_model_learns_both_questions_with_the_losses_of_each(
     import torch
     from transformers import AutoModelForCausalLM
 
-    choice, sizes = ChoiceSettings(group_size=3), WindowSettings(3, 1)
-    both = make_rerank_task("both", choice, sizes, prompter)
-    single = [make_rerank_task(how, choice, sizes, prompter) for how in ("pointwise", "windows")]
+    choice, windows = ChoiceSettings(group_size=3), WindowPrompts(prompter, WindowSettings(3, 1), DOCUMENTS)
+    prompts = CandidatePrompts(prompter, DOCUMENTS)
+    both = Both(prompts, windows).task(choice)
+    single = [kind(prompts, windows).task(choice) for kind in (Pointwise, Windows)]
     assert isinstance(both, TwoFormsTask) and [type(task) for task in single] == [ChoiceTask, ChoiceTask]
     assert [task.settings.form for task in single] == ["pointwise", "labels"]
     model = AutoModelForCausalLM.from_pretrained(pico_llm, dtype=torch.float32, **both.config()).eval()

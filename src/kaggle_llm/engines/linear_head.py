@@ -12,12 +12,11 @@ from kaggle_llm.base import records
 from kaggle_llm.engines.tied import find_tensors
 
 LINEAR_HEAD = "score"  # transformers' name for it; an encoder's head is called classifier
-
-
 HEADED = ("ForSequenceClassification", "ForTokenClassification")
 
 
 def read_architecture(model: Path) -> str:
+    """The class of transformers that a model's config names first; "" where it names none."""
     (architecture, *_) = records.read_json(model / "config.json").get("architectures") or [""]
     return str(architecture)
 

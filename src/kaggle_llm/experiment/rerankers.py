@@ -13,10 +13,11 @@ from kaggle_llm.decisions.twice_blend import TwiceReranked
 from kaggle_llm.engines.prompts import CandidatePrompts, Group, Prompter, TokenGroup
 from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.retrieval.rerank import rerank
+from kaggle_llm.tasks.choice_training import ChoiceSettings, ChoiceTask
 from kaggle_llm.tasks.cross_encoder import PairPrompts, is_cross_encoder, rerank_pairs
 from kaggle_llm.tasks.cross_encoder_training import fill_cross_encoder, label_pairs
 from kaggle_llm.tasks.windows import WindowPrompts, rank_windows
-from kaggle_llm.tasks.windows_training import make_rerank_task, mix_examples
+from kaggle_llm.tasks.windows_training import TwoFormsTask, mix_examples
 from kaggle_llm.training.trainer import Job, describe_conditions
 
 if TYPE_CHECKING:
@@ -72,9 +73,10 @@ class Pointwise:
         return rerank(rows, candidates, run.config.depth, self.prompts, engine, run.budget, offer)
 
     def learn(self, part: Part, draw: Draw) -> None:
-        config = part.config
-        task = make_rerank_task(config.reranker, config.choice, config.windows, self.prompts.prompter)
-        part.learn("reranker", task, partial(self.examples, draw))
+        part.learn("reranker", self.task(part.config.choice), partial(self.examples, draw))
+
+    def task(self, choice: ChoiceSettings) -> ChoiceTask:
+        return ChoiceTask(choice, self.prompts.prompter.labels)
 
     def examples(self, draw: Draw, part: Part) -> list[TokenGroup]:
         return self.prompts.groups(part.train, draw(part, part.config.choice.group_size))
@@ -86,6 +88,9 @@ class Windows(Pointwise):
     def rank(self, rows: pl.DataFrame, candidates: pl.DataFrame, run: Run, offer: Offer) -> pl.DataFrame:
         engine = run.engine("reranker")
         return rank_windows(rows, candidates, run.config.depth, self.windows, engine, run.budget, offer)
+
+    def task(self, choice: ChoiceSettings) -> ChoiceTask:
+        return ChoiceTask(ChoiceSettings("labels"), self.windows.prompter.labels)
 
     def examples(self, draw: Draw, part: Part) -> list[TokenGroup]:
         return self.windows.examples(part.train, draw(part, part.config.windows.size))
@@ -104,6 +109,9 @@ class Both(Pointwise):
             rows, ordered, run, lambda windows: run.offer(TwiceReranked(retrieved, ranked, windows))
         )
         return TwiceReranked(retrieved, ranked, windows)
+
+    def task(self, choice: ChoiceSettings) -> ChoiceTask:
+        return TwoFormsTask(choice, self.prompts.prompter.labels, self.windows.prompter.labels)
 
     def examples(self, draw: Draw, part: Part) -> list[TokenGroup]:
         windows = Windows(self.prompts, self.windows).examples(draw, part)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from kaggle_llm.base import records
 from kaggle_llm.engines.engine import Engine
+from kaggle_llm.engines.linear_head import read_architecture
 from kaggle_llm.engines.prompts import Prompt, encode_pairs, fill_template
 from kaggle_llm.inference.budget import Budget
 from kaggle_llm.retrieval.rerank import score_candidates
@@ -36,8 +36,7 @@ class CrossEncoderSettings:
 
 def is_cross_encoder(folder: Path) -> bool:
     """Whether a model has the head that the training leaves; a base without it cannot score pairs."""
-    architectures = records.read_json(folder / "config.json").get("architectures") or [""]
-    return str(architectures[0]).endswith("ForSequenceClassification")
+    return read_architecture(folder).endswith("ForSequenceClassification")
 
 
 class PairPrompts:

@@ -24,6 +24,7 @@ from kaggle_llm.inference.progress import work_through
 
 if TYPE_CHECKING:
     import polars as pl
+    import torch
 
 ROWS_A_CHUNK = 64  # at most so many where time is short: the budget is checked between chunks
 HeadKind = Literal["classification", "ordinal", "regression", "multilabel"]
@@ -122,18 +123,24 @@ class Head:
 
 
 def pool_tokens(tokens: np.ndarray, pooling: Pooling) -> np.ndarray:
-    """[outputs] of the answers [tokens, outputs] that a linear head gives to each token.
+    """`pool` of an engine's logits, in double precision; raises ValueError where they are not those of tokens."""
+    import torch
+
+    if tokens.ndim != 2:
+        raise ValueError(f"logits of shape {tokens.shape}, but head.pooling = {pooling} reads tokens; another model's?")
+    pooled: np.ndarray = pool(torch.from_numpy(tokens).double(), pooling).numpy()
+    return pooled
+
+
+def pool(tokens: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    """[outputs] of the answers [tokens, outputs] that a linear head gives to each token, in training and prediction.
 
     As the head is linear, this is what it answers to the pooled hidden states. attention: Σᵢ softmax(a)ᵢ·zᵢ, where a,
     the scores of the tokens, is the last output.
     """
-    if tokens.ndim != 2:
-        raise ValueError(f"logits of shape {tokens.shape}, but head.pooling = {pooling} reads tokens; another model's?")
     if pooling == "attention":
-        scores = tokens[:, -1].astype(np.float64)
-        weights = np.exp(scores - scores.max())
-        return np.asarray(weights @ tokens[:, :-1] / weights.sum())
-    return np.asarray(tokens[-1] if pooling == "last" else tokens.mean(0, dtype=np.float64))
+        return tokens[:, -1].softmax(0) @ tokens[:, :-1]
+    return tokens[-1] if pooling == "last" else tokens.mean(0)
 
 
 def answer_logits(ids: Sequence[str], logits: Sequence[np.ndarray], settings: HeadSettings) -> pl.DataFrame:

@@ -16,7 +16,7 @@ import numpy as np
 from kaggle_llm.base import records
 from kaggle_llm.competition.competition import Competition
 from kaggle_llm.tasks.distillation import DistillationSettings, soft_choice_loss
-from kaggle_llm.tasks.heads import Head, HeadSettings, Pooling, list_targets
+from kaggle_llm.tasks.heads import Head, HeadSettings, list_targets, pool
 from kaggle_llm.training.padding import pad_for_head
 from kaggle_llm.training.tricks import TargetKind
 
@@ -94,7 +94,7 @@ class HeadTask:
     without weights. (CORAL, Cao, Mirjalili, Raschka, 2020, has the same loss but one weight vector for all questions.)
     multilabel: the same of a question "this label?" for each label, its mean over the labels.
 
-    A head with a pooling of its own is transformers' token head, whose answers are pooled (heads.pool_tokens).
+    A head with a pooling of its own is transformers' token head, whose answers are pooled (heads.pool).
     """
 
     padded = True
@@ -156,13 +156,6 @@ class HeadTask:
     def loss(self, model: Any, examples: Sequence[HeadExample]) -> torch.Tensor:
         """Sum over examples."""
         return self.losses(self.logits(model, examples), examples).sum()
-
-
-def pool(tokens: torch.Tensor, pooling: Pooling) -> torch.Tensor:
-    """heads.pool_tokens, for training."""
-    if pooling == "attention":
-        return tokens[:, -1].softmax(0) @ tokens[:, :-1]
-    return tokens[-1] if pooling == "last" else tokens.mean(0)
 
 
 def make_head_task(head: Head, competition: Competition, rows: pl.DataFrame) -> HeadTask:

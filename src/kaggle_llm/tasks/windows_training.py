@@ -7,22 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from kaggle_llm.engines.packing import compute_logits, pack
-from kaggle_llm.engines.prompts import Prompt, Prompter, TokenGroup
+from kaggle_llm.engines.prompts import Prompt, TokenGroup
 from kaggle_llm.tasks.choice_training import ChoiceSettings, ChoiceTask
-from kaggle_llm.tasks.windows import WindowSettings, letter_candidates
 
 if TYPE_CHECKING:
     import torch
-
-
-def make_rerank_task(how: str, choice: ChoiceSettings, windows: WindowSettings, prompter: Prompter) -> ChoiceTask:
-    """The task of a reranker. how: pointwise, windows or both; prompter: of the pointwise prompts."""
-    if how == "pointwise":
-        return ChoiceTask(choice, prompter.labels)
-    letters = letter_candidates(prompter, windows).labels
-    if how == "windows":
-        return ChoiceTask(ChoiceSettings("labels"), letters)
-    return TwoFormsTask(choice, prompter.labels, letters)
 
 
 def mix_examples(*kinds: Sequence[TokenGroup], seed: int) -> list[TokenGroup]:
