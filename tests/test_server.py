@@ -19,7 +19,7 @@ from gateway import Gateway, InferenceServer, SubmissionError
 from workspace import ROOT
 
 from kaggle_llm.kaggle.predict import Mounts
-from kaggle_llm.kaggle.server import PredictServer, ServerSettings, fit_answer
+from kaggle_llm.kaggle.server import PredictServer, ServerSettings, fit_answer, read_call
 
 pytestmark = pytest.mark.usefixtures("fast_python")
 INTERPRETER = sys.executable  # where the process itself is tested
@@ -218,6 +218,15 @@ def test_a_row_with_one_bad_cell_of_several_is_all_fallback() -> None:
     found = pl.DataFrame({"id": ["a", "b"], "x": ["0.1", "0.2"], "y": ["0.9", None]})
     answer, spare = fit_answer(found, sample, None)
     assert spare == 1 and answer.rows() == [("a", 0.1, 0.9), ("b", 0.5, 0.25)]
+
+
+@pytest.mark.parametrize("name", ["id", "row_key"])
+def test_ids_are_the_first_column_of_the_test_file_where_the_sample_calls_them_otherwise(name: str) -> None:
+    sample = pl.DataFrame({"id": ["s"], "answer": [7]})
+    columns = [pl.Series("problem", ["what?"]), pl.Series(name, ["k1"])]
+    rows, empty = read_call(columns[::-1], [name, "problem"], sample)
+    assert rows.rows(named=True) == [{name: "k1", "problem": "what?"}]
+    assert empty.rows(named=True) == [{"id": "k1", "answer": 7}]
 
 
 @pytest.mark.parametrize("found", [None, pl.DataFrame({"id": ["a"], "other": ["1"]}), pl.DataFrame()])

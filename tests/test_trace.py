@@ -78,6 +78,18 @@ def test_what_nobody_recorded_is_refused(trained: Workspace, tmp_path: Path) -> 
     assert done.returncode == 1 and "neither a path nor a run" in done.stderr
 
 
+def test_a_folder_is_a_bundle_by_its_place_and_its_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose bundling was cut has no manifest; a copy elsewhere has one, and is no bundle of this repository."""
+    monkeypatch.setenv("KAGGLE_LLM_ROOT", str(tmp_path))
+    cut, elsewhere = tmp_path / "output" / "bundles" / "exp001_retrieve", tmp_path / "copied"
+    cut.mkdir(parents=True)
+    elsewhere.mkdir()
+    write_json(elsewhere / "MANIFEST.json", {"run": "exp001_retrieve"})
+    for folder in (cut, elsewhere):
+        with pytest.raises(LookupError, match="has no record, no manifest and no report"):
+            trace_path(str(folder))
+
+
 def test_uncommitted_changes_are_kept_and_apply_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from kaggle_llm.base.records import diff_path, git_state, keep_changes
 
