@@ -89,9 +89,13 @@ def test_choice_scoring_gives_every_contender_the_same_prompts_and_compares_what
         low, high = contender["spread"]["prompts_per_second"]
         assert low <= contender["figures"]["prompts_per_second"] <= high and len(contender["runs"]) == 2
         assert contender["ratios"]["prompts_per_second"]["median"] > 0
+        for run in contender["runs"]:
+            assert run["prompts_per_second"] == pytest.approx(10 / run["seconds"])
     for name, figures in found.items():
         assert figures["peak_rss_mb"] > 500, "the model's weights alone are that large"
-        assert figures["max_abs_diff"] == 0 if name == "usual-loop" else figures["max_abs_diff"] < 1e-3
+        assert figures["max_abs_diff"] < 1e-3
+        if name != "sorted-loop":  # on one thread it may compute the very same
+            assert (figures["max_abs_diff"] == 0) == (name == "usual-loop"), "other batches, other rounding"
 
 
 @pytest.mark.release
