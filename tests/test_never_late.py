@@ -241,12 +241,12 @@ def predict_in(
 
 
 @pytest.mark.timeout(280)
-@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.release) for part in range(1, 10))])
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.release) for part in range(1, 7))])
 def test_whatever_happens_a_valid_submission_lies_there(
     part: int, competitions: dict[int, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     ends = dict.fromkeys(("done", "killed", "crashed", "cut"), 0)
-    seeds = range(200 * part, 200 * (part + 1)) if part else range(80)
+    seeds = range(300 * part, 300 * (part + 1)) if part else range(80)
     for seed in seeds:
         weather = draw_weather(random.Random(seed), trouble=True)
         competition = competitions[weather.rows]
@@ -257,7 +257,7 @@ def test_whatever_happens_a_valid_submission_lies_there(
         ends[end] += 1
         ends["cut"] += bool(run.budget.cuts.total())
         (tmp_path / "submission.csv").unlink()
-    assert all(count >= len(seeds) // 20 for count in ends.values()), ends
+    assert all(count >= (10 if part else 4) for count in ends.values()), ends
 
 
 @pytest.mark.timeout(280)
