@@ -217,3 +217,6 @@ def test_documents_vectors_ship_with_their_encoder_and_the_offline_session_reads
     succeed(trained.cli("bundle", run.name))
     checks = answer_offline(trained, run.name, tmp_path / "site", replay=0)
     assert {"notebook", "row independence"} <= checks.keys() and "same lists" in checks["replay"].detail
+    said = (tmp_path / "site" / "log.txt").read_text()
+    assert f"{len(vectors)} documents' vectors are read from the shipped index" in said
+    assert "lexical: the shipped index is read" in said and "again" not in said

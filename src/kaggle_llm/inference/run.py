@@ -122,9 +122,12 @@ class Run:
             self.artefacts[name] = path
             return path
         index = self._shipped_index(name)
-        if index is None or records.read_json(index / ABOUT) == dict(about):
+        if index is None:
+            return None
+        if records.read_json(index / ABOUT) == dict(about):
+            print(f"{name}: the shipped index is read", flush=True)
             return index
-        print(f"{index.name}: the index is not of these documents and settings: it is made again", flush=True)
+        print(f"{name}: the shipped index is not of these documents and settings: it is made again", flush=True)
         return None
 
     def _shipped_index(self, name: str) -> Path | None:

@@ -111,8 +111,9 @@ def read_index(folder: Path, documents: Sequence[Prompt], dtype: str, embed: Emb
     elif not has_vectors_of(vectors := map_vectors(folder / VECTORS), documents, embed):
         fault = "of another encoder"
     else:
+        print(f"{len(vectors)} documents' vectors are read from the shipped index", flush=True)
         return vectors
-    print(f"{folder.name}: the index is {fault}: the documents are embedded again", flush=True)
+    print(f"the shipped index is {fault}: the documents are embedded again", flush=True)
     return None
 
 
