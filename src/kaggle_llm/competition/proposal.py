@@ -304,7 +304,7 @@ def find_texts(files: Files, train: pl.DataFrame, test: pl.DataFrame, spec: Tabl
 
 
 def check_names(texts: Sequence[str]) -> None:
-    """Raises ValueError for a column that no prompt can name, as it is there in braces."""
+    """Raises ValueError for a column whose name cannot stand in a prompt's braces, as in {question}."""
     wrong = [text for text in texts if text.isdecimal() or re.search(r"[][{}.:!]", text)]
     if wrong:
         raise ValueError(

@@ -158,7 +158,7 @@ def describe(proposal: Proposal) -> str:
 
 
 def list_attributes(proposal: Proposal) -> list[str]:
-    """The class's attributes, each behind what was assumed of it."""
+    """The class's attributes, each below a comment that says what was assumed."""
     train, assumed = proposal.tables[TRAIN], proposal.assumed
     values: dict[str, Any] = {
         "texts": train.texts,

@@ -32,7 +32,7 @@ class Bin:
 class Reliability:
     bins: tuple[Bin, ...]
     error: float
-    """Expected calibration error: Σ labels/all · |said − true|."""
+    """Expected calibration error: Σ labels/all · |predicted − true|."""
 
 
 def measure_reliability(ranking: pl.DataFrame, truth: pl.DataFrame) -> Reliability:

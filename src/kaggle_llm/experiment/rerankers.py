@@ -120,7 +120,7 @@ class Both(Pointwise):
 
 @dataclass
 class CrossEncoder:
-    """An encoder with a head reads the query with each candidate; without its training it says nothing."""
+    """An encoder with a head reads the query with each candidate; an untrained head cannot rank."""
 
     prompts: PairPrompts
     retriever: Retriever

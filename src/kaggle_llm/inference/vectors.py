@@ -33,7 +33,7 @@ Embed = Callable[[Sequence[Prompt]], "np.ndarray"]  # prompts → [n, d] vectors
 
 
 def hash_documents(documents: Sequence[Prompt]) -> str:
-    """Hash of the texts, which need not be tokenised for it; of token ids where they are what is given."""
+    """Hash of the texts where they are TextPrompts (without tokenising them), else of the token ids."""
     import numpy as np
 
     if isinstance(documents, TextPrompts):

@@ -1,7 +1,7 @@
-"""A reranker teaches a bi-encoder: the cosines of a query with documents come near what the reranker said of them.
+"""A reranker teaches a bi-encoder: the cosines of a query with documents are trained towards the reranker's scores.
 
-Its scores are out-of-fold ones of a run (distillation.py), of documents that happen to be in a training batch: right
-documents of its queries and hard negatives.
+The scores are a run's out-of-fold ones (distillation.py). Those of the documents in a training batch are used: the
+right ones of its queries, and hard negatives.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Taught:
-    """What a reranker said; without scores there is no teacher."""
+    """The scores of a reranker; without any there is no teacher."""
 
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Query → document → log-probability up to a constant."""

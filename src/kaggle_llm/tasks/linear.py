@@ -62,7 +62,7 @@ def answer_predicted(settings: HeadSettings, ids: Sequence[str], predicted: np.n
 
 
 def squash(predicted: np.ndarray, margin: float = 0.01) -> np.ndarray:
-    """Numbers as probabilities in the same order: those within `margin` of 0 and 1, and beyond, come near to them."""
+    """Numbers → probabilities, in the same order: only what is below `margin` or above 1 − margin changes."""
     low = margin * np.exp(np.minimum(predicted / margin - 1, 0))
     high = 1 - margin * np.exp(np.minimum((1 - predicted) / margin - 1, 0))
     return np.where(predicted < margin, low, np.where(predicted > 1 - margin, high, predicted))

@@ -132,7 +132,7 @@ class WindowPrompts:
 
 @dataclass
 class SlidingRow:
-    """A row, its candidates in the order so far, and what the windows said."""
+    """A row, its candidates in the order so far, and the answers of its windows."""
 
     row: Mapping[str, Any]
     items: list[str]

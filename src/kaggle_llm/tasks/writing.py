@@ -26,9 +26,9 @@ class WritingSettings:
     max_tokens: int = 64
     """Tokens of a text, at most."""
     spare: str = ""
-    """The text for a row without a written line and without words of its own."""
+    """The text of a row that got no written line and has no words of its own."""
     spare_words: int = 16
-    """So many first words of a row's own text replace a line that was not written."""
+    """Where no line was written, the row gets so many first words of its own text."""
 
 
 def write_lines(
