@@ -38,6 +38,7 @@ HEAVY |= {
     "matplotlib",
     "compressed_tensors",
     "bitsandbytes",
+    "lightgbm",
 }
 
 

@@ -34,7 +34,7 @@ def test_it_is_scikit_learn_s_pipeline(form: type[Competition], task: Any, tmp_p
     competition = open_competition(form, tmp_path / "input")
     rows = competition.table("train")
     train, asked = rows[6:], rows[:6]
-    fit_linear(train, competition, task, SETTINGS, tmp_path / "model")
+    fit_linear(train, competition, task, SETTINGS, 0, tmp_path / "model")
     answer = answer_linear(asked, load_linear(tmp_path / "model"), task, competition)
     texts, others = train["body"].to_list(), asked["body"].to_list()
     if task == "regression":
@@ -56,7 +56,7 @@ def test_it_is_scikit_learn_s_pipeline(form: type[Competition], task: Any, tmp_p
 def test_it_answers_every_form_and_knows_topics(form: type[Competition], task: Any, tmp_path: Path) -> None:
     competition = open_competition(form, tmp_path / "input")
     rows = competition.table("train")
-    fit_linear(rows[6:], competition, task, SETTINGS, tmp_path / "model")
+    fit_linear(rows[6:], competition, task, SETTINGS, 0, tmp_path / "model")
     assert {path.name for path in (tmp_path / "model").iterdir()} == {"linear.json", "linear.safetensors"}
     model, asked = load_linear(tmp_path / "model"), rows[:6]
     answer = check_answer(answer_linear(asked, model, task, competition), asked["id"].to_list())
@@ -72,7 +72,7 @@ def test_it_answers_every_form_and_knows_topics(form: type[Competition], task: A
 def test_an_answer_does_not_depend_on_the_rows_beside_it(tmp_path: Path) -> None:
     competition = open_competition(Votes, tmp_path / "input")
     rows = competition.table("train")
-    fit_linear(rows[6:], competition, "classification", SETTINGS, tmp_path / "model")
+    fit_linear(rows[6:], competition, "classification", SETTINGS, 0, tmp_path / "model")
     model = load_linear(tmp_path / "model")
     whole, alone = (answer_linear(rows[:count], model, "classification", competition)[:1] for count in (6, 1))
     assert whole.equals(alone)

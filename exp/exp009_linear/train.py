@@ -13,9 +13,9 @@ from kaggle_llm.tasks.linear_model import fit_linear
 def main() -> None:
     experiment = start(__file__, Config)
     config, competition = experiment.config, experiment.competition
-    settings = {"head": config.head, "linear": config.linear}
+    settings = {"head": config.head, "linear": config.linear, "seed": config.seed}
     for part in experiment.parts():
-        fit = partial(fit_linear, part.train, competition, config.head.task, config.linear)
+        fit = partial(fit_linear, part.train, competition, config.head.task, config.linear, config.seed)
         part.make("linear", fit, {"rows": part.train}, settings)
     experiment.score()
     experiment.ship()

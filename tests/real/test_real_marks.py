@@ -80,6 +80,17 @@ def test_a_head_and_the_linear_model_are_compared_over_three_seeds(workspace: Wo
     print(f"head − linear: {statistics.mean(gains):+.4f} ± {statistics.stdev(gains):.4f}", flush=True)
 
 
+def test_boosted_trees_are_compared_with_ridge(workspace: Workspace) -> None:
+    """On the same rows. They have to read something."""
+    competition = load_competition(CompetitionSettings("demo-essays"), workspace.root / "input" / "sentences")
+    truth = competition.truth(competition.table("train"))
+    _, ridge = train(workspace, "exp009_linear", "ridge")
+    metrics, trees = train(workspace, "exp009_linear", "trees", "linear.model=lightgbm", "linear.characters=0")
+    gain, low, high = paired_difference(competition.metric, trees, ridge, truth)
+    print(f"LightGBM {metrics['cv']:.4f}, over ridge {gain:+.4f} [{low:+.4f}, {high:+.4f}]", flush=True)
+    assert metrics["interval"][0] > 0
+
+
 OVERRIDES = {
     "classes": ("head.task=classification", "training.epochs=5"),
     "numbers": ("head.task=regression", "competition.name=made-sentences", "competition.dir=input/made-sentences"),

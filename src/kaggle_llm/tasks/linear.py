@@ -10,7 +10,7 @@ import numpy as np
 from kaggle_llm.competition.competition import Competition
 from kaggle_llm.competition.rankings import make_ranking, make_values
 from kaggle_llm.tasks.heads import HeadKind, HeadSettings, describe_head, list_targets
-from kaggle_llm.tasks.linear_model import join_texts, make_vectorizer
+from kaggle_llm.tasks.terms import join_texts, make_vectorizer
 
 if TYPE_CHECKING:
     import polars as pl

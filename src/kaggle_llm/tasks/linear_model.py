@@ -1,34 +1,38 @@
 """A linear model of the words and characters of a text: TF-IDF, then ridge or logistic regression by scikit-learn.
 
-It gives the answers of a head (tasks/heads.py) in seconds and without a GPU. Leaves linear.json (terms and task) and
+It gives the answers of a head (tasks/heads.py) in seconds and without a GPU. Leaves linear.json (the terms) and
 linear.safetensors (their weights and the coefficients): nothing is pickled, so any version of scikit-learn reads it.
+With `model: lightgbm` boosted trees take the coefficients' place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from kaggle_llm.base import records
-from kaggle_llm.competition.competition import TEST, Competition
+from kaggle_llm.competition.competition import Competition
 from kaggle_llm.competition.rankings import make_values
+from kaggle_llm.tasks.boosted_trees import BoostedTrees, TreeSettings, fit_trees, load_trees, save_trees
 from kaggle_llm.tasks.heads import HeadKind, answer_logits, describe_head, list_targets
+from kaggle_llm.tasks.terms import Terms, fit_terms, join_texts
 
 if TYPE_CHECKING:
     import polars as pl
 
 TERMS, WEIGHTS = "linear.json", "linear.safetensors"
-PARTS = ("words", "characters")
-MOST_TERMS = 200_000  # of each part, those in the most rows
 ITERATIONS = 1000  # of logistic regression, at most
 
 
 @dataclass
 class LinearSettings:
+    model: Literal["linear", "lightgbm"] = "linear"
+    """linear: ridge for levels and numbers, logistic regression for labels. lightgbm: boosted trees on the same terms;
+    LightGBM has to be installed."""
     words: int = 2
     """Longest sequence of words that counts as a term; 0: none."""
     characters: int = 5
@@ -37,6 +41,8 @@ class LinearSettings:
     """Rows in which a term stands, at least."""
     strength: float = 1.0
     """Of the penalty on coefficients: ridge's alpha, the inverse of logistic regression's C."""
+    trees: TreeSettings = field(default_factory=TreeSettings)
+    """Of lightgbm."""
 
     def __post_init__(self) -> None:
         if self.words < 0 or self.characters < 0 or self.words + self.characters == 0 or self.characters == 1:
@@ -48,74 +54,39 @@ class LinearSettings:
 
 
 @dataclass(frozen=True)
-class LinearModel:
-    """terms: part → its terms in order. idf: part → a weight of each. coefficients [outputs, terms], intercepts."""
+class Coefficients:
+    """coefficients [outputs, terms], intercepts [outputs]."""
 
-    terms: dict[str, list[str]]
-    idf: dict[str, np.ndarray]
     coefficients: np.ndarray
     intercepts: np.ndarray
 
+    def logits(self, features: Any) -> np.ndarray:
+        return np.asarray(features @ self.coefficients.T + self.intercepts)
+
+
+@dataclass(frozen=True)
+class LinearModel:
+    terms: Terms
+    outputs: Coefficients | BoostedTrees
+
     def logits(self, texts: Sequence[str]) -> np.ndarray:
         """[texts, outputs]."""
-        from scipy.sparse import hstack
-
-        parts = [self.vectorizer(part).transform(texts) for part in self.terms]
-        return np.asarray(hstack(parts).tocsr() @ self.coefficients.T + self.intercepts)
-
-    def vectorizer(self, part: str) -> Any:
-        longest = max(measure_term(part, term) for term in self.terms[part])
-        made = make_vectorizer(part, longest, vocabulary=self.terms[part])
-        made.idf_ = self.idf[part]
-        return made
-
-
-def measure_term(part: str, term: str) -> int:
-    """How many words or characters a term has."""
-    return len(term if part == "characters" else term.split(" "))
-
-
-def make_vectorizer(part: str, longest: int, **options: Any) -> Any:
-    """scikit-learn's TF-IDF of words (whatever stands between blanks) or of characters within them."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    if part == "words":
-        options |= {"token_pattern": r"\S+", "ngram_range": (1, longest)}
-    else:
-        options |= {"analyzer": "char_wb", "ngram_range": (2, longest)}
-    return TfidfVectorizer(sublinear_tf=True, **options)
+        return self.outputs.logits(self.terms.features(texts))
 
 
 def fit_linear(
-    rows: pl.DataFrame, competition: Competition, task: HeadKind, settings: LinearSettings, folder: Path
+    rows: pl.DataFrame, competition: Competition, task: HeadKind, settings: LinearSettings, seed: int, folder: Path
 ) -> None:
     """Fit on labelled rows and save into `folder`; raises ValueError where no term is in enough rows."""
-    from scipy.sparse import hstack
-
     texts, head = join_texts(rows, competition), describe_head(task, competition)
-    made = fit_vectorizers(texts, settings)
-    features = hstack([vectorizer.transform(texts) for vectorizer in made.values()]).tocsr()
-    targets = np.array(list_targets(head, competition.truth(rows)))
+    terms = fit_terms(texts, {"words": settings.words, "characters": settings.characters}, settings.rows)
+    features, targets = terms.features(texts), np.array(list_targets(head, competition.truth(rows)))
+    if settings.model == "lightgbm":
+        save_arrays(terms, {}, folder)
+        save_trees(fit_trees(features, targets, task, settings.trees, seed), folder)
+        return
     coefficients, intercepts = fit_outputs(features, targets, task, settings.strength)
-    save_linear(
-        LinearModel(
-            {part: vectorizer.get_feature_names_out().tolist() for part, vectorizer in made.items()},
-            {part: vectorizer.idf_ for part, vectorizer in made.items()},
-            coefficients,
-            intercepts,
-        ),
-        folder,
-    )
-
-
-def fit_vectorizers(texts: Sequence[str], settings: LinearSettings) -> dict[str, Any]:
-    """Part → a fitted vectorizer, of those parts that the settings ask for."""
-    made = {}
-    for part in PARTS:
-        if longest := getattr(settings, part):
-            least = min(settings.rows, len(texts))
-            made[part] = make_vectorizer(part, longest, min_df=least, max_features=MOST_TERMS).fit(texts)
-    return made
+    save_arrays(terms, {"coefficients": coefficients, "intercepts": intercepts}, folder)
 
 
 def fit_outputs(features: Any, targets: np.ndarray, task: HeadKind, strength: float) -> tuple[np.ndarray, np.ndarray]:
@@ -152,34 +123,30 @@ def fit_classes(features: Any, shares: np.ndarray, strength: float) -> tuple[np.
     return coefficients, intercepts
 
 
-def save_linear(model: LinearModel, folder: Path) -> None:
+def save_arrays(terms: Terms, arrays: dict[str, np.ndarray], folder: Path) -> None:
     from safetensors.numpy import save_file
 
-    arrays = {"coefficients": model.coefficients, "intercepts": model.intercepts}
-    arrays |= {f"idf.{part}": weights for part, weights in model.idf.items()}
+    arrays = arrays | {f"idf.{part}": weights for part, weights in terms.idf.items()}
     arrays = {name: np.ascontiguousarray(array, dtype=np.float64) for name, array in arrays.items()}
     records.write_file(folder / WEIGHTS, lambda path: save_file(arrays, path))
-    records.write_json(folder / TERMS, model.terms)
+    records.write_json(folder / TERMS, terms.terms)
 
 
 def load_linear(folder: Path) -> LinearModel:
     """What `fit_linear` left."""
     from safetensors.numpy import load_file
 
-    terms, arrays = records.read_json(folder / TERMS), load_file(folder / WEIGHTS)
-    idf = {part: arrays[f"idf.{part}"] for part in terms}
-    return LinearModel(terms, idf, arrays["coefficients"], arrays["intercepts"])
+    names, arrays = records.read_json(folder / TERMS), load_file(folder / WEIGHTS)
+    terms = Terms(names, {part: arrays[f"idf.{part}"] for part in names})
+    if "coefficients" not in arrays:
+        return LinearModel(terms, load_trees(folder))
+    return LinearModel(terms, Coefficients(arrays["coefficients"], arrays["intercepts"]))
 
 
 def answer_linear(rows: pl.DataFrame, model: LinearModel, task: HeadKind, competition: Competition) -> pl.DataFrame:
     """What a head of this task would answer: RANKING of classes, VALUES of numbers, probabilities and levels."""
     ids, settings = rows["id"].to_list(), describe_head(task, competition)
     logits = list(model.logits(join_texts(rows, competition))) if ids else []
-    if task == "ordinal":  # ridge gives the level, where a head answers "more than …?" for each
+    if task == "ordinal":  # the level itself, where a head answers "more than …?" for each
         return make_values(ids, np.reshape(logits, (len(ids), 1)))
     return answer_logits(ids, logits, settings)
-
-
-def join_texts(rows: pl.DataFrame, competition: Competition) -> list[str]:
-    """All texts of each row as one."""
-    return ["\n".join(texts) for texts in rows.select(competition.tables[TEST].texts).iter_rows()]
