@@ -2,10 +2,11 @@
 
     python tests/benchmarks/retrieval.py --json tests/benchmarks/retrieval.json
 
-Contenders: plain (sentence-transformers and bm25s as in their READMEs), faiss-flat where faiss is installed (for
-vectors only) and kaggle_llm. Each searches each collection in its own process, on one thread; the seconds are those
-of its processor, which other work on the machine hardly changes. The passages are sentences of scitldr's abstracts, the
-queries summaries (tests/README.md says where they are had); without them the 5,000 are left out.
+Contenders: plain (sentence-transformers and bm25s as in their READMEs), kaggle_llm, and for vectors Faiss where it is
+installed (`make peers`): its exact flat index, and the approximate IVF and HNSW with the share of the 100 nearest that
+they find. Each searches each collection in its own process, on one thread; the seconds are those of its processor,
+which other work on the machine hardly changes. The passages are sentences of scitldr's abstracts, the queries summaries
+(tests/README.md says where they are had); without them the 5,000 are left out.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,8 +32,11 @@ from machine import describe_machine
 from sources import ROOT, find_source
 
 Timed = tuple[Callable[[], Any], Callable[[Any], Any]]  # makes the index; searches in it
+PEERS = ROOT / ".venv-peers" / "bin" / "python"
 MODEL = ROOT / "input" / "models" / "all-MiniLM-L6-v2"
 K, SIZE = 100, 384
+FAISS = {"faiss-flat": "Flat", "faiss-ivf": "IVF{lists},Flat", "faiss-hnsw": "HNSW32,Flat"}
+PROBED_LISTS, SEARCHED_NEIGHBOURS, POINTS_A_LIST = 16, 128, 64  # of IVF, of HNSW; that IVF's centres are learned from
 VECTORS = {"100k": 100_000, "1m": 1_000_000}
 QUERIES = {"5k": 200, "100k": 1000, "1m": 200, "bm25_100k": 1000}
 RSS_UNITS_PER_MB = 2**20 if sys.platform == "darwin" else 2**10
@@ -132,17 +136,31 @@ def prepare_bm25s(documents: list[str], queries: list[str]) -> Timed:
     return index, search
 
 
-def prepare_faiss(folder: Path, name: str) -> Timed:
+def prepare_faiss(kind: str, folder: Path, name: str) -> Timed:
     import faiss
     from safetensors.numpy import load_file
 
     def index() -> Any:
-        made = faiss.IndexFlatIP(SIZE)
-        made.add(load_file(folder / f"{name}.safetensors")["vectors"])
+        vectors = load_file(folder / f"{name}.safetensors")["vectors"]
+        lists = int(4 * len(vectors) ** 0.5)  # as Faiss's guide has it for up to a million
+        made = faiss.index_factory(SIZE, FAISS[kind].format(lists=lists), faiss.METRIC_INNER_PRODUCT)
+        if kind == "faiss-ivf":
+            made.nprobe, made.cp.max_points_per_centroid = PROBED_LISTS, POINTS_A_LIST
+        if kind == "faiss-hnsw":
+            made.hnsw.efSearch = SEARCHED_NEIGHBOURS
+        made.train(vectors)
+        made.add(vectors)
         return made
 
     asked = np.load(folder / f"{name}-queries.npy")
-    return index, lambda made: made.search(asked, K)
+    return index, lambda made: made.search(asked, K)[1]
+
+
+def measure_recall(found: np.ndarray, folder: Path, name: str) -> float:
+    """The share of the exact nearest documents that are among those found, [queries, k]."""
+    index, search = prepare_faiss("faiss-flat", folder, name)
+    shares = [len(np.intersect1d(*places)) / K for places in zip(found, search(index()), strict=True)]
+    return float(np.mean(shares))
 
 
 def prepare_kaggle_llm(folder: Path, name: str) -> Timed:
@@ -188,7 +206,11 @@ def reopen_lexical(folder: Path, name: str, made: Any) -> float:
     return time.process_time() - start
 
 
-CONTENDERS = {"plain": prepare_plain, "faiss-flat": prepare_faiss, "kaggle_llm": prepare_kaggle_llm}
+CONTENDERS: dict[str, Callable[[Path, str], Timed]] = {
+    "plain": prepare_plain,
+    **{kind: partial(prepare_faiss, kind) for kind in FAISS},
+    "kaggle_llm": prepare_kaggle_llm,
+}
 
 
 # measuring -------------------------------------------------------------------------------------------------------
@@ -200,10 +222,12 @@ def run_contender(name: str, folder: Path, collection: str, out: Path) -> None:
     start = time.process_time()
     made = index()
     indexed = time.process_time()
-    search(made)
+    answered = search(made)
     figures = {"index_seconds": indexed - start, "search_seconds": time.process_time() - indexed}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / RSS_UNITS_PER_MB
     figures["peak_rss_mb"] = peak
+    if name in FAISS:
+        figures["recall"] = measure_recall(answered, folder, collection)
     if (name, collection) == ("kaggle_llm", "bm25_100k"):
         figures["reopen_seconds"] = reopen_lexical(folder, collection, made)
     out.write_text(json.dumps(figures), encoding="utf-8")
@@ -211,7 +235,7 @@ def run_contender(name: str, folder: Path, collection: str, out: Path) -> None:
 
 def call_contender(name: str, folder: Path, collection: str) -> dict[str, float]:
     out = folder / "figures.json"
-    words = [sys.executable, __file__, "--contender", name, "--collection", collection]
+    words = [PEERS if name in FAISS else sys.executable, __file__, "--contender", name, "--collection", collection]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     environment = {**os.environ, **threads, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     subprocess.run([*words, "--folder", str(folder), "--out", str(out)], env=environment, check=True)
@@ -229,7 +253,7 @@ def run_benchmark(names: Sequence[str], asked: Sequence[str], scale: float) -> d
         for name in names:
             figures: dict[str, float] = {}
             for collection in collections:
-                if name != "faiss-flat" or collection in VECTORS:
+                if name not in FAISS or collection in VECTORS:
                     figures |= call_contender(name, Path(temporary), collection)
             contenders.append({"name": name, "figures": figures})
     return {
@@ -258,6 +282,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="PATH", help="where the figures go")
     parser.add_argument("--scale", type=float, default=1.0, help="of the collections' sizes, for a trial")
+    parser.add_argument("--contenders", default=",".join(CONTENDERS), help="some of them")
     parser.add_argument("--collections", default=",".join(QUERIES), help="some of them")
     for word, kind in {"contender": str, "collection": str, "folder": Path, "out": Path}.items():
         parser.add_argument(f"--{word}", type=kind, help=argparse.SUPPRESS)
@@ -267,9 +292,10 @@ def main() -> None:
         return
     if arguments.json is None or not 0 < arguments.scale <= 1:
         parser.error("--json PATH is needed, and a scale above 0, at most 1")
-    names = [name for name in CONTENDERS if name != "faiss-flat" or find_spec("faiss")]
-    if "faiss-flat" not in names:
-        print("faiss-flat is left out: faiss is not installed", flush=True)
+    has_faiss = any(PEERS.parents[1].glob("lib/*/site-packages/faiss"))
+    names = [name for name in arguments.contenders.split(",") if name not in FAISS or has_faiss]
+    if not has_faiss:
+        print(f"Faiss is left out: it is not in {PEERS.parents[1]} (make peers)", flush=True)
     report = run_benchmark(names, arguments.collections.split(","), arguments.scale)
     arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print_benchmark(report)

@@ -153,6 +153,22 @@ def test_retrieval_measures_every_contender_on_the_collections_that_are_there(tm
     for figures in found.values():
         assert {"index_seconds_100k", "search_seconds_100k", "peak_rss_mb_1m"} <= set(figures)
     assert set(found["plain"]) == set(found["kaggle_llm"]) >= {"search_seconds_bm25_100k"}
+    assert "faiss-flat" not in found or found["faiss-flat"]["recall_100k"] == 1 > found["faiss-ivf"]["recall_100k"]
+    assert "faiss-flat" in found or "Faiss is left out" in done.stdout
+
+
+@pytest.mark.release
+@pytest.mark.timeout(300)
+def test_a_batch_in_parts_has_the_gradient_of_the_batch_at_once(tmp_path: Path) -> None:
+    command = [sys.executable, HERE / "gradcache.py", "--json", tmp_path / "figures.json", "--pairs", "40"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((tmp_path / "figures.json").read_text())
+    whole, parts = (contender["figures"] for contender in report["contenders"])
+    assert report["benchmark"] == "gradcache" and parts["peak_rss_mb"] < whole["peak_rss_mb"]
+    assert (
+        parts["loss"] == pytest.approx(whole["loss"]) and 0 < parts["max_abs_diff"] < 1e-4 * whole["largest_gradient"]
+    )
 
 
 @pytest.mark.release
