@@ -3,6 +3,8 @@
 `search_vectors` gives each query the same list whatever is asked beside it, and whatever the device, the threads and
 the sizes of the blocks. Matrix products, whose last bits depend on all of these, only choose candidates, with a margin
 as wide as their rounding can be; these are scored again a query at a time, in double precision and a fixed order.
+
+There is no approximate index: below tens of thousands of queries none pays for its build (tests/benchmarks/README.md).
 """
 
 from __future__ import annotations
