@@ -25,6 +25,7 @@ from kaggle_llm.engines.engine import (
 from kaggle_llm.engines.fixed_shapes import plan_fixed_batches
 from kaggle_llm.engines.generation import Generator, pad_rows
 from kaggle_llm.engines.memory import AnswerT, ask_within_memory
+from kaggle_llm.engines.onednn import use_onednn
 from kaggle_llm.engines.prompts import Prompt
 from kaggle_llm.engines.quantised import adaptable
 from kaggle_llm.engines.scoring import read_tokens, score_labels, score_shared
@@ -137,12 +138,13 @@ class TransformersEngine:
     def _sentence(self) -> Any:
         from sentence_transformers import SentenceTransformer
 
-        return SentenceTransformer(
+        model = SentenceTransformer(
             str(self.folder),
             device=str(self.device),
             model_kwargs={"dtype": self.dtype},
             local_files_only=True,
-        ).eval()
+        )
+        return use_onednn(model.eval())
 
     @cached_property
     def _head(self) -> Any:
@@ -168,12 +170,12 @@ class TransformersEngine:
         placement = choose_placement() if self.device.type == "cuda" else {}
         options |= {"dtype": self.dtype, "local_files_only": True, **placement}
         if self.base is None:
-            return keep_caps(maker.from_pretrained(self.folder, **options)).to(self.device).eval()
+            return use_onednn(keep_caps(maker.from_pretrained(self.folder, **options)).to(self.device).eval())
         from peft import PeftModel
 
         with adaptable(self.base) as more:
             model = keep_caps(maker.from_pretrained(self.base, **options, **more))
-        return PeftModel.from_pretrained(model, self.folder).to(self.device).eval()
+        return use_onednn(PeftModel.from_pretrained(model, self.folder).to(self.device).eval())
 
     # batches ------------------------------------------------------------------------------------------------
 

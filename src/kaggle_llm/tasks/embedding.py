@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from kaggle_llm.base import processes, records
 from kaggle_llm.base.fingerprint import hash_code
 from kaggle_llm.engines.model_kinds import ModelKind
+from kaggle_llm.engines.onednn import use_onednn
 from kaggle_llm.engines.texts import encode_texts
 from kaggle_llm.retrieval.negatives import MinedPair, NegativeSettings, mine_negatives, rank_with_right
 from kaggle_llm.tasks.embedding_teacher import NO_TEACHER, Taught, label_batch, make_taught_loss
@@ -169,6 +170,7 @@ def finish_loading(model: Any, kind: ModelKind, max_tokens: int, job: Job) -> No
     model.max_seq_length = max_tokens
     if job.lora.method != "full":
         model[0].model = attach_adapter(model[0].model, kind, job.lora)
+    use_onednn(model)
 
 
 def save_whole(model: Any, load: Callable[[Job, str], Any], job: Job) -> None:

@@ -22,6 +22,7 @@ from kaggle_llm.engines.attention import (
     takes_segments,
 )
 from kaggle_llm.engines.model_kinds import CLASSES, HEAD_NAMES, ModelKind
+from kaggle_llm.engines.onednn import use_onednn
 from kaggle_llm.engines.quantised import adaptable, read_quantisation, rounds_activations
 from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.engines.trial import pack_where_possible
@@ -61,9 +62,9 @@ def load_trainable(
         pack_rows(model, base, training.dtype)
     if kind == "sequence" and model.config.get_text_config().pad_token_id is None:  # decoders pool before the padding
         model.config.get_text_config().pad_token_id = load_tokenizer(base).pad_token_id or 0
-    if lora.method == "full":
-        return model
-    return attach_adapter(model, kind, lora, find_random_modules(model, info["missing_keys"], base, lora))
+    if lora.method != "full":
+        model = attach_adapter(model, kind, lora, find_random_modules(model, info["missing_keys"], base, lora))
+    return use_onednn(model)
 
 
 def check_class(base: Path, model_class: Any) -> None:

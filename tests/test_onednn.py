@@ -1,0 +1,91 @@
+"""Linear layers by oneDNN: torch's own values and gradients, the same bits alone and in a batch."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from kaggle_llm.engines import onednn
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN")
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    """Linear layers → the same ones computed by oneDNN, whatever processor this is."""
+    monkeypatch.setattr(onednn, "is_faster", lambda: True)
+    return onednn.use_onednn
+
+
+def make_layer(bias: bool = True, k: int = 48, n: int = 80) -> torch.nn.Linear:
+    torch.manual_seed(0)
+    return torch.nn.Linear(k, n, bias=bias)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(48,), (5, 48), (2, 7, 48), (0, 48)], ids=str)
+def test_values_and_gradients_are_torchs(fast, shape, bias):
+    ours, theirs = fast(make_layer(bias)), make_layer(bias)
+    first, second = (torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in "ab")
+    weights = torch.randn(*shape[:-1], 80)
+    (ours(first) * weights).sum().backward()
+    (theirs(second) * weights).sum().backward()
+    torch.testing.assert_close(ours(first), theirs(second))
+    torch.testing.assert_close(first.grad, second.grad)
+    for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, msg=name)
+
+
+def test_a_frozen_layer_gets_no_gradient_and_keeps_no_input(fast):
+    layer = fast(make_layer().requires_grad_(False))
+    rows = torch.randn(4, 48, requires_grad=True)
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda kept: kept):
+        layer(rows).sum().backward()
+    assert layer.weight.grad is None
+    assert rows.grad is not None
+    assert [tuple(tensor.shape) for tensor in kept] == [(80, 48)]
+
+
+def test_a_transposed_input_is_read_as_it_stands(fast):
+    rows = torch.randn(6, 3, 48).transpose(0, 1)
+    torch.testing.assert_close(fast(make_layer())(rows), make_layer()(rows))
+
+
+def test_a_row_has_the_same_bits_alone_and_in_a_batch(fast):
+    layer, rows = fast(make_layer(k=384, n=1536)), torch.randn(300, 384)
+    with torch.no_grad():
+        together = layer(rows)
+        for size in (4, 12, 40, 200):
+            assert torch.equal(layer(rows[:size]), together[:size]), size
+
+
+@pytest.mark.parametrize("case", ["bfloat16", "float64", "autocast"])
+def test_other_types_are_computed_by_torch(fast, monkeypatch, case):
+    monkeypatch.setattr(onednn, "multiply", lambda *_: pytest.fail("by oneDNN"))
+    dtype = {"bfloat16": torch.bfloat16, "float64": torch.float64, "autocast": torch.float32}[case]
+    layer, rows = fast(make_layer().to(dtype)), torch.randn(4, 48, dtype=dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
+        assert layer(rows).dtype is (torch.bfloat16 if case == "autocast" else dtype)
+
+
+def test_a_model_is_saved_as_before(fast):
+    model = fast(torch.nn.Sequential(make_layer(), torch.nn.LayerNorm(80)))
+    assert set(model.state_dict()) == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    assert isinstance(model[0], torch.nn.Linear)
+    assert torch.equal(pickle.loads(pickle.dumps(model.state_dict()))["0.weight"], make_layer().weight)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "instructions", "is_faster"),
+    [("AuthenticAMD", "AVX512", True), ("AuthenticAMD", "AVX2", False), ("GenuineIntel", "AVX512", False)],
+)
+def test_it_is_taken_where_mkl_leaves_avx512_unused(monkeypatch, tmp_path: Path, vendor, instructions, is_faster):
+    (tmp_path / "cpuinfo").write_text(f"vendor_id\t: {vendor}\n")
+    monkeypatch.setattr(onednn, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    assert onednn.is_faster.__wrapped__() is is_faster
