@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,39 @@ def test_it_is_taken_where_mkl_leaves_avx512_unused(monkeypatch, tmp_path: Path,
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     assert onednn.is_faster.__wrapped__() is is_faster
+
+
+GROW = """
+import torch, psutil
+from kaggle_llm.engines.attention import prepare_device
+from kaggle_llm.engines.onednn import multiply
+if {prepares}:
+    prepare_device()
+torch.set_num_threads(1)
+memory, weights = psutil.Process().memory_info, [torch.randn(n, 576) for n in (192, 576, 1536)]
+multiply(torch.randn(8, 576), weights[0])
+before = memory().rss
+for rows in range(1, 401):
+    for weight in weights:
+        multiply(torch.randn(rows, 576), weight)
+print((memory().rss - before) / 2**20)
+"""
+
+
+@pytest.mark.slow
+def test_products_of_ever_new_shapes_take_no_ever_new_memory():
+    """Packs vary in size: torch and oneDNN by themselves would keep what they compiled for each."""
+    kept, left = (
+        float(
+            subprocess.run(
+                [sys.executable, "-c", GROW.format(prepares=prepares)],
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=300,
+            ).stdout
+        )
+        for prepares in (True, False)
+    )
+    print(f"{kept:.0f} MB, without a limit {left:.0f} MB")
+    assert kept < max(left / 3, 100)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SEGMENTS = "segments"
 SM_75 = (7, 5)  # T4
+# Variables that torch and oneDNN read at their first product: of how many shapes they keep what they compiled.
+KEPT_PRODUCTS = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 
 
 def register_segments() -> str:
@@ -70,11 +72,14 @@ def prepare_device() -> None:
 
     Packs vary in size, so memory grows by pages, not by blocks that later packs do not fit into. cuDNN's attention is
     off: torch from 2.11 on prefers it on sm_90 and makes a plan of some 30 ms for every new shape, which nearly every
-    pack has. TF32 is off, in convolutions too: float32 means float32 wherever stages of a model are compared.
+    pack has. TF32 is off, in convolutions too: float32 means float32 wherever stages of a model are compared. On a CPU
+    torch and oneDNN would keep a compiled product of each of the last 1,024 shapes, by and by gigabytes of them.
     """
     import torch
 
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    for variable in KEPT_PRODUCTS:
+        os.environ.setdefault(variable, "64")  # more than a pass has
     torch.backends.cuda.enable_cudnn_sdp(False)
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
