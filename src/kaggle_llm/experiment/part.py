@@ -14,7 +14,8 @@ from kaggle_llm.engines.prompts import Prompter
 from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.inference.model import Model, find_model, replace_model
 from kaggle_llm.inference.run import Run, import_predict
-from kaggle_llm.training.trainer import Job, Task, describe_training, fine_tune, keep_within
+from kaggle_llm.training.task import Task
+from kaggle_llm.training.trainer import Job, describe_training, fine_tune, keep_within
 from kaggle_llm.weights.average import average_adapters
 from kaggle_llm.weights.merge import merge_adapter
 from kaggle_llm.weights.quantize import check_group_size, quantize

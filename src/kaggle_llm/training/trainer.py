@@ -13,18 +13,18 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, cast
 
 from kaggle_llm.base import paths, processes, records
 from kaggle_llm.base.device import describe_device, is_out_of_memory, release_device, trim_heap
 from kaggle_llm.base.fingerprint import hash_code, hash_module_of, plain_value
-from kaggle_llm.engines.model_kinds import ModelKind
 from kaggle_llm.training.base_model import check_quantised, load_trainable, save_trained, unpack_beyond_window
 from kaggle_llm.training.callbacks import make_callbacks
 from kaggle_llm.training.checkpoints import Checkpoints
 from kaggle_llm.training.optimizer import choose_optimizer, group_parameters
 from kaggle_llm.training.plan import Share, plan_training, within_budget
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings, resolve_training
+from kaggle_llm.training.task import Example, Task
 from kaggle_llm.training.tracking import tracking
 from kaggle_llm.training.tricks import apply_tricks
 from kaggle_llm.training.watch import Watch, hold_out
@@ -33,7 +33,6 @@ from kaggle_llm.training.weight_tricks import attach_average, attach_freezing, c
 if TYPE_CHECKING:
     import torch
 
-Example = TypeVar("Example", contravariant=True)
 Arguments = ParamSpec("Arguments")
 
 # Set by accelerate launch; a checkpoint of one launcher does not load into another.
@@ -46,26 +45,6 @@ LAUNCHER_VARIABLES = (
 )
 UNKEYED = ("checkpoint_steps", "track", "watch", "tricks")  # the last two have keys where they are on
 KEYED_PACKAGES = ("torch", "transformers", "peft")  # a training's result depends on their versions
-
-
-class Task(Protocol[Example]):
-    """The part of a training that differs between tasks: what its examples weigh and their loss."""
-
-    kind: ModelKind
-    padded: bool
-    """Whether examples that are computed together are padded to the longest."""
-
-    def config(self) -> dict[str, Any]:
-        """Changes to the model's config, such as num_labels or attn_implementation."""
-
-    def length(self, example: Example) -> int:
-        """Number of tokens."""
-
-    def weight(self, example: Example) -> float:
-        """Loss units, over which the loss is a mean: 1 a row or group, or the number of tokens with a loss."""
-
-    def loss(self, model: Any, examples: Sequence[Example]) -> torch.Tensor:
-        """Scalar: sum over the examples' loss units."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from kaggle_llm.engines.model_kinds import ModelKind
-    from kaggle_llm.training.trainer import Task
+    from kaggle_llm.training.task import Task
 
 LOSS_TRICKS = ("rdrop", "multi_sample_dropout", "label_smoothing", "focal", "class_weight")
 TargetKind = Literal["shares", "answers", "numbers"]

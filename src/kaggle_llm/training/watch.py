@@ -18,7 +18,7 @@ from kaggle_llm.training.settings import TrainingSettings, WatchSettings
 from kaggle_llm.training.weight_copies import WeightCopy
 
 if TYPE_CHECKING:
-    from kaggle_llm.training.trainer import Task
+    from kaggle_llm.training.task import Task
 
 Example = TypeVar("Example")
 CURVE = "loss.png"
