@@ -21,10 +21,12 @@ OWNER = "KAGGLE_LLM_FORKS_OWNER"  # the variable with the process that the serve
 LIBRARIES = """
 polars omegaconf yaml safetensors.torch torch transformers transformers.trainer transformers.models.auto.modeling_auto
 transformers.models.llama.modeling_llama transformers.models.bert.modeling_bert transformers.models.gpt2.modeling_gpt2
-peft sentence_transformers bm25s sklearn.metrics sklearn.model_selection scipy.stats datasketch nbformat jupytext psutil
-typer rich.table matplotlib.backends.backend_agg torch.distributed.checkpoint.state_dict sqlite3
+peft sentence_transformers bm25s sklearn.metrics sklearn.model_selection scipy.stats datasketch nbformat jupytext
+psutil typer pydantic.fields pydantic.type_adapter pydantic.types rich.table matplotlib.backends.backend_agg
+torch.distributed.checkpoint.state_dict sqlite3
 """
 LOOK = 0.01  # seconds between two looks at a program
+LARGE_PAGE, MADV_COLLAPSE = 2**21, 25  # Linux 6.1 and newer
 
 
 def open_session() -> None:
@@ -216,8 +218,38 @@ def load_libraries() -> None:
     figure = importlib.import_module("matplotlib.figure").Figure()
     figure.subplots().set(yscale="log", title="fonts, and the patterns of its texts, are read once")
     figure.savefig(io.BytesIO())
+    end_quickly()
     gc.collect()
     gc.freeze()
+    take_large_pages()
+
+
+def end_quickly() -> None:
+    """Every program would take 60 ms to delete torch's operators and to add up what was compiled."""
+    import atexit
+    import weakref
+
+    atexit.unregister(sys.modules["torch._dynamo.utils"].dump_compile_times)
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        finalizer.atexit = False
+
+
+def take_large_pages() -> None:
+    """Of 2 MB where Linux has them: a fork, which copies the table of all pages, then takes half as long."""
+    import ctypes
+
+    if sys.platform != "linux":
+        return
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    with open("/proc/self/maps") as maps:
+        areas = [line.split() for line in maps]
+    for area in areas:
+        if area[1] == "rw-p" and area[5:] in ([], ["[heap]"]):
+            start, end = (int(number, 16) for number in area[0].split("-"))
+            start, end = -(-start // LARGE_PAGE) * LARGE_PAGE, end // LARGE_PAGE * LARGE_PAGE
+            if start < end:
+                madvise(start, end - start, MADV_COLLAPSE)  # an area that cannot stays as it is
 
 
 def is_alive(pid: int) -> bool:
