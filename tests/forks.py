@@ -26,7 +26,6 @@ psutil typer pydantic.fields pydantic.type_adapter pydantic.types rich.table mat
 torch.distributed.checkpoint.state_dict sqlite3
 """
 LOOK = 0.01  # seconds between two looks at a program
-LARGE_PAGE, MADV_COLLAPSE = 2**21, 25  # Linux 6.1 and newer
 
 
 def open_session() -> None:
@@ -221,7 +220,6 @@ def load_libraries() -> None:
     end_quickly()
     gc.collect()
     gc.freeze()
-    take_large_pages()
 
 
 def end_quickly() -> None:
@@ -232,24 +230,6 @@ def end_quickly() -> None:
     atexit.unregister(sys.modules["torch._dynamo.utils"].dump_compile_times)
     for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
         finalizer.atexit = False
-
-
-def take_large_pages() -> None:
-    """Of 2 MB where Linux has them: a fork, which copies the table of all pages, then takes half as long."""
-    import ctypes
-
-    if sys.platform != "linux":
-        return
-    madvise = ctypes.CDLL(None).madvise
-    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    with open("/proc/self/maps") as maps:
-        areas = [line.split() for line in maps]
-    for area in areas:
-        if area[1] == "rw-p" and area[5:] in ([], ["[heap]"]):
-            start, end = (int(number, 16) for number in area[0].split("-"))
-            start, end = -(-start // LARGE_PAGE) * LARGE_PAGE, end // LARGE_PAGE * LARGE_PAGE
-            if start < end:
-                madvise(start, end - start, MADV_COLLAPSE)  # an area that cannot stays as it is
 
 
 def is_alive(pid: int) -> bool:
