@@ -14,7 +14,11 @@ from click.testing import Result
 from typer.testing import CliRunner
 from workspace import Workspace, succeed
 
+from kaggle_llm.base.config import load_config
 from kaggle_llm.cli import app
+from kaggle_llm.competition.competition import load_competition
+from kaggle_llm.competition.rankings import make_values
+from kaggle_llm.inference.run import import_predict
 from kaggle_llm.weights import parity
 from kaggle_llm.weights.differences import Differences, divergence, find_differences, log_odds, rank_correlation
 from kaggle_llm.weights.headroom import LIMIT, Headroom, measure_headroom
@@ -279,6 +283,23 @@ def test_a_missing_gate_is_said_by_the_bundle_refused_by_push_and_passes_with_a_
     manifest = json.loads(path.read_text())
     assert manifest["parity_accepted"] == "the metric ignores order" and "was never checked" in manifest["parity"]
     assert done.returncode != 0 and "the bundle has no wheels" in done.stderr, "it went on to the next gate"
+
+
+def test_a_stage_is_decided_by_what_its_own_answers_fit(bare: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights whose answers are only moved or stretched lose nothing: what ships has thresholds of its own."""
+    monkeypatch.setenv("KAGGLE_LLM_ROOT", str(bare.root))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "predict", raising=False)
+    exp = bare.root / "exp" / "exp008_heads"
+    config = load_config(exp / "config.yaml", import_predict(exp).Config)
+    competition = load_competition(config.competition)
+    gate = parity.Gate(exp, config, competition, parity.ParitySettings(), "a run")
+    monkeypatch.delitem(sys.modules, "predict")
+    levels = [int(items[0]) for items in gate.truth["items"].to_list()]
+    for stretch, move in ((1.0, 0.0), (0.4, 0.0), (1.0, 3.0)):
+        answers = make_values(gate.truth["id"].to_list(), [[stretch * level + move] for level in levels])
+        decided = gate.fit_decision([answers.head(9), answers.tail(-9)])
+        assert decided and competition.metric.score(decided.apply(answers), gate.truth) == 1.0
 
 
 def test_few_rows_leave_a_quantised_or_half_precision_stage_undecided(copy: Workspace) -> None:

@@ -1,6 +1,7 @@
 """Compares the stages of a model on the same held-out rows: adapter attached → merged → quantised → engine that ships.
 
-Leaves output/<run>/parity.json and parity.png. All answers come through `inference.run.answer`, that is predict.py.
+Leaves output/<run>/parity.json and parity.png. All answers are those of predict.py, each stage's decided by what its
+own answers fit.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from kaggle_llm.base.config import load_config
 from kaggle_llm.base.tables import print_table
 from kaggle_llm.competition.competition import TRAIN, Competition, load_competition
 from kaggle_llm.competition.metrics import paired_difference
+from kaggle_llm.competition.rankings import check_answer
 from kaggle_llm.engines.engine import NonFiniteError
 from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.inference.borrowed import list_lenders
+from kaggle_llm.inference.cross_fit import Decided, fit_on, join_scored, list_ids
 from kaggle_llm.inference.model import Model, find_model, read_models, split_folds
-from kaggle_llm.inference.run import answer, import_predict
+from kaggle_llm.inference.run import Run, import_predict, neutral_decision, score_rows
 from kaggle_llm.weights.differences import Differences, find_differences
 from kaggle_llm.weights.headroom import LIMIT, Headroom, measure_headroom
 from kaggle_llm.weights.plot import draw_parity
@@ -178,8 +181,11 @@ class Gate:
 
     def __init__(self, exp: Path, config: Any, competition: Competition, settings: ParitySettings, run: str) -> None:
         self.exp, self.config, self.competition, self.settings, self.run = exp, config, competition, settings, run
-        self.truth = competition.truth(competition.table(TRAIN))
-        hook = getattr(import_predict(exp), "asks_in_turns", None)
+        predict, train = import_predict(exp), competition.table(TRAIN)
+        self.truth = competition.truth(train)
+        self.groups = dict(zip(train["id"], train[competition.group or "id"], strict=True))
+        self.neutral = neutral_decision(predict, config, competition)
+        hook = getattr(predict, "asks_in_turns", None)
         self.in_turns: bool = hook is not None and hook(config)
         """Whether prompts depend on answers before them."""
         self.headroom: dict[str, Headroom] = {}
@@ -221,12 +227,12 @@ class Gate:
         parts = [rows.head(cut)] if exact_only or rows.height <= cut else [rows.head(cut), rows.tail(-cut)]
         where = f", {describe_stage(stage)}" if stage.on_cpu else ""
         print(f"{self.run}: {name}, {stage.name}: {sum(part.height for part in parts)} rows{where}", flush=True)
-        rankings, calls = [], []
+        scored, fallbacks, calls = [], [], []
         with RecordingRun(name, self.config, self.competition, stage.models, stage.engine, on_cpu=stage.on_cpu) as run:
             for part in parts:
                 run.calls.clear()
                 try:
-                    rankings.append(answer(self.exp, run, part))
+                    scored.append(score_rows(self.exp, run, part))
                 except NonFiniteError as error:
                     return Answer([], [], error.bad)
                 except (KeyError, OSError) as error:  # predict.py looks for a file that this stage lacks
@@ -234,8 +240,23 @@ class Gate:
                         f"parity: predict.py cannot answer with {name} as {stage.name} ({error}): let it use only "
                         f"run.engine({name!r}) and the tokenizer, which every stage has"
                     ) from error
+                fallbacks.append(run.fallback)
                 calls.append(list(run.calls))
+            run.decision = self.fit_decision(scored)
+            rankings = [rank(run, *part) for part in zip(parts, scored, fallbacks, strict=True)]
         return Answer(rankings, calls, 0)
+
+    def fit_decision(self, scored: Sequence[Any]) -> Decided | None:
+        """The decision fitted on a stage's own answers to all rows, as if it shipped.
+
+        The one that ships was fitted on the answers of the last stage: it would make every stage before look worse.
+        """
+        if self.neutral is None:
+            return None
+        answers = join_scored(scored)
+        ids, metric = list_ids(answers), self.competition.metric
+        value, _ = fit_on(self.neutral, answers, self.truth, ids, self.groups, metric, required=set())
+        return Decided(value)
 
     def judge(self, label: str, name: str, stage: Stage, first: Answer, after: Stage, second: Answer) -> Step:
         """The step from one stage to the next, on the rows that both answered."""
@@ -293,6 +314,12 @@ class Gate:
     def headroom_status(self) -> Status:
         half = self.config.engine.dtype == "float16"
         return "failed" if half and any(headroom.over for headroom in self.headroom.values()) else "passed"
+
+
+def rank(run: Run, rows: pl.DataFrame, scored: Any, fallback: pl.DataFrame | None) -> pl.DataFrame:
+    """The RANKING of rows that predict.py scored, by the run's decision."""
+    run.fallback = fallback
+    return check_answer(run.decide(scored), rows["id"].to_list())
 
 
 def judge_exact(differences: Differences, limit: float) -> tuple[Status, str]:
