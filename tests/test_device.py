@@ -88,3 +88,28 @@ def test_memory_is_given_back_only_where_the_gpu_was_used(monkeypatch: pytest.Mo
     monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
     device.release_device()
     assert calls == ["emptied"]
+
+
+LAYERS = """
+import resource
+import numpy as np
+from kaggle_llm.base.device import keep_heap
+if {keeps}:
+    keep_heap()
+for layer in range(40):
+    if layer == 10:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    activations = [np.ones(1_500_000) for _ in range(6)]
+    del activations
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc's malloc")
+def test_layers_get_the_memory_of_the_ones_before_them() -> None:
+    """Pages got anew from the system, after the first layers."""
+    kept, returned = (
+        int(subprocess.run([sys.executable, "-c", LAYERS.format(keeps=keeps)], capture_output=True, text=True).stdout)
+        for keeps in (True, False)
+    )
+    assert kept < returned / 10, (kept, returned)

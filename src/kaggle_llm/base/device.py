@@ -14,6 +14,7 @@ from typing import Any
 QUERY_TIMEOUT = 60  # seconds that nvidia-smi may take
 BFLOAT16_FROM = (8, 0)  # compute capability
 CONTEXT_GB = 0.7  # GiB of a card that CUDA and its libraries take in each process: assumed
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 MEMORY_ERRORS = (  # torch's allocator and the driver say the first, cuBLAS the second where no room is left for itself
     "out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
@@ -97,6 +98,17 @@ def release_device() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+
+
+def keep_heap() -> None:
+    """Let glibc keep up to 128 MB that were freed, for the next layer.
+
+    By itself it gives a layer's activations back to the system and gets them anew, page by page: a seventh of the time
+    of an inference on a CPU. Pieces of more than 32 MB are given back as before.
+    """
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        mallopt(MMAP_THRESHOLD, 32 * 2**20)
+        mallopt(TRIM_THRESHOLD, 128 * 2**20)
 
 
 def trim_heap(device: str) -> None:

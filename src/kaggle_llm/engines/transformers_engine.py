@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kaggle_llm.base import records
-from kaggle_llm.base.device import choose_placement, is_out_of_memory, release_device
+from kaggle_llm.base.device import choose_placement, is_out_of_memory, keep_heap, release_device
 from kaggle_llm.engines.attention import avoid_slow_kernel, keep_caps, prepare_device
 from kaggle_llm.engines.engine import (
     Completion,
@@ -53,6 +53,8 @@ class TransformersEngine:
         prepare_device()
         avoid_slow_kernel()
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if self.device.type == "cpu":
+            keep_heap()
         self._fills = self.device.type == "cuda"  # a CPU's kernels do not ask how many rows a batch has
         self.dtype: torch.dtype = getattr(torch, settings.dtype)
         if self.dtype is torch.bfloat16 and self.device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
