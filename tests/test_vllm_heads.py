@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pico import save_llama
+from test_chain import serves_four_bits
 from workspace import ROOT, make_workspace, succeed
 
 from kaggle_llm.engines.engine import EngineSettings, LengthError
@@ -150,10 +151,40 @@ def test_a_body_in_four_bits_keeps_its_head(tmp_path: Path) -> None:
 @pytest.mark.skipif(not MODEL.is_dir(), reason="SmolLM2 is absent: make models")
 def test_exp008_is_answered_by_vllm_and_passes_the_gate(tmp_path: Path) -> None:
     """A head on SmolLM2 with LoRA: adapter → merged → vLLM, all in float32."""
-    workspace = replace(make_workspace(tmp_path, MODEL, MODEL.with_name("all-MiniLM-L6-v2")), timeout=900)
-    words = ["models.body=input/models/SmolLM2-135M-Instruct", "lora.method=lora", "engine.kind=vllm"]
-    words += ["engine.dtype=float32", "engine.vllm.enforce_eager=true", "engine.vllm.max_model_len=256"]
-    succeed(workspace.train("exp008_heads", "--smoke", *words, "run=vllm"))
-    steps = json.loads((workspace.output / "exp008_heads--vllm-smoke" / "parity.json").read_text())["steps"]
+    run = train_exp008(tmp_path, "engine.dtype=float32")
+    steps = json.loads((run / "parity.json").read_text())["steps"]
     assert [(step["after"], step["status"]) for step in steps] == [("merged", "passed"), ("vllm float32", "passed")]
     assert 0 < steps[1]["differences"]["largest"] < 1e-4
+
+
+@pytest.mark.release
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(not MODEL.is_dir(), reason="SmolLM2 is absent: make models")
+@pytest.mark.skipif(not (ROOT / ".venv-quantise").is_dir(), reason="llm-compressor is absent: make quantise")
+def test_exp008_s_body_is_quantised_and_its_head_is_kept(tmp_path: Path) -> None:
+    """A head on SmolLM2 with LoRA: adapter → merged → GPTQ of the body → vLLM in bfloat16."""
+    from safetensors import safe_open
+
+    if not serves_four_bits():
+        pytest.skip("on a CPU without AVX-512 vLLM has no kernel for 4 bits")
+    (tmp_path / ".venv-quantise").symlink_to(ROOT / ".venv-quantise")
+    gptq = ["quantize.scheme=gptq", "quantize.group_size=64", "quantize.rows=8"]
+    run = train_exp008(tmp_path, "engine.dtype=bfloat16", *gptq)
+    merged, quantised, served = json.loads((run / "parity.json").read_text())["steps"]
+    assert (quantised["after"], served["after"]) == ("quantised", "vllm bfloat16")
+    assert merged["status"] == "passed" and quantised["status"] == "undecided", "so few rows decide nothing"
+    assert quantised["differences"]["mean"] > 0.001 and served["differences"]["mean"] < quantised["differences"]["mean"]
+    heads = []
+    for stage in ("merged", "gptq"):
+        with safe_open(run / "fold0" / stage / "model.safetensors", "np") as weights:
+            heads.append(weights.get_tensor("score.weight"))
+    np.testing.assert_array_equal(*heads)
+
+
+def train_exp008(root: Path, *words: str) -> Path:
+    """The folder of a run of few rows, SmolLM2 with LoRA and its head served by vLLM."""
+    workspace = replace(make_workspace(root, MODEL, MODEL.with_name("all-MiniLM-L6-v2")), timeout=900)
+    body = ["models.body=input/models/SmolLM2-135M-Instruct", "lora.method=lora", "engine.kind=vllm"]
+    vllm = ["engine.vllm.enforce_eager=true", "engine.vllm.max_model_len=256"]
+    succeed(workspace.train("exp008_heads", "--smoke", *body, *vllm, *words, "run=vllm"))
+    return workspace.output / "exp008_heads--vllm-smoke"
