@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason
 def fast(monkeypatch):
     """Linear layers → the same ones computed by oneDNN, whatever processor this is."""
     monkeypatch.setattr(onednn, "is_faster", lambda: True)
+    monkeypatch.setattr(onednn, "LEAST", 0)
     return onednn.use_onednn
 
 
@@ -77,8 +78,14 @@ def test_other_types_are_computed_by_torch(fast, monkeypatch, case):
 def test_a_model_is_saved_as_before(fast):
     model = fast(torch.nn.Sequential(make_layer(), torch.nn.LayerNorm(80)))
     assert set(model.state_dict()) == {"0.weight", "0.bias", "1.weight", "1.bias"}
-    assert isinstance(model[0], torch.nn.Linear)
+    assert isinstance(model[0], torch.nn.Linear) and type(model[0]) is not torch.nn.Linear
     assert torch.equal(pickle.loads(pickle.dumps(model.state_dict()))["0.weight"], make_layer().weight)
+
+
+def test_small_layers_stay_torchs(monkeypatch):
+    monkeypatch.setattr(onednn, "is_faster", lambda: True)
+    small, large = onednn.use_onednn(torch.nn.ModuleList([make_layer(), make_layer(k=128, n=128)]))
+    assert type(small) is torch.nn.Linear and type(large) is not torch.nn.Linear
 
 
 @pytest.mark.parametrize(

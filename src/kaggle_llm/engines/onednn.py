@@ -14,15 +14,16 @@ if TYPE_CHECKING:
     import torch
 
 CPUINFO = Path("/proc/cpuinfo")
+LEAST = 2**14  # elements of a weight: below, a call of oneDNN costs more than the product
 
 
 def use_onednn(model: Any) -> Any:
-    """`model`, its linear layers computed by oneDNN where that is faster: in float32, on a CPU, without autocast."""
+    """`model`, its large linear layers computed by oneDNN where that is faster: float32, on a CPU, without autocast."""
     import torch
 
     if is_faster():
         for module in model.modules():
-            if type(module) is torch.nn.Linear:
+            if type(module) is torch.nn.Linear and module.weight.numel() >= LEAST:
                 module.__class__ = _linear_class()
     return model
 
