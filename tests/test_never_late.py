@@ -265,7 +265,7 @@ def test_without_hangs_the_budget_ends_in_time_by_itself_and_counts_what_it_cut(
     competitions: dict[int, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     cut = 0
-    for seed in range(80):
+    for seed in range(40):
         weather = draw_weather(random.Random(seed), trouble=False)
         end, clock, run = predict_in(weather, seed, competitions[weather.rows], tmp_path, monkeypatch)
         assert end == "done" and clock.now < LIMIT, (seed, weather)
@@ -273,7 +273,7 @@ def test_without_hangs_the_budget_ends_in_time_by_itself_and_counts_what_it_cut(
         if work * weather.members < 0.8 * LIMIT:
             assert not run.budget.cuts.total(), (seed, weather, "there was time for all")
         cut += bool(run.budget.cuts.total())
-    assert cut >= 5
+    assert cut >= 3
 
 
 @pytest.mark.parametrize("spare", [False, True])
