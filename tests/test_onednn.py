@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from kaggle_llm.engines import onednn
+from kaggle_llm.engines.attention import KEPT_PRODUCTS
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN")
 
@@ -128,6 +130,7 @@ def test_products_of_ever_new_shapes_take_no_ever_new_memory():
                 text=True,
                 check=True,
                 timeout=300,
+                env={name: value for name, value in os.environ.items() if name not in KEPT_PRODUCTS},
             ).stdout
         )
         for prepares in (True, False)

@@ -42,7 +42,7 @@ def read_cpuinfo() -> str:
 
 
 def multiply(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """input [..., k] · weight [n, k]ᵀ + bias [n] → [..., n], all float32, by oneDNN; gradients come from `linear`."""
+    """input [..., k] · weight [n, k]ᵀ + bias [n] → [..., n], all float32, by oneDNN, without gradients."""
     import torch
 
     product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")

@@ -1,4 +1,4 @@
-"""The Run, all that predict.py uses, and `answer()`, the only caller of its `score`.
+"""The Run, all that predict.py uses, and `score_rows()`, the only caller of its `score`.
 
 CV, rehearsal, notebook, replay and parity all go through `answer()`, so the code that computed CV is what ships.
 """
