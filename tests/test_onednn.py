@@ -90,6 +90,13 @@ def test_small_layers_stay_torchs(monkeypatch):
     assert type(small) is torch.nn.Linear and type(large) is not torch.nn.Linear
 
 
+def test_a_layer_whose_weight_is_kept_in_other_tensors_stays_its_librarys(monkeypatch):
+    monkeypatch.setattr(onednn, "is_faster", lambda: True)
+    layer = make_layer()
+    layer.weight_packed = layer._parameters.pop("weight")  # as compressed-tensors keeps 4 bits
+    assert type(onednn.use_onednn(torch.nn.Sequential(layer))[0]) is torch.nn.Linear
+
+
 @pytest.mark.parametrize(
     ("vendor", "instructions", "is_faster"),
     [("AuthenticAMD", "AVX512", True), ("AuthenticAMD", "AVX2", False), ("GenuineIntel", "AVX512", False)],

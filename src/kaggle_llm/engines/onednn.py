@@ -23,9 +23,15 @@ def use_onednn(model: Any) -> Any:
 
     if is_faster():
         for module in model.modules():
-            if type(module) is torch.nn.Linear and module.weight.numel() >= LEAST:
+            if type(module) is torch.nn.Linear and _is_large(module):
                 module.__class__ = _linear_class()
     return model
+
+
+def _is_large(layer: torch.nn.Linear) -> bool:
+    """Whether its product is worth the call. A layer in 4 bits has no `weight`: its library computes it."""
+    weight = getattr(layer, "weight", None)
+    return weight is not None and weight.numel() >= LEAST
 
 
 @cache
