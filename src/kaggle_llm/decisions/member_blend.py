@@ -31,8 +31,9 @@ RowAnswer = tuple[list[str], list[float]]  # items and scores
 @dataclass
 class BlendSettings:
     space: Space = "log"
-    """What is averaged for each item: its probability in the row (softmax of the scores), the logarithm of that, minus
-    the logarithm of its rank; rows: the share of out-of-fold rows in which the member gives it less (AUC, Spearman)."""
+    """What is averaged for each item. probability: its softmax over the row's scores. log: the logarithm of that. rank:
+    minus the logarithm of its rank, where the members' scores have nothing in common. rows: the share of out-of-fold
+    rows in which the member gives it less, for AUC and Spearman."""
     rounds: int = 20
     """How many times the forward selection adds a member; one member may be added several times."""
 

@@ -26,7 +26,7 @@ class WritingSettings:
     max_tokens: int = 64
     """Tokens of a text, at most."""
     spare: str = ""
-    """The text of a row that got no written line and has no words of its own."""
+    """The text of a row that got no written line and has no words of its own: Kaggle refuses a blank answer."""
     spare_words: int = 16
     """Where no line was written, the row gets so many first words of its own text."""
 
