@@ -40,7 +40,7 @@ from kaggle_llm.decisions.member_blend import (
     mix_rows,
     share_firsts,
 )
-from kaggle_llm.experiment.reports import report_members, split_members, take_best
+from kaggle_llm.experiment.reports import list_recorded, report_members, take_best
 from kaggle_llm.inference.cross_fit import Decided, choose_part, cross_fit
 from kaggle_llm.inference.run import Run
 
@@ -294,10 +294,11 @@ def test_members_that_answer_alike_are_shown(capsys: pytest.CaptureFixture[str])
 
 def show_experiment(members: list[str], answers: list[pl.DataFrame], truth: pl.DataFrame, decided: Decided) -> Any:
     """What the reports of an ensemble read of an experiment."""
-    said = join(dict(enumerate(answers)))
     ranking = truth.select("id")  # whose order all have
-    scores = SimpleNamespace(scored=said, truth=truth, ranking=ranking, shipped=Decided(decided.value), decided=decided)
-    return SimpleNamespace(scores=scores, members=members, competition=SimpleNamespace(metric=accuracy()))
+    scores = SimpleNamespace(truth=truth, ranking=ranking, shipped=Decided(decided.value), decided=decided)
+    recorded = {run: answer.with_columns(fold=0) for run, answer in zip(members, answers, strict=True)}
+    competition = SimpleNamespace(metric=accuracy())
+    return SimpleNamespace(scores=scores, members=members, recorded=recorded, competition=competition)
 
 
 def test_the_best_member_is_the_one_with_the_smallest_loss() -> None:
@@ -308,15 +309,13 @@ def test_the_best_member_is_the_one_with_the_smallest_loss() -> None:
 
 
 def test_the_best_member_has_the_order_of_the_ensemble() -> None:
-    """Members after the first are asked the most uncertain rows first; a paired difference needs one order."""
+    """A paired difference needs one order."""
     answers, truth = drawn(4, 60, (6.0, 0.5, 3.0))
     shuffled = [answers[0], answers[1].sample(fraction=1.0, shuffle=True, seed=1), answers[2].reverse()]
     experiment = show_experiment(["p", "q", "r"], shuffled, truth, Decided(blend()))
     experiment.competition.metric = log_loss(LABELS)
     assert take_best(experiment).equals(answers[1])
-    assert [frame.equals(own) for frame, own in zip(split_members(experiment.scores), answers, strict=True)] == [
-        True
-    ] * 3
+    assert [frame.equals(own) for frame, own in zip(list_recorded(experiment), answers, strict=True)] == [True] * 3
 
 
 def test_before_a_fit_all_members_count_alike() -> None:

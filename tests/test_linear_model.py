@@ -91,7 +91,7 @@ def test_shares_are_weighted_rows_and_a_class_without_rows_is_unlikely() -> None
     assert not same.any() and levels.tolist() == pytest.approx([0.0, np.log(0.5 / 3)])
 
 
-@pytest.mark.parametrize("values", [{"words": 0, "characters": 0}, {"characters": 1}, {"rows": 0}, {"strength": 0.0}])
+@pytest.mark.parametrize("values", [{"words": -1}, {"characters": 1}, {"rows": 0}, {"strength": 0.0}])
 def test_settings_outside_their_range_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         LinearSettings(**values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import polars as pl
 
 from kaggle_llm.competition.competition import Competition
@@ -12,12 +13,15 @@ from kaggle_llm.experiment.base_config import BaseConfig
 from kaggle_llm.inference.run import Run
 from kaggle_llm.tasks.heads import HeadTaskSettings, answer_without_model, describe_head
 from kaggle_llm.tasks.linear_model import LinearModel, LinearSettings, answer_linear, load_linear
+from kaggle_llm.tasks.stacking import ask_columns
 
 
 @dataclass(kw_only=True)
 class Config(BaseConfig):
     head: HeadTaskSettings
     linear: LinearSettings = field(default_factory=LinearSettings)
+    members: list[str] = field(default_factory=list)
+    """Runs of all folds whose out-of-fold answers are columns beside the terms (stacking)."""
 
 
 def load(run: Run) -> LinearModel:
@@ -31,7 +35,12 @@ def fallback(rows: pl.DataFrame, run: Run) -> pl.DataFrame:
 
 def score(rows: pl.DataFrame, loaded: LinearModel, run: Run) -> pl.DataFrame:
     """The probabilities of the labels, or numbers."""
-    return answer_linear(rows, loaded, run.config.head.task, run.competition)
+    task, competition = run.config.head.task, run.competition
+
+    def answer(columns: np.ndarray | None) -> pl.DataFrame:
+        return answer_linear(rows, loaded, task, competition, columns)
+
+    return answer(ask_columns(rows, run, describe_head(task, competition), lambda columns: run.offer(answer(columns))))
 
 
 def decision(config: Config, competition: Competition) -> Thresholds | None:

@@ -6,8 +6,11 @@ from functools import partial
 
 from predict import Config
 
+from kaggle_llm.experiment.reports import take_best
 from kaggle_llm.experiment.start import start
+from kaggle_llm.tasks.heads import describe_head
 from kaggle_llm.tasks.linear_model import fit_linear
+from kaggle_llm.tasks.stacking import stack_rows
 
 
 def main() -> None:
@@ -15,9 +18,10 @@ def main() -> None:
     config, competition = experiment.config, experiment.competition
     settings = {"head": config.head, "linear": config.linear, "seed": config.seed}
     for part in experiment.parts():
-        fit = partial(fit_linear, part.train, competition, config.head.task, config.linear, config.seed)
-        part.make("linear", fit, {"rows": part.train}, settings)
-    experiment.score()
+        rows, columns = stack_rows(part.train, experiment.recorded, describe_head(config.head.task, competition))
+        fit = partial(fit_linear, rows, competition, config.head.task, config.linear, config.seed, columns=columns)
+        part.make("linear", fit, {"rows": rows, "columns": columns}, settings)
+    experiment.score(before=take_best if config.members else None)
     experiment.ship()
 
 

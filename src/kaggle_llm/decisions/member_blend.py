@@ -5,17 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from kaggle_llm.base import paths
-from kaggle_llm.base.config import read_saved_config
 from kaggle_llm.competition.rankings import answer_columns, is_values, make_ranking, make_values
 from kaggle_llm.decisions.quantiles import Quantiles, fit_quantiles
 from kaggle_llm.inference.cross_fit import Decided
-from kaggle_llm.inference.ensemble import Member
-from kaggle_llm.inference.model import select_member_models
-from kaggle_llm.inference.run import Run, ask_members
+from kaggle_llm.inference.run import Run, ask_members, find_member
 
 if TYPE_CHECKING:
     import polars as pl
@@ -24,7 +20,6 @@ if TYPE_CHECKING:
 
 Space = Literal["probability", "log", "rank", "rows"]
 SMALLEST = 1e-15  # probability whose logarithm is taken
-MEMBERS = "members"  # a bundle's folder with the members' configs
 RowAnswer = tuple[list[str], list[float]]  # items and scores
 
 
@@ -120,18 +115,6 @@ def list_asked(decision: Decided | None, count: int) -> list[int]:
     blends = [decision.value, *(decision.parts if decision.rows else ())]
     weighted = {n for blend in blends for n, weight in enumerate(blend.weights) if weight}
     return sorted(weighted, key=lambda n: (-decision.value.weights[n], n))
-
-
-def find_member(run: Run, number: int) -> Member:
-    """Experiment, config and models of member `number`, and in CV its recorded answers."""
-    if run.exp is None:
-        raise ValueError("members are asked through run.answer, which knows the experiment's folder")
-    name = run.config.members[number]
-    exp = run.exp.parent / name.split("--")[0]
-    bundled = run.exp.parents[1] / MEMBERS / f"{name}.yaml"
-    config = read_saved_config(bundled if bundled.is_file() else paths.run_folder(name) / "config.yaml")
-    config |= {"competition": asdict(run.config.competition)}
-    return Member(exp, config, select_member_models(run.models, number), run.recorded.get(name))
 
 
 def mix_rows(rows: Sequence[RowAnswer], weights: Sequence[float], space: Space) -> RowAnswer:

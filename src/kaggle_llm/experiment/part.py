@@ -110,7 +110,7 @@ class Part:
         """
         function = make.func if isinstance(make, partial) else make
         inputs = {**inputs, "code": hash_module_of(function, FROM_TEXTS)}
-        if name not in [model.name for model in self.models]:
+        if name not in [model.name for model in self.models if model.member is None]:
             self.before = None  # there is none yet, which could predict untrained
         self.close()
         folder = self.experiment.steps.make(f"{self.name}/{name}", make, settings, inputs, together)

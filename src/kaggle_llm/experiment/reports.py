@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kaggle_llm.base import processes
 from kaggle_llm.base.tables import print_table
 from kaggle_llm.competition.metrics import mean_reciprocal_rank, ndcg, recall
-from kaggle_llm.competition.rankings import select_rows, share_labels
+from kaggle_llm.competition.rankings import answer_columns, select_rows, share_labels
 from kaggle_llm.decisions.member_blend import share_firsts
 from kaggle_llm.experiment.reliability import write_reliability
 from kaggle_llm.tasks.heads import HeadKind, rank_prior
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import polars as pl
 
     from kaggle_llm.experiment.experiment import Experiment
-    from kaggle_llm.experiment.scores import Scores
 
 
 def report_reliability(experiment: Experiment) -> None:
@@ -87,15 +86,14 @@ def group_rows(experiment: Experiment) -> dict[str, list[str]]:
 
 def take_best(experiment: Experiment) -> pl.DataFrame:
     """The out-of-fold RANKING of the best member, which an ensemble has to beat."""
-    metric, scores = experiment.competition.metric, experiment.scores
-    return max(split_members(scores), key=lambda answer: metric.sign * metric.score(answer, scores.truth))
+    metric, truth = experiment.competition.metric, experiment.scores.truth
+    return max(list_recorded(experiment), key=lambda answer: metric.sign * metric.score(answer, truth))
 
 
-def split_members(scores: Scores) -> list[pl.DataFrame]:
-    """The answers of each member, all in the order of the ensemble's: later members were asked uncertain rows first."""
-    answers, ids = scores.scored, scores.ranking["id"].to_list()
-    numbers = sorted(set(answers["member"].to_list()))
-    return [select_rows(answers.filter(answers["member"] == number).drop("member"), ids) for number in numbers]
+def list_recorded(experiment: Experiment) -> list[pl.DataFrame]:
+    """The out-of-fold answers of each member, all in the order of the ensemble's own."""
+    ids, recorded = experiment.scores.ranking["id"].to_list(), experiment.recorded
+    return [select_rows(recorded[run].select(answer_columns(recorded[run])), ids) for run in experiment.members]
 
 
 def report_members(experiment: Experiment) -> None:
@@ -103,7 +101,7 @@ def report_members(experiment: Experiment) -> None:
     if not processes.is_first():
         return
     scores, members, metric = experiment.scores, experiment.members, experiment.competition.metric
-    answers, best = split_members(scores), take_best(experiment)
+    answers, best = list_recorded(experiment), take_best(experiment)
     shipped, decided = scores.shipped, scores.decided
     assert shipped is not None and decided is not None
     rows = [

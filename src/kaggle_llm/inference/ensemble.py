@@ -24,6 +24,7 @@ from kaggle_llm.inference.model import Model, describe_model
 if TYPE_CHECKING:
     import polars as pl
 
+MEMBERS = "members"  # a bundle's folder with the members' configs
 MEMBER_MODULE = "kaggle_llm.inference.member"
 OFFER_REPLY = "offer"  # first item of a reply that is a preliminary ranking
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self
 
-from kaggle_llm.base import records
+from kaggle_llm.base import paths, records
+from kaggle_llm.base.config import read_saved_config
 from kaggle_llm.base.device import describe_device
 from kaggle_llm.competition.competition import Competition
 from kaggle_llm.competition.rankings import average_by_id, check_answer, most_uncertain_first, replace_rows, select_rows
@@ -28,8 +29,8 @@ from kaggle_llm.inference.answers import AnswerFile, KeepingEngine, describe_ans
 from kaggle_llm.inference.budget import Budget
 from kaggle_llm.inference.cache import fill_entry, open_entry
 from kaggle_llm.inference.cross_fit import DECISION_MODEL, Decided, load_decided
-from kaggle_llm.inference.ensemble import Member, MemberError, open_member
-from kaggle_llm.inference.model import Model, find_model, split_folds
+from kaggle_llm.inference.ensemble import MEMBERS, Member, MemberError, open_member
+from kaggle_llm.inference.model import Model, find_model, select_member_models, split_folds
 from kaggle_llm.inference.vectors import ABOUT, hash_documents, keep_vectors, map_vectors, read_index
 from kaggle_llm.inference.vectors import SUFFIX as INDEX_SUFFIX
 
@@ -213,6 +214,18 @@ def score_rows(exp: Path, run: Run, rows: pl.DataFrame) -> Any:
 def neutral_decision(predict: ModuleType, config: Any, competition: Competition) -> Any:
     """predict.py's decision before a fit; None where it has none."""
     return predict.decision(config, competition) if hasattr(predict, "decision") else None
+
+
+def find_member(run: Run, number: int) -> Member:
+    """Experiment, config and models of member `number`, and in CV its recorded answers."""
+    if run.exp is None:
+        raise ValueError("members are asked through run.answer, which knows the experiment's folder")
+    name = run.config.members[number]
+    exp = run.exp.parent / name.split("--")[0]
+    bundled = run.exp.parents[1] / MEMBERS / f"{name}.yaml"
+    config = read_saved_config(bundled if bundled.is_file() else paths.run_folder(name) / "config.yaml")
+    config |= {"competition": asdict(run.config.competition)}
+    return Member(exp, config, select_member_models(run.models, number), run.recorded.get(name))
 
 
 def ask_members(

@@ -17,8 +17,8 @@ from typing import Any
 
 from kaggle_llm.base import paths, records
 from kaggle_llm.competition.competition import read_hours
-from kaggle_llm.decisions.member_blend import MEMBERS
 from kaggle_llm.experiment.recorded import has_changed
+from kaggle_llm.inference.ensemble import MEMBERS
 from kaggle_llm.inference.model import Model, describe_model, list_folders, read_models
 from kaggle_llm.kaggle.hashes import Hashes
 from kaggle_llm.kaggle.metadata import DATASET, MODEL_SOURCE, MOST_ENTRIES, describe_dataset, slugify

@@ -1,5 +1,6 @@
 """A linear model of the words and characters of a text: TF-IDF, then ridge or logistic regression by scikit-learn.
 
+Other runs' answers can be columns beside the terms (tasks/stacking.py).
 It gives the answers of a head (tasks/heads.py) in seconds and without a GPU. Leaves linear.json (the terms) and
 linear.safetensors (their weights and the coefficients): nothing is pickled, so any version of scikit-learn reads it.
 With `model: lightgbm` boosted trees take the coefficients' place.
@@ -19,6 +20,7 @@ from kaggle_llm.competition.competition import Competition
 from kaggle_llm.competition.rankings import make_values
 from kaggle_llm.tasks.boosted_trees import BoostedTrees, TreeSettings, fit_trees, load_trees, save_trees
 from kaggle_llm.tasks.heads import HeadKind, answer_logits, describe_head, list_targets
+from kaggle_llm.tasks.stacking import ColumnScales, fit_scales
 from kaggle_llm.tasks.terms import Terms, fit_terms, join_texts
 
 if TYPE_CHECKING:
@@ -45,9 +47,9 @@ class LinearSettings:
     """Of lightgbm."""
 
     def __post_init__(self) -> None:
-        if self.words < 0 or self.characters < 0 or self.words + self.characters == 0 or self.characters == 1:
+        if self.words < 0 or self.characters < 0 or self.characters == 1:
             raise ValueError(
-                f"words = {self.words}, characters = {self.characters}: one of them is 1 or more; characters 2 or more"
+                f"words = {self.words}, characters = {self.characters}: words 0 or more, characters 0 or 2 or more"
             )
         if self.rows < 1 or self.strength <= 0:
             raise ValueError(f"rows = {self.rows}, strength = {self.strength}: 1 or more, and more than 0")
@@ -68,25 +70,48 @@ class Coefficients:
 class LinearModel:
     terms: Terms
     outputs: Coefficients | BoostedTrees
+    scales: ColumnScales | None = None
+    """Of the columns that other runs' answers are; None without them."""
 
-    def logits(self, texts: Sequence[str]) -> np.ndarray:
-        """[texts, outputs]."""
-        return self.outputs.logits(self.terms.features(texts))
+    def logits(self, texts: Sequence[str], columns: np.ndarray | None = None) -> np.ndarray:
+        """[texts, outputs]. columns: other runs' answers to each text, where the model was fitted with them."""
+        return self.outputs.logits(make_features(self.terms, texts, self.scales, columns))
 
 
 def fit_linear(
-    rows: pl.DataFrame, competition: Competition, task: HeadKind, settings: LinearSettings, seed: int, folder: Path
+    rows: pl.DataFrame,
+    competition: Competition,
+    task: HeadKind,
+    settings: LinearSettings,
+    seed: int,
+    folder: Path,
+    columns: np.ndarray | None = None,
 ) -> None:
-    """Fit on labelled rows and save into `folder`; raises ValueError where no term is in enough rows."""
+    """Fit on labelled rows and save into `folder`. columns: other runs' out-of-fold answers to these rows.
+
+    Raises ValueError where no term is in enough rows, and where neither terms nor columns are asked for.
+    """
     texts, head = join_texts(rows, competition), describe_head(task, competition)
+    if columns is None and not settings.words + settings.characters:
+        raise ValueError("linear.words = 0, linear.characters = 0 and no members: give one of them")
     terms = fit_terms(texts, {"words": settings.words, "characters": settings.characters}, settings.rows)
-    features, targets = terms.features(texts), np.array(list_targets(head, competition.truth(rows)))
+    scales = None if columns is None else fit_scales(columns)
+    features = make_features(terms, texts, scales, columns)
+    targets = np.array(list_targets(head, competition.truth(rows)))
+    arrays = {} if scales is None else {"columns.means": scales.means, "columns.scales": scales.scales}
     if settings.model == "lightgbm":
-        save_arrays(terms, {}, folder)
+        save_arrays(terms, arrays, folder)
         save_trees(fit_trees(features, targets, task, settings.trees, seed), folder)
         return
     coefficients, intercepts = fit_outputs(features, targets, task, settings.strength)
-    save_arrays(terms, {"coefficients": coefficients, "intercepts": intercepts}, folder)
+    save_arrays(terms, arrays | {"coefficients": coefficients, "intercepts": intercepts}, folder)
+
+
+def make_features(terms: Terms, texts: Sequence[str], scales: ColumnScales | None, columns: np.ndarray | None) -> Any:
+    """Sparse [texts, terms and columns]."""
+    if scales is None or columns is None:
+        return terms.features(texts)
+    return terms.features(texts, scales.standardise(columns))
 
 
 def fit_outputs(features: Any, targets: np.ndarray, task: HeadKind, strength: float) -> tuple[np.ndarray, np.ndarray]:
@@ -138,15 +163,22 @@ def load_linear(folder: Path) -> LinearModel:
 
     names, arrays = records.read_json(folder / TERMS), load_file(folder / WEIGHTS)
     terms = Terms(names, {part: arrays[f"idf.{part}"] for part in names})
+    scales = ColumnScales(arrays["columns.means"], arrays["columns.scales"]) if "columns.means" in arrays else None
     if "coefficients" not in arrays:
-        return LinearModel(terms, load_trees(folder))
-    return LinearModel(terms, Coefficients(arrays["coefficients"], arrays["intercepts"]))
+        return LinearModel(terms, load_trees(folder), scales)
+    return LinearModel(terms, Coefficients(arrays["coefficients"], arrays["intercepts"]), scales)
 
 
-def answer_linear(rows: pl.DataFrame, model: LinearModel, task: HeadKind, competition: Competition) -> pl.DataFrame:
+def answer_linear(
+    rows: pl.DataFrame,
+    model: LinearModel,
+    task: HeadKind,
+    competition: Competition,
+    columns: np.ndarray | None = None,
+) -> pl.DataFrame:
     """What a head of this task would answer: RANKING of classes, VALUES of numbers, probabilities and levels."""
     ids, settings = rows["id"].to_list(), describe_head(task, competition)
-    logits = list(model.logits(join_texts(rows, competition))) if ids else []
+    logits = list(model.logits(join_texts(rows, competition), columns)) if ids else []
     if task == "ordinal":  # the level itself, where a head answers "more than …?" for each
         return make_values(ids, np.reshape(logits, (len(ids), 1)))
     return answer_logits(ids, logits, settings)

@@ -24,11 +24,12 @@ class Terms:
     terms: dict[str, list[str]]
     idf: dict[str, np.ndarray]
 
-    def features(self, texts: Sequence[str]) -> Any:
-        """Sparse [texts, terms of all parts]."""
-        from scipy.sparse import hstack
+    def features(self, texts: Sequence[str], *columns: np.ndarray) -> Any:
+        """Sparse [texts, terms of all parts, then `columns` of each text]."""
+        from scipy.sparse import csr_matrix, hstack
 
-        return hstack([self.vectorizer(part).transform(texts) for part in self.terms]).tocsr()
+        terms = [self.vectorizer(part).transform(texts) for part in self.terms]
+        return hstack([*terms, *map(csr_matrix, columns)]).tocsr()
 
     def vectorizer(self, part: str) -> Any:
         longest = max(measure_term(part, term) for term in self.terms[part])

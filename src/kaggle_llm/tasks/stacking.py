@@ -1,0 +1,105 @@
+"""Stacking: the answers of other runs (config.members) as columns of numbers beside a model's own features.
+
+In training and CV they are the runs' out-of-fold answers; in a bundle each run answers in its own process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kaggle_llm.competition.rankings import answer_columns, average_by_id, is_values, read_rows, select_rows
+from kaggle_llm.inference.run import Run, add_member, ask_members, find_member
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from kaggle_llm.tasks.heads import HeadSettings
+
+
+@dataclass(frozen=True)
+class ColumnScales:
+    """means and scales [columns]: of the training rows."""
+
+    means: np.ndarray
+    scales: np.ndarray
+
+    def standardise(self, columns: np.ndarray) -> np.ndarray:
+        """(column − mean) / scale; 0 where a member gave no answer (NaN)."""
+        return np.nan_to_num((columns - self.means) / self.scales, nan=0.0)
+
+
+def fit_scales(columns: np.ndarray) -> ColumnScales:
+    """Mean and standard deviation of each column, of the rows that have one; 1 where all have the same number."""
+    deviations = np.nanstd(columns, axis=0)
+    return ColumnScales(np.nanmean(columns, axis=0), np.where(deviations > 0, deviations, 1.0))
+
+
+def stack_rows(
+    rows: pl.DataFrame, recorded: Mapping[str, pl.DataFrame], head: HeadSettings
+) -> tuple[pl.DataFrame, np.ndarray | None]:
+    """The training rows that all members answered out of fold, and their columns; without members all rows, and None.
+
+    Raises ValueError where no row is left: the members validated one fold only.
+    """
+    import polars as pl
+
+    if not recorded:
+        return rows, None
+    for answers in recorded.values():
+        rows = rows.filter(pl.col("id").is_in(answers["id"].to_list()))
+    if not rows.height:
+        raise ValueError(
+            f"{', '.join(recorded)} answered no training row out of fold: train them with two folds or more, such as "
+            f"folds.validate=null"
+        )
+    ids = rows["id"].to_list()
+    frames = [own.select(answer_columns(own)) for own in recorded.values()]
+    answers = pl.concat([add_member(select_rows(own, ids), number) for number, own in enumerate(frames)])
+    return rows, join_columns(ids, answers, len(recorded), head)
+
+
+def ask_columns(
+    rows: pl.DataFrame, run: Run, head: HeadSettings, offer: Callable[[np.ndarray], None]
+) -> np.ndarray | None:
+    """The columns of `rows`, asked of config.members one after the other; None without members.
+
+    offer: called with the columns so far, NaN where a member has not answered yet.
+    """
+    count = len(run.config.members)
+    if not count:
+        return None
+
+    def join(answers: pl.DataFrame) -> np.ndarray:
+        return join_columns(rows["id"].to_list(), answers, count, head)
+
+    members = [find_member(run, number) for number in range(count)]
+    return join(ask_members(run, rows, members, average_by_id, lambda answers: offer(join(answers))))
+
+
+def join_columns(ids: Sequence[str], answers: pl.DataFrame, members: int, head: HeadSettings) -> np.ndarray:
+    """[ids, members · outputs]: the numbers of each member's answer, or its labels' log-probabilities; NaN without one.
+
+    answers: RANKINGs or VALUES with the members' numbers in the column `member`.
+    """
+    numbers = is_values(answers)
+    columns = np.full((len(ids), members, len(head.targets if numbers else head.labels)), np.nan)
+    position = {row: index for index, row in enumerate(ids)}
+    for (member,), own in answers.group_by("member", maintain_order=True):
+        for row, scores in read_rows(own).items():
+            columns[position[row], member] = list(scores.values()) if numbers else read_logs(scores, head.labels)
+    return columns.reshape(len(ids), -1)
+
+
+def read_logs(scores: Mapping[str, float], labels: Sequence[str]) -> np.ndarray:
+    """[labels] log-probabilities, the softmax of the scores; a label that the answer lacks has its lowest score."""
+    from scipy.special import log_softmax
+
+    if not scores:
+        return np.full(len(labels), np.nan)
+    lowest = min(scores.values())
+    logs: np.ndarray = log_softmax([scores.get(label, lowest) for label in labels])
+    return logs
