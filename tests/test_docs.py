@@ -20,7 +20,7 @@ from kaggle_llm.inference.cross_fit import cross_fit
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("exp/*.md")]
 DOCS += [*ROOT.glob("src/**/*.md"), *ROOT.glob("tests/**/*.md")]
-TEXT = "\n".join(path.read_text() for path in DOCS)
+TEXT = "\n".join(path.read_text() for path in (*DOCS, *ROOT.glob("exp/*/train.py")))  # whose docstrings advise
 
 
 def run_example(file: str, heading: str) -> dict[str, Any]:

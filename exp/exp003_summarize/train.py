@@ -1,4 +1,8 @@
-"""SmolLM2 fine-tuned with QLoRA to write the summary; the loss is on the summary's tokens alone."""
+"""SmolLM2 fine-tuned with QLoRA to write the summary; the loss is on the summary's tokens alone.
+
+Look at the printed length and repeated words beside ROUGE, and compare with a text's own first words. Winners gave a
+mean answer where the model is unsure (prompt recovery), or voted over worked solutions (AIMO; tasks/vote.py).
+"""
 
 from __future__ import annotations
 

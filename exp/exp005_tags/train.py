@@ -1,4 +1,8 @@
-"""An encoder with a head that tags every token, and a threshold for tokens outside of spans, fitted for F5."""
+"""An encoder with a head that tags every token, and a threshold for tokens outside of spans, fitted for F5.
+
+Look at F1 beside F5: the fitted threshold buys recall with precision. Winners (PII) taught DeBERTa-large by teachers,
+weighted the tag O a tenth, and froze the body in the first epoch.
+"""
 
 from __future__ import annotations
 

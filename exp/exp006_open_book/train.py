@@ -1,4 +1,9 @@
-"""SmolLM2 with LoRA says Yes to the right option, with passages of an encyclopedia in the prompt."""
+"""SmolLM2 with LoRA says Yes to the right option, with passages of an encyclopedia in the prompt.
+
+Your texts go into articles.csv. Look at the recall first, then at the score without passages: where that is as high,
+the model knows the answers or the options give them away. Winners averaged several depths of overlapping passages of 90
+words.
+"""
 
 from __future__ import annotations
 

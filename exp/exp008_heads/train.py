@@ -1,4 +1,9 @@
-"""An encoder with a head for levels, classes or numbers; levels are cut by thresholds fitted for the kappa."""
+"""An encoder with a head for levels, classes or numbers; levels are cut by thresholds fitted for the kappa.
+
+A causal model as body: models.body=input/models/SmolLM2-135M-Instruct lora.method=lora; quantize.scheme=gptq then
+quantises all but the head. Look at the printed TF-IDF ridge: a head below it has not read the texts. Winners (AES 2.0)
+voted with models that had thresholds of their own, scored on rows of the test set's source.
+"""
 
 from __future__ import annotations
 
