@@ -369,6 +369,8 @@ def test_before_a_training_only_leaks_of_validated_folds_count(competition: Comp
     assert [found["fold"] for found in json.loads((run / "leaks.json").read_text())] == [0]
     audit_folds(planted, fold, [1], config, run)
     assert json.loads((run / "leaks.json").read_text()) == []
+    audit_folds(planted, fold.replace(4, None), [0, 1], config, run)  # rows that an ensemble does not learn from
+    assert json.loads((run / "leaks.json").read_text()) == []
 
 
 def test_a_smoke_run_stops_at_leaks_of_rows_that_it_leaves_out(bare: Workspace, tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_a_stack_is_trained_on_out_of_fold_answers_and_asks_its_members_offline(
     trained: Workspace, tmp_path: Path
 ) -> None:
     """Its model and its members' have one name: each is found."""
-    few = ("linear.characters=0",)
+    few = ("folds.rows=8", "linear.characters=0")
     succeed(trained.train("exp009_linear", "run=pairs", *few))
     succeed(trained.train("exp009_linear", "run=single", "linear.words=1", *few))
     members = "members=[exp009_linear--pairs,exp009_linear--single]"
@@ -153,6 +153,7 @@ def test_a_stack_is_trained_on_out_of_fold_answers_and_asks_its_members_offline(
     runs = [trained.output / f"exp009_linear--{run}" for run in ("pairs", "single", "stack")]
     pairs, single, stack = (json.loads((run / "metrics.json").read_text()) for run in runs)
     assert stack["before"] == pytest.approx(max(pairs["cv"], single["cv"]))
+    succeed(trained.cli("audit", runs[-1].name))
     succeed(trained.cli("bundle", runs[-1].name))
     checks = answer_offline(trained, runs[-1].name, tmp_path / "site", replay=0)
     assert checks["replay"].detail.endswith("same lists, largest |Δ score| 0.0e+00")

@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 def audit_folds(competition: Competition, fold: pl.Series, validated: Sequence[int], config: Any, folder: Path) -> None:
     """Audit before training: writes leaks.json in the run's folder; raises ValueError for a leak above its limit.
 
-    fold: of every training row, all folds and rows, so that a smoke run finds what the real one would. validated: the
-    folds whose leaks count.
+    fold: of every training row, all folds and rows, so that a smoke run finds what the real one would; null for rows
+    that are neither trained on nor validated. validated: the folds whose leaks count.
     """
     teacher = config.distillation.teacher if hasattr(config, "distillation") else ""
     teacher_rows = read_teacher_rows(teacher) if teacher else None
     rows = read_training_rows(competition, config.leaks)
+    rows, fold = rows.filter(fold.is_not_null()), fold.drop_nulls()
     leaks = find_leaks(rows, fold, config.leaks, competition.tables[TRAIN].texts, teacher_rows)
     leaks = [leak for leak in leaks if leak.fold is None or leak.fold in validated]
     report_leaks(leaks, config.leaks, folder)
@@ -43,9 +44,10 @@ def audit_folds(competition: Competition, fold: pl.Series, validated: Sequence[i
 def audit_run(run: str) -> list[Leak]:
     """The leaks of a complete run, from its config, its out-of-fold rows and its folds' models.
 
-    Training rows that were not validated count as fold −1; rows that train.py added to the competition's are not in the
-    run's files, so they are not audited. `evaluated` is judged by the folder of a fold's model: see `_trained_rows`.
-    Raises FileNotFoundError where the run is not complete, ValueError where its training table has changed.
+    Training rows that were not validated count as fold −1, in an ensemble not at all; rows that train.py added to the
+    competition's are not in the run's files, so they are not audited. `evaluated` is judged by the folder of a fold's
+    model: see `_trained_rows`. Raises FileNotFoundError where the run is not complete, ValueError where its training
+    table has changed.
     """
     record, oof = records.read_complete(run), read_oof(run)
     config = record.settings["config"]
@@ -56,9 +58,11 @@ def audit_run(run: str) -> list[Leak]:
         raise ValueError(f"{run} was trained on another {train.name} than {competition.folder} holds: train it again")
     rows = read_training_rows(competition, settings)
     fold = rows.select("id").join(oof.select("id", "fold"), on="id", how="left", maintain_order="left")["fold"]
+    fold = fold if config.get("members") else fold.fill_null(ALWAYS_TRAIN)
     teacher = config.get("distillation", {}).get("teacher", "")
     teacher_rows = read_teacher_rows(teacher) if teacher else None
-    leaks = find_leaks(rows, fold.fill_null(ALWAYS_TRAIN), settings, competition.tables[TRAIN].texts, teacher_rows)
+    used, folds = rows.filter(fold.is_not_null()), fold.drop_nulls()
+    leaks = find_leaks(used, folds, settings, competition.tables[TRAIN].texts, teacher_rows)
     validated = {k: part["id"].to_list() for (k,), part in oof.group_by("fold", maintain_order=True)}
     trained = {
         int(k): _trained_rows([model["folder"] for model in models], rows["id"].to_list())

@@ -78,9 +78,13 @@ class Experiment:
             audit_folds(self.competition, self._assign_folds(whole=True), self.folds, config, self.folder)
 
     def _assign_folds(self, whole: bool = False) -> pl.Series:
-        """The fold of every training row. whole: as if all folds and rows were validated."""
+        """The fold of every training row. whole: as if all folds and rows were validated, for the leak audit.
+
+        An ensemble learns from rows that all members validated: for the audit the others have none, null.
+        """
         if self.members:
-            return find_common_fold(self.train, self.recorded)
+            fold = find_common_fold(self.train, self.recorded)
+            return fold.replace(ALWAYS_TRAIN, None) if whole else fold
         settings = replace(self.config.folds, rows=None, validate=None) if whole else self.config.folds
         return split_rows(self.competition, self.train, settings)
 
