@@ -1,4 +1,4 @@
-"""All metrics, to import from one place; what each computes stands in the file that it comes from."""
+"""All metrics, and what makes one of your own, to import from one place; the files that they come from explain them."""
 
 from kaggle_llm.competition.label_metrics import (
     accuracy,
@@ -11,7 +11,14 @@ from kaggle_llm.competition.label_metrics import (
     span_f_beta,
     token_f_beta,
 )
-from kaggle_llm.competition.metric import Metric, bootstrap_interval, paired_difference
+from kaggle_llm.competition.metric import (
+    Metric,
+    bootstrap_interval,
+    by_row,
+    mean_metric,
+    paired_difference,
+    whole_metric,
+)
 from kaggle_llm.competition.ranked_metrics import mean_average_precision, mean_reciprocal_rank, ndcg, precision, recall
 from kaggle_llm.competition.text_metrics import (
     bleu,
@@ -31,12 +38,14 @@ __all__ = [
     "accuracy",
     "bleu",
     "bootstrap_interval",
+    "by_row",
     "chrf",
     "exact_match",
     "f_beta",
     "log_loss",
     "matthews_correlation",
     "mean_average_precision",
+    "mean_metric",
     "mean_reciprocal_rank",
     "ndcg",
     "normalise_answer",
@@ -55,5 +64,6 @@ __all__ = [
     "span_f_beta",
     "spearman",
     "token_f_beta",
+    "whole_metric",
     "words",
 ]
