@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from kaggle_llm.engines import onednn
 from kaggle_llm.engines.engine import EngineSettings
 from kaggle_llm.engines.fixed_shapes import plan_fixed_batches, round_length
 from kaggle_llm.engines.transformers_engine import TransformersEngine
@@ -60,10 +62,15 @@ def test_a_query_gets_the_same_list_alone_and_among_others(documents: np.ndarray
         assert places.tolist() == together[number][0].tolist() and scores.tolist() == together[number][1].tolist()
 
 
-def test_a_search_reads_a_memory_mapped_file_and_no_query_gives_no_list(documents: np.ndarray, tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_onednn", [False, True])
+def test_a_search_reads_a_memory_mapped_file_and_no_query_gives_no_list(
+    documents: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_onednn: bool
+) -> None:
+    monkeypatch.setattr(onednn, "is_faster", lambda: by_onednn)
     np.save(tmp_path / "vectors.npy", documents)
     mapped = np.load(tmp_path / "vectors.npy", mmap_mode="r")
-    ((places, _),) = search_vectors(mapped, documents[[8]], 5)
+    with warnings.catch_warnings(action="error"):
+        ((places, _),) = search_vectors(mapped, documents[[8]], 5)
     assert places.tolist() == search_literally(documents, documents[8], 5)[0].tolist()
     assert list(search_vectors(documents, documents[:0], 5)) == []
 

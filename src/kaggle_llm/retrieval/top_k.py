@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from kaggle_llm.base.device import has_gpu
+from kaggle_llm.engines.onednn import multiply_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,7 +85,7 @@ def _scan(
     """
     import numpy as np
 
-    scores = queries @ block.astype(np.float32, copy=False).T
+    scores = multiply_rows(queries, block.astype(np.float32, copy=False))
     if floor is None:
         floor = np.partition(scores, -k, axis=1)[:, -k, None] - np.float32(margin)
     flat = np.flatnonzero(scores >= floor)
