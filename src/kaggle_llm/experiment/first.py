@@ -19,7 +19,7 @@ from kaggle_llm.base.tables import print_table
 from kaggle_llm.competition.competition import TEST, TRAIN
 from kaggle_llm.competition.forms import LABELS
 from kaggle_llm.competition.proposal import Answers, Proposal, propose
-from kaggle_llm.experiment.python_code import LINE, Code, layout, prefix, quote, to_call, to_code
+from kaggle_llm.experiment.python_code import LINE, Code, format_code, to_call, to_code
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SPAN_FORMS = ("TokenSpans",)
@@ -104,7 +104,7 @@ def name_experiment(proposal: Proposal) -> str:
 
 
 def write_module(proposal: Proposal) -> str:
-    """The competition's module, laid out as the house's formatter does it."""
+    """The competition's module."""
     name = "".join(word.capitalize() for word in re.split(r"[^a-zA-Z0-9]+", proposal.name))
     class_name = name if name[0].isalpha() else f"Competition{name}"
     room = "span_forms" if proposal.form in SPAN_FORMS else "forms"
@@ -124,19 +124,14 @@ def write_module(proposal: Proposal) -> str:
         "",
         *sorted(imports),
         *(["", "if TYPE_CHECKING:", "    import polars as pl"] if needs_polars else []),
-        "",
-        "",
         f"class {class_name}({proposal.form}):",
         f'    """{describe(proposal)}"""',
         "",
         *list_attributes(proposal),
         *write_read(proposal),
-        "",
-        "",
         f"COMPETITION = {class_name}",
-        "",
     ]
-    return "\n".join(lines)
+    return format_code("\n".join(lines))
 
 
 def describe(proposal: Proposal) -> str:
@@ -180,7 +175,7 @@ def list_attributes(proposal: Proposal) -> list[str]:
         for key in notes.get(name, ()):
             lines += write_comment(f"Assumed: {assumed[key]}.") if key in assumed else []
         typed = ": ClassVar" if name == "tables" or isinstance(value, dict) else ""
-        lines += [] if value is None else [layout(prefix(f"{name}{typed} = ", to_code(value)), "    ")]
+        lines += [] if value is None else [f"    {name}{typed} = {to_code(value)}"]
     return lines
 
 
@@ -205,8 +200,8 @@ def write_read(proposal: Proposal) -> list[str]:
     if proposal.glued:
         lines += [
             f'        if name == "{TRAIN}":',
-            f'            parts = pl.col({", ".join(map(quote, proposal.glued))}).fill_null("NA")',
-            f'            target = pl.concat_str(parts, separator=":").alias({quote(":".join(proposal.glued))})',
+            f'            parts = pl.col({", ".join(map(repr, proposal.glued))}).fill_null("NA")',
+            f'            target = pl.concat_str(parts, separator=":").alias({":".join(proposal.glued)!r})',
             "            rows = rows.with_columns(target)",
         ]
     if proposal.empty_texts:
