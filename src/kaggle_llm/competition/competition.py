@@ -69,6 +69,8 @@ class Competition:
     """"train", "test" and every other table but the sample submission."""
     documents: ClassVar[str] = ""
     """The table of documents, whose ids are the legal items; empty: items are labels or texts."""
+    labels: ClassVar[Collection[str]] = ()
+    """The legal items where there are no documents; empty: any text."""
     nothing: ClassVar[str] = ""
     """The submission's cell of a row without items; empty: every row needs one."""
     new_targets: ClassVar[float] = 0.0
@@ -107,8 +109,8 @@ class Competition:
         raise NotImplementedError(f"{type(self).__name__}.items_in: write which items a submission's cell holds")
 
     def legal_items(self) -> Sequence[str] | None:
-        """The items that a ranking may hold; None: any text. By default the documents' ids."""
-        return self.table(self.documents)["id"].to_list() if self.documents else None
+        """The items that a ranking may hold; None: any text. By default `labels`, or the documents' ids."""
+        return list(self.labels) or (self.table(self.documents)["id"].to_list() if self.documents else None)
 
     def cells(self, items: Sequence[str], scores: Sequence[float]) -> list[str]:
         """The submission's cells for a ranked row, in the sample's order. Override it for more than one column."""

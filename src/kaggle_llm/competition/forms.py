@@ -26,11 +26,6 @@ class RankedItems(Competition):
 
     cut: ClassVar[int]
     """Items in a cell, at most."""
-    labels: ClassVar[Sequence[str]] = ()
-    """The legal items where there are no documents; empty: any text without a blank."""
-
-    def legal_items(self) -> Sequence[str] | None:
-        return list(self.labels) or super().legal_items()
 
     def cell(self, items: Sequence[str]) -> str:
         return " ".join(items[: self.cut]) or self.nothing
@@ -121,13 +116,8 @@ class RankedLabels(RankedItems):
         return pl.DataFrame({LABELS.id: targets, LABELS.texts[0]: words})
 
 
-class OneLabel(Competition):
-    """The likeliest label in the cell."""
-
-    labels: ClassVar[Sequence[str]]
-
-    def legal_items(self) -> list[str]:
-        return list(self.labels)
+class Texts(Competition):
+    """A text in the cell."""
 
     def cell(self, items: Sequence[str]) -> str:
         return items[0]
@@ -136,15 +126,16 @@ class OneLabel(Competition):
         return [cell] if cell else []
 
 
+class OneLabel(Texts):
+    """The likeliest of `labels` in the cell."""
+
+
 class OneProbability(Competition):
     """The probability of the second label in the cell: the softmax of the two labels' scores."""
 
     labels: ClassVar[tuple[str, str]] = ("0", "1")
     """As they stand in the target's column; the second one's probability is submitted."""
     every_label = True
-
-    def legal_items(self) -> list[str]:
-        return list(self.labels)
 
     def cells(self, items: Sequence[str], scores: Sequence[float]) -> list[str]:
         first, second = (dict(zip(items, scores, strict=True))[label] for label in self.labels)
@@ -169,9 +160,6 @@ class LabelColumns(Competition):
     labels: ClassVar[Mapping[str, str]]
     """Label → its column, in the sample's order."""
     every_label = True
-
-    def legal_items(self) -> list[str]:
-        return list(self.labels)
 
     def cell_columns(self) -> list[str]:
         return list(self.labels.values())
@@ -238,9 +226,13 @@ class NumberColumns(Competition):
     def cell_columns(self) -> list[str]:
         return list(self.columns)
 
+    def read_row(self, cells: Sequence[str | None]) -> list[float]:
+        """Raises ValueError for a cell that is no finite number."""
+        return [read_number(cell) for cell in cells]
+
     def truth(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """VALUES; raises ValueError for a cell that is no finite number."""
-        return make_values(rows["id"].to_list(), [read_numbers(row) for row in rows.select(*self.columns).iter_rows()])
+        """VALUES; raises as `read_row` does."""
+        return make_values(rows["id"].to_list(), map(self.read_row, rows.select(*self.columns).iter_rows()))
 
     def submission(self, ranking: pl.DataFrame) -> pl.DataFrame:
         """VALUES of the test rows → submission.csv's rows."""
@@ -252,11 +244,11 @@ class NumberColumns(Competition):
     def ranking_of(self, submission: pl.DataFrame) -> pl.DataFrame:
         """A submission → VALUES."""
         rows = list(submission.iter_rows())
-        return make_values([row[0] for row in rows], [read_numbers(row[1:]) for row in rows])
+        return make_values([row[0] for row in rows], [self.read_row(row[1:]) for row in rows])
 
     def _find_fault(self, cells: Sequence[str], legal: Collection[str] | None) -> str:
         try:
-            read_numbers(cells)
+            self.read_row(cells)
         except ValueError as error:
             return str(error)
         return ""
@@ -268,49 +260,30 @@ class ProbabilityColumns(NumberColumns):
     train.csv has columns of 0 and 1, or of probabilities, of the same names.
     """
 
-    def truth(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """VALUES; raises ValueError for a cell that is no probability."""
-        cells = rows.select(*self.columns).iter_rows()
-        return make_values(rows["id"].to_list(), [[read_probability(cell or "") for cell in row] for row in cells])
-
-    def _find_fault(self, cells: Sequence[str], legal: Collection[str] | None) -> str:
-        try:
-            [read_probability(cell) for cell in cells]
-        except ValueError as error:
-            return str(error)
-        return ""
+    def read_row(self, cells: Sequence[str | None]) -> list[float]:
+        """Raises ValueError for a cell that is no probability."""
+        return [read_probability(cell) for cell in cells]
 
 
-def read_numbers(cells: Sequence[str | None]) -> list[float]:
+def read_number(cell: str | None) -> float:
     """Raises ValueError for a cell that is no finite number."""
-    numbers = []
-    for cell in cells:
-        try:
-            number = float(cell or "")
-        except ValueError:
-            number = math.nan
-        if not math.isfinite(number):
-            raise ValueError(f"{cell!r} is no finite number")
-        numbers.append(number)
-    return numbers
+    number = to_number(cell)
+    if not math.isfinite(number):
+        raise ValueError(f"{cell!r} is no finite number")
+    return number
 
 
-class Texts(Competition):
-    """A text in the cell."""
-
-    def cell(self, items: Sequence[str]) -> str:
-        return items[0]
-
-    def items_in(self, cell: str) -> list[str]:
-        return [cell] if cell else []
-
-
-def read_probability(cell: str) -> float:
+def read_probability(cell: str | None) -> float:
     """Raises ValueError for a cell that is no number between 0 and 1."""
+    number = to_number(cell)
+    if not 0 <= number <= 1:
+        raise ValueError(f"{cell or ''!r} is no probability")
+    return number
+
+
+def to_number(cell: str | None) -> float:
+    """NaN for a cell that is none."""
     try:
-        value = float(cell)
+        return float(cell or "")
     except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise ValueError(f"{cell!r} is no probability")
-    return value
+        return math.nan

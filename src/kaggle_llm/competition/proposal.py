@@ -6,6 +6,7 @@ stands in `Proposal.assumed` and later as a comment in the module.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from kaggle_llm.competition.competition import TEST, TRAIN
 from kaggle_llm.competition.data_files import strip_zeros
-from kaggle_llm.competition.forms import LABELS
+from kaggle_llm.competition.forms import LABELS, to_number
 from kaggle_llm.competition.inspect_files import (
     Files,
     find_document_file,
@@ -243,7 +244,9 @@ def set_cell(files: Files, values: pl.Series, metric: str, proposal: Proposal) -
         is_options = set(distinct) <= set(files.test.columns)
         proposal.form, proposal.cut = "RankedItems" if is_options else "RankedLabels", len(items)
         proposal.labels = tuple(distinct) if is_options else ()
-    elif distinct.len() == 2 and (metric in PROBABILITIES or (is_number(cell) and cell not in distinct)):
+    elif distinct.len() == 2 and (
+        metric in PROBABILITIES or (not math.isnan(to_number(cell)) and cell not in distinct)
+    ):
         proposal.form, proposal.labels = "OneProbability", tuple(distinct)
     elif numeric and few and whole and metric not in NUMBERS:
         proposal.form, proposal.labels = "OneLabel", tuple(sorted(distinct, key=float))
@@ -259,14 +262,6 @@ def set_cell(files: Files, values: pl.Series, metric: str, proposal: Proposal) -
         proposal.form = "Texts"
         if 2 * distinct.len() <= values.len():
             proposal.assumed["form"] = f"a text, of {distinct.len()} different ones; classes are OneLabel with labels"
-
-
-def is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def glue(train: pl.DataFrame, columns: Sequence[str]) -> pl.Series:
