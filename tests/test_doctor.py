@@ -439,7 +439,7 @@ def test_a_file_that_is_cut_short_and_a_missing_shard_are_named(tmp_path: Path) 
     whole = weights.stat().st_size
     with weights.open("r+b") as file:
         file.truncate(whole - 1)
-    with pytest.raises(ValueError, match=f"needs {whole} bytes, the file has {whole - 1}; download"):
+    with pytest.raises(ValueError, match=r"truncated or no safetensors file.* not fully covered; download"):
         read_model_facts("m", folder)
     weights.write_bytes((2**40).to_bytes(8, "little"))
     with pytest.raises(ValueError, match="is truncated or no safetensors file"):

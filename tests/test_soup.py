@@ -12,7 +12,7 @@ import pytest
 
 from kaggle_llm.weights import arithmetic
 from kaggle_llm.weights.checkpoint import INDEX, Checkpoint
-from kaggle_llm.weights.soup import SoupSettings, merge_checkpoints, untrained_rows
+from kaggle_llm.weights.soup import SoupSettings, merge_checkpoints
 
 if TYPE_CHECKING:
     import torch
@@ -512,18 +512,3 @@ def test_a_merged_model_cannot_replace_its_own_member(members: list[Path], copy:
     with pytest.raises(ValueError, match="one of the merged models"):
         soup([members[0], copy], copy)
     assert equal(read(copy), before)
-
-
-# rows that no member was trained on -------------------------------------------------------------------------
-
-
-def test_rows_that_all_members_held_out() -> None:
-    ids, sentence = untrained_rows([["c", "a", "b"], {"b", "c", "d"}, ["c", "b"]])
-    assert ids == ["b", "c"]
-    assert "2 rows were held out by all 3 members" in sentence
-
-
-def test_fold_members_have_no_row_that_all_held_out_and_the_report_says_so() -> None:
-    ids, sentence = untrained_rows([["a", "b"], ["c"]])
-    assert ids == []
-    assert "no row was held out by all 2 members (they held out 2, 1 rows)" in sentence

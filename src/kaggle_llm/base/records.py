@@ -225,8 +225,8 @@ def step_key(kind: str, settings: Mapping[str, Any], inputs: Mapping[str, str], 
     return hash_json([kind, dict(settings), dict(inputs), seed])
 
 
-def make_folder(folder: Path, make: Callable[[Path], None], finish: Callable[[Path], None]) -> None:
-    """`make` fills a temporary folder, `finish` writes its record, then it replaces `folder`.
+def make_folder(folder: Path, make: Callable[[Path], None], finish: Callable[[Path], None] = lambda made: None) -> None:
+    """`make` fills a temporary folder, `finish` writes its record if it has one, then it replaces `folder`.
 
     Killed or failed at any moment, `folder` stays what it was; leftovers of a killed process are removed first.
     """

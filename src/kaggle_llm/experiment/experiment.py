@@ -30,7 +30,6 @@ from kaggle_llm.inference.model import Model, check_folds_match, describe_models
 from kaggle_llm.inference.run import Run, import_predict, score_rows
 from kaggle_llm.inference.vectors import SUFFIX, link_index, write_index
 from kaggle_llm.weights.parity import report_parity
-from kaggle_llm.weights.soup import untrained_rows
 
 if TYPE_CHECKING:
     import polars as pl
@@ -260,8 +259,9 @@ class Experiment:
         return self._with_decision(part.models, self.folder / part.name)
 
     def _make_average(self) -> Part:
-        held_out = [self.rows_of(k)["id"].to_list() for k in self.folds]
-        print(f"average of folds {self.folds}: {untrained_rows(held_out)[1]}", flush=True)
+        rows = ", ".join(str(self.rows_of(k).height) for k in self.folds)
+        held_out = f"no row was held out by all {len(self.folds)} members (they held out {rows} rows)"
+        print(f"average of folds {self.folds}: {held_out}: there are none to score it on", flush=True)
         part = Part(self, "average", None, self.train, find_shipped(self.config.models, self.members))
         part.average(self.fold_parts)
         part.close()

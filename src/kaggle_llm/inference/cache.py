@@ -63,7 +63,7 @@ def fill_entry(path: Path, make: Callable[[Path], None]) -> None:
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.is_dir():
-            records.make_folder(path, make, lambda _: None)
+            records.make_folder(path, make)
 
 
 def list_beside(note: Path) -> Iterator[Path]:

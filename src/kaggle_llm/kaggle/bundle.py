@@ -49,7 +49,7 @@ def bundle_run(run: str, runtime: str = DEFAULT, accelerator: str | None = None)
         with Hashes() as hashes:
             fill_bundle(run, runtime, accelerator, target, hashes)
 
-    records.make_folder(folder, make, finish=lambda target: None)
+    records.make_folder(folder, make)
     return folder
 
 

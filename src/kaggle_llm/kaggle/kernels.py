@@ -175,7 +175,7 @@ def fetch_output(ref: str, version: int) -> Path:
     def make(target: Path) -> None:
         ask_kaggle("kernels", "output", ref, "-p", str(target), "-o", "-q")
 
-    records.make_folder(folder, make, lambda _: None)
+    records.make_folder(folder, make)
     return folder
 
 

@@ -46,7 +46,7 @@ def train_remotely(experiment: str, words: Sequence[str]) -> Path:
     about = {"run": run, "experiment": exp.name, "competition": competition, "words": list(words)}
     folder = paths.pushes_folder(slug) / "datasets"
     with Hashes() as hashes:
-        records.make_folder(folder, lambda to: fill_datasets(to, slug, about, config, hashes), lambda _: None)
+        records.make_folder(folder, lambda to: fill_datasets(to, slug, about, config, hashes))
     datasets = sorted(path for path in folder.iterdir() if path.is_dir())
     notebook, code = paths.pushes_folder(slug) / "notebook.ipynb", records.read_json(folder / slug / MANIFEST)
     write_notebook(paths.root() / "submission" / "train_notebook.py", notebook)
@@ -98,5 +98,5 @@ def take_over(run: str, output: Path, content: str) -> Path:
             target.rmdir()
             (Path(unpacked) / run).rename(target)
 
-        records.make_folder(paths.run_folder(run), move, lambda _: None)
+        records.make_folder(paths.run_folder(run), move)
     return paths.run_folder(run)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,26 +11,11 @@ from kaggle_llm.base import records
 from kaggle_llm.engines.linear_head import is_sentence_encoder
 from kaggle_llm.engines.maker import is_language_model, is_served_by_vllm
 from kaggle_llm.engines.quantised import read_quantisation
-from kaggle_llm.weights.checkpoint import ELEMENT_BITS, is_float, read_header
+from kaggle_llm.weights.checkpoint import ELEMENT_BITS, StoredTensor, is_float, read_header
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 PACKED = (".weight_packed", ".qweight", "_blocks")
 SCALES = ("scale", "scales", "zero_point", "qzeros", "g_idx", "weight_shape", "weight_global_scale")
-
-
-@dataclass(frozen=True)
-class Tensor:
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def bytes(self) -> int:
-        return math.ceil(self.size * ELEMENT_BITS[self.dtype] / 8)
 
 
 @dataclass(frozen=True)
@@ -41,7 +25,7 @@ class ModelFacts:
     name: str
     folder: Path
     base: Path | None
-    tensors: tuple[Tensor, ...]
+    tensors: tuple[StoredTensor, ...]
 
     @property
     def weights(self) -> Path:
@@ -191,7 +175,7 @@ class ModelFacts:
     def loaded_bytes(self, dtype: str) -> int:
         """Bytes of the weights in memory: floats in the engine's dtype, packed and 8-bit ones as stored."""
         return sum(
-            tensor.size * DTYPE_BYTES[dtype] if is_float(tensor.dtype) else tensor.bytes
+            tensor.elements * DTYPE_BYTES[dtype] if is_float(tensor.dtype) else tensor.size
             for tensor in self.tensors
             if not self._is_tied(tensor)
         )
@@ -215,18 +199,18 @@ class ModelFacts:
             if not any(part in tensor.name for part in ("embed", "wte", "wpe", "lm_head"))
         )
 
-    def _is_tied(self, tensor: Tensor) -> bool:
+    def _is_tied(self, tensor: StoredTensor) -> bool:
         """Whether it is the head of a tied model: the embeddings once more."""
         return tensor.name == "lm_head.weight" and bool(self.config.get("tie_word_embeddings"))
 
 
-def parameters_of(tensor: Tensor, bits: int) -> int:
+def parameters_of(tensor: StoredTensor, bits: int) -> int:
     """Weights in a tensor: a packed one holds several of `bits` in a number; scales do not count."""
     if tensor.name.endswith(SCALES):
         return 0
     if tensor.name.endswith(PACKED) and not is_float(tensor.dtype):
-        return tensor.size * ELEMENT_BITS[tensor.dtype] // bits
-    return tensor.size
+        return tensor.elements * ELEMENT_BITS[tensor.dtype] // bits
+    return tensor.elements
 
 
 def read_model_facts(name: str, folder: Path, base: Path | None = None) -> ModelFacts:
@@ -239,8 +223,7 @@ def read_model_facts(name: str, folder: Path, base: Path | None = None) -> Model
         raise FileNotFoundError(f"{weights} has no config.json: give a Hugging Face folder")
     check_shards(weights)
     headers = [read_header(path) for path in sorted(weights.glob("*.safetensors"))]
-    tensors = [Tensor(name, stored.dtype, stored.shape) for header in headers for name, stored in header.items()]
-    return ModelFacts(name, folder, base, tuple(tensors))
+    return ModelFacts(name, folder, base, tuple(tensor for header in headers for tensor in header.values()))
 
 
 def check_shards(folder: Path) -> None:

@@ -190,11 +190,11 @@ def judge_loading(case: Case) -> Finding:
         return Finding("loading", "warn", f"{why}: processes that load at the same time: {case.processes}")
     ram = gigabytes * GIB
     size = DTYPE_BYTES[case.engine.dtype]
-    largest = max(tensor.size * size if is_float(tensor.dtype) else tensor.bytes for tensor in model.tensors)
+    largest = max(tensor.elements * size if is_float(tensor.dtype) else tensor.size for tensor in model.tensors)
     offloaded = float(case.settings.get("cpu_offload_gb", 0)) * GIB
     held = 2.0 * largest + offloaded if case.accelerator.count else weight_bytes(case)
     needed = case.processes * (PROCESS + held)
-    stored = sum(tensor.bytes for tensor in model.tensors)
+    stored = sum(tensor.size for tensor in model.tensors)
     text = (
         f"{case.processes} processes of {(PROCESS + held) / GIB:.1f} GB (estimate) while loading, of {ram / GIB:.0f} GB"
     )

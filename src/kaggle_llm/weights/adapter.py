@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+FACTOR_ENDINGS = {".lora_A.weight": ".lora_B.weight", ".lora_embedding_A": ".lora_embedding_B"}  # A → B
+MAGNITUDE_ENDINGS = (".lora_magnitude_vector", ".lora_magnitude_vector.weight")
+BASE_COPY = ".base_layer."  # in the name of the base weight that PEFT saves beside LoRA on an embedding
 UNSUPPORTED_OPTIONS = (
     "lora_bias",
     "trainable_token_indices",
@@ -60,47 +64,121 @@ class Factors:
         return merged
 
 
-@dataclass
+@dataclass(frozen=True)
 class Adapter:
-    """The content of an adapter folder."""
+    """An adapter folder, whose tensors are read when needed. Modules are named without PEFT's prefix."""
 
     folder: Path
     config: Mapping[str, Any]
-    factors: dict[str, Factors] = field(default_factory=dict)
-    """Name of a weight in the base → what is added to it."""
-    names: set[str] = field(default_factory=set)
-    """Names of all its tensors, without PEFT's prefix."""
-    whole: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Parameters that were trained whole (modules_to_save)."""
+    checkpoint: Checkpoint
+    pairs: Mapping[str, tuple[str, str]]
+    """Adapted module → names of its A and B in the file."""
+    magnitudes: Mapping[str, str]
+    """Adapted module → name of DoRA's magnitude in the file."""
+    whole: Sequence[str]
+    """All other tensors: those trained whole (modules_to_save), and PEFT's copies of base weights (BASE_COPY)."""
 
-    @property
+    @cached_property
     def about(self) -> dict[str, Any]:
         """Its weights.json; {} for an adapter that was not trained here."""
         return read_about(self.folder)
 
+    @property
+    def names(self) -> set[str]:
+        """Names of all its tensors, without PEFT's prefix."""
+        return {name.removeprefix(PREFIX) for name in self.checkpoint.tensors}
 
-def read_adapter(folder: Path) -> Adapter:
-    """The adapter of a folder, in fp32.
+    @cached_property
+    def factors(self) -> dict[str, Factors]:
+        """Name of a weight in the base → what is added to it."""
+        with one_thread():
+            return {f"{module}.weight": self._read_factors(module) for module in self.pairs}
+
+    @cached_property
+    def whole_tensors(self) -> dict[str, torch.Tensor]:
+        """Name of a weight in the base → what is in its place, fp32."""
+        names = {name: name.removeprefix(PREFIX).replace(f"{BASE_COPY}weight", ".weight") for name in self.whole}
+        return {weight: self.read(name).float() for name, weight in names.items()}
+
+    def read(self, name: str, rows: slice = slice(None)) -> torch.Tensor:
+        """Rows of a tensor in fp64; raises ValueError for non-finite values."""
+        import torch
+
+        stored = self.checkpoint.read(name)
+        tensor = (stored[rows] if stored.ndim else stored).double()
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"adapter {self.folder} has non-finite values in {name}: its training diverged")
+        return tensor
+
+    def read_pair(self, module: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """A [r, columns] and s·B [rows, r]."""
+        a, b = (self.read(name) for name in self.pairs[module])
+        return a, b * find_scaling(self.config, module)
+
+    def shape(self, module: str) -> tuple[int, int, int]:
+        """(rows, columns, rank) of a module's delta."""
+        a, b = (self.checkpoint.tensors[name].shape for name in self.pairs[module])
+        return b[0], a[1], a[0]
+
+    def _read_factors(self, module: str) -> Factors:
+        a, b = (self.read(name).float() for name in self.pairs[module])
+        if "embedding" in self.pairs[module][0] or self.config.get(
+            "fan_in_fan_out"
+        ):  # stored transposed: (B·A)ᵀ = Aᵀ·Bᵀ
+            a, b = b.T.contiguous(), a.T.contiguous()
+        magnitude = self.read(self.magnitudes[module]).float() if module in self.magnitudes else None
+        return Factors(a, b, find_scaling(self.config, module), magnitude)
+
+
+def open_adapter(folder: Path) -> Adapter:
+    """The adapter of a folder.
 
     Raises ValueError for what is more than pairs of factors (other methods than LoRA, convolutions, lora_bias), for
-    factors without a partner, non-finite values, and a pickle.
+    factors without a partner or of another rank than the config's, from which their scaling follows, and a pickle.
     """
     config = records.read_json(folder / records.ADAPTER)
     check_lora_only(folder, config)
-    with one_thread():
-        tensors = dict(read_tensors(folder))
-    adapter = Adapter(folder, config, names=set(tensors))
-    for name in sorted(tensors):
-        for marker in (".lora_A.", ".lora_embedding_A"):
-            module, separator, _ = name.partition(marker)
-            if separator:
-                factors = take_factors(adapter, tensors, module, embedding="embedding" in marker)
-                adapter.factors[f"{module}.weight"] = factors
-    adapter.whole = {name.replace(".base_layer.weight", ".weight"): tensor for name, tensor in tensors.items()}
-    unpaired = sorted(name for name in adapter.whole if "lora_" in name)
-    if unpaired:
+    checkpoint = open_tensors(folder)
+    names = set(checkpoint.tensors)
+    pairs = {
+        name.removesuffix(a): (name, name.removesuffix(a) + b)
+        for name in sorted(names)
+        for a, b in FACTOR_ENDINGS.items()
+        if name.endswith(a)
+    }
+    paired = {name for pair in pairs.values() for name in pair}
+    if missing := sorted(paired - names):
+        raise ValueError(f"adapter {folder} lacks {missing[0]}: save it again")
+    magnitudes = {
+        module: name for module in pairs for name in names & {module + ending for ending in MAGNITUDE_ENDINGS}
+    }
+    whole = sorted(names - paired - set(magnitudes.values()))
+    if unpaired := [name for name in whole if "lora_" in name]:
         raise ValueError(f"adapter {folder} has {unpaired[0]}, which belongs to no pair of factors")
+    adapter = Adapter(
+        folder,
+        config,
+        checkpoint,
+        {module.removeprefix(PREFIX): pair for module, pair in pairs.items()},
+        {module.removeprefix(PREFIX): name for module, name in magnitudes.items()},
+        whole,
+    )
+    check_factors(adapter)
     return adapter
+
+
+def check_factors(adapter: Adapter) -> None:
+    """Raises ValueError for factors that are not matrices of the config's rank, and for a lost magnitude."""
+    for module, names in adapter.pairs.items():
+        a, b = (adapter.checkpoint.tensors[name].shape for name in names)
+        rank = find_rank(adapter.config, module)
+        if len(a) != 2 or len(b) != 2 or not a[0] == b[1] == rank:
+            raise ValueError(
+                f"adapter {adapter.folder}: {module} has factors of shape {list(a)} and {list(b)}, {records.ADAPTER} "
+                f"says rank {rank}: only matrices are taken, with the config that they were saved with"
+            )
+        if bool(adapter.config.get("use_dora")) != (module in adapter.magnitudes):
+            raise ValueError(f"adapter {adapter.folder}: use_dora does not match the magnitude of {module}")
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -137,45 +215,20 @@ def open_tensors(folder: Path) -> Checkpoint:
     return Checkpoint(folder, [folder / ADAPTER_WEIGHTS])
 
 
-def read_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name without PEFT's prefix, tensor in fp32) of an adapter folder."""
-    import torch
-
-    checkpoint = open_tensors(folder)
-    for name in checkpoint.tensors:
-        tensor = checkpoint.read(name).float()
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"adapter {folder} has non-finite values in {name}: its training diverged")
-        yield name.removeprefix(PREFIX), tensor
-
-
-def take_factors(adapter: Adapter, tensors: dict[str, torch.Tensor], module: str, embedding: bool) -> Factors:
-    """The factors of one module, removed from `tensors`; raises ValueError where one is missing or not a matrix."""
-    endings = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
-    names = [f"{module}.{ending}" for ending in endings]
-    missing = [name for name in names if name not in tensors]
-    if missing:
-        raise ValueError(f"adapter {adapter.folder} lacks {missing[0]}")
-    a, b = (tensors.pop(name) for name in names)
-    vector = f"{module}.lora_magnitude_vector"
-    magnitude = tensors.pop(vector, tensors.pop(f"{vector}.weight", None))
-    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
-        raise ValueError(f"adapter {adapter.folder}: {module} has factors of shape {list(a.shape)} and {list(b.shape)}")
-    if bool(adapter.config.get("use_dora")) != (magnitude is not None):
-        raise ValueError(f"adapter {adapter.folder}: use_dora does not match the magnitude of {module}")
-    if embedding or adapter.config.get("fan_in_fan_out"):  # stored transposed: (B·A)ᵀ = Aᵀ·Bᵀ
-        a, b = b.T.contiguous(), a.T.contiguous()
-    return Factors(a, b, find_scaling(adapter.config, module), magnitude)
-
-
 def find_scaling(config: Mapping[str, Any], module: str) -> float:
     """α/r of a module, α/√r for rsLoRA (Kalajdzievski, arXiv 2312.03732), with the r and α that patterns give it."""
     from peft.utils.other import get_pattern_key
 
-    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-    r = ranks.get(get_pattern_key(ranks, module), config["r"])
+    alphas, r = config.get("alpha_pattern") or {}, find_rank(config, module)
     alpha = alphas.get(get_pattern_key(alphas, module), config["lora_alpha"])
     return float(alpha / r**0.5 if config.get("use_rslora") else alpha / r)
+
+
+def find_rank(config: Mapping[str, Any], module: str) -> int:
+    from peft.utils.other import get_pattern_key
+
+    ranks = config.get("rank_pattern") or {}
+    return int(ranks.get(get_pattern_key(ranks, module), config["r"]))
 
 
 def check_trained_on(adapter: Adapter, base: Path) -> None:

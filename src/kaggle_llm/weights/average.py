@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kaggle_llm.base import paths, records
-from kaggle_llm.weights.adapter import ADAPTER_WEIGHTS, PREFIX
-from kaggle_llm.weights.average_members import AveragedAdapter, check_belong_together, open_adapter
-from kaggle_llm.weights.shard_writer import Output, copy_text_files, fill_folder, row_blocks, write_safetensors
+from kaggle_llm.weights.adapter import ADAPTER_WEIGHTS, Adapter, find_scaling
+from kaggle_llm.weights.average_members import check_belong_together, open_member
+from kaggle_llm.weights.shard_writer import Output, copy_text_files, row_blocks, write_safetensors
 
 if TYPE_CHECKING:
     import torch
@@ -51,11 +51,11 @@ def average_adapters(adapters: Sequence[Path], folder: Path, settings: AverageSe
     more than factors, non-finite values, and broken or pickled files.
     """
     settings = settings or AverageSettings()
-    members = [open_adapter(adapter) for adapter in adapters]
+    members = [open_member(adapter) for adapter in adapters]
     check_belong_together(members)
     if folder.resolve() in [member.folder.resolve() for member in members]:
         raise ValueError(f"{folder} is a member of the average, which would replace it: name another folder")
-    fill_folder(folder, partial(fill_average, Average(members, settings)))
+    records.make_folder(folder, partial(fill_average, Average(members, settings)))
 
 
 # averaging --------------------------------------------------------------------------------------------------
@@ -64,11 +64,11 @@ def average_adapters(adapters: Sequence[Path], folder: Path, settings: AverageSe
 class Average:
     """The mean of the members, computed one module at a time."""
 
-    def __init__(self, members: Sequence[AveragedAdapter], settings: AverageSettings) -> None:
+    def __init__(self, members: Sequence[Adapter], settings: AverageSettings) -> None:
         self.members, self.settings = members, settings
-        self.owners: dict[str, list[AveragedAdapter]] = {}
+        self.owners: dict[str, list[Adapter]] = {}
         """Module → the members that adapt it."""
-        self.whole: dict[str, list[AveragedAdapter]] = {}
+        self.whole: dict[str, list[Adapter]] = {}
         """Tensor that is no LoRA factor → the members that have it (all, but for copies of base weights)."""
         for member in members:
             for module in member.pairs:
@@ -97,7 +97,7 @@ class Average:
 
     def _check_alike(self) -> None:
         for module, owners in self.owners.items():
-            scalings = sorted({(member.shape(module)[2], member.scaling(module)) for member in owners})
+            scalings = sorted({(member.shape(module)[2], find_scaling(member.config, module)) for member in owners})
             if len(owners) < len(self.members) or len(scalings) > 1:
                 raise ValueError(
                     f"method factors needs one rank and one scaling in all {len(self.members)} members; "
@@ -133,7 +133,7 @@ class Average:
         """A [rank, columns] and B [rows, rank] of the result with scaling 1, in fp64; fills `losses`."""
         import torch
 
-        pairs = [member.factors(module) for member in self.owners[module]]
+        pairs = [member.read_pair(module) for member in self.owners[module]]
         # Σ s·B·A / n as one product: all B side by side, times all A stacked.
         a = torch.cat([factor for factor, _ in pairs])
         b = torch.cat([factor for _, factor in pairs], dim=1) / len(self.members)
@@ -154,7 +154,7 @@ class Average:
             return figures
         svd = self.settings.method == "svd"
         name, share = ("kept_energy", kept_share) if svd else ("relative_error", relative_error)
-        matrices = {module.removeprefix(PREFIX): share(*loss) for module, loss in self.losses.items()}
+        matrices = {module: share(*loss) for module, loss in self.losses.items()}
         worst = (min if svd else max)(matrices, key=matrices.__getitem__)
         parts, totals = zip(*self.losses.values(), strict=True)
         overall = share(sum(parts), sum(totals))
@@ -217,18 +217,17 @@ def make_config(average: Average) -> dict[str, Any]:
     """adapter_config.json with scaling 1: α = rank everywhere, modules of another rank listed in the patterns."""
     configs = [member.config for member in average.members]
     rank = max(average.ranks.values(), default=configs[0]["r"])
-    ranks = {module.removeprefix(PREFIX): own for module, own in average.ranks.items()}
-    patterns = {f"^{re.escape(module)}": own for module, own in ranks.items() if own != rank}
+    patterns = {f"^{re.escape(module)}": own for module, own in average.ranks.items() if own != rank}
     changes: dict[str, Any] = {"r": rank, "lora_alpha": rank, "rank_pattern": patterns, "alpha_pattern": patterns}
     chosen = [[config.get(name) for name in MODULE_OPTIONS] for config in configs]
     # PEFT writes sets in any order.
     if len({json.dumps([sorted(value) if isinstance(value, list) else value for value in row]) for row in chosen}) > 1:
         changes |= dict.fromkeys(MODULE_OPTIONS)
-        changes["target_modules"] = sorted(ranks)
+        changes["target_modules"] = sorted(average.ranks)
     return {**configs[0], **changes, "use_rslora": False, "init_lora_weights": True, "inference_mode": True}
 
 
-def describe_average(members: Sequence[AveragedAdapter], figures: Mapping[str, Any]) -> dict[str, Any]:
+def describe_average(members: Sequence[Adapter], figures: Mapping[str, Any]) -> dict[str, Any]:
     first = members[0]
     base = first.about.get("parents", {}).get("base", first.config.get("base_model_name_or_path"))
     inherited = {name: {member.about.get(name) for member in members} - {None} for name in INHERITED}

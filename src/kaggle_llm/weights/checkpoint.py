@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import mmap
-import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kaggle_llm.base import records
 
@@ -40,23 +37,28 @@ DTYPES = {  # safetensors' name → torch's name, bits of an element
 }
 SAFETENSORS_NAMES = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
 ELEMENT_BITS = dict(DTYPES.values())  # by torch's name
-MAX_HEADER_BYTES = 100_000_000  # as in the safetensors library
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a safetensors file: `size` bytes from byte `start` on."""
-
+    name: str
     file: Path
     dtype: str
     """torch's name."""
     shape: tuple[int, ...]
-    start: int
-    size: int
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.elements * ELEMENT_BITS[self.dtype] // 8
 
 
 class Checkpoint:
-    """The tensors of a model folder by name. Headers are checked at once, data are memory-mapped when read.
+    """The tensors of a model folder by name. Headers are checked at once, data are read tensor by tensor.
 
     Raises FileNotFoundError for a missing shard, ValueError for a pickle checkpoint, a truncated or corrupt file, and
     an index that does not match the shards.
@@ -72,40 +74,25 @@ class Checkpoint:
                 self.tensors[name] = tensor
         if files is None:
             check_index(self)
-        self._mapped: tuple[Path, mmap.mmap] | None = None
 
     @property
     def shards(self) -> dict[str, list[str]]:
         """File name → names of its tensors in the file's order."""
         shards: dict[str, list[str]] = {}
-        for name, tensor in sorted(self.tensors.items(), key=lambda item: (item[1].file, item[1].start)):
+        for name, tensor in sorted(self.tensors.items(), key=lambda item: item[1].file):
             shards.setdefault(tensor.file.name, []).append(name)
         return shards
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor as stored. Its memory is the mapped file: never change it in place. Raises KeyError."""
-        import warnings
+        """The tensor as stored, mapped from the file: never change it in place. Raises KeyError.
 
-        import torch
+        The file is opened for each tensor, so that its pages leave the memory with it.
+        """
+        from safetensors import safe_open
 
-        tensor = self.tensors[name]
-        dtype = getattr(torch, tensor.dtype)
-        if not tensor.size:
-            return torch.empty(tensor.shape, dtype=dtype)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given buffer is not writable")
-            flat = torch.frombuffer(self._map(tensor.file), dtype=torch.uint8, count=tensor.size, offset=tensor.start)
-        if tensor.start % dtype.itemsize:  # other writers' files need not be aligned
-            flat = flat.clone()
-        return flat.view(dtype).view(tensor.shape)
-
-    def _map(self, file: Path) -> mmap.mmap:
-        """The mapped shard; only one is mapped, and pages that were read before leave the memory."""
-        if self._mapped is None or self._mapped[0] != file:
-            with file.open("rb") as opened:
-                self._mapped = (file, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
-        self._mapped[1].madvise(mmap.MADV_DONTNEED)  # tensors still in use are paged in again
-        return self._mapped[1]
+        with safe_open(self.tensors[name].file, "pt") as opened:
+            tensor: torch.Tensor = opened.get_tensor(name)
+        return tensor
 
 
 def list_shards(folder: Path) -> list[Path]:
@@ -158,48 +145,18 @@ def check_index(checkpoint: Checkpoint) -> None:
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
-    """The tensors of one safetensors file by name. Format: https://huggingface.co/docs/safetensors, "Format".
+    """The tensors of one safetensors file by name, in their order there; raises ValueError for a corrupt file."""
+    from safetensors import SafetensorError, safe_open
 
-    Raises ValueError for a truncated or corrupt file.
-    """
-    size = file.stat().st_size
     try:
-        with file.open("rb") as opened:
-            (length,) = struct.unpack("<Q", opened.read(8))
-            if length > min(size - 8, MAX_HEADER_BYTES):
-                raise ValueError(f"a header of {length} bytes in a file of {size}")
-            header = json.loads(opened.read(length))
-            header.pop("__metadata__", None)
-            tensors = {name: _parse_entry(file, entry, 8 + length) for name, entry in header.items()}
-        check_layout(tensors, 8 + length, size)
-    except (struct.error, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        with safe_open(file, "np") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.offset_keys()}
+            return {
+                name: StoredTensor(name, file, DTYPES[stored.get_dtype()][0], tuple(stored.get_shape()))
+                for name, stored in slices.items()
+            }
+    except (SafetensorError, KeyError) as error:
         raise ValueError(f"{file} is truncated or no safetensors file: {error}; download or make it again") from error
-    return tensors
-
-
-def check_layout(tensors: Mapping[str, StoredTensor], start: int, size: int) -> None:
-    """Raises ValueError unless the tensors follow each other without gaps from byte `start` to the file's end."""
-    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].size)):
-        if tensor.start != start:
-            raise ValueError(f"{name} begins at byte {tensor.start} instead of {start}")
-        start += tensor.size
-    if start != size:
-        raise ValueError(f"its header needs {start} bytes, the file has {size}")
-
-
-def _parse_entry(file: Path, entry: Mapping[str, Any], offset: int) -> StoredTensor:
-    """A tensor from its entry in the header; offset: where the data begin."""
-    start, end = entry["data_offsets"]
-    numbers = (start, end, *entry["shape"])
-    if not all(type(number) is int and number >= 0 for number in numbers):
-        raise ValueError(f"offsets and shape of a tensor must be whole numbers from 0 on, got {list(numbers)}")
-    if entry["dtype"] not in DTYPES:
-        raise ValueError(f"unknown dtype {entry['dtype']}, known are {sorted(DTYPES)}")
-    dtype, bits = DTYPES[entry["dtype"]]
-    tensor = StoredTensor(file, dtype, tuple(entry["shape"]), offset + start, end - start)
-    if tensor.size * 8 != prod(tensor.shape) * bits:
-        raise ValueError(f"{tensor.size} bytes for a tensor of {dtype} {tensor.shape}")
-    return tensor
 
 
 def is_float(dtype: str) -> bool:

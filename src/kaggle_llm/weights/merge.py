@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from kaggle_llm.base import paths, records
 from kaggle_llm.engines.model_kinds import CLASSES, HEAD_NAMES
 from kaggle_llm.engines.quantised import read_quantisation
-from kaggle_llm.weights.adapter import PREFIX, Adapter, check_trained_on, read_adapter
+from kaggle_llm.weights.adapter import PREFIX, Adapter, check_trained_on, open_adapter
 from kaggle_llm.weights.checkpoint import Checkpoint, is_float
-from kaggle_llm.weights.shard_writer import Output, copy_tensor, copy_text_files, fill_folder, row_blocks, write_shards
+from kaggle_llm.weights.shard_writer import Output, copy_tensor, copy_text_files, row_blocks, write_shards
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +63,7 @@ def merge_adapter(base: Path, adapter: Path, folder: Path, settings: MergeSettin
     adapter does not fit the base (names, shapes, hash), the base is quantised, values are not finite, or weights are
     missing.
     """
-    fill_folder(folder, partial(fill_merged, base, adapter, settings or MergeSettings()))
+    records.make_folder(folder, partial(fill_merged, base, adapter, settings or MergeSettings()))
 
 
 def fill_merged(base: Path, adapter: Path, settings: MergeSettings, folder: Path) -> None:
@@ -74,7 +74,7 @@ def fill_merged(base: Path, adapter: Path, settings: MergeSettings, folder: Path
         return
     if read_quantisation(base):
         raise ValueError(f"base {base} is quantised: an adapter on it ships unmerged, set merge.into=nothing")
-    checkpoint, loaded = Checkpoint(base), read_adapter(adapter)
+    checkpoint, loaded = Checkpoint(base), open_adapter(adapter)
     check_trained_on(loaded, base)
     target = describe_target(base, loaded)
     plan = Plan(checkpoint, loaded, target, settings)
@@ -164,7 +164,7 @@ class Plan:
         """Name in the model → (name in the checkpoint, name to write)."""
         self.tied = {name: source for name, source in target.tied.items() if not self._differ(name, source)}
         """As Target.tied, without what the config ties though the checkpoint holds two: transformers reads both."""
-        changed = {*adapter.factors, *adapter.whole}
+        changed = {*adapter.factors, *adapter.whole_tensors}
         stay_tied = adapter.config.get("ensure_weight_tying")
         self.untied = {name: source for name, source in self.tied.items() if {name, source} & changed and not stay_tied}
         """Parameter → source of its weights in the base: shared there, but training changed one of the two."""
@@ -196,7 +196,7 @@ class Plan:
         misfit = f"adapter {adapter.folder} does not fit the base model {base}"
         for name, factors in adapter.factors.items():
             self._check_shape(misfit, name, factors.shape)
-        for name, tensor in adapter.whole.items():
+        for name, tensor in adapter.whole_tensors.items():
             self._check_shape(misfit, name, tuple(tensor.shape))
         stored, expected = adapter.names, target.adapter_tensors
         if stored != expected:
@@ -204,10 +204,10 @@ class Plan:
                 f"{misfit}: the adapter has {len(stored)} tensors, one on this base has {len(expected)}, "
                 f"{len(stored & expected)} of the same name: another base?"
             )
-        without = sorted(set(adapter.factors) - set(self.names) - set(self.tied) - set(adapter.whole))
+        without = sorted(set(adapter.factors) - set(self.names) - set(self.tied) - set(adapter.whole_tensors))
         if without:
             raise ValueError(f"{misfit}: the checkpoint has no {without[0]} as one tensor; merge with merge_and_unload")
-        missing = set(target.shapes) - set(self.names) - set(adapter.whole) - set(self.tied)
+        missing = set(target.shapes) - set(self.names) - set(adapter.whole_tensors) - set(self.tied)
         missing = {name for name in missing if len(target.shapes[name]) > 1}  # vectors start as 0 or 1, as in training
         if missing:
             raise ValueError(
@@ -239,7 +239,7 @@ class Plan:
             for file, names in self.checkpoint.shards.items()
         }
         last = shards[list(shards)[-1]]
-        new = sorted(set(self.adapter.whole) - set(self.names) - set(self.tied))
+        new = sorted(set(self.adapter.whole_tensors) - set(self.names) - set(self.tied))
         last += [self._merged(name, name, name) for name in new]
         last += [self._merged(name, name, source) for name, source in self.untied.items()]
         return {file: outputs for file, outputs in shards.items() if outputs}
@@ -267,7 +267,7 @@ class Plan:
         """Parameter `name` as it was trained whole, or the base's `source` plus factors; `written` in the file."""
         import torch
 
-        whole, factors = self.adapter.whole.get(name), self.adapter.factors.get(name)
+        whole, factors = self.adapter.whole_tensors.get(name), self.adapter.factors.get(name)
         shape = self.target.shapes[name]
         stored = self._stored_dtype(name)
         dtype = self._dtype if self._dtype and is_float(stored) else stored

@@ -25,7 +25,7 @@ from kaggle_llm.engines.linear_head import LINEAR_HEAD, find_head_kind
 from kaggle_llm.engines.prompts import Prompt
 from kaggle_llm.engines.quantised import read_quantisation
 from kaggle_llm.weights.checkpoint import INDEX, Checkpoint, is_float
-from kaggle_llm.weights.shard_writer import copy_text_files, fill_folder
+from kaggle_llm.weights.shard_writer import copy_text_files
 
 GROUP_SIZES = (128, 64, 32)  # those of vLLM's Marlin kernels, which compute W4A16 on a T4
 GROUPWISE = ("gptq", "awq")
@@ -120,7 +120,7 @@ def quantize(
         raise ValueError(f"{len(ids)} ids and {len(prompts)} prompts: each row needs one prompt that is not empty")
     check_source(model)
     check_group_size(model, settings)
-    fill_folder(folder, partial(_fill_quantised, model, list(ids), prompts, settings, seed))
+    records.make_folder(folder, partial(_fill_quantised, model, list(ids), prompts, settings, seed))
 
 
 def _fill_quantised(

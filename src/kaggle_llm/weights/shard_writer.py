@@ -239,8 +239,3 @@ def copy_text_files(source: Path, folder: Path) -> None:
         if path.suffix in TEXT_SUFFIXES and not ours and not any(part.startswith(".") for part in relative.parts):
             (folder / relative).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / relative)
-
-
-def fill_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Make `folder` with `fill`: afterwards it is complete or absent."""
-    records.make_folder(folder, fill, finish=lambda made: None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,6 @@ from kaggle_llm.weights.shard_writer import (
     check_weights_finite,
     copy_tensor,
     copy_text_files,
-    fill_folder,
     row_blocks,
     to_bytes,
     write_shards,
@@ -66,7 +65,7 @@ def merge_checkpoints(members: Sequence[Path], folder: Path, settings: SoupSetti
     parents = [*members, *([base] if base else [])]
     if folder.resolve() in [parent.resolve() for parent in parents]:
         raise ValueError(f"{folder} is one of the merged models and would be overwritten: name another folder")
-    fill_folder(folder, partial(fill_soup, members, settings, base))
+    records.make_folder(folder, partial(fill_soup, members, settings, base))
 
 
 def fill_soup(members: Sequence[Path], settings: SoupSettings, base: Path | None, folder: Path) -> None:
@@ -84,22 +83,6 @@ def fill_soup(members: Sequence[Path], settings: SoupSettings, base: Path | None
     parents = {f"member{i}": paths.relative(member) for i, member in enumerate(members)}
     parents |= {"base": paths.relative(base)} if base else {}
     records.write_json(folder / records.WEIGHTS, {"stage": "merged", "parents": parents, "soup": asdict(settings)})
-
-
-def untrained_rows(members_held_out: Sequence[Collection[str]]) -> tuple[list[str], str]:
-    """The ids that every member held out, sorted, and a sentence about them for the report.
-
-    A fold model was trained on all rows but its fold's: merged with the models of other folds it has no such rows.
-    """
-    first, *others = members_held_out
-    common = sorted(set(first).intersection(*others))
-    count = len(members_held_out)
-    if common:
-        return common, f"{len(common)} rows were held out by all {count} members: the merged model is scored on them"
-    return [], (
-        f"no row was held out by all {count} members (they held out {', '.join(str(len(x)) for x in members_held_out)} "
-        f"rows): there are none on which the merged model could be scored"
-    )
 
 
 class Soup:

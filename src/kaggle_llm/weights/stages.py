@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,7 +73,7 @@ def must_spill(model: Model, dtype: Dtype) -> bool:
 def count_bytes(folder: Path, dtype: Dtype) -> float:
     """Of a model's weights in memory; transformers unpacks quantised ones."""
     tensors = [tensor for path in sorted(folder.glob("*.safetensors")) for tensor in read_header(path).values()]
-    floats = sum(math.prod(tensor.shape) for tensor in tensors if is_float(tensor.dtype))
+    floats = sum(tensor.elements for tensor in tensors if is_float(tensor.dtype))
     packed = sum(tensor.size for tensor in tensors if not is_float(tensor.dtype))
     weights = floats + packed * 8 / min(weight_bits(folder), default=8)
     return weights * (4 if dtype == "float32" else 2)
