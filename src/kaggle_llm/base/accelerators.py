@@ -20,19 +20,19 @@ class Accelerator:
     name: str
     """Kaggle's id: machine_shape of a kernel, --accelerator of its CLI."""
     card: str
-    """Of one card, in a sentence."""
+    """One card, described in a sentence."""
     count: int
     why: str
-    """Where the figures are from."""
+    """Where the figures come from."""
     capability: tuple[int, int] | None = None
     memory_gb: float | None = None
-    """Of one card, in GiB, as torch sees it."""
+    """Memory of one card in GiB, as torch sees it."""
     cuda: str = ""
     """The first CUDA version that knows the capability."""
     cores: int | None = None
     ram_gb: float | None = None
     scratch_gb: float | None = None
-    """Of the disk outside /kaggle/working."""
+    """Size of the disk outside /kaggle/working."""
     hours: float | None = None
     """The shortest limit of a notebook that a competition with it had. The rule itself is competition.hours."""
     half_flops: float | None = None

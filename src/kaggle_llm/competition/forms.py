@@ -134,7 +134,7 @@ class OneProbability(Competition):
     """The probability of the second label in the cell: the softmax of the two labels' scores."""
 
     labels: ClassVar[tuple[str, str]] = ("0", "1")
-    """As they stand in the target's column; the second one's probability is submitted."""
+    """The labels as the target's column has them; the second one's probability is submitted."""
     every_label = True
 
     def cells(self, items: Sequence[str], scores: Sequence[float]) -> list[str]:

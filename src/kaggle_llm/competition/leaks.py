@@ -62,7 +62,7 @@ class LeakLimits:
     group_fold: float = 0.0
     group_extra: float = 0.0
     teacher: float = 1.0
-    """Of all rows. Training itself refuses such rows unless distillation.allow_in_sample."""
+    """A share of all rows. Training itself refuses such rows unless distillation.allow_in_sample."""
     evaluated: float = 0.0
 
     def __post_init__(self) -> None:
@@ -95,13 +95,13 @@ class Leak:
     kind: str
     """One of KINDS."""
     fold: int | None
-    """None: of all folds (a teacher's)."""
+    """None: the leak concerns all folds, as a teacher's does."""
     ids: tuple[str, ...]
     """The validation rows, in the order of the table."""
     others: tuple[str, ...]
-    """For each of them the first training row that it repeats; () where the row itself is trained on."""
+    """For each of these ids the first training row that it repeats; () where the row itself is trained on."""
     share: float
-    """Of the fold's validation rows."""
+    """The share of the fold's validation rows."""
 
 
 def find_leaks(

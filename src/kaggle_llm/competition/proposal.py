@@ -80,7 +80,7 @@ class Proposal:
     answers: tuple[str, ...] = ()
     """Columns of answers that the label chooses between."""
     types: tuple[str, ...] = ()
-    """Of spans."""
+    """The types of spans."""
     assumed: dict[str, str] = field(default_factory=dict)
     """Attribute → what was assumed, and the flag that changes it."""
 

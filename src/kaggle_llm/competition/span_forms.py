@@ -50,7 +50,7 @@ class CharacterSpans(Competition):
             )
 
     def check_submission(self, submission: pl.DataFrame) -> list[str]:
-        """Also: spans that end behind their text."""
+        """The base class's problems, and spans that end behind their text."""
         (text,) = self.tables[TEST].texts
         problems = super().check_submission(submission)
         return problems or find_late_spans(self.table(TEST).select("id", text), self.ranking_of(submission))

@@ -17,7 +17,7 @@ class StagedTest:
     file: str
     """Name of the file with the rows."""
     rows: pl.DataFrame
-    """As that file has them."""
+    """The rows with that file's columns."""
     others: Mapping[str, bytes] = field(default_factory=dict)
     """Name of another file → its content."""
 

@@ -52,7 +52,7 @@ class FusionWeights:
 
 
 def list_candidates(scored: Retrieved, truth: pl.DataFrame) -> Iterator[tuple[np.ndarray, list[int]]]:
-    """Of rows with right and wrong candidates: [candidates, 2] scaled scores, and the places of the right ones."""
+    """For each row with right and wrong candidates: scaled scores [candidates, 2] and the indices of right ones."""
     import numpy as np
 
     right = dict(truth.select("id", "items").iter_rows())

@@ -48,7 +48,7 @@ class MemberBlend:
     rounds: int
     weights: tuple[float, ...]
     quantiles: tuple[Quantiles, ...] = ()
-    """Of every member and label, or target of VALUES, where space is rows."""
+    """Where space is rows: the quantiles of every member and label, or of every member and target of VALUES."""
 
     def fit(self, answers: pl.DataFrame, truth: pl.DataFrame, metric: Metric) -> MemberBlend:
         """The weights with the best metric that forward selection with replacement finds.

@@ -77,7 +77,7 @@ class Blend:
         return replace(self, weight=float(minimize_scalar(loss, bounds=(0.0, LARGEST), method="bounded").x))
 
     def _list_right(self, scored: Reranked, truth: pl.DataFrame) -> Iterator[tuple[np.ndarray, np.ndarray, list[int]]]:
-        """Of rows with right and wrong reranked candidates: scores, −log(rank), and the places of the right ones."""
+        """For each row with right and wrong reranked candidates: scores, −log(rank), the indices of the right ones."""
         import numpy as np
 
         right = dict(truth.select("id", "items").iter_rows())

@@ -64,7 +64,7 @@ class TwiceBlend:
     def _list_right(
         self, scored: TwiceReranked, truth: pl.DataFrame
     ) -> Iterator[tuple[np.ndarray, np.ndarray, list[int]]]:
-        """Of rows with both scores: [candidates, 2] scores, −log(rank), and the indices of the right candidates."""
+        """For each row with both scores: scores [candidates, 2], −log(rank), the indices of the right candidates."""
         import numpy as np
 
         right = dict(truth.select("id", "items").iter_rows())

@@ -24,8 +24,9 @@ class EngineSettings:
     kind: Literal["auto", "transformers", "vllm"] = "auto"
     """auto: vLLM where a GPU and vLLM are present, else transformers; the run's recorded config names the choice."""
     dtype: Dtype = "auto"
-    """Of weights and activations. auto: what `accelerator` computes (float16 on a T4, bfloat16 on newer cards), in CV
-    too, but float32 on a machine without a GPU, where half precision is slow; the recorded config names the choice."""
+    """The dtype of weights and activations. auto: what `accelerator` computes (float16 on a T4, bfloat16 on newer
+    cards), in CV too, but float32 on a machine without a GPU, where half precision is slow; the recorded config names
+    the choice."""
     batch_tokens: int | Literal["auto"] = "auto"
     """Tokens of a batch, padding included; transformers only. Memory use is proportional to it. auto: as many as the
     free memory of the card takes, on which the engine is made (the log names them); 4096 without a GPU."""
@@ -33,8 +34,8 @@ class EngineSettings:
     """The machine on Kaggle that it ships to: NvidiaTeslaT4 (two cards), NvidiaL4 (four), NvidiaH100, NvidiaRtxPro6000,
     or none, a CPU."""
     embedder: Literal["transformers", "vllm"] = "transformers"
-    """Of sentence encoders, whatever `kind` is. vllm: its pooling runner; a vector's last digits then depend on the
-    rest of the batch, so candidates that are nearly equal may change places."""
+    """What runs sentence encoders, whatever `kind` is. vllm: its pooling runner; a vector's last digits then depend on
+    the rest of the batch, so candidates that are nearly equal may change places."""
     vllm: dict = field(default_factory=dict)
     """vLLM's own settings by their names there, such as {gpu_memory_utilization: 0.85, max_model_len: 2048}."""
     workers: int | None = None

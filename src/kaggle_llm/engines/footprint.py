@@ -51,9 +51,9 @@ class Trace:
     parameters: float
     """Weights of the base model."""
     linear: float
-    """Those of them that qlora quantises."""
+    """Weights that qlora quantises."""
     largest: float
-    """Of one matrix."""
+    """Weights of the largest matrix."""
     trained: float
     """Weights with a gradient."""
     activations: float
@@ -64,7 +64,7 @@ class Trace:
     forward: float
     """Floating-point operations of the forward pass."""
     operations: float
-    """Those of forward and backward."""
+    """Floating-point operations of forward and backward."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ Prepare = Callable[[Any, Any], Any]  # a model on the meta device, and the count
 
 
 def estimate_inference(config: Any, kind: ModelKind | None, dtype: str, batch: Batch, new: int = 1) -> Estimate:
-    """Of one forward pass; with new > 1 generated tokens the batch's keys and values are kept beside it.
+    """Estimate of one forward pass; with new > 1 generated tokens the batch's keys and values are kept beside it.
 
     kind None: an encoder of sentences.
     """
@@ -160,7 +160,7 @@ def count_layers(config: Any) -> int:
 
 
 def count_parameters(config: Any, kind: ModelKind | None) -> int:
-    """Of the whole model, tied ones once."""
+    """Parameters of the whole model, tied ones once."""
     return sum(weight.numel() for weight in build_empty(config, kind, "float32").parameters())
 
 
@@ -271,7 +271,7 @@ def move_to_fake(model: Any, fake: Any) -> None:
 
 @contextmanager
 def half_precision(dtype: str, is_training: bool) -> Iterator[None]:
-    """As the trainer computes: in autocast. An engine's weights are in its dtype already."""
+    """Autocast, in which the trainer computes; an engine's weights are in its dtype already."""
     import torch
 
     autocast = torch.autocast("cpu", dtype=torch.bfloat16) if is_training and dtype != "float32" else nullcontext()

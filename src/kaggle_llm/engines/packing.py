@@ -84,7 +84,7 @@ def compute_logits(model: Any, row: Pack, keep: Sequence[int] | np.ndarray, cach
 
 
 def compute_alone(model: Any, row: Pack, keep: Sequence[int] | np.ndarray) -> torch.Tensor:
-    """As compute_logits, a forward pass for each prompt: no padding that a state along the text could run through."""
+    """Like compute_logits, but a forward pass for each prompt: no state along the text runs through padding."""
     import torch
 
     device = next(model.parameters()).device

@@ -48,12 +48,12 @@ class TextPrompts(Sequence[Sequence[int]]):
         return encode_texts(self.tokenizer, [self.texts[index]], self.max_tokens)[0]
 
     def hash(self) -> str:
-        """Of the texts and the cut."""
+        """Hash of the texts and of the number of tokens that they are cut to."""
         return hash_texts(self.texts, f"{self.max_tokens} tokens")
 
 
 def hash_texts(texts: Sequence[str], about: str = "") -> str:
-    """Of all texts in their order, each with its length; and of what is about them."""
+    """Hash of all texts in their order, each with its length, and of what `about` says of them."""
     digest = hashlib.sha256(about.encode())
     for text in texts:
         encoded = text.encode("utf-8", "surrogatepass")

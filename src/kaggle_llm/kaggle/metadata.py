@@ -135,5 +135,5 @@ def find_wrong_values(metadata: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def slugify(title: str) -> str:
-    """As the CLI makes a slug of a title of plain letters: lower case, everything else one hyphen."""
+    """The slug that the CLI makes of a title in plain letters: lower case, everything else one hyphen."""
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")

@@ -127,7 +127,7 @@ def find_named(text: bytes, name_end: int) -> Iterator[tuple[int, str]]:
 
 
 def find_all(text: bytes, word: bytes) -> Iterator[int]:
-    """Where the word starts, for each occurrence."""
+    """The position of each occurrence of the word."""
     start = text.find(word)
     while start >= 0:
         yield start

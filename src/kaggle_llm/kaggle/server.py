@@ -74,7 +74,7 @@ class PredictServer:
         self.mounts = mounts
         self.settings, self.budget = settings, budget_until(mounts.deadline)
         self.rows = self.fallbacks = self.calls = 0
-        """So far: rows, rows that got the fallback, calls."""
+        """Counted so far: rows, rows that got the fallback, calls."""
         self._test = find_file(mounts.competition, TEST)
         self._columns = read_file(self._test).columns
         sample = mounts.competition / f"{SAMPLE}.csv"

@@ -40,7 +40,8 @@ class RetrievalSettings:
     words: WordSettings = field(default_factory=WordSettings)
     """What BM25 makes of the words."""
     index_dtype: Literal["float32", "float16"] = "float32"
-    """Of the documents' vectors, on disk and in memory; float16 is half as large and moves a cosine by 0.0005."""
+    """The dtype of the documents' vectors, on disk and in memory; float16 is half as large and moves a cosine by
+    0.0005."""
     ship_index: bool = False
     """Ship the documents' vectors and BM25's index with the models, so that the notebook reads them; false: it makes
     both."""

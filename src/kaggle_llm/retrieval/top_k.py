@@ -95,7 +95,7 @@ def _scan(
 def _scan_on_gpu(
     queries: np.ndarray, block: np.ndarray, floor: np.ndarray | None, k: int, margin: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As `_scan`."""
+    """What `_scan` gives, computed on the GPU."""
     import torch
 
     scores = torch.tensor(queries, device="cuda") @ torch.tensor(block, device="cuda").float().T

@@ -99,7 +99,7 @@ def card_bytes(card: Accelerator) -> float:
 
 
 def needed_bytes(estimate: Estimate) -> float:
-    """With CUDA itself and what lies unused between torch's blocks."""
+    """The estimated bytes, with CUDA itself and what lies unused between torch's blocks."""
     return estimate.memory.total * (1 + RESERVE) + CONTEXT_GB * GIB
 
 
@@ -136,7 +136,7 @@ def plan_trainings(run: str, config: Mapping[str, Any], card: Accelerator) -> It
 
 
 def choose_numbers(model: Model, lora: LoraSettings, training: TrainingSettings, card: Accelerator) -> TrainingSettings:
-    """With dtype and batch_tokens auto decided for the card."""
+    """The settings with dtype and batch_tokens `auto` decided for the card."""
     if training.dtype == "auto":
         training = replace(training, dtype=card.half)
     if training.batch_tokens == "auto":

@@ -50,14 +50,14 @@ class Case:
 
     @property
     def card_bytes(self) -> float | None:
-        """Of one card; without a GPU the machine's memory."""
+        """Memory of one card; without a GPU the machine's."""
         machine = self.runtime.machine
         gigabytes = machine.gpus.memory_gb if self.accelerator.count else machine.ram_gb
         return None if gigabytes is None else gigabytes * GIB
 
     @cached_property
     def version(self) -> Version:
-        """Of the runtime's vLLM; 0 without vLLM."""
+        """The version of the runtime's vLLM; 0 without vLLM."""
         return Version(self.runtime.vllm.version if self.runtime.vllm else "0")
 
     @property
@@ -115,7 +115,7 @@ class Case:
 
     @property
     def source(self) -> str:
-        """Where an answer is from: the installed vLLM (with a warning about another version), or the table here."""
+        """Where an answer comes from: the installed vLLM (with a warning about another version), or the table here."""
         installed = self.answers.get("version")
         if not installed:
             return f"by the table of known facts, for vLLM {self.version}"

@@ -131,7 +131,7 @@ class ModelFacts:
 
     @property
     def head_size(self) -> int:
-        """Of the layer with the largest heads: some families give their global layers larger ones."""
+        """Size of a head in the layer with the largest ones: some families give global layers larger heads."""
         usual = self.number("head_dim", default=self.hidden // self.heads)
         return max(usual, self.number("global_head_dim", default=0))
 

@@ -49,7 +49,7 @@ def kv_bytes(case: Case) -> float:
 
 
 def activation_bytes(case: Case, tokens: int, sequences: int) -> float:
-    """Of one forward pass: tokens · (4 · hidden + 3 · intermediate / cards) · bytes + 3 float32 logits a sequence."""
+    """Bytes of one pass: tokens · (4 · hidden + 3 · intermediate / cards) · bytes + 3 float32 logits a sequence."""
     model = case.model
     expert = model.number("moe_intermediate_size", default=0) * model.experts[1]
     width = 4 * model.hidden + 3 * max(model.intermediate, expert) / case.tensor_parallel
@@ -71,7 +71,7 @@ def judge_card(case: Case) -> Finding:
 
 
 def held_bytes(case: Case) -> float:
-    """Of each card, while the model is loaded: vLLM takes its share at once, transformers what it needs."""
+    """Bytes taken on each card by the loaded model: vLLM takes its share at once, transformers what it needs."""
     if not case.model.tensors or not case.accelerator.count:
         return 0.0
     if case.on_vllm:

@@ -55,12 +55,12 @@ class Image:
 
 @dataclass
 class Gpus:
-    """As in the table of accelerators. None: not known, or there is no GPU."""
+    """The machine's GPUs, as in the table of accelerators. None: not known, or there is no GPU."""
 
     count: int
     capability: list[int] | None
     memory_gb: float | None
-    """Of one card, in GiB, as torch sees it."""
+    """Memory of one card in GiB, as torch sees it."""
     why: str
 
 
@@ -71,7 +71,7 @@ class Machine:
     cores: int | None
     ram_gb: float | None
     scratch_gb: float | None
-    """Of the disk elsewhere, such as /tmp."""
+    """Size of the disk outside /kaggle/working, such as /tmp."""
     driver: str
     """The lowest driver that the CUDA of torch runs on."""
     why: dict[str, str]

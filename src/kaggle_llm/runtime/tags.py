@@ -36,7 +36,7 @@ def _rank_tags(python: str, glibc: str) -> dict[Tag, int]:
 
 
 def choose_wheel(wheels: Iterable[Path], image: Image) -> Path:
-    """Of several wheels of one version, the best for the image. Raises ValueError where none of them fits."""
+    """The wheel that suits the image best, of several of one version. Raises ValueError where none fits."""
     from packaging.utils import parse_wheel_filename
 
     ranks = _rank_tags(image.python, image.glibc)

@@ -26,7 +26,7 @@ class TreeSettings:
     rounds: int = 300
     """Trees of each output."""
     leaves: int = 15
-    """Of a tree, at most."""
+    """Leaves of a tree, at most."""
     learning_rate: float = 0.05
     rows: int = 5
     """Training rows in a leaf, at least."""

@@ -42,9 +42,9 @@ class LinearSettings:
     rows: int = 2
     """Rows in which a term stands, at least."""
     strength: float = 1.0
-    """Of the penalty on coefficients: ridge's alpha, the inverse of logistic regression's C."""
+    """Strength of the penalty on coefficients: ridge's alpha, the inverse of logistic regression's C."""
     trees: TreeSettings = field(default_factory=TreeSettings)
-    """Of lightgbm."""
+    """The settings of lightgbm."""
 
     def __post_init__(self) -> None:
         if self.words < 0 or self.characters < 0 or self.characters == 1:
@@ -71,7 +71,7 @@ class LinearModel:
     terms: Terms
     outputs: Coefficients | BoostedTrees
     scales: ColumnScales | None = None
-    """Of the columns that other runs' answers are; None without them."""
+    """Scales of the columns that hold other runs' answers; None without them."""
 
     def logits(self, texts: Sequence[str], columns: np.ndarray | None = None) -> np.ndarray:
         """[texts, outputs]. columns: other runs' answers to each text, where the model was fitted with them."""

@@ -32,7 +32,7 @@ class TokenSettings:
 class TokenExample:
     ids: tuple[int, ...]
     labels: tuple[int, ...]
-    """Of each token: index in TokenSettings.labels, or −100 for tokens without a loss."""
+    """For each token its index in TokenSettings.labels, or −100 where it has no loss."""
 
 
 class TokenTask:

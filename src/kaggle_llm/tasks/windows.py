@@ -104,7 +104,7 @@ class WindowPrompts:
 
     @cached_property
     def prompter(self) -> Prompter:
-        """With the letters as labels; checked where windows are used only."""
+        """The prompter with the letters as labels; they are checked only where windows are used."""
         return letter_candidates(self._pointwise, self.settings)
 
     def prompt(self, row: Mapping[str, Any], items: Sequence[str]) -> Prompt:
@@ -137,7 +137,7 @@ class SlidingRow:
     row: Mapping[str, Any]
     items: list[str]
     answers: list[dict[str, float]] = field(default_factory=list)
-    """Of each window: item → mean log-probability among the window's."""
+    """For each window: item → mean log-probability among the window's items."""
 
     @property
     def is_answered(self) -> bool:
@@ -229,7 +229,7 @@ def slide_windows(rows: Sequence[SlidingRow], prompts: WindowPrompts, engine: En
 def ask_windows(
     windows: Sequence[tuple[Mapping[str, Any], Sequence[str]]], prompts: WindowPrompts, engine: Engine
 ) -> list[dict[str, float]]:
-    """Of each window, a row and some items: item → log-probability among them, averaged over the orders."""
+    """For each window (a row and some items): item → log-probability among them, averaged over the orders."""
     shown = [
         (number, order)
         for number, (_, items) in enumerate(windows)

@@ -28,7 +28,7 @@ class WritingSettings:
     spare: str = ""
     """The text of a row that got no written line and has no words of its own: Kaggle refuses a blank answer."""
     spare_words: int = 16
-    """Where no line was written, the row gets so many first words of its own text."""
+    """A row for which no line was written gets so many first words of its own text."""
 
 
 def write_lines(

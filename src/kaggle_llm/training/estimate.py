@@ -35,7 +35,7 @@ STEP_BYTES = 4  # AdamW updates all weights at once: a copy of their size, when 
 def estimate_training(
     config: Any, kind: ModelKind, lora: LoraSettings, training: TrainingSettings, batch: Batch
 ) -> Estimate:
-    """Of one process that trains the model of a transformers config; training.dtype must be decided.
+    """Memory and operations of one process that trains the model of a transformers config; training.dtype is decided.
 
     Raises ValueError for a model that cannot be run without its weights' values.
     """

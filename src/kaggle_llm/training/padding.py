@@ -28,7 +28,7 @@ def pad_right(model: Any, rows: Sequence[Prompt]) -> dict[str, torch.Tensor]:
 
 
 def pad_for_head(model: Any, rows: Sequence[Prompt]) -> dict[str, torch.Tensor]:
-    """As pad_right, with a padding id in the model's config that a causal head cannot take for a row's last token."""
+    """Like pad_right, with a padding id in the model's config that a causal head cannot take for a row's last token."""
     config = unwrap(model).config.get_text_config()
     config.pad_token_id = choose_pad(rows, config.pad_token_id)
     return pad_right(model, rows)

@@ -86,7 +86,7 @@ class TrickSettings:
             raise ValueError(f"layer_decay = {self.layer_decay}: must be more than 0 and at most 1")
 
     def chosen(self) -> dict[str, float]:
-        """Those that are on."""
+        """The tricks that are on."""
         return {name: value for name, value in vars(self).items() if value != getattr(type(self), name)}
 
 
@@ -101,12 +101,12 @@ class TrainingSettings:
     """Tokens that one process computes at a time: memory is proportional to it. auto: as many as the first GPU's free
     memory takes with the config's largest model, a power of two; 2048 on a CPU. The recorded config has the number."""
     learning_rate: float = 2e-4
-    """Of all weights that have no rate of their own below."""
+    """The rate of all weights that have none of their own below."""
     lora_b_learning_rate: float | None = None
     """LoRA+ (Hayou, Ghosh, Yu, 2024): trains B faster than A."""
     head_learning_rate: float | None = None
     embedding_learning_rate: float | None = None
-    """Of the token embeddings where they are trained (method full)."""
+    """The rate of the token embeddings, where they are trained (method full)."""
     schedule: Literal["linear", "cosine"] = "linear"
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises, before it falls to 0."""
@@ -117,8 +117,9 @@ class TrainingSettings:
     clip: float = 1.0
     """Largest norm of a step's gradient."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of frozen weights and of the computation; trained weights are float32. auto: bfloat16 on a GPU, float16 on one
-    without it (a T4), float32 on a CPU; the run's recorded config names the choice. float16 uses a loss scaler."""
+    """The dtype of frozen weights and of the computation; trained weights are float32. auto: bfloat16 on a GPU, float16
+    on one without it (a T4), float32 on a CPU; the run's recorded config names the choice. float16 uses a loss
+    scaler."""
     gradient_checkpointing: bool = False
     """Recompute activations instead of keeping them: less memory, a third more time."""
     checkpoint_steps: int = 100

@@ -41,7 +41,7 @@ def find_differences(before: Sequence[Call], after: Sequence[Call], in_turns: bo
 
 
 def find_common_differences(before: Sequence[Call], after: Sequence[Call]) -> Differences:
-    """Of the prompts that both stages were asked; the others count as `other_prompts`."""
+    """The differences of prompts that both stages were asked; the others count as `other_prompts`."""
     first, second = (split_calls(calls) for calls in (before, after))
     common = [key for key in first if key in second]
     differences = compare_calls([first[key] for key in common], [second[key] for key in common])

@@ -32,7 +32,7 @@ class MergeSettings:
     """original: into the base as it is. dequantised: into the base as qlora's 4 bits round it. nothing: the adapter
     ships unmerged."""
     dtype: Literal["base", "float32", "float16", "bfloat16"] = "base"
-    """Of the merged weights; base: as the base stores them."""
+    """The dtype of the merged weights; base: as the base stores them."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Target:
     quantised: set[str]
     """Weights that qlora loads in 4 bits."""
     config: dict[str, Any] = field(default_factory=dict)
-    """Where its config differs from the base's."""
+    """The config's values that differ from the base's."""
 
 
 def merge_adapter(base: Path, adapter: Path, folder: Path, settings: MergeSettings | None = None) -> None:
@@ -163,7 +163,7 @@ class Plan:
         self.names = self._match_names()
         """Name in the model → (name in the checkpoint, name to write)."""
         self.tied = {name: source for name, source in target.tied.items() if not self._differ(name, source)}
-        """As Target.tied, without what the config ties though the checkpoint holds two: transformers reads both."""
+        """Target.tied without what the config ties although the checkpoint holds both: transformers reads both."""
         changed = {*adapter.factors, *adapter.whole_tensors}
         stay_tied = adapter.config.get("ensure_weight_tying")
         self.untied = {name: source for name, source in self.tied.items() if {name, source} & changed and not stay_tied}

@@ -53,8 +53,9 @@ class ParitySettings:
     largest_engine: float = 1e-3
     """The same between two engines in float32."""
     dtype: Literal["trained", "float32", "float16", "bfloat16"] = "trained"
-    """Of the stages before the engine that ships. trained: the one that the model was trained in; float32 takes twice
-    the memory. What does not fit into the free memory of the card is computed on the CPU, and the report says so."""
+    """The dtype of the stages before the engine that ships. trained: the one that the model was trained in; float32
+    takes twice the memory. What does not fit into the free memory of the card is computed on the CPU, and the report
+    says so."""
     loss: float = 0.02
     """Largest loss of the metric allowed: upper end of the 95 % interval of the paired difference."""
 

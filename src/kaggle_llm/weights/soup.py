@@ -52,7 +52,7 @@ class SoupSettings:
     seed: int = 0
     """dare: of the random choice."""
     dtype: Literal["members", "float32", "float16", "bfloat16"] = "members"
-    """Of the merged weights; members: as the members store them."""
+    """The dtype of the merged weights; members: as the members store them."""
 
 
 def merge_checkpoints(members: Sequence[Path], folder: Path, settings: SoupSettings, base: Path | None = None) -> None:

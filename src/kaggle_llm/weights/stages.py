@@ -71,7 +71,7 @@ def must_spill(model: Model, dtype: Dtype) -> bool:
 
 
 def count_bytes(folder: Path, dtype: Dtype) -> float:
-    """Of a model's weights in memory; transformers unpacks quantised ones."""
+    """Bytes of a model's weights in memory; transformers unpacks quantised ones."""
     tensors = [tensor for path in sorted(folder.glob("*.safetensors")) for tensor in read_header(path).values()]
     floats = sum(tensor.elements for tensor in tensors if is_float(tensor.dtype))
     packed = sum(tensor.size for tensor in tensors if not is_float(tensor.dtype))
