@@ -125,10 +125,10 @@ def test_a_sample_of_other_rows_says_what_the_sample_says(votes: Votes) -> None:
 def test_a_sample_of_another_shape_is_refused_by_name(tmp_path: Path) -> None:
     two = "id,start,end\ne1,1,2\n"
     texts = Texts(write(tmp_path, sample_submission=two))
-    with pytest.raises(ValueError, match=r"columns \['id', 'start', 'end'\]; behind the id one cell is expected: over"):
+    with pytest.raises(ValueError, match=r"columns \['id', 'start', 'end'\]; after the id one cell is expected: over"):
         texts.sample()
     votes = Votes(write(tmp_path, sample_submission="id,winner_b,winner_a,winner_tie\ne1,0.3,0.3,0.4\n"))
-    with pytest.raises(ValueError, match=r"behind the id \['winner_a', 'winner_b', 'winner_tie'\] is expected"):
+    with pytest.raises(ValueError, match=r"after the id \['winner_a', 'winner_b', 'winner_tie'\] is expected"):
         votes.sample()
 
 

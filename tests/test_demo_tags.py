@@ -132,8 +132,8 @@ def test_offsets_count_characters_and_a_line_end_of_windows_is_two(competition: 
     [
         (["5:8:NAME", "-"], ""),
         (["5:8:NAME 0:2:NAME", "-"], ""),
-        (["5:9:NAME", "-"], "row e1: 5:9:NAME ends behind its text of 8 characters"),
-        (["-", "0:1:NAME"], "row e2: 0:1:NAME ends behind its text of 0 characters"),
+        (["5:9:NAME", "-"], "row e1: 5:9:NAME ends past its text of 8 characters"),
+        (["-", "0:1:NAME"], "row e2: 0:1:NAME ends past its text of 0 characters"),
         (["5:8:NAME 5:8:NAME", "-"], "row e1: a label occurs twice"),
         (["5:NAME", "-"], "row e1: '5:NAME' is no span: it is written start:end:TYPE"),
         (["5:8:", "-"], "a span has one character or more and a type"),
@@ -148,8 +148,8 @@ def test_spans_of_a_submission_parse_lie_in_their_text_and_are_there_once(
     assert len(found) == bool(problem) and all(problem in one for one in found), found
 
 
-def test_a_training_span_behind_its_text_stops(competition: DemoTags) -> None:
+def test_a_training_span_past_its_text_stops(competition: DemoTags) -> None:
     path = competition.folder / "train.csv"
     path.write_bytes(path.read_bytes().replace(b"r2,nothing,-", b"r2,nothing,4:8:NAME"))
-    with pytest.raises(ValueError, match=r"1 span\(s\) end behind their text, first row r2: 4:8:NAME"):
+    with pytest.raises(ValueError, match=r"1 span\(s\) end past their text, first row r2: 4:8:NAME"):
         competition.check()

@@ -87,7 +87,7 @@ def test_answers_become_cells_and_cells_answers(
         (Violation, "", "'' is no probability"),
         (Answer, "", "empty label"),
         (Spans, "0-4", "'0-4' is no span: it is written start:end:TYPE"),
-        (Spans, "0:99:X", "0:99:X ends behind its text of 7 characters"),
+        (Spans, "0:99:X", "0:99:X ends past its text of 7 characters"),
     ],
 )
 def test_cells_that_kaggle_would_refuse_are_named(make: Any, form: type[Competition], cell: str, fault: str) -> None:

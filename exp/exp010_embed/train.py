@@ -1,4 +1,4 @@
-"""MiniLM fine-tuned to find the right document: contrastive, with hard negatives that it mines anew each epoch.
+"""MiniLM fine-tuned to find the right document: contrastive, with hard negatives that it mines again each epoch.
 
 Look at the encoder's nDCG@10 for seen and unseen targets: one that learns targets by heart gains on the first only. A
 decoder as encoder: embedding.pooling=last lora.method=qlora. Winners (Eedi) used embedders of 7B to 14B and negatives

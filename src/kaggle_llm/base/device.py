@@ -103,7 +103,7 @@ def release_device() -> None:
 def keep_heap() -> None:
     """Let glibc keep up to 128 MB that were freed, for the next layer.
 
-    By itself it gives a layer's activations back to the system and gets them anew, page by page: a seventh of the time
+    By itself it gives a layer's activations back to the system and gets them again, page by page: a seventh of the time
     of an inference on a CPU. Pieces of more than 32 MB are given back as before.
     """
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):

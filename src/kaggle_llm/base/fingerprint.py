@@ -148,7 +148,7 @@ def find_module(name: str) -> Path | None:
 
 
 def list_imports(path: Path) -> tuple[str, ...]:
-    """Full names that a file imports, anywhere in it, but for those that only types need."""
+    """Full names that a file imports, anywhere in it, without those that only types need."""
     return _read_code(path, path.stat().st_mtime_ns)[0]
 
 

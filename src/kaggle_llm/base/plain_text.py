@@ -26,7 +26,7 @@ def text_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBas
 
 
 def list_special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The special tokens that the tokenizer puts in front of a text and behind it."""
+    """The special tokens that the tokenizer puts before and after a text."""
     probe = tokenizer("a", return_special_tokens_mask=True)
     ids, indices = list(probe["input_ids"]), [i for i, mask in enumerate(probe["special_tokens_mask"]) if not mask]
     return ids[: indices[0]], ids[indices[-1] + 1 :]
@@ -34,7 +34,7 @@ def list_special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], 
 
 @functools.lru_cache(maxsize=8)
 def inner_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer without the blank that Llama-2's puts in front of every text: for what stands behind other text."""
+    """The tokenizer without the space that Llama-2's puts before every text: for what follows other text."""
     if not tokenizer.is_fast:
         return tokenizer
     before = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -43,9 +43,9 @@ def inner_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBa
 
 
 def without_blank(step: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A step of tokenizer.json that puts no blank in front of a text.
+    """A step of tokenizer.json that puts no space before a text.
 
-    One that splits at white space first, as T5's, is left alone: its blanks mark all words.
+    One that splits at white space first, as T5's, is left alone: its spaces mark all words.
     """
     if step is None or step["type"] == "Prepend":
         return None

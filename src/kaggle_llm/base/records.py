@@ -71,7 +71,7 @@ def hash_file(path: Path) -> str:
 
 
 def list_files(folder: Path) -> Iterator[Path]:
-    """Every file below `folder`, sorted, but for bytecode and records."""
+    """Every file below `folder`, sorted, without bytecode and records."""
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != RECORD and "__pycache__" not in path.parts:
             yield path

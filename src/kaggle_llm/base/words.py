@@ -7,7 +7,7 @@ import unicodedata
 from functools import cache
 from itertools import pairwise
 
-# Blocks of the scripts that put no blank between words.
+# Blocks of the scripts that put no space between words.
 BLANKLESS = (
     "\u0e00-\u0eff"  # Thai, Lao
     "\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f"  # Myanmar
@@ -15,9 +15,9 @@ BLANKLESS = (
     "\u3005-\u3007\u3040-\u312f\u31a0-\u31bf\u31f0-\u31ff"  # kana, bopomofo
     "\u2e80-\u2fdf\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
 )
-UNSPACED = f"\u1100-\u11ff\uac00-\ud7ff{BLANKLESS}"  # with Hangul, which has blanks, but glues particles to words
+UNSPACED = f"\u1100-\u11ff\uac00-\ud7ff{BLANKLESS}"  # with Hangul, which has spaces, but glues particles to words
 PIECE = re.compile(rf"[{BLANKLESS}]|[^\s{BLANKLESS}]+")  # what a count of words counts, with its punctuation
-# Soft hyphens, joiners, blanks of no width, marks of direction, selectors of a character's variant.
+# Soft hyphens, joiners, zero-width spaces, marks of direction, selectors of a character's variant.
 INVISIBLE = re.compile("[\u00ad\u034f\u061c\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]")
 ENDING = r"(?<=\w)['’](?:d|ll|m|re|s|t|ve)\b"  # of English words: no word of its own
 DECIMAL = r"\d+(?:\.\d+)+"
@@ -26,7 +26,7 @@ DECIMAL = r"\d+(?:\.\d+)+"
 def fold_text(text: str) -> str:
     """The text without the differences of composed and full-width forms, case and invisible characters.
 
-    Unicode's NFKC_Casefold but for rare characters.
+    Unicode's NFKC_Casefold, except for rare characters.
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
     return folded if folded.isascii() else unicodedata.normalize("NFKC", INVISIBLE.sub("", folded))
@@ -35,12 +35,12 @@ def fold_text(text: str) -> str:
 def split_words(text: str) -> list[str]:
     """The folded words of a text, those of one letter or digit too.
 
-    A stretch in a script without blanks gives its characters and the pairs of neighbours, as Lucene's CJK filter does
+    A stretch in a script without spaces gives its characters and the pairs of neighbours, as Lucene's CJK filter does
     with unigrams: no dictionary is needed, and a word of one character is found.
     """
     folded = fold_text(text)
     stretches: list[str] = _stretches().findall(folded)
-    if folded.isascii():  # no stretch without blanks: most texts, at a third of the time
+    if folded.isascii():  # no stretch without spaces: most texts, at a third of the time
         return list(filter(None, stretches))
     return [word for stretch in stretches for word in _split_stretch(stretch)]
 
@@ -54,7 +54,7 @@ def _split_stretch(stretch: str) -> list[str]:
 
 @cache
 def _stretches() -> re.Pattern[str]:
-    """Its one group is a word, a number or a stretch without blanks; empty for an ending."""
+    """Its one group is a word, a number or a stretch without spaces; empty for an ending."""
     spaced = rf"[^\W{UNSPACED}]+(?:[{_marks()}]+[^\W{UNSPACED}]*)*"
     return re.compile(rf"{ENDING}|({DECIMAL}|{spaced}|(?:{_character().pattern})+)")
 

@@ -199,13 +199,13 @@ class Competition:
         expected = self.cell_columns()
         if sample.width < 2 or sample.columns[1:] != (expected or sample.columns[1:2]):
             raise ValueError(
-                f"{SAMPLE}.csv has the columns {sample.columns}; behind the id {expected or 'one cell'} is expected: "
+                f"{SAMPLE}.csv has the columns {sample.columns}; after the id {expected or 'one cell'} is expected: "
                 f"override cell_columns(), cells() and answer_in()"
             )
         return sample
 
     def cell_columns(self) -> list[str] | None:
-        """Names of the sample's columns behind the id; None: one column of any name."""
+        """Names of the sample's columns after the id; None: one column of any name."""
         return None
 
     def sample_of(self, ids: Sequence[str]) -> pl.DataFrame:

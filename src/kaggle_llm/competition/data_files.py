@@ -84,7 +84,7 @@ def encode_file(frame: pl.DataFrame, name: str) -> bytes:
 
 
 def as_text(frame: pl.DataFrame) -> pl.DataFrame:
-    """Every column String, but for lists, which stay lists; True and False as pandas writes them, objects as JSON."""
+    """Every column as String, but lists stay lists; True and False as pandas writes them, objects as JSON."""
     import polars as pl
 
     columns = []

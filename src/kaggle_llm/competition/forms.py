@@ -22,7 +22,7 @@ SHARES_TOLERANCE = 1e-3  # of the sum of shares, which may be rounded
 
 
 class RankedItems(Competition):
-    """Items in one cell, best first, between blanks: ids of documents, or labels."""
+    """Items in one cell, best first, separated by spaces: ids of documents, or labels."""
 
     cut: ClassVar[int]
     """Items in a cell, at most."""
@@ -39,7 +39,7 @@ class RankedItems(Competition):
 
 
 class SeveralItems(RankedItems):
-    """RankedItems where a row has several right items, or none: its target's cell lists them between blanks.
+    """RankedItems where a row has several right items, or none: its target's cell lists them, separated by spaces.
 
     `pairs` names a file with a line for each pair, where there is one. Folds keep no targets whole, because shared
     targets would chain most rows together: name a group in the training Table where a hidden test has new ones.
@@ -60,7 +60,7 @@ class SeveralItems(RankedItems):
         return rows.with_columns(pl.col(spec.target).fill_null(""))
 
     def _read_pairs(self, id_column: str) -> pl.DataFrame:
-        """The columns id and target: a row's items between blanks, each once."""
+        """The columns id and target: a row's items separated by spaces, each once."""
         import polars as pl
 
         file, own, item = self.pairs

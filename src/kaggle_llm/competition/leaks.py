@@ -1,7 +1,7 @@
 """Leaks: what validation rows share with the rows that are trained on. Leaves leaks.json.
 
 Two texts are the same where NFKC, case folding and single spaces make them equal. They are near duplicates where their
-sets of three consecutive words have a Jaccard similarity of leaks.similarity; a character of a script without blanks
+sets of three consecutive words have a Jaccard similarity of leaks.similarity; a character of a script without spaces
 (Chinese, Japanese, Thai) counts as a word. Empty texts are never duplicates.
 
 `extra` is fold −1, the rows that are always trained on: extra and synthetic rows, and rows that folds.rows and

@@ -47,7 +47,7 @@ class Answers:
     """What the user said; empty: it is assumed from the files."""
 
     metric: str = ""
-    """A key of metric_names.METRICS, with its number behind it: map@25, f5."""
+    """A key of metric_names.METRICS, with its number after it: map@25, f5."""
     group: str = ""
     """The column whose rows stay on one side of a split; "none": there is none."""
     target: str = ""
@@ -143,7 +143,7 @@ def propose_target(
 
 
 def find_targets(files: Files, train: pl.DataFrame, test: pl.DataFrame, spec: Table, proposal: Proposal) -> list[str]:
-    """The columns behind the id of the sample submission, else the first one that test lacks."""
+    """The columns after the id of the sample submission, else the first one that test lacks."""
     cells = files.sample.columns[1:]
     lacking = [name for name in train.columns if name not in (spec.id, *test.columns)]
     if set(cells) <= set(lacking):

@@ -18,7 +18,7 @@ TOKEN = re.compile(r"(\S+|\s)( ?)")
 
 
 class CharacterSpans(Competition):
-    """The spans of a row's text in the cell, "start:end:TYPE" between blanks, and `nothing` where there are none.
+    """The spans of a row's text in the cell, "start:end:TYPE" separated by spaces, and `nothing` where there are none.
 
     start and end count characters (code points) of the text as read, \\r\\n are two. The target holds the same.
     """
@@ -40,17 +40,17 @@ class CharacterSpans(Competition):
         return rows.select("id", items=pl.Series(items, dtype=pl.List(pl.String())))
 
     def check(self) -> None:
-        """Raises ValueError also for a span of train.csv that ends behind its text."""
+        """Raises ValueError also for a span of train.csv that ends past its text."""
         super().check()
         train = self.table(TRAIN)
         (text,) = self.tables[TRAIN].texts
         if problems := find_late_spans(train.select("id", text), self.truth(train)):
             raise ValueError(
-                f"{self.file_name(TRAIN)}: {len(problems)} span(s) end behind their text, first {problems[0]}"
+                f"{self.file_name(TRAIN)}: {len(problems)} span(s) end past their text, first {problems[0]}"
             )
 
     def check_submission(self, submission: pl.DataFrame) -> list[str]:
-        """The base class's problems, and spans that end behind their text."""
+        """The base class's problems, and spans that end past their text."""
         (text,) = self.tables[TEST].texts
         problems = super().check_submission(submission)
         return problems or find_late_spans(self.table(TEST).select("id", text), self.ranking_of(submission))
@@ -65,7 +65,7 @@ class TokenSpans(CharacterSpans):
     """
 
     columns: ClassVar[Sequence[str]] = ("document", "token", "label")
-    """The sample's columns behind the row number."""
+    """The sample's columns after the row number."""
 
     def cell_columns(self) -> list[str]:
         return list(self.columns)
@@ -166,7 +166,7 @@ class TokenSpans(CharacterSpans):
 
 
 def list_offsets(rows: pl.DataFrame, trailing: bool = False) -> list[list[Offset]]:
-    """(start, end) of every token of every row, in characters of the text. trailing: with the blank behind it."""
+    """(start, end) of every token of every row, in characters of the text. trailing: with the space after it."""
     offsets = []
     for tokens, blanks in rows.select(*TOKENS).iter_rows():
         own, start = [], 0
@@ -179,10 +179,10 @@ def list_offsets(rows: pl.DataFrame, trailing: bool = False) -> list[list[Offset
 
 
 def find_late_spans(rows: pl.DataFrame, answers: pl.DataFrame) -> list[str]:
-    """A line for each span that ends behind its text. rows: id, text; answers: id, items."""
+    """A line for each span that ends past its text. rows: id, text; answers: id, items."""
     lengths = {row: len(text) for row, text in rows.iter_rows()}
     return [
-        f"row {row}: {item} ends behind its text of {lengths[row]} characters"
+        f"row {row}: {item} ends past its text of {lengths[row]} characters"
         for row, items in answers.select("id", "items").iter_rows()
         for item in items
         if parse_item(item).end > lengths[row]

@@ -107,7 +107,7 @@ class Window:
     offsets: list[Offset | None]
     """The characters of every token, without white space at its ends; None for special tokens."""
     before: Offset | None
-    """The token in front of the window's first one; None at the start of the text."""
+    """The token before the window's first one; None at the start of the text."""
     owned: slice
     """The tokens whose logits count in prediction: each token of the text is owned by one window."""
 
@@ -158,10 +158,10 @@ def _stretches(count: int, room: int, overlap: int) -> list[tuple[int, int, int]
 
 
 def _cover(text: str, raw: Sequence[Offset]) -> list[Offset]:
-    """Offsets that together cover the text but for white space.
+    """Offsets that together cover the text, except for white space.
 
     Tokens that share a character (the bytes of an emoji) are one unit and get the same offsets. A character that the
-    tokenizer drops (an accent, a zero-width joiner) goes to the unit in front of it, else to the one behind.
+    tokenizer drops (an accent, a zero-width joiner) goes to the unit before it, else to the one after it.
     """
     units: list[list[int]] = []  # start, end, number of tokens
     for start, end in (_trim(text, *offset) for offset in raw):

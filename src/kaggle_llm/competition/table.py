@@ -56,7 +56,7 @@ class Table:
         return self.wide.id if self.wide else self.id
 
     def targets(self) -> list[str]:
-        """The columns that only labelled tables have, but for the group."""
+        """The columns that only labelled tables have, except for the group."""
         return [name for name in dict.fromkeys([self.target, *self.numbers]) if name]
 
     def columns(self) -> list[str]:

@@ -29,7 +29,7 @@ def exact_match(normalise: Callable[[str], str] | None = None) -> Metric:
 
 
 def normalise_answer(text: str) -> str:
-    """Lower case without ASCII punctuation, the articles a, an, the, and white space beyond one blank.
+    """Lower case without ASCII punctuation, the articles a, an, the, and repeated white space.
 
     Source: normalize_answer of SQuAD's evaluate-v1.1.py.
     """

@@ -120,7 +120,7 @@ def list_asked(decision: Decided | None, count: int) -> list[int]:
 def mix_rows(rows: Sequence[RowAnswer], weights: Sequence[float], space: Space) -> RowAnswer:
     """The members' answers to one row → items and their weighted means in `space`; equal weights where all are 0.
 
-    An item that a member lacks has there the rank behind its last, its lowest log-probability, or probability 0.
+    An item that a member lacks counts there with the rank after its last, its lowest log-probability, or probability 0.
     """
     total = sum(weights)
     shares = [weight / total for weight in weights] if total else [1 / len(weights)] * len(weights)

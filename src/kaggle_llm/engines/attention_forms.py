@@ -169,7 +169,7 @@ def make_mask(block: Sequence[Segment], past: int, dtype: torch.dtype, device: t
         sees[index, [number[above] for above in segment.before]] = True
     lengths = torch.tensor([len(segment) for segment in block])
     owner = torch.arange(len(block)).repeat_interleave(lengths).to(device)
-    # A segment stands behind those that it sees: no token sees a later one of the row.
+    # A segment comes after those that it sees: no token sees a later one of the row.
     visible = sees.to(device)[owner][:, owner].tril()
     tokens = len(owner)
     width = -(-(past + tokens) // ALIGNMENT) * ALIGNMENT

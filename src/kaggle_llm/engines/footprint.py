@@ -361,7 +361,7 @@ def make_counter() -> Any:
             self.live -= size
 
         def mark(self, _: object) -> None:
-            """From here on `peak` is counted anew; the one until now is `earlier`."""
+            """From here on `peak` is counted from zero; the one until now is `earlier`."""
             self.earlier, self.peak = max(self.earlier, self.peak), self.live
 
     return LiveBytes()

@@ -110,7 +110,7 @@ class Prompter:
         self._control = set(tokenizer.added_tokens_decoder)
         self.head, self.tail = self._wrapping()
         self._head_ends = self._encode(self.head + "x") == self._encode(self.head) + self._encode("x")
-        """Whether a text behind the head begins as at the very start."""
+        """Whether a text after the head begins as at the very start."""
         texts = [*settings.labels, *settings.others]
         self.labels: list[Prompt] = [self._label(label) for label in texts]
         check_beginnings(self.labels, texts)
@@ -158,7 +158,7 @@ class Prompter:
         """Token ids of the target text, with the end-of-text token; raises ValueError where the tokenizer has none."""
         if self.tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no eos_token, so no text could end: name it in tokenizer_config.json")
-        return [*self._behind(self._encode_text, text), self.tokenizer.eos_token_id]
+        return [*self._follow(self._encode_text, text), self.tokenizer.eos_token_id]
 
     def report_cuts(self) -> None:
         """Print how many texts were cut since the last report."""
@@ -216,7 +216,7 @@ class Prompter:
         """Token ids of the label after a prompt."""
         end = self._last_words()
         if not end:
-            return self._behind(self._encode, label)
+            return self._follow(self._encode, label)
         before, ids = self._encode(end), self._encode(end + label)
         if ids[: len(before)] != before or len(ids) == len(before):
             pieces = self.tokenizer.convert_ids_to_tokens(ids[max(len(before) - 1, 0) :])
@@ -254,10 +254,10 @@ class Prompter:
 
     def _piece(self, encode: Callable[..., list[int]], text: str, is_first: bool) -> list[int]:
         """Token ids of a piece of the prompt; is_first: nothing but the head stands before it."""
-        return encode(text) if is_first and self._head_ends else self._behind(encode, text)
+        return encode(text) if is_first and self._head_ends else self._follow(encode, text)
 
-    def _behind(self, encode: Callable[..., list[int]], text: str) -> list[int]:
-        """Token ids of a text behind another one; what follows a control token in it is tokenised as in any text."""
+    def _follow(self, encode: Callable[..., list[int]], text: str) -> list[int]:
+        """Token ids of a text that follows another; what follows a control token in it is tokenised as in any text."""
         if inner_tokenizer(self.tokenizer) is self.tokenizer:
             return encode(text)
         inner, whole = encode(text, inner_tokenizer(self.tokenizer)), encode(text)

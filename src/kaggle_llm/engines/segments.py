@@ -1,4 +1,4 @@
-"""The segments of a packed row: which tokens attend to which. Pure, but for what a Layout remembers."""
+"""The segments of a packed row: which tokens attend to which. Pure functions, except for what a Layout remembers."""
 
 from __future__ import annotations
 

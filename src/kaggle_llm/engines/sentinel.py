@@ -72,7 +72,7 @@ class Sentinel(EngineWrapper):
             raise error.at(error.index + FIRST_PROMPTS) from error
 
     def _check_head(self, prompts: Sequence[Prompt], logits: list[np.ndarray]) -> None:
-        """Raises SickModelError where the logits are a constant, but for the last digits."""
+        """Raises SickModelError where the logits are a constant, except for the last digits."""
         self._check_scores(prompts, logits, COLLAPSED_SPREAD)
 
     def _check_scores(

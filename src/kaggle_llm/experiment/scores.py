@@ -144,7 +144,7 @@ class Scores:
 
 
 def with_cells(ranking: pl.DataFrame, competition: Competition, seed: int) -> pl.DataFrame:
-    """The ranking with columns seed and prediction (the submission's cells, joined by blanks)."""
+    """The ranking with columns seed and prediction (the submission's cells, joined by spaces)."""
     import polars as pl
 
     cells = [" ".join(row) for row in competition.cells_of(ranking)]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 VECTORS, ABOUT = "vectors.safetensors", "index.json"  # the files of a shipped index
-SUFFIX = "_index"  # of its name, behind the encoder's
+SUFFIX = "_index"  # of its name, after the encoder's
 TENSOR = "vectors"
 CODES = {"float32": "F32", "float16": "F16"}  # as safetensors writes them
 CHECKED, LEAST_COSINE = 4, 0.99  # documents of a shipped index that are embedded again, and how near they have to come

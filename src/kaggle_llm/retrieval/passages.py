@@ -25,14 +25,14 @@ from kaggle_llm.retrieval.rerank import rerank
 if TYPE_CHECKING:
     import polars as pl
 
-# At most 40 characters, and a character of a script without blanks: a text without blanks is cut too.
+# At most 40 characters, and a character of a script without spaces: a text without spaces is cut too.
 WORD = re.compile(rf"[{BLANKLESS}]|[^\s{BLANKLESS}]{{1,40}}")
 
 
 @dataclass
 class PassageSettings:
     words: int = 60
-    """Words of a passage; a character of a script without blanks (Chinese, Japanese, Thai) counts as one."""
+    """Words of a passage; a character of a script without spaces (Chinese, Japanese, Thai) counts as one."""
     overlap: int = 20
     """Words that a passage shares with the next; the last passage may share more."""
     template: str = "{title}: {text}"

@@ -44,7 +44,7 @@ def measure_term(part: str, term: str) -> int:
 
 
 def make_vectorizer(part: str, longest: int, **options: Any) -> Any:
-    """scikit-learn's TF-IDF of words (whatever stands between blanks) or of characters within them."""
+    """scikit-learn's TF-IDF of words (whatever stands between spaces) or of characters within them."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     if part == "words":

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 ROWS_A_CHUNK = 16  # where time is short: the budget is checked between chunks
-Span = tuple[int, int]  # the first place of a window, and the one behind its last
+Span = tuple[int, int]  # the first position of a window, and the one after its last
 
 
 @dataclass

@@ -28,7 +28,7 @@ class CompletionExample:
 
 
 def make_completions(prompter: Prompter, rows: pl.DataFrame, truth: pl.DataFrame) -> list[CompletionExample]:
-    """An example of each row: its prompt, a blank and its first right text; prints how many texts were cut.
+    """An example of each row: its prompt, a space and its first right text; prints how many texts were cut.
 
     truth: id and items, in the order of the rows.
     """

@@ -35,7 +35,7 @@ def group_parameters(model: Any, training: TrainingSettings) -> list[dict[str, A
 
 def layer_scale(names: Sequence[str], decay: float) -> Callable[[str, bool], float]:
     """(name, whether it is a table of embeddings) → the factor of its learning rate: decay^(L − i) in layer i of 0 to
-    L − 1, decay^(L + 1) in the embeddings, 1 in what comes behind the layers.
+    L − 1, decay^(L + 1) in the embeddings, 1 in what comes after the layers.
 
     Source: Clark et al., ELECTRA, 2020, appendix B. Raises ValueError for a model whose layers are not numbered.
     """

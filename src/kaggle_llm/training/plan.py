@@ -1,6 +1,6 @@
 """Plans which examples make a step, and which of them a process computes together: batches by tokens, not rows.
 
-A step holds `training.batch` examples, shuffled anew each epoch. They are split into parts of at most `batch_tokens`
+A step holds `training.batch` examples, shuffled again each epoch. They are split into parts of at most `batch_tokens`
 tokens: equally many parts for every process, as equal in length as possible, so that no process waits.
 """
 

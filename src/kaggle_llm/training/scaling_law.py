@@ -33,7 +33,7 @@ def best_split(operations: float) -> Pretraining:
 
 
 def parse_count(text: str) -> float:
-    """124M → 124e6. Raises ValueError for what is no positive number with k, M, B or T behind it."""
+    """124M → 124e6. Raises ValueError for anything but a positive number followed by k, M, B or T."""
     unit = UNITS.get(text[-1:].lower(), 1.0)
     try:
         count = unit * float(text[:-1] if unit > 1 else text)

@@ -69,7 +69,7 @@ class Average:
         self.owners: dict[str, list[Adapter]] = {}
         """Module → the members that adapt it."""
         self.whole: dict[str, list[Adapter]] = {}
-        """Tensor that is no LoRA factor → the members that have it (all, but for copies of base weights)."""
+        """Tensor that is no LoRA factor → the members that have it (all, except for copies of base weights)."""
         for member in members:
             for module in member.pairs:
                 self.owners.setdefault(module, []).append(member)
