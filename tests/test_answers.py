@@ -38,7 +38,7 @@ from kaggle_llm.inference.answers import (
 )
 from kaggle_llm.inference.model import Model
 from kaggle_llm.inference.run import Run
-from kaggle_llm.inference.vectors import keep_vectors, map_vectors
+from kaggle_llm.inference.vectors import describe_vectors, load_vectors, save_vectors
 
 PROMPTS, LABELS = [[7, 8, 9], [7, 10]], [[11], [12]]
 
@@ -57,7 +57,7 @@ def open_run(*models: Model, keep_for: str = "exp--a", **settings: Any) -> Run:
 
 def list_files(root: Path, kind: str = "answers") -> list[Path]:
     folder = root / "output" / "cache" / kind
-    return sorted(path for path in folder.glob("*") if path.suffix in (".sqlite", ".safetensors"))
+    return sorted(path for path in folder.glob("*") if path.suffix in (".sqlite", ".index"))
 
 
 def count_answers(path: Path) -> int:
@@ -548,7 +548,10 @@ def test_vectors_of_other_texts_or_encoders_are_made_and_half_of_them_never_stay
                 raise MemoryError("killed")
             return np.full((len(part), 2), value, dtype=np.float32)
 
-        return map_vectors(keep_vectors({"weights": encoder}, root / "model", "exp--a", documents, embed))
+        about = describe_vectors({"weights": encoder}, documents, "float32")
+        path = cache.open_entry("vectors", about, root / "model", "exp--a", ".index")
+        cache.fill_entry(path, lambda folder: save_vectors(folder, about, documents, embed))
+        return load_vectors(path)
 
     with pytest.raises(MemoryError):
         keep("e", DOCUMENTS, float("nan"))
@@ -560,11 +563,9 @@ def test_vectors_of_other_texts_or_encoders_are_made_and_half_of_them_never_stay
     assert keep("e", numpys, 9.0).tolist() == [[0.0, 0.0]] * 3
 
 
-def test_vectors_are_written_a_part_at_a_time_into_a_file_that_safetensors_reads(
+def test_vectors_are_written_a_part_at_a_time_into_a_file_that_numpy_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from safetensors.numpy import load_file
-
     monkeypatch.setattr(vectors, "DOCUMENTS_A_PART", 3)
     sizes: list[int] = []
 
@@ -574,9 +575,10 @@ def test_vectors_are_written_a_part_at_a_time_into_a_file_that_safetensors_reads
 
     documents = [[n] for n in range(7)]
     for dtype in ("float32", "float16"):
-        vectors.write_vectors(tmp_path / dtype, documents, embed, dtype)
+        (tmp_path / dtype).mkdir()
+        save_vectors(tmp_path / dtype, {"dtype": dtype}, documents, embed)
         expected = np.array([[n, 1 / 3] for n in range(7)], dtype=dtype)
-        for found in (load_file(tmp_path / dtype)["vectors"], map_vectors(tmp_path / dtype)):
+        for found in (np.load(tmp_path / dtype / vectors.VECTORS), load_vectors(tmp_path / dtype)):
             assert found.dtype == expected.dtype and np.array_equal(found, expected)
     assert sizes == [3, 3, 1] * 2
 
@@ -587,8 +589,8 @@ def test_a_run_reads_the_index_that_ships_and_embeds_other_documents_again(
     model = Model("encoder", pico_encoder)
     with open_run(model) as run:
         expected = run.embed_documents("encoder", DOCUMENTS, "float16")
-        ((path, documents, dtype),) = run.embedded.values()
-    vectors.write_index(root / "index", path, documents, dtype, "hash of the encoder")
+    (root / "index").mkdir()
+    vectors.link_index(root / "index", run.artefacts["encoder"])
     with open_run(model, keep_for="") as run:
         run.models.append(Model("encoder_index", root / "index"))
         asked: list[int] = []
@@ -612,10 +614,10 @@ def test_an_index_of_another_encoder_is_not_used(tmp_path: Path, capsys: pytest.
         return np.array([own[document[0]] for document in part], dtype=np.float32)
 
     for name, made, is_used in (("own", own, True), ("other", other, False), ("wide", np.hstack([own, own]), False)):
-        vectors.write_vectors(tmp_path / name, documents, lambda part, made=made: made[: len(part)], "float16")
-        hashed = vectors.hash_documents(documents)
-        vectors.write_index(tmp_path / f"{name}_index", tmp_path / name, hashed, "float16", "hash")
-        read = vectors.read_index(tmp_path / f"{name}_index", documents, "float16", embed)
+        (tmp_path / name).mkdir()
+        about = describe_vectors({"weights": name}, documents, "float16")
+        save_vectors(tmp_path / name, about, documents, lambda part, made=made: made[: len(part)])
+        read = vectors.read_index(tmp_path / name, documents, "float16", embed)
         assert (read is not None) == is_used
         assert ("of another encoder: the documents are embedded again" in capsys.readouterr().out) != is_used
     assert asked == [[0, 16, 32, 49]] * 3

@@ -18,7 +18,7 @@ from kaggle_llm.experiment import experiment
 from kaggle_llm.experiment.experiment import Experiment
 from kaggle_llm.experiment.part import Part
 from kaggle_llm.inference.model import Model, check_folds_match, join_folds, replace_model, split_folds
-from kaggle_llm.inference.vectors import VECTORS, map_vectors
+from kaggle_llm.inference.vectors import load_vectors
 from kaggle_llm.weights.ship import describe_cv
 
 RETRIEVER, RERANKER = Model("encoder", Path("encoder")), Model("reranker", Path("base"))
@@ -212,7 +212,7 @@ def test_documents_vectors_ship_with_their_encoder_and_the_offline_session_reads
     shipped = json.loads((run / "record.json").read_text())["settings"]["ship"]
     folders = {model["name"]: trained.root / model["folder"] for model in shipped}
     assert set(folders) == {"encoder", "encoder_index", "lexical_index", "decision"}
-    vectors = map_vectors(folders["encoder_index"] / VECTORS)
+    vectors = load_vectors(folders["encoder_index"])
     assert vectors.dtype == "float16" and len(vectors) > 100
     succeed(trained.cli("bundle", run.name))
     checks = answer_offline(trained, run.name, tmp_path / "site", replay=0)

@@ -73,7 +73,7 @@ def read_passages(papers: Path, scale: float) -> tuple[list[str], list[str]]:
 
 def draw_vectors(folder: Path, name: str, count: int) -> None:
     """Random unit vectors around 1,000 centres, as a corpus of topics has them."""
-    from kaggle_llm.inference.vectors import write_vectors
+    from kaggle_llm.inference.vectors import save_vectors
 
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((1000, SIZE)).astype(np.float32)
@@ -83,7 +83,8 @@ def draw_vectors(folder: Path, name: str, count: int) -> None:
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     np.save(folder / f"{name}-queries.npy", draw(QUERIES[name]))
-    write_vectors(folder / f"{name}.safetensors", [[0]] * count, lambda part: draw(len(part)), "float32")
+    (folder / name).mkdir()
+    save_vectors(folder / name, {"dtype": "float32"}, [[0]] * count, lambda part: draw(len(part)))
 
 
 def draw_texts(count: int, scale: float) -> tuple[list[str], list[str]]:
@@ -108,7 +109,6 @@ def prepare_plain(folder: Path, name: str) -> Timed:
     if name == "bm25_100k":
         return prepare_bm25s(*read_texts(folder, name))
     import torch
-    from safetensors.torch import load_file
     from sentence_transformers import SentenceTransformer, util
 
     if name == "5k":
@@ -117,8 +117,8 @@ def prepare_plain(folder: Path, name: str) -> Timed:
         encode = lambda texts: model.encode(texts, batch_size=64, convert_to_tensor=True)  # noqa: E731
         return lambda: encode(documents), lambda index: util.semantic_search(encode(queries), index, top_k=K)
     asked = torch.from_numpy(np.load(folder / f"{name}-queries.npy"))
-    path = folder / f"{name}.safetensors"
-    return lambda: load_file(path)["vectors"], lambda index: util.semantic_search(asked, index, top_k=K)
+    path = folder / name / "vectors.npy"
+    return lambda: torch.from_numpy(np.load(path)), lambda index: util.semantic_search(asked, index, top_k=K)
 
 
 def prepare_bm25s(documents: list[str], queries: list[str]) -> Timed:
@@ -138,10 +138,9 @@ def prepare_bm25s(documents: list[str], queries: list[str]) -> Timed:
 
 def prepare_faiss(kind: str, folder: Path, name: str) -> Timed:
     import faiss
-    from safetensors.numpy import load_file
 
     def index() -> Any:
-        vectors = load_file(folder / f"{name}.safetensors")["vectors"]
+        vectors = np.load(folder / name / "vectors.npy")
         lists = int(4 * len(vectors) ** 0.5)  # as Faiss's guide has it for up to a million
         made = faiss.index_factory(SIZE, FAISS[kind].format(lists=lists), faiss.METRIC_INNER_PRODUCT)
         if kind == "faiss-ivf":
@@ -166,14 +165,13 @@ def measure_recall(found: np.ndarray, folder: Path, name: str) -> float:
 def prepare_kaggle_llm(folder: Path, name: str) -> Timed:
     import torch  # noqa: F401  # in a run the encoder has loaded it
 
-    from kaggle_llm.inference.vectors import map_vectors
+    from kaggle_llm.inference.vectors import load_vectors
     from kaggle_llm.retrieval.lexical import LexicalIndex
     from kaggle_llm.retrieval.top_k import search_vectors
 
     if name in VECTORS:
         asked = np.load(folder / f"{name}-queries.npy")
-        path = folder / f"{name}.safetensors"
-        return lambda: map_vectors(path), lambda index: list(search_vectors(index, asked, K))
+        return lambda: load_vectors(folder / name), lambda index: list(search_vectors(index, asked, K))
     documents, queries = read_texts(folder, name)
     ids, rows = [list(map(str, range(len(texts)))) for texts in (documents, queries)]
     if name == "5k":

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from kaggle_llm.decisions.rerank_blend import loss_of_right
+from kaggle_llm.decisions.rerank_blend import find_hits, fit_weights
 from kaggle_llm.retrieval.fusion import Retrieved, fuse_by_score, scale_scores
 
 if TYPE_CHECKING:
@@ -32,19 +32,11 @@ class FusionWeights:
 
         p(candidate) = softmax of the weighted scores: a conditional logit (McFadden, 1974). Its loss is convex.
         """
-        import numpy as np
-        from scipy.optimize import minimize
-
-        rows = list(list_candidates(scored, truth))
+        rows = [(scores, 0.0, right) for scores, right in list_candidates(scored, truth)]
         if not rows:
             return self
-
-        def loss(weights: np.ndarray) -> float:
-            return sum(loss_of_right(scores @ weights, right) for scores, right in rows) / len(rows)
-
-        start = np.array([self.lexical, self.dense])
-        lexical, dense = minimize(loss, start, bounds=[(0.0, LARGEST)] * 2, method="L-BFGS-B").x
-        return replace(self, lexical=float(lexical), dense=float(dense))
+        lexical, dense = fit_weights(rows, [self.lexical, self.dense], LARGEST)
+        return replace(self, lexical=lexical, dense=dense)
 
     def apply(self, scored: Retrieved) -> pl.DataFrame:
         """One RANKING of the first k items."""
@@ -60,6 +52,5 @@ def list_candidates(scored: Retrieved, truth: pl.DataFrame) -> Iterator[tuple[np
     for rankings in zip(*(frame.select("id", "items", "scores").iter_rows() for frame in frames), strict=True):
         scaled = [dict(zip(items, scale_scores(scores), strict=True)) for _, items, scores in rankings]
         candidates = list(dict.fromkeys(item for scores in scaled for item in scores))
-        hits = [number for number, item in enumerate(candidates) if item in right[rankings[0][0]]]
-        if hits and len(hits) < len(candidates):
+        if hits := find_hits(candidates, right[rankings[0][0]]):
             yield np.array([[scores.get(item, 0.0) for scores in scaled] for item in candidates]), hits

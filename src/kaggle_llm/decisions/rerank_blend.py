@@ -25,6 +25,24 @@ def loss_of_right(scores: np.ndarray, right: Sequence[int]) -> float:
     return float(np.logaddexp.reduce(scores) - np.logaddexp.reduce(scores[list(right)]))
 
 
+def fit_weights(
+    rows: Sequence[tuple[np.ndarray, np.ndarray | float, list[int]]], start: Sequence[float], largest: float
+) -> list[float]:
+    """The weights of scores with the largest likelihood of right items: a conditional logit, whose loss is convex.
+
+    rows: scores [candidates, weights], what is added to the weighted sum, and the indices of the right candidates.
+    """
+    import numpy as np
+    from scipy.optimize import minimize
+
+    def loss(weights: np.ndarray) -> float:
+        return sum(loss_of_right(scores @ weights + prior, right) for scores, prior, right in rows) / len(rows)
+
+    bounds = [(0.0, largest)] * len(start)
+    fitted: list[float] = minimize(loss, np.array(start), bounds=bounds, method="L-BFGS-B").x.tolist()
+    return fitted
+
+
 def find_hits(items: Sequence[str], right: Sequence[str]) -> list[int]:
     """Indices of the right items; none where all are right, for then there is nothing to fit."""
     hits = [index for index, item in enumerate(items) if item in right]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from kaggle_llm.competition.rankings import make_ranking, read_rows
-from kaggle_llm.decisions.rerank_blend import LARGEST, Blend, Reranked, find_hits, log_ranks, loss_of_right
+from kaggle_llm.decisions.rerank_blend import LARGEST, Blend, Reranked, find_hits, fit_weights, log_ranks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,19 +37,11 @@ class TwiceBlend:
     def fit(self, scored: TwiceReranked, truth: pl.DataFrame, metric: Metric) -> TwiceBlend:
         """The weights with the largest likelihood of right candidates, as Blend.fit; unchanged where no row has both
         scores."""
-        import numpy as np
-        from scipy.optimize import minimize
-
         rows = list(self._list_right(scored, truth))
         if not rows:
             return self
-
-        def loss(weights: np.ndarray) -> float:
-            return sum(loss_of_right(scores @ weights + prior, right) for scores, prior, right in rows) / len(rows)
-
-        start = np.array([self.pointwise, self.windows])
-        pointwise, windows = minimize(loss, start, bounds=[(0.0, LARGEST)] * 2, method="L-BFGS-B").x
-        return replace(self, pointwise=float(pointwise), windows=float(windows))
+        pointwise, windows = fit_weights(rows, [self.pointwise, self.windows], LARGEST)
+        return replace(self, pointwise=pointwise, windows=windows)
 
     def apply(self, scored: TwiceReranked) -> pl.DataFrame:
         """One RANKING of all candidates; those that were not reranked follow in the retrieval's order."""

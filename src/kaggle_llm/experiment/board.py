@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import date
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from kaggle_llm.base import paths
+from kaggle_llm.base import paths, records
 from kaggle_llm.base.folders import read_idea
 from kaggle_llm.base.tables import print_table
 from kaggle_llm.weights.ship import describe_cv
@@ -25,9 +24,9 @@ def read_board() -> list[dict[str, Any]]:
 
 
 def read_entry(folder: Path) -> dict[str, Any]:
-    metrics, config = json.loads((folder / "metrics.json").read_text(encoding="utf-8")), read_config(folder)
+    metrics, config = records.read_json(folder / "metrics.json"), read_config(folder)
     parent, submissions = folder / "parent.json", folder / "submissions.json"
-    scores = json.loads(submissions.read_text(encoding="utf-8")) if submissions.is_file() else []
+    scores = records.read_json(submissions) if submissions.is_file() else []
     experiment = folder.name.split("--")[0]
     variant_of = experiment if experiment != folder.name else ""
     return {
@@ -35,7 +34,7 @@ def read_entry(folder: Path) -> dict[str, Any]:
         "competition": config.get("competition", {}).get("name", ""),
         "complete": bool(config),
         "lb": scores[-1].get("public_score") if scores else None,
-        "parent": json.loads(parent.read_text(encoding="utf-8"))["parent"] if parent.is_file() else variant_of,
+        "parent": records.read_json(parent)["parent"] if parent.is_file() else variant_of,
         "date": date.fromtimestamp((folder / "metrics.json").stat().st_mtime).isoformat(),
         "ships": describe_shipped(config),
         "idea": read_idea(paths.root() / "exp" / experiment),
@@ -45,10 +44,7 @@ def read_entry(folder: Path) -> dict[str, Any]:
 def read_config(folder: Path) -> dict[str, Any]:
     """The config of a complete run; {} of another."""
     record = folder / "record.json"
-    config: dict[str, Any] = (
-        json.loads(record.read_text(encoding="utf-8"))["settings"]["config"] if record.is_file() else {}
-    )
-    return config
+    return records.read_json(record)["settings"]["config"] if record.is_file() else {}
 
 
 def describe_shipped(config: Mapping[str, Any]) -> str:

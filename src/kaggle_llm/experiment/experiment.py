@@ -28,7 +28,7 @@ from kaggle_llm.inference.borrowed import check_held_out, check_member_runs, fin
 from kaggle_llm.inference.cross_fit import DECISION_MODEL
 from kaggle_llm.inference.model import Model, check_folds_match, describe_models, join_folds, replace_model, split_folds
 from kaggle_llm.inference.run import Run, import_predict, score_rows
-from kaggle_llm.inference.vectors import SUFFIX, link_index, write_index
+from kaggle_llm.inference.vectors import ABOUT, SUFFIX, link_index
 from kaggle_llm.weights.parity import report_parity
 
 if TYPE_CHECKING:
@@ -288,17 +288,14 @@ class Experiment:
             with self.open_run(own) as run:
                 run.exp = self.exp
                 run.loaded(self.predict)
-                for name, (path, documents, dtype) in run.embedded.items():
-                    encoder = next(model for model in models if model.name == name and model.fold in (None, fold))
-                    inputs = {"encoder": encoder.folder, "documents": documents}
-                    make = partial(write_index, vectors=path, documents=documents, dtype=dtype)
-                    make = partial(make, encoder=records.hash_content(encoder.folder))
-                    step = f"index/{name}" if encoder.fold is None else f"fold{fold}/{name}{SUFFIX}"
-                    folder = self.steps.make(step, make, {"dtype": dtype}, inputs)
-                    made.append(Model(f"{name}{SUFFIX}", folder, fold=encoder.fold))
                 for name, path in run.artefacts.items():
-                    folder = self.steps.make(f"index/{name}", partial(link_index, source=path), {}, {"index": path})
-                    made.append(Model(f"{name}{SUFFIX}", folder))
+                    encoders = [model for model in models if model.name == name and model.fold in (None, fold)]
+                    own_fold = encoders[0].fold if encoders else None  # BM25's index is of no model
+                    step = f"index/{name}" if own_fold is None else f"fold{fold}/{name}{SUFFIX}"
+                    encoder = {"encoder": encoders[0].folder} if encoders else {}
+                    inputs = {"index": records.read_json(path / ABOUT), **encoder}
+                    folder = self.steps.make(step, partial(link_index, source=path), {}, inputs)
+                    made.append(Model(f"{name}{SUFFIX}", folder, fold=own_fold))
         return list(dict.fromkeys(made))
 
     def _own_and_shipped(self, part: Part) -> list[Model]:

@@ -36,6 +36,12 @@ class Reranker(Protocol):
     def score(self, rows: pl.DataFrame, retrieved: pl.DataFrame, run: Run) -> Reranked:
         """The retrieval's ranking, and the reranker's of its first candidates (without rows that the time limit cut);
         both are offered as they come."""
+        run.offer(Reranked(retrieved, retrieved.clear()))
+        ranked = self.rank(rows, retrieved, run, lambda ranked: run.offer(Reranked(retrieved, ranked)))
+        return Reranked(retrieved, ranked)
+
+    def rank(self, rows: pl.DataFrame, candidates: pl.DataFrame, run: Run, offer: Offer) -> pl.DataFrame:
+        """The RANKING of the first candidates."""
         ...
 
     def learn(self, part: Part, draw: Draw) -> None:
@@ -56,17 +62,11 @@ def open_reranker(run: Run, retriever: Retriever) -> Reranker:
 
 
 @dataclass
-class Pointwise:
+class Pointwise(Reranker):
     """A language model says Yes or No to each candidate."""
 
     prompts: CandidatePrompts
     windows: WindowPrompts
-
-    def score(self, rows: pl.DataFrame, retrieved: pl.DataFrame, run: Run) -> Reranked:
-        run.offer(Reranked(retrieved, retrieved.clear()))
-        return Reranked(
-            retrieved, self.rank(rows, retrieved, run, lambda ranked: run.offer(Reranked(retrieved, ranked)))
-        )
 
     def rank(self, rows: pl.DataFrame, candidates: pl.DataFrame, run: Run, offer: Offer) -> pl.DataFrame:
         engine = run.engine("reranker")
@@ -119,24 +119,17 @@ class Both(Pointwise):
 
 
 @dataclass
-class CrossEncoder:
+class CrossEncoder(Reranker):
     """An encoder with a head reads the query with each candidate; an untrained head cannot rank."""
 
     prompts: PairPrompts
     retriever: Retriever
 
-    def score(self, rows: pl.DataFrame, retrieved: pl.DataFrame, run: Run) -> Reranked:
-        empty = Reranked(retrieved, retrieved.clear())
-        run.offer(empty)
+    def rank(self, rows: pl.DataFrame, candidates: pl.DataFrame, run: Run, offer: Offer) -> pl.DataFrame:
         if not is_cross_encoder(run.model("cross_encoder")):
-            return empty
-
-        def offer(ranked: pl.DataFrame) -> None:
-            run.offer(Reranked(retrieved, ranked))
-
+            return candidates.clear()
         engine, depth = run.engine("cross_encoder"), run.config.depth
-        ranked = rerank_pairs(rows, retrieved, depth, self.prompts, engine, run.budget, offer)
-        return Reranked(retrieved, ranked)
+        return rerank_pairs(rows, candidates, depth, self.prompts, engine, run.budget, offer)
 
     def learn(self, part: Part, draw: Draw) -> None:
         config, base = part.config, part.run.model("cross_encoder")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Sized
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from kaggle_llm.inference.budget import Budget
+
+if TYPE_CHECKING:
+    import polars as pl
 
 OFFER_SECONDS = 60.0  # between two calls of on_progress
 BAR_SECONDS = 5.0  # between two updates of the bar: a notebook's log keeps each as a line
@@ -37,3 +40,21 @@ def work_through(
             on_progress(answers)
             last_offer = budget.clock()
     return answers
+
+
+def answer_rows(
+    chunks: Sequence[ChunkT],
+    no_rows: pl.DataFrame,
+    budget: Budget,
+    work: str,
+    answer: Callable[[ChunkT], pl.DataFrame],
+    on_progress: Callable[[pl.DataFrame], None] | None,
+) -> pl.DataFrame:
+    """`work_through` where the answers are frames: all of them as one, `no_rows` where there is none."""
+    import polars as pl
+
+    def report(parts: Sequence[pl.DataFrame]) -> None:
+        if on_progress:
+            on_progress(pl.concat(parts))
+
+    return pl.concat([no_rows, *work_through(chunks, budget, work, answer, report)])

@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self
@@ -31,7 +32,7 @@ from kaggle_llm.inference.cache import fill_entry, open_entry
 from kaggle_llm.inference.cross_fit import DECISION_MODEL, Decided, load_decided
 from kaggle_llm.inference.ensemble import MEMBERS, Member, MemberError, open_member
 from kaggle_llm.inference.model import Model, find_model, select_member_models, split_folds
-from kaggle_llm.inference.vectors import ABOUT, hash_documents, keep_vectors, map_vectors, read_index
+from kaggle_llm.inference.vectors import ABOUT, describe_vectors, load_vectors, read_index, save_vectors
 from kaggle_llm.inference.vectors import SUFFIX as INDEX_SUFFIX
 
 if TYPE_CHECKING:
@@ -69,10 +70,8 @@ class Run:
         self.budget = budget or Budget()
         self.fallback: pl.DataFrame | None = None
         """predict.fallback's RANKING of all rows, for those that no model answers."""
-        self.embedded: dict[str, tuple[Path, str, str]] = {}
-        """With keep_for: encoder → the file of its documents' vectors, the texts' hash and the dtype."""
         self.artefacts: dict[str, Path] = {}
-        """With keep_for: name → the folder that `artefact` gave, for what ships."""
+        """With keep_for: encoder, or name of an artefact → the folder of its index, for what ships."""
         self._on_offer = on_offer
         self._engines: dict[str, Engine] = {}
         self._loaded: Any = None
@@ -105,10 +104,15 @@ class Run:
         With `keep_for` cached as a memory-mapped file; else those of the index that ships with the model, if there is
         one.
         """
+        model, index = find_model(self.models, name), self._shipped_index(name)
+
+        def embed(part: Sequence[Prompt]) -> np.ndarray:
+            return self.engine(name).embed(part)
+
         if self.keep_for:
-            return map_vectors(self.keep_documents(name, documents, dtype))
-        index = self._shipped_index(name)
-        embed = self.engine(name).embed
+            about = describe_vectors(self._describe(model), documents, dtype)
+            make = partial(save_vectors, about=about, documents=documents, embed=embed)
+            return load_vectors(self._keep(name, "vectors", about, model.folder, make))
         shipped = read_index(index, documents, dtype, embed) if index else None
         return embed(documents[:]).astype(dtype, copy=False) if shipped is None else shipped
 
@@ -118,10 +122,7 @@ class Run:
         With `keep_for` cached; else the one that ships as <name>_index where that is of the same content; else None.
         """
         if self.keep_for:
-            path = open_entry(name, dict(about), self.competition.folder, self.keep_for, ".index")
-            fill_entry(path, make)
-            self.artefacts[name] = path
-            return path
+            return self._keep(name, name, dict(about), self.competition.folder, make)
         index = self._shipped_index(name)
         if index is None:
             return None
@@ -135,15 +136,11 @@ class Run:
         shipped = [model for model in self.models if (model.name, model.member) == (f"{name}{INDEX_SUFFIX}", None)]
         return shipped[0].folder if shipped else None
 
-    def keep_documents(self, name: str, documents: Sequence[Prompt], dtype: str) -> Path:
-        """The cached file of the documents' vectors by model `name`; noted in `embedded`, for what ships."""
-        model = find_model(self.models, name)
-
-        def embed(part: Sequence[Prompt]) -> np.ndarray:
-            return self.engine(name).embed(part)
-
-        path = keep_vectors(self._describe(model), model.folder, self.keep_for, documents, embed, dtype)
-        self.embedded[name] = (path, hash_documents(documents), dtype)
+    def _keep(self, name: str, kind: str, about: dict[str, Any], of: Path, make: Callable[[Path], None]) -> Path:
+        """The cached folder of what `about` describes, made where it is not there; noted in `artefacts`."""
+        path = open_entry(kind, about, of, self.keep_for, ".index")
+        fill_entry(path, make)
+        self.artefacts[name] = path
         return path
 
     def _describe(self, model: Model) -> dict[str, Any]:

@@ -1,13 +1,12 @@
-"""The vectors of documents: a memory-mapped safetensors file, made once for the same texts and encoder.
+"""The vectors of documents: a folder with a memory-mapped array, made once for the same texts and encoder.
 
-In output/cache/vectors/ for all folds and runs. A run whose config asks for it ships the file as a model of its own,
-<encoder>_index, beside index.json, which names the texts and the dtype; a bundle reads it instead of embedding again.
+In output/cache/vectors/ for all folds and runs. A run whose config asks for it ships the folder as a model of its own,
+<encoder>_index, whose index.json names the texts and the dtype; a bundle reads it instead of embedding again.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -17,15 +16,12 @@ from kaggle_llm.base import records
 from kaggle_llm.base.fingerprint import FROM_TEXTS, hash_code
 from kaggle_llm.engines.prompts import Prompt
 from kaggle_llm.engines.texts import TextPrompts
-from kaggle_llm.inference.cache import open_entry
 
 if TYPE_CHECKING:
     import numpy as np
 
-VECTORS, ABOUT = "vectors.safetensors", "index.json"  # the files of a shipped index
+VECTORS, ABOUT = "vectors.npy", "index.json"  # the files of an index
 SUFFIX = "_index"  # of its name, after the encoder's
-TENSOR = "vectors"
-CODES = {"float32": "F32", "float16": "F16"}  # as safetensors writes them
 CHECKED, LEAST_COSINE = 4, 0.99  # documents of a shipped index that are embedded again, and how near they have to come
 DOCUMENTS_A_PART = 8192  # embedded at a time: beside the file only their vectors are in memory
 
@@ -38,66 +34,42 @@ def hash_documents(documents: Sequence[Prompt]) -> str:
 
     if isinstance(documents, TextPrompts):
         return documents.hash()
-
     digest = hashlib.sha256()
     for document in documents:
         digest.update(np.array([len(document), *document], dtype=np.int64).tobytes())
     return digest.hexdigest()
 
 
-def keep_vectors(
-    encoder: dict[str, Any], folder: Path, run: str, documents: Sequence[Prompt], embed: Embed, dtype: str = "float32"
-) -> Path:
-    """The file of the documents' vectors, in the cache; `embed` computes them where it is not there yet.
-
-    encoder: all that they depend on. folder: the encoder's, for the cache's list.
-    """
+def describe_vectors(encoder: dict[str, Any], documents: Sequence[Prompt], dtype: str) -> dict[str, Any]:
+    """All that the vectors depend on. encoder: all that its answers do."""
     tokenised = {"code": hash_code("kaggle_llm.engines.texts", rooms=FROM_TEXTS), "tokenizers": version("tokenizers")}
-    about = {**encoder, "documents": hash_documents(documents), "tokenised": tokenised, "stored": dtype}
-    path = open_entry("vectors", about, folder, run, ".safetensors")
-    if not path.is_file():
-        records.write_file(path, lambda temporary: write_vectors(temporary, documents, embed, dtype))
-    return path
+    return {"documents": hash_documents(documents), "dtype": dtype, "encoder": encoder, "tokenised": tokenised}
 
 
-def write_vectors(path: Path, documents: Sequence[Prompt], embed: Embed, dtype: str) -> None:
-    """Embed the documents a part at a time into a safetensors file of one tensor, [documents, d]."""
+def save_vectors(folder: Path, about: dict[str, Any], documents: Sequence[Prompt], embed: Embed) -> None:
+    """Embed the documents a part at a time into an array [documents, d]; `about` beside it."""
     import numpy as np
 
-    first = embed(documents[:DOCUMENTS_A_PART])
-    shape = (len(documents), first.shape[1])
-    size = shape[0] * shape[1] * np.dtype(dtype).itemsize
-    about = {TENSOR: {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [0, size]}}
-    header = json.dumps(about).encode()
-    header += b" " * (-len(header) % 8)
-    with path.open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
+    first, dtype = embed(documents[:DOCUMENTS_A_PART]), np.dtype(about["dtype"])
+    header = {"descr": dtype.str, "fortran_order": False, "shape": (len(documents), first.shape[1])}
+    with (folder / VECTORS).open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
         file.write(first.astype(dtype).tobytes())
         for start in range(DOCUMENTS_A_PART, len(documents), DOCUMENTS_A_PART):
             file.write(embed(documents[start : start + DOCUMENTS_A_PART]).astype(dtype).tobytes())
+    records.write_json(folder / ABOUT, about)
 
 
-def map_vectors(path: Path) -> np.ndarray:
-    """[documents, d] of a file that `write_vectors` wrote: memory-mapped, read-only."""
+def load_vectors(folder: Path) -> np.ndarray:
+    """[documents, d] of a folder that `save_vectors` filled: memory-mapped, read-only."""
     import numpy as np
 
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        about = json.loads(file.read(length))[TENSOR]
-    dtype = next(name for name, code in CODES.items() if code == about["dtype"])
-    if 0 in about["shape"]:  # nothing can be mapped
-        return np.empty(about["shape"], dtype=dtype)
-    return np.memmap(path, dtype=dtype, mode="r", offset=8 + length, shape=tuple(about["shape"]))
-
-
-def write_index(folder: Path, vectors: Path, documents: str, dtype: str, encoder: str) -> None:
-    """Write the folder that ships: the vectors, and hashes of their texts and encoder."""
-    records.link_or_copy(vectors, folder / VECTORS)
-    records.write_json(folder / ABOUT, {"documents": documents, "dtype": dtype, "encoder": encoder})
+    vectors: np.ndarray = np.load(folder / VECTORS, mmap_mode="r")
+    return vectors
 
 
 def link_index(folder: Path, source: Path) -> None:
-    """The folder that ships, of a cached index that is a folder itself."""
+    """The folder that ships, of a cached index."""
     for path in sorted(source.iterdir()):
         records.link_or_copy(path, folder / path.name)
 
@@ -108,7 +80,7 @@ def read_index(folder: Path, documents: Sequence[Prompt], dtype: str, embed: Emb
     about, fault = records.read_json(folder / ABOUT), ""
     if (about["documents"], about["dtype"]) != (hash_documents(documents), dtype):
         fault = f"not of these documents in {dtype}"
-    elif not has_vectors_of(vectors := map_vectors(folder / VECTORS), documents, embed):
+    elif not has_vectors_of(vectors := load_vectors(folder), documents, embed):
         fault = "of another encoder"
     else:
         print(f"{len(vectors)} documents' vectors are read from the shipped index", flush=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,13 +26,9 @@ def fuse_by_rank(rankings: Sequence[pl.DataFrame], weights: Sequence[float], smo
     rankings: RANKINGs of the same ids in the same order. Source: Cormack, Clarke, Büttcher, SIGIR 2009 (there with
     smoothing 60 and equal weights). Equal scores keep the order of the first ranking that names the item.
     """
-    ids = check_fusible(rankings, weights)
-    fused: list[dict[str, float]] = [{} for _ in ids]
-    for ranking, weight in zip(rankings, weights, strict=True):
-        for scores, items in zip(fused, ranking["items"].to_list(), strict=True):
-            for rank, item in enumerate(items, start=1):
-                scores[item] = scores.get(item, 0.0) + weight / (smoothing + rank)
-    return top(make_ranking(ids, [list(row) for row in fused], [list(row.values()) for row in fused]), k)
+    return fuse(
+        rankings, weights, k, lambda scores, weight: [weight / (smoothing + n) for n in range(1, len(scores) + 1)]
+    )
 
 
 def fuse_by_score(rankings: Sequence[pl.DataFrame], weights: Sequence[float], k: int) -> pl.DataFrame:
@@ -41,12 +37,22 @@ def fuse_by_score(rankings: Sequence[pl.DataFrame], weights: Sequence[float], k:
     rankings: RANKINGs of the same ids in the same order. Source: Lee, Analyses of Multiple Evidence Combination, SIGIR
     1997, with weights. Equal scores keep the order of the first ranking that names the item.
     """
+    return fuse(rankings, weights, k, lambda scores, weight: [weight * scaled for scaled in scale_scores(scores)])
+
+
+def fuse(
+    rankings: Sequence[pl.DataFrame],
+    weights: Sequence[float],
+    k: int,
+    value: Callable[[list[float], float], list[float]],
+) -> pl.DataFrame:
+    """The k items with the highest sums of values. value: (a row's scores, the ranking's weight) → each item's."""
     ids = check_fusible(rankings, weights)
     fused: list[dict[str, float]] = [{} for _ in ids]
     for ranking, weight in zip(rankings, weights, strict=True):
-        for scores, (items, own) in zip(fused, ranking.select("items", "scores").iter_rows(), strict=True):
-            for item, scaled in zip(items, scale_scores(own), strict=True):
-                scores[item] = scores.get(item, 0.0) + weight * scaled
+        for sums, (items, scores) in zip(fused, ranking.select("items", "scores").iter_rows(), strict=True):
+            for item, own in zip(items, value(scores, weight), strict=True):
+                sums[item] = sums.get(item, 0.0) + own
     return top(make_ranking(ids, [list(row) for row in fused], [list(row.values()) for row in fused]), k)
 
 

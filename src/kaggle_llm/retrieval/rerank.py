@@ -10,7 +10,7 @@ from kaggle_llm.competition.rankings import make_ranking, ranking_schema, top
 from kaggle_llm.engines.engine import Engine, LengthError
 from kaggle_llm.engines.prompts import ItemPrompts, Prompt
 from kaggle_llm.inference.budget import Budget
-from kaggle_llm.inference.progress import work_through
+from kaggle_llm.inference.progress import answer_rows
 
 if TYPE_CHECKING:
     import polars as pl
@@ -62,13 +62,9 @@ def score_candidates(
     def answer(chunk: pl.DataFrame) -> pl.DataFrame:
         return _score_chunk(chunk, make_prompts, ask)
 
-    def report(parts: Sequence[pl.DataFrame]) -> None:
-        if on_progress:
-            on_progress(pl.concat(parts))
-
     chunks = list(asked.iter_slices(ROWS_ON_A_CARD if has_gpu() else ROWS_A_CHUNK))
-    parts = work_through(chunks, budget, "reranking", answer, report)
-    return pl.concat([pl.DataFrame(schema=ranking_schema()), *parts])
+    no_rows = pl.DataFrame(schema=ranking_schema())
+    return answer_rows(chunks, no_rows, budget, "reranking", answer, on_progress)
 
 
 def _score_chunk(

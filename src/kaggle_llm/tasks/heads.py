@@ -20,7 +20,7 @@ from kaggle_llm.engines.engine import Engine
 from kaggle_llm.engines.prompts import Prompter, PromptSettings
 from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.inference.budget import Budget
-from kaggle_llm.inference.progress import work_through
+from kaggle_llm.inference.progress import answer_rows
 
 if TYPE_CHECKING:
     import polars as pl
@@ -173,16 +173,11 @@ def ask_head(
 
     on_progress: called with the rows so far, every minute.
     """
-    import polars as pl
-
-    def report(parts: Sequence[pl.DataFrame]) -> None:
-        if on_progress:
-            on_progress(pl.concat(parts))
-
-    no_rows = head.answer(rows.clear(), engine)
     chunks = budget.split(range(rows.height), ROWS_A_CHUNK)
-    parts = work_through(chunks, budget, "head", lambda chunk: head.answer(rows[list(chunk)], engine), report)
-    return pl.concat([no_rows, *parts])
+    no_rows = head.answer(rows.clear(), engine)
+    return answer_rows(
+        chunks, no_rows, budget, "head", lambda chunk: head.answer(rows[list(chunk)], engine), on_progress
+    )
 
 
 def list_targets(settings: HeadSettings, truth: pl.DataFrame) -> list[tuple[float, ...]]:

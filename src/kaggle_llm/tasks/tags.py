@@ -22,7 +22,7 @@ from kaggle_llm.competition.spans import (
 )
 from kaggle_llm.engines.engine import Engine
 from kaggle_llm.inference.budget import Budget
-from kaggle_llm.inference.progress import work_through
+from kaggle_llm.inference.progress import answer_rows
 
 if TYPE_CHECKING:
     import polars as pl
@@ -115,16 +115,12 @@ def tag_texts(
         empty.extend(tagged.filter(pl.col("starts").list.len() == 0)["id"].to_list())
         return tagged
 
-    def report(parts: Sequence[pl.DataFrame]) -> None:
-        if on_progress:
-            on_progress(pl.concat(parts))
-
     empty: list[str] = []
-    no_rows = ask(rows.clear())
-    parts = work_through(list(rows.iter_slices(ROWS_A_CHUNK)), budget, "tagging", ask, report)
+    chunks = list(rows.iter_slices(ROWS_A_CHUNK))
+    tagged = answer_rows(chunks, ask(rows.clear()), budget, "tagging", ask, on_progress)
     if empty:
         print(f"{len(empty)} row(s) whose text has no token, first {empty[:3]}", flush=True)
-    return pl.concat([no_rows, *parts])
+    return tagged
 
 
 def tag_by_rules(rows: pl.DataFrame, column: str, rules: Mapping[str, str]) -> pl.DataFrame:
