@@ -73,7 +73,7 @@ def test_an_engine_takes_its_share_of_the_fullest_card(
     chosen = choose_batch(pico_llm, EngineSettings(dtype="float16"), None, gpus)
     free = 3.0 if not gpus else 2.0 / sum(own == ["1"] for own in gpus)
     assert chosen.batch_tokens == int((free - 0.7) * 2**30 / 1.05)
-    assert f"engine.batch_tokens = {chosen.batch_tokens}, by {free} GiB that are free" in capsys.readouterr().out
+    assert f"engine.batch_tokens = {chosen.batch_tokens}, for {free} GiB of free memory" in capsys.readouterr().out
     number = EngineSettings(batch_tokens=77)
     assert choose_batch(pico_llm, number, None, gpus) is number
 

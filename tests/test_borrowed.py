@@ -157,9 +157,9 @@ def test_folds_that_do_not_fit_each_other_are_refused() -> None:
     own = [Model("encoder", Path("e")), *(Model("ranker", Path(f"{k}"), fold=k) for k in (0, 2))]
     fitting = [*own, *(Model("x", Path(f"x{k}"), fold=k) for k in (0, 2)), Model("x", Path("m"), member=1)]
     assert check_folds_match(fitting) == fitting
-    with pytest.raises(ValueError, match="x of fold 2 does not ship, though other folds' do"):
+    with pytest.raises(ValueError, match="model x ships for other folds, but not for fold 2"):
         check_folds_match([*own, Model("x", Path("x0"), fold=0)])
-    with pytest.raises(ValueError, match="ranker of fold 1 does not ship"):
+    with pytest.raises(ValueError, match="model ranker ships for other folds, but not for fold 1"):
         check_folds_match([*own, *(Model("x", Path(f"x{k}"), fold=k) for k in (0, 1, 2))])
 
 

@@ -158,5 +158,5 @@ def test_what_is_no_probability_is_named(votes: Votes, cell: str) -> None:
 def test_shares_that_are_none_are_refused(tmp_path: Path, shares: str) -> None:
     train = f"id,answer,winner_a,winner_b,winner_tie\nr9,x,{shares}\n"
     settings = write(tmp_path, train=train, test="id,answer\n", sample_submission="id\n")
-    with pytest.raises(ValueError, match=r"no shares of 1, first .*r9"):
+    with pytest.raises(ValueError, match=r"not shares that sum to 1, first .*r9"):
         Votes(settings).table("train")

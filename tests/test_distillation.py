@@ -35,7 +35,7 @@ def test_out_of_fold_scores_are_taken_item_by_item(tmp_path: Path, capsys: pytes
     first, second = attach_teacher(GROUPS, teacher)
     assert first.teacher == (1.0, 2.0), "in the order of the group's items"
     assert second.teacher is None, "c was not scored: hard labels"
-    assert "1 of 2 groups hold an item that the teacher did not score" in capsys.readouterr().out
+    assert "1 of 2 groups have an item without a teacher's score" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("folds", "first"), [([-1, 0], "r0"), ([0, None], "r1"), (None, "r0")])

@@ -122,7 +122,7 @@ def test_rows_without_a_group_are_refused() -> None:
 
 def test_a_fold_that_stays_empty_is_refused() -> None:
     groups = pl.Series("target", ["a", "b", "c"])
-    with pytest.raises(ValueError, match=r"fold\(s\) \[3, 4\] of 5 hold none of 3 rows: lower folds.count"):
+    with pytest.raises(ValueError, match=r"fold\(s\) \[3, 4\] of 5 got none of 3 rows: lower folds.count"):
         assign_folds(groups, FoldSettings())
     assert sorted(assign_folds(groups, FoldSettings(validate=[0]))) == [-1, -1, 0]
 
@@ -184,8 +184,8 @@ def test_whole_groups_are_refused_where_there_are_none(tmp_path: Path) -> None:
 def test_a_class_that_a_training_part_lacks_is_said(tmp_path: Path) -> None:
     train, fold = make_train(["a", "a", "b", "b", "c", "a"]), pl.Series([0, 1, 0, 0, 1, -1])
     assert describe_missing_classes(make_competition(tmp_path), train, fold) == [
-        "fold 0: 2 row(s) of 1 class(es) that its training lacks: ['b']",
-        "fold 1: 1 row(s) of 1 class(es) that its training lacks: ['c']",
+        "fold 0: 2 row(s) of 1 class(es) without a training row: ['b']",
+        "fold 1: 1 row(s) of 1 class(es) without a training row: ['c']",
     ]
     assert describe_missing_classes(make_competition(tmp_path, new_targets=0.3), train, fold) == []
     assert describe_missing_classes(make_competition(tmp_path, target=""), train, fold) == []

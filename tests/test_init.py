@@ -165,7 +165,7 @@ def test_what_cannot_be_proposed_is_said(folder: Path) -> None:
         first.init_competition("unheard-of", Answers(), "")
     name = "wsdm-cup-multilingual-chatbot-arena"
     write_miniature(name, folder / name)
-    with pytest.raises(ValueError, match=r"--metric beauty: known are accuracy, auc"):
+    with pytest.raises(ValueError, match=r"unknown --metric beauty: there are accuracy, auc"):
         propose(folder / name, name, Answers(metric="beauty"))
     (folder / name / "test.parquet").unlink()
     with pytest.raises(ValueError, match=r"a table named like test and one named like train are expected"):

@@ -77,7 +77,7 @@ def test_a_shipped_index_is_read_and_one_of_other_documents_is_made_again(
     assert search(open_lexical(open_run(tmp_path, "", shipped), IDS, TEXTS, WordSettings())) == fresh
     assert made == [4] and capsys.readouterr().out == "lexical: the shipped index is read\n"
     open_lexical(open_run(tmp_path, "", shipped), IDS[:2], TEXTS[:2], WordSettings())
-    assert made == [4, 2] and "lexical: the shipped index is not of these documents" in capsys.readouterr().out
+    assert made == [4, 2] and "lexical: the shipped index is of other documents" in capsys.readouterr().out
     open_lexical(open_run(tmp_path), IDS, TEXTS, WordSettings())
     assert made == [4, 2, 4] and len(list_entries()) == 1, "nothing is kept in a prediction"
 

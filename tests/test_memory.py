@@ -34,7 +34,7 @@ def test_a_call_that_does_not_fit_is_halved_and_answers_in_order(capsys: pytest.
     card = SmallCard(12)
     assert ask_within_memory(card, PROMPTS, Path("m")) == [(7, 5), (7, 3), (7, 9), (7, 4), (7, 6)]
     assert card.calls == [5, 3, 2, 1, 2]
-    assert "out of GPU memory at 5 prompts: 3 at a time" in capsys.readouterr().out
+    assert "out of GPU memory with 5 prompts at once: going on with 3" in capsys.readouterr().out
     assert ask_within_memory(card, [], Path("m")) == []
 
 
@@ -132,7 +132,10 @@ def test_in_the_notebook_a_prompt_that_is_too_long_keeps_its_two_ends(
         cut.choices([PROMPTS[0], long], [(5,)]), small.choices([PROMPTS[0], long[:5] + long[-5:]], [(5,)]), atol=1e-5
     )
     said = capsys.readouterr().out
-    assert "WARNING: prompt 1 of 40 tokens does not fit" in said and "1 as long are cut to 20 tokens" in said
-    assert "prompt 1 of 20 tokens" in said and "1 as long are cut to 10 tokens" in said
+    assert (
+        "WARNING: prompt 1 of 40 tokens does not fit" in said
+        and "1 prompt(s) of this length are cut to 20 tokens" in said
+    )
+    assert "prompt 1 of 20 tokens" in said and "1 prompt(s) of this length are cut to 10 tokens" in said
     (first, second) = cut.generate([PROMPTS[0], long], Sampling(max_tokens=2))
     assert len(first) == len(second) == 1

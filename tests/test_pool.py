@@ -207,7 +207,7 @@ def test_killed_workers_are_replaced_and_nothing_is_missing(
     assert len(lines) == lost
     for line in lines:
         assert re.fullmatch(
-            r"worker \d of pico-llm ended \(killed by SIGKILL\): another one takes its \d+ prompts", line
+            r"worker \d of pico-llm ended \(killed by SIGKILL\): another worker takes its \d+ prompts", line
         )
     pool.choices(prompts, LABELS)
     after = workers_of(os.getpid())
@@ -232,7 +232,7 @@ def test_a_worker_that_hangs_is_replaced(
         call = Answering(lambda: pool.generate(prompts, SAMPLED))
         wait_until(lambda: gone([hanging.pid]))  # from here on a start may take its time
     assert call.result() == engine.generate(prompts, SAMPLED)
-    assert "gave no answer for 4 s and was killed: another one takes its" in capsys.readouterr().out
+    assert "gave no answer for 4 s and was killed: another worker takes its" in capsys.readouterr().out
     pool.close()
 
 
@@ -248,7 +248,7 @@ def test_prompts_that_take_down_every_worker_are_named(pico_llm: Path, capsys: p
                 killed.append(worker.pid)
         time.sleep(0.01)
     expected = (
-        f"worker 0 of pico-llm ended (killed by SIGKILL), as 3 did at the same 2 prompts "
+        f"worker 0 of pico-llm ended (killed by SIGKILL); 3 workers were lost on these 2 prompts "
         f"(choices, the longest of 70 tokens, model {pico_llm})"
     )
     with pytest.raises(RuntimeError, match=re.escape(expected)):
@@ -496,5 +496,5 @@ def test_a_worker_is_told_what_it_needs_and_nothing_else(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("given", [{"workers": -1}, {"patience": 0.0}, {"patience": float("nan")}])
 def test_settings_that_make_no_sense_are_refused(given: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="no workers are 0, patience > 0"):
+    with pytest.raises(ValueError, match="must be 0 or more, and above 0"):
         EngineSettings(**given)

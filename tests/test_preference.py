@@ -371,7 +371,7 @@ def test_long_completions_are_cut_and_counted(capsys: pytest.CaptureFixture[str]
     [
         (
             PreferenceExample((1,), (5, 6), (5, 6)),
-            r"2 of 3 pairs, the first is 0: 0, 2: each has two completions .* same",
+            r"2 of 3 pairs, counted from 0: 0, 2: each has two completions .* same",
         ),
         (PreferenceExample((1,), (5, 6, 7), (5, 6, 8)), r"0, 2: each differs only after preference.max_tokens = 3"),
         (PreferenceExample((1, 2, 3), (5,), (6,)), r"0, 2: each has a prompt of preference.max_tokens = 3 or more"),

@@ -232,9 +232,9 @@ def test_the_form_of_one_cell(
         ({"target": "nothing"}, r"--target nothing: train\.csv has \['id', 'text', 'label'\]"),
         ({"group": "nothing"}, r"--group nothing: train\.csv has \['id', 'text', 'label'\]"),
         ({"texts": ("label",)}, r"--text label: test\.csv has \['id', 'text'\]"),
-        ({"metric": "rmse"}, r"--metric rmse scores NumberColumns; by the files an answer is one of OneLabel: say"),
-        ({"metric": "auc"}, r"--metric auc scores OneProbability or ProbabilityColumns; by the files"),
-        ({"metric": "span_f5"}, r"--metric span_f5 scores TokenSpans; by the files"),
+        ({"metric": "rmse"}, r"--metric rmse scores NumberColumns, but the files look like OneLabel: say"),
+        ({"metric": "auc"}, r"--metric auc scores OneProbability or ProbabilityColumns, but the files look"),
+        ({"metric": "span_f5"}, r"--metric span_f5 scores TokenSpans, but the files look"),
     ],
     ids=str,
 )

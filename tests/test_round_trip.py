@@ -102,7 +102,7 @@ def test_a_bundle_goes_to_kaggle_is_timed_there_and_submitted_once(
 
     said = succeed(call(shipped, variables, "push", RUN))
     kernel = f"{OWNER}/{COMPETITION}-exp001-retrieve-up-notebook"
-    assert f"{kernel} version 1: " in said and "begin with the rehearsal's item" in said
+    assert f"{kernel} version 1: " in said and "have the rehearsal's first item" in said
     request = server.kernels[kernel][0].request
     assert request["enableInternet"] is False and request["isPrivate"] and request["machineShape"] == "NvidiaTeslaT4"
     received = server.received

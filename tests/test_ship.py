@@ -121,7 +121,7 @@ def test_an_ensemble_whose_folds_do_not_have_the_same_models_is_refused() -> Non
 
     whole = [RETRIEVER, *on("reranker", 0, 2), *on("teacher", 2, 0), Model("reranker", Path("a"), fold=1, member=0)]
     assert check_folds_match(whole) == whole
-    with pytest.raises(ValueError, match="teacher of fold 2 does not ship, though other folds' do"):
+    with pytest.raises(ValueError, match="model teacher ships for other folds, but not for fold 2"):
         check_folds_match([*on("reranker", 0, 2), *on("teacher", 0)])
 
 

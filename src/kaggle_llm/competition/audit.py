@@ -55,7 +55,9 @@ def audit_run(run: str) -> list[Leak]:
     competition = load_competition(CompetitionSettings(**config["competition"]))
     train = competition.file(TRAIN)
     if record.inputs.get(train.name) != records.hash_file(train):
-        raise ValueError(f"{run} was trained on another {train.name} than {competition.folder} holds: train it again")
+        raise ValueError(
+            f"{run} was trained on another {train.name} than the one in {competition.folder}: train it again"
+        )
     rows = read_training_rows(competition, settings)
     fold = rows.select("id").join(oof.select("id", "fold"), on="id", how="left", maintain_order="left")["fold"]
     fold = fold if config.get("members") else fold.fill_null(ALWAYS_TRAIN)

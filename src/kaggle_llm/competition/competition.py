@@ -280,7 +280,7 @@ class Competition:
         empty = ranking.filter(pl.col("items").list.len() == 0)["id"].to_list()
         if empty and not self.nothing:
             raise ValueError(
-                f"{len(empty)} row(s) have no items, first {empty[:3]}: give them some by `fallback` in predict.py"
+                f"{len(empty)} row(s) have no items, first {empty[:3]}: let `fallback` in predict.py answer them"
             )
         return self._as_submission(ranking)
 

@@ -69,7 +69,7 @@ def describe_missing_classes(competition: Competition, train: pl.DataFrame, fold
         missing = sorted(set(valid) - set(targets.filter(fold != k)))
         if missing:
             rows = valid.is_in(missing).sum()
-            lines.append(f"fold {k}: {rows} row(s) of {len(missing)} class(es) that its training lacks: {missing[:3]}")
+            lines.append(f"fold {k}: {rows} row(s) of {len(missing)} class(es) without a training row: {missing[:3]}")
     return lines
 
 
@@ -92,7 +92,7 @@ def assign_folds(groups: pl.Series, settings: FoldSettings) -> pl.Series:
             fold[row] = ALWAYS_TRAIN
     empty = sorted(validated - set(fold))
     if empty and groups.len():
-        raise ValueError(f"fold(s) {empty} of {settings.count} hold none of {groups.len()} rows: lower folds.count")
+        raise ValueError(f"fold(s) {empty} of {settings.count} got none of {groups.len()} rows: lower folds.count")
     return pl.Series("fold", fold, dtype=pl.Int64)
 
 

@@ -186,8 +186,8 @@ class LabelColumns(Competition):
         wrong = raw.filter(~(pl.Series(right) | empty))
         if wrong.height:
             raise ValueError(
-                f"{self.file_name(name)}: {wrong.height} row(s) whose {', '.join(columns)} are no shares of 1, first "
-                f"{wrong[self.tables[TRAIN].id][0]!r} with {wrong.select(columns).row(0)}"
+                f"{self.file_name(name)}: {wrong.height} row(s) whose {', '.join(columns)} are not shares "
+                f"that sum to 1, first {wrong[self.tables[TRAIN].id][0]!r} with {wrong.select(columns).row(0)}"
             )
         labels = list(self.labels)
         likeliest = pl.Series([labels[column] for column in shares.argmax(axis=1)], dtype=pl.String())

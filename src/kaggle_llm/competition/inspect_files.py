@@ -102,8 +102,8 @@ def find_id(files: Files) -> str:
     if second in files.test.columns:
         return second
     raise ValueError(
-        f"the sample submission begins with {first!r}, and {files.test_file} has {files.test.columns}: no rule here "
-        f"makes one of the other; write the module by hand (docs/competition.md)"
+        f"the id of the sample submission, {first!r}, is no column of {files.test_file}, which has "
+        f"{files.test.columns}: write the module by hand, with a read() that makes it (docs/competition.md)"
     )
 
 

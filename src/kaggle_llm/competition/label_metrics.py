@@ -82,7 +82,7 @@ def roc_auc(positive: str = "1", by: str = "") -> Metric:
         ]
         if not scores:
             rows = f"{len(right)} row(s) of one class"
-            raise UndefinedScore(f"auc of {rows} is not defined: score rows of both, more of them (folds.rows)")
+            raise UndefinedScore(f"auc of {rows} is not defined: score rows of both classes, with a larger folds.rows")
         return float(np.mean(scores))
 
     return whole_metric("auc", score)

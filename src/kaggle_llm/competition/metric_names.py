@@ -59,11 +59,11 @@ def write_metric(form: str, labels: Iterable[str], cut: int, asked: str) -> str:
     name, k = split_metric(asked or USUAL[form])
     if name not in METRICS:
         known = ", ".join(METRICS)
-        raise ValueError(f"--metric {asked}: known are {known}; another is a function (docs/competition.md)")
+        raise ValueError(f"unknown --metric {asked}: there are {known}; how to write another: docs/competition.md")
     if form not in list_forms(name):
         raise ValueError(
-            f"--metric {asked} scores {' or '.join(list_forms(name))}; by the files an answer is one of {form}: "
-            f"say another metric or --target, or none and write the module's form by hand (docs/competition.md)"
+            f"--metric {asked} scores {' or '.join(list_forms(name))}, but the files look like {form}: "
+            f"say another --metric or --target, or leave both out and write the form by hand (docs/competition.md)"
         )
     listed = "tuple(labels)" if isinstance(labels, dict) else "labels"
     positive = [*labels, "1"][min(len([*labels]), 2) - 1]

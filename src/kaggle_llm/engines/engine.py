@@ -46,7 +46,7 @@ class EngineSettings:
     def __post_init__(self) -> None:
         find_accelerator(self.accelerator)
         if (self.workers or 0) < 0 or not self.patience > 0:
-            raise ValueError(f"workers = {self.workers}, patience = {self.patience} s: no workers are 0, patience > 0")
+            raise ValueError(f"workers = {self.workers}, patience = {self.patience} s: must be 0 or more, and above 0")
         if self.tokens < 1:
             raise ValueError(f"batch_tokens = {self.batch_tokens}: must be 1 or more, or auto")
 

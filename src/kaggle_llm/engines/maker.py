@@ -77,7 +77,7 @@ def choose_batch(
     if not free:
         return settings
     tokens = fit_batch(folder, resolve_dtype(settings).dtype, base, free)
-    print(f"{folder.name}: engine.batch_tokens = {tokens}, by {free:.1f} GiB that are free", flush=True)
+    print(f"{folder.name}: engine.batch_tokens = {tokens}, for {free:.1f} GiB of free memory", flush=True)
     return replace(settings, batch_tokens=tokens)
 
 

@@ -34,7 +34,7 @@ def ask_within_memory(
     if len(prompts) == 1:
         raise PromptMemoryError(first, len(prompts[0]), len(prompts[0]) // 2, folder)
     middle = (len(prompts) + 1) // 2
-    print(f"out of GPU memory at {len(prompts)} prompts: {middle} at a time", flush=True)
+    print(f"out of GPU memory with {len(prompts)} prompts at once: going on with {middle}", flush=True)
     return [
         *ask_within_memory(ask, prompts[:middle], folder, first),
         *ask_within_memory(ask, prompts[middle:], folder, first + middle),
@@ -77,7 +77,9 @@ def ask_cut(ask: Callable[[Sequence[Prompt]], AnswersT], prompts: Sequence[Promp
             if error.limit < 1:
                 raise
             longest = [index for index, prompt in enumerate(cut) if len(prompt) >= error.length]
-            print(f"WARNING: {error}; {len(longest)} as long are cut to {error.limit} tokens", flush=True)
+            print(
+                f"WARNING: {error}; {len(longest)} prompt(s) of this length are cut to {error.limit} tokens", flush=True
+            )
             for index in longest:
                 cut[index] = cut_middle(cut[index], error.limit)
 

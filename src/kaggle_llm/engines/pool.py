@@ -160,14 +160,14 @@ class WorkerPool:
             return
         chunk.attempts += 1
         if chunk.attempts < MAX_ATTEMPTS:
-            print(f"{message}: another one takes its {len(batch)} prompts", flush=True)
+            print(f"{message}: another worker takes its {len(batch)} prompts", flush=True)
             queue.put_back(chunk)
             return
         longest = max(map(len, batch), default=0)
         queue.stop(
             RuntimeError(
-                f"{message}, as {MAX_ATTEMPTS} did at the same {len(batch)} prompts ({method}, the longest of "
-                f"{longest} tokens, model {self.folder}): its last lines are above; where it was only slow, raise "
+                f"{message}; {MAX_ATTEMPTS} workers were lost on these {len(batch)} prompts ({method}, the longest of "
+                f"{longest} tokens, model {self.folder}): its last lines are above; if it was only slow, raise "
                 f"engine.patience"
             )
         )

@@ -77,7 +77,7 @@ def sweep(experiment: str, words: Sequence[str], smoke: bool) -> list[Point]:
         print(f"[{number}/{len(grid.points)}] {run}", flush=True)
         point = _train_point(train, [*overrides, f"run={name}", *(["--smoke"] if grid.smoke else [])], run, values)
         if UNKNOWN_KEY in point.error:
-            raise ConfigError(f"{point.error}; every run would say so, {run} was the only one that was started")
+            raise ConfigError(f"{point.error} (every run would fail like this: only {run} was started)")
         points.append(point)
     return compare_with_best(sort_points(points))
 

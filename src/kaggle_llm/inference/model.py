@@ -102,7 +102,7 @@ def check_folds_match(models: Sequence[Model]) -> list[Model]:
     for k, own in split_folds(models).items():
         if missing := sorted(names - {model.name for model in own if model.member is None}):
             raise ValueError(
-                f"{missing[0]} of fold {k} does not ship, though other folds' do: ship the same folds of both"
+                f"model {missing[0]} ships for other folds, but not for fold {k}: ship the same folds of all models"
             )
     return list(models)
 

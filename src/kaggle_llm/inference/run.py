@@ -129,7 +129,7 @@ class Run:
         if records.read_json(index / ABOUT) == dict(about):
             print(f"{name}: the shipped index is read", flush=True)
             return index
-        print(f"{name}: the shipped index is not of these documents and settings: it is made again", flush=True)
+        print(f"{name}: the shipped index is of other documents or settings: it is made again", flush=True)
         return None
 
     def _shipped_index(self, name: str) -> Path | None:

@@ -126,7 +126,7 @@ def find_model_sources(sources: Mapping[str, str], folders: Iterable[Path]) -> d
             continue
         if not MODEL_SOURCE.fullmatch(source):
             setting = f"sources: {source!r} for {paths.relative(path)}"
-            raise ValueError(f"{setting}: write owner/model/framework/variation/1, 1 the version")
+            raise ValueError(f"{setting}: write owner/model/framework/variation/version, such as …/1")
         if (path / records.RECORD).is_file():
             raise ValueError(f"sources: {paths.relative(path)} was made here, Kaggle has no such model")
         matches[path] = source

@@ -121,7 +121,7 @@ def wait_for_begun(ref: str, content: str) -> RemoteDataset | None:
     remote, path = read_remote(ref), begun_path(ref)
     begun = BegunUpload(**records.read_json(path)) if path.is_file() else None
     if begun and begun.content == content and (remote.version if remote else 0) == begun.before:
-        print(f"{ref}: an earlier start was interrupted; is version {begun.before + 1} there?", flush=True)
+        print(f"{ref}: an earlier upload was interrupted; looking for version {begun.before + 1}", flush=True)
         remote = wait_for_version(ref, begun.before + 1) or remote
     if remote and remote.status != "ready":
         return wait_until_ready(ref, remote.version)

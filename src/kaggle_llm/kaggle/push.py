@@ -109,7 +109,7 @@ def check_parity_gate(folder: Path, run: str, accept_parity: str) -> dict[str, A
     manifest: dict[str, Any] = records.read_json(folder / MANIFEST)
     record = records.read_record(paths.run_folder(run))
     if record is None or manifest["record"] != record.key:
-        raise ValueError(f"{paths.relative(folder)} is of another state of the run: kaggle-llm bundle {run}")
+        raise ValueError(f"{paths.relative(folder)} was made of another state of the run: kaggle-llm bundle {run}")
     fault = find_fault(run)
     accept_parity = accept_parity or (manifest.get("parity_accepted", "") if manifest["parity"] == fault else "")
     if fault and not accept_parity:
@@ -139,7 +139,7 @@ def compare_output(run: str, bundle: Path, output: Path) -> dict[str, Any]:
     if rehearsed.is_file() and (output / "ranking.parquet").is_file():
         alike = share_alike(pl.read_parquet(output / "ranking.parquet"), pl.read_parquet(rehearsed))
         if alike < FEWEST_ALIKE:
-            problems.append(f"only {alike:.0%} of the rows begin with the rehearsal's item: is it another model?")
+            problems.append(f"only {alike:.0%} of the rows have the rehearsal's first item: is it another model?")
     empty = competition.describe_empty(submission)
     return {"ok": not problems, "rows": submission.height, "empty": empty, "alike": alike, "problems": problems[:5]}
 
@@ -177,6 +177,6 @@ def competition_of(run: str) -> Competition:
 
 
 def describe_output(output: dict[str, Any]) -> str:
-    alike = "" if output["alike"] is None else f", {output['alike']:.1%} begin with the rehearsal's item"
+    alike = "" if output["alike"] is None else f", {output['alike']:.1%} have the rehearsal's first item"
     notes = filter(None, [output.get("empty", ""), *output["problems"]])
     return f"{output['rows']} rows{alike}" + "".join(f"; {note}" for note in notes)

@@ -115,7 +115,7 @@ def check_hostile(session: Session, hostile: int, rerun: Path) -> Check:
     if problems:
         return Check(session.name, False, f"among hostile rows: {problems[0]}")
     rows = f"{hostile} hostile rows" if hostile else "no hostile rows, as read() reshapes the test file"
-    return Check(session.name, True, f"{rows}; {hostile_ranking.height} others as in the rerun")
+    return Check(session.name, True, f"{rows}; {hostile_ranking.height} healthy rows answered as in the rerun")
 
 
 def check_independence(session: Session) -> Check:

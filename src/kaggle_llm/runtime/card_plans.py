@@ -277,7 +277,7 @@ def print_pretraining(pretraining: Pretraining, gpu: str, price: float | None) -
         f"nats a token (Hoffmann et al., 2022: their data and tokenizer), {pretraining.operations:.3g} operations"
     )
     print(
-        f"as many operations are best spent on {best.parameters:.3g} parameters and {best.tokens:.3g} tokens: loss "
+        f"the same operations are best spent on {best.parameters:.3g} parameters and {best.tokens:.3g} tokens: loss "
         f"{best.loss:.3f}"
     )
     if speed := read_speed(card, card.half, pretraining.parameters):

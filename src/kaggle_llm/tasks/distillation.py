@@ -79,7 +79,7 @@ def attach_teacher(groups: Sequence[Group], teacher: Teacher) -> list[Group]:
         hard += not complete
         taught.append(replace(group, teacher=tuple(scores[item] for item in group.items) if complete else None))
     if hard:
-        print(f"{hard} of {len(groups)} groups hold an item that the teacher did not score: hard labels", flush=True)
+        print(f"{hard} of {len(groups)} groups have an item without a teacher's score: hard labels", flush=True)
     return taught
 
 

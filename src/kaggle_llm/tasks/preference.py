@@ -119,7 +119,7 @@ def _refuse(pairs: Sequence[PreferenceExample], is_bad: Callable[[PreferenceExam
     bad = [str(i) for i, pair in enumerate(pairs) if is_bad(pair)]
     if bad:
         more = ", …" if len(bad) > 10 else ""
-        raise ValueError(f"{len(bad)} of {len(pairs)} pairs, the first is 0: {', '.join(bad[:10])}{more}: each {fault}")
+        raise ValueError(f"{len(bad)} of {len(pairs)} pairs, counted from 0: {', '.join(bad[:10])}{more}: each {fault}")
 
 
 def split_batch(pairs: Sequence[PreferenceExample], training: TrainingSettings, world: int) -> tuple[int, int]:

@@ -76,7 +76,9 @@ def check_task(task: Task[Any], names: Sequence[str]) -> LogitTask:
     if heads and task.kind not in ("sequence", "token"):
         raise ValueError(f"training.tricks: {', '.join(sorted(heads))}: need a head, {kind} has none: leave them out")
     if task.kind == "token" and "multi_sample_dropout" in names:
-        raise ValueError(f"{asked}: one state a text is dropped from: set head.pooling=model, or leave it out")
+        raise ValueError(
+            f"{asked}: multi_sample_dropout needs one state a text: set head.pooling=model, or leave it out"
+        )
     if task.targets == "numbers" and {"label_smoothing", "focal", "class_weight"} & set(names):
         raise ValueError(f"{asked}: need labels, and the targets are numbers: leave them out, or set head.task=ordinal")
     if task.targets != "shares" and "class_weight" in names:

@@ -175,7 +175,7 @@ def check_factors(adapter: Adapter) -> None:
         if len(a) != 2 or len(b) != 2 or not a[0] == b[1] == rank:
             raise ValueError(
                 f"adapter {adapter.folder}: {module} has factors of shape {list(a)} and {list(b)}, {records.ADAPTER} "
-                f"says rank {rank}: only matrices are taken, with the config that they were saved with"
+                f"says rank {rank}: give matrices of this rank, with the config that they were saved with"
             )
         if bool(adapter.config.get("use_dora")) != (module in adapter.magnitudes):
             raise ValueError(f"adapter {adapter.folder}: use_dora does not match the magnitude of {module}")

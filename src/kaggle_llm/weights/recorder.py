@@ -121,6 +121,6 @@ def collect_prompts(
             score_rows(exp, recording, row)
             prompts = [prompt for call in recording.calls for prompt in call.prompts]
             if not prompts:
-                raise ValueError(f"row {row['id'][0]!r}: predict.py sends {name} no prompt that could be calibrated on")
+                raise ValueError(f"row {row['id'][0]!r}: predict.py sends {name} no prompt to calibrate on")
             chosen.append(rng.choice(prompts))
     return chosen
