@@ -1,5 +1,6 @@
 """Thresholds: planted ones are found, none are better, and what cross-fitting says about their optimism."""
 
+import math
 from itertools import combinations_with_replacement
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from kaggle_llm.competition.metrics import accuracy, quadratic_kappa, quadratic_weighted_kappa
 from kaggle_llm.competition.rankings import average_by_id, check_ranking, make_values
-from kaggle_llm.decisions.thresholds import Thresholds, apply_thresholds, fit_thresholds, round_levels
+from kaggle_llm.decisions.thresholds import Thresholds, apply_thresholds, find_positions, fit_thresholds, round_levels
 from kaggle_llm.inference.cross_fit import CROSS_FIT_PARTS, Decided, choose_part, cross_fit, load_decided
 
 
@@ -187,6 +188,27 @@ def test_members_that_disagree_are_averaged_to_the_level_between_them() -> None:
     assert members[0]["scores"][0].to_list() == [0.0, -1.0, -2.0, -3.0]
     mean = average_by_id(pl.concat(members))
     assert [items[0] for items in mean["items"].to_list()] == [FOUR[1], FOUR[3]]
+
+
+def test_positions_run_from_cut_to_cut_and_round_to_the_level() -> None:
+    inf = math.inf
+    for cuts, values, expected in [
+        ((0.0, 1.0, 5.0), [-0.5, 0.5, 4.0, 5.25, -9.0, 9.0], [0.0, 1.0, 2.25, 2.75, -0.5, 3.5]),
+        ((0.0, 1.0, 5.0), [0.0, 1.0, np.nextafter(1.0, 0)], [0.5, 1.5, 1.5]),
+        ((-inf, 2.0, inf), [1.5, 2.5], [1.0, 2.0]),  # the lowest and the highest level were not there
+        ((-inf, inf, inf), [1.0, 7.0], [1.0, 1.5]),
+    ]:
+        found = find_positions(np.array(values), np.array(cuts))
+        np.testing.assert_allclose(found, expected, atol=2e-6)
+        assert np.round(found).tolist() == apply_thresholds(np.array(values), np.array(cuts)).tolist()
+
+
+def test_a_member_near_the_next_level_counts_for_it() -> None:
+    """Level 1 by a hair, twice, and a sure level 3: the mean of the scores says 1, as the levels do, or 2."""
+    thresholds = round_levels(FOUR)
+    members = [thresholds.apply(make_values(["a"], [[value]])) for value in (1.45, 1.45, 3.0, 1.6)]
+    assert [frame["items"][0][0] for frame in members] == [FOUR[1], FOUR[1], FOUR[3], FOUR[2]]
+    assert average_by_id(pl.concat(members))["items"][0][0] == FOUR[2]
 
 
 def test_a_row_without_a_value_gets_no_label() -> None:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from kaggle_llm.competition.metrics import Metric
 
 
+EDGE = 1e-6  # of a level's width: so far a position stays from the next level
+
+
 @dataclass(frozen=True)
 class Thresholds:
     """A value's level is labels[number of cuts that it reaches]."""
@@ -44,15 +47,16 @@ class Thresholds:
         return replace(self, cuts=tuple(cuts.tolist()))
 
     def apply(self, values: pl.DataFrame) -> pl.DataFrame:
-        """VALUES, of which the first target counts → RANKING of all labels; scores are −|label's level − row's level|.
+        """VALUES, of which the first target counts → RANKING of all labels; scores are −|label's level − position|.
 
-        So members of an ensemble have labels in common: the mean of their scores is highest at the median level.
+        position: see `find_positions`. So members of an ensemble have labels in common, and one that is nearly sure of
+        the next level says so: the mean of their scores is highest at their median position.
         """
         import numpy as np
 
-        levels = apply_thresholds(values["values"].list.first().to_numpy(), np.array(self.cuts))
-        scores = -abs(np.arange(len(self.labels)) - levels[:, None]).astype(float)
-        return make_ranking(values["id"].to_list(), [self.labels] * len(levels), scores.tolist())
+        positions = find_positions(values["values"].list.first().to_numpy(), np.array(self.cuts))
+        scores = -abs(np.arange(len(self.labels)) - positions[:, None])
+        return make_ranking(values["id"].to_list(), [self.labels] * len(positions), scores.tolist())
 
 
 def round_levels(labels: Sequence[str]) -> Thresholds:
@@ -91,6 +95,22 @@ def apply_thresholds(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     if np.isnan(values).any():
         raise ValueError(f"{np.isnan(values).sum()} of {len(values)} values are NaN: a level needs a number")
     return np.searchsorted(thresholds, values, side="right")
+
+
+def find_positions(values: np.ndarray, cuts: np.ndarray) -> np.ndarray:
+    """[n] values → [n] numbers that round to their levels: level − ½ at the cut below, level + ½ at the one above.
+
+    A level without a cut on one side is as wide as one level of `round_levels`.
+    """
+    import numpy as np
+
+    levels = apply_thresholds(values, cuts)
+    edges = np.concatenate([[-np.inf], cuts, [np.inf]])
+    low, high = edges[levels], edges[levels + 1]
+    low, high = np.where(np.isinf(low), high - 1, low), np.where(np.isinf(high), low + 1, high)
+    low, high = np.where(np.isinf(low), levels - 0.5, low), np.where(np.isinf(high), levels + 0.5, high)
+    shares = np.clip((values - low) / (high - low), EDGE, 1 - EDGE)
+    return np.asarray(levels - 0.5 + shares)
 
 
 def _maximise_gain(values: np.ndarray, levels: np.ndarray, k: int, kappa: float) -> np.ndarray:
