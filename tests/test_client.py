@@ -14,7 +14,8 @@ from pathlib import Path
 import forks
 import pytest
 
-from kaggle_llm.kaggle.client import unpack_archives
+from kaggle_llm.kaggle import client
+from kaggle_llm.kaggle.client import KaggleError, find_owner, unpack_archives
 
 RPC = "/api/v1/competitions.CompetitionApiService/DownloadDataFiles"
 
@@ -106,3 +107,16 @@ def test_an_archive_that_leaves_its_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lies outside the folder"):
         unpack_archives(tmp_path / "a")
     assert not (tmp_path / "outside.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "owner"),
+    [("- username: anna\n- auth_method: x\n", "anna"), ("- username: None\n", ""), ("- path: None\n", "")],
+)
+def test_the_owner_is_the_user_who_is_logged_in(lines: str, owner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "ask_kaggle", lambda *words: f"Configuration values\n{lines}")
+    if owner:
+        assert find_owner() == owner
+        return
+    with pytest.raises(KaggleError, match="names no user: log in with `kaggle auth login`"):
+        find_owner()

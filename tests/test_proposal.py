@@ -18,7 +18,7 @@ from workspace import ROOT
 
 from kaggle_llm.competition.competition import CompetitionSettings
 from kaggle_llm.competition.inspect_files import is_key
-from kaggle_llm.competition.proposal import Answers, Proposal, propose, shorten
+from kaggle_llm.competition.proposal import Answers, Proposal, names_labels, propose, shorten
 from kaggle_llm.experiment import first
 from kaggle_llm.experiment.first import write_config, write_module
 from kaggle_llm.rehearsal import check_competition as checking
@@ -95,6 +95,13 @@ def test_a_column_for_each_label_and_a_train_file_that_names_the_label(
     assert (proposal.form, list(proposal.labels)) == ("LabelColumns", ["red", "blue", "green"])
     train = pass_checks(proposal, folder, monkeypatch).table("train")
     assert train.row(0)[-4:] == ("blue", "0", "1", "0"), "the target, then the shares of red, blue and green"
+
+
+def test_two_labels_and_more_can_each_have_a_column() -> None:
+    labels = pl.Series(["no", None, "yes", "no"])
+    assert names_labels(["yes", "no"], labels)
+    assert not names_labels(["yes", "no", "perhaps"], labels) and not names_labels(["yes"], labels)
+    assert not names_labels(["yes"], labels.replace("no", "yes")), "one column is the answer itself"
 
 
 def test_an_id_of_another_name_in_train_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

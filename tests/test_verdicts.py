@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from kaggle_llm.base import records
+from kaggle_llm.rehearsal.rehearse import HOSTILE, Results, rehearse_hostile
+from kaggle_llm.rehearsal.report import describe_report
 from kaggle_llm.rehearsal.verdicts import (
+    Check,
     check_independence,
     check_mount,
     check_network,
@@ -72,3 +75,21 @@ def test_a_session_is_ok_only_where_each_of_its_checks_is(session: Any) -> None:
     session.error, session.written = "a cell failed", ["input/x"]
     assert not check_session(session).ok and check_session(session).detail.startswith("a cell failed")
     assert not check_mount([session]).ok
+
+
+@pytest.mark.parametrize("failed", ["notebook", "time"])
+def test_hostile_rows_are_not_ok_where_the_rerun_failed(failed: str) -> None:
+    nothing: Any = None
+    results = Results(checks=[Check(name, name != failed, "") for name in ("notebook", "time", "submission")])
+    rehearse_hostile(nothing, nothing, results)
+    assert results.checks[-1] == Check(HOSTILE, False, "not run: the rerun failed or was cut")
+
+
+@pytest.mark.parametrize(
+    ("score", "scored", "said"),
+    [(0.5, 6, "0.5000 of the 6 rows that have a label (CV"), (0.5, 8, "0.5000 (CV"), (None, 0, "none (CV")],
+)
+def test_a_report_says_where_rows_have_no_label(score: float | None, scored: int, said: str) -> None:
+    report = {"run": "exp1", "rows": 8, "test": "rows", "checks": [], "sessions": [], "ok": True, "cv": 0.4}
+    report |= {"score": score, "scored_rows": scored, "seconds": 1.0, "peak_rss_mb": 1}
+    assert f"private score: {said}" in describe_report(report)
