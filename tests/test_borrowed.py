@@ -21,7 +21,7 @@ from kaggle_llm.competition.competition import CompetitionSettings, load_competi
 from kaggle_llm.competition.folds import FoldSettings, split_rows
 from kaggle_llm.engines.engine import EngineSettings
 from kaggle_llm.experiment.experiment import Experiment
-from kaggle_llm.inference.borrowed import check_held_out, check_member_runs, find_fold, find_shipped, list_lenders
+from kaggle_llm.inference.borrowed import check_held_out, check_member_runs, find_fold, find_shipped, list_borrowed_runs
 from kaggle_llm.inference.model import (
     Model,
     check_folds_match,
@@ -153,7 +153,7 @@ def test_a_row_that_the_other_run_trained_on_is_a_leak(root: Path, folds: dict[i
 
 
 def test_folds_that_do_not_fit_each_other_are_refused() -> None:
-    """Of one's own folds 0 and 2 and a lender that ships other ones."""
+    """Of one's own folds 0 and 2 and a borrowed run that ships other ones."""
     own = [Model("encoder", Path("e")), *(Model("ranker", Path(f"{k}"), fold=k) for k in (0, 2))]
     fitting = [*own, *(Model("x", Path(f"x{k}"), fold=k) for k in (0, 2)), Model("x", Path("m"), member=1)]
     assert check_folds_match(fitting) == fitting
@@ -183,7 +183,7 @@ def test_a_note_of_a_lender_without_cv_is_passed_on(root: Path, folds: dict[int,
 
 def test_lenders_are_the_runs_of_models_and_members_each_once() -> None:
     config = {"models": {"a": "r:x", "b": "input/models/e", "c": "s:x", "d": "r:y"}, "members": ["t", "s"]}
-    assert list_lenders(config) == ["r", "s", "t"] and list_lenders({}) == []
+    assert list_borrowed_runs(config) == ["r", "s", "t"] and list_borrowed_runs({}) == []
 
 
 PREDICT = """

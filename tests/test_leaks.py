@@ -123,7 +123,7 @@ def test_accents_and_punctuation_make_a_difference() -> None:
     assert normalise_text("cafe\u0301") == normalise_text("café")
 
 
-def test_near_duplicates_are_found_in_a_script_without_blanks() -> None:
+def test_near_duplicates_are_found_in_a_script_without_spaces() -> None:
     text, other = "玛丽居里发现了镭元素和钋元素并两次获得诺贝尔奖", "上海是一个很大的城市而北京是中国的首都"
     found = find_near_duplicates(["a", "b", "c"], [0, 1, 1], [text, f"{text}。", other], 0.8)
     assert brief(found) == [("near_fold", 0, ("a",), ("b",)), ("near_fold", 1, ("b",), ("a",))]

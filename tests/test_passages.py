@@ -66,7 +66,7 @@ def test_every_word_is_in_a_passage_and_neighbours_share_the_overlap(words: int,
 @pytest.mark.parametrize(
     ("text", "count"), [(" ".join(["word"] * 50_000), 1250), ("x" * 2_000_000, 1250), ("語" * 2_000_000, 50_000)]
 )
-def test_a_huge_document_with_or_without_blanks_becomes_many_short_passages(text: str, count: int) -> None:
+def test_a_huge_document_with_or_without_spaces_becomes_many_short_passages(text: str, count: int) -> None:
     parts = cut_text(text, words=60, overlap=20)
     assert len(parts) == count
     assert max(map(len, parts)) <= 60 * 40 and all(part in text for part in parts[::100])

@@ -96,12 +96,12 @@ def test_one_fold_is_no_ensemble_which_is_said_before_anything_is_learned(how: s
 def test_of_a_fold_what_was_learned_ships_and_what_was_lent_as_its_lender_ships_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In CV a fold has the lender's model of that fold; the one that ships may be another."""
-    lent = [Model("teacher", Path("lender", f"fold{k}"), fold=k) for k in (0, 1)]
+    """In CV a fold has the borrowed run's model of that fold; the one that ships may be another."""
+    lent = [Model("teacher", Path("other", f"fold{k}"), fold=k) for k in (0, 1)]
     member = Model("reranker", Path("other"), member=0)
     monkeypatch.setattr(experiment, "find_shipped", lambda models, members: [RERANKER, *lent, member])
     mine = make_experiment("fold0", [0, 1])
-    mine.fold_parts[0].models.append(Model("teacher", Path("lender", "fold0")))
+    mine.fold_parts[0].models.append(Model("teacher", Path("other", "fold0")))
     assert choose_models(mine) == [*lent, member, Model("reranker", Path("fold0"))]
 
 

@@ -112,7 +112,7 @@ def keep_heap() -> None:
 
 
 def trim_heap(device: str) -> None:
-    """On a CPU, return the activations' memory to the system: glibc keeps freed pieces too small for the next part."""
+    """On a CPU, return freed memory to the system: glibc keeps pieces that are too small for the next part."""
     if device == "cpu" and sys.platform == "linux":
         malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
         if malloc_trim:

@@ -1,4 +1,4 @@
-"""Tokenises pieces of a prompt as text: what a user wrote cannot become a control token, a piece is no text's start."""
+"""Tokenises pieces of a prompt: a user's words cannot become a control token, and a piece does not start a text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @functools.lru_cache(maxsize=8)
 def text_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer, whose split_special_tokens splits all added tokens: "<think>" and "<tool_call>" too.
+    """The tokenizer, set to split all added tokens as text: "<think>" and "<tool_call>" too.
 
     Many control tokens are not "special" for transformers. Runs of white space, added tokens of some models, are text.
     """
@@ -38,11 +38,11 @@ def inner_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBa
     if not tokenizer.is_fast:
         return tokenizer
     before = json.loads(tokenizer.backend_tokenizer.to_str())
-    content = before | {name: without_blank(before[name]) for name in ("normalizer", "pre_tokenizer")}
+    content = before | {name: without_space(before[name]) for name in ("normalizer", "pre_tokenizer")}
     return tokenizer if content == before else replace_backend(tokenizer, content)
 
 
-def without_blank(step: dict[str, Any] | None) -> dict[str, Any] | None:
+def without_space(step: dict[str, Any] | None) -> dict[str, Any] | None:
     """A step of tokenizer.json that puts no space before a text.
 
     One that splits at white space first, as T5's, is left alone: its spaces mark all words.
@@ -51,7 +51,7 @@ def without_blank(step: dict[str, Any] | None) -> dict[str, Any] | None:
         return None
     for name in ("normalizers", "pretokenizers"):
         if name in step and not any(part["type"] == "WhitespaceSplit" for part in step[name]):
-            return step | {name: [kept for part in step[name] if (kept := without_blank(part))]}
+            return step | {name: [kept for part in step[name] if (kept := without_space(part))]}
     if step["type"] == "Metaspace":
         return step | {"prepend_scheme": "never"}
     return step | {"add_prefix_space": False} if step["type"] == "ByteLevel" else step

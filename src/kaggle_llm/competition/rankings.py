@@ -85,7 +85,7 @@ def share_labels(truth: pl.DataFrame, labels: Sequence[str]) -> dict[str, tuple[
 
 
 def read_rows(answer: pl.DataFrame) -> dict[str, dict[str, float]]:
-    """Id → item → score in their order; of VALUES id → the target's number → value."""
+    """Id → item → score in their order; for VALUES id → index of the target → value."""
     if is_values(answer):
         values = answer.select("id", "values").iter_rows()
         return {i: {str(target): value for target, value in enumerate(row)} for i, row in values}
@@ -108,7 +108,7 @@ def select_rows(ranking: pl.DataFrame, ids: Sequence[str]) -> pl.DataFrame:
 
 
 def replace_rows(ranking: pl.DataFrame, better: pl.DataFrame) -> pl.DataFrame:
-    """`ranking` with the rows of `better` in the place of its own, in the order of `ranking`."""
+    """`ranking`, in its order, with the rows that `better` has taken from there."""
     import polars as pl
 
     rest = ranking.join(better, on="id", how="anti")
@@ -132,7 +132,7 @@ def most_uncertain_first(ranking: pl.DataFrame) -> list[str]:
 def average_rankings(rankings: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """One RANKING with the mean score of every item; the mean of log-probabilities is a geometric mean.
 
-    rankings: of the same ids in the same order. An item that a ranking lacks has there the lowest score of its row.
+    rankings: of the same ids in the same order. An item that a ranking lacks counts as its lowest score of the row.
     Raises ValueError for a row without an item in common: texts have no mean.
     """
     first, *others = rankings

@@ -20,7 +20,7 @@ AnswersT = TypeVar("AnswersT")
 def ask_within_memory(
     ask: Callable[[Sequence[Prompt]], list[AnswerT]], prompts: Sequence[Prompt], folder: Path, first: int = 0
 ) -> list[AnswerT]:
-    """ask(prompts); where the GPU's memory is too small, its halves one after the other.
+    """ask(prompts), in halves one after the other where the GPU's memory is too small.
 
     first: the first prompt's index in the caller's list. Raises PromptMemoryError for a prompt that does not fit alone.
     """
@@ -68,7 +68,7 @@ class CuttingEngine(EngineWrapper):
 
 
 def ask_cut(ask: Callable[[Sequence[Prompt]], AnswersT], prompts: Sequence[Prompt]) -> AnswersT:
-    """ask(prompts); where one does not fit, all of at least its length are cut at once."""
+    """ask(prompts); where a prompt does not fit, it and all that are as long are cut at once."""
     cut = list(prompts)
     while True:
         try:

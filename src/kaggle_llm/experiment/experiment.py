@@ -24,7 +24,7 @@ from kaggle_llm.experiment.part import Part
 from kaggle_llm.experiment.recorded import hash_prediction, read_answers
 from kaggle_llm.experiment.scores import Predicted, Scores, print_metrics, with_cells
 from kaggle_llm.experiment.steps import Steps, describe_changes
-from kaggle_llm.inference.borrowed import check_held_out, check_member_runs, find_fold, find_shipped, list_lenders
+from kaggle_llm.inference.borrowed import check_held_out, check_member_runs, find_fold, find_shipped, list_borrowed_runs
 from kaggle_llm.inference.cross_fit import DECISION_MODEL
 from kaggle_llm.inference.model import Model, check_folds_match, describe_models, join_folds, replace_model, split_folds
 from kaggle_llm.inference.run import Run, import_predict, score_rows
@@ -79,7 +79,7 @@ class Experiment:
     def _assign_folds(self, whole: bool = False) -> pl.Series:
         """The fold of every training row. whole: as if all folds and rows were validated, for the leak audit.
 
-        An ensemble learns from rows that all members validated: for the audit the others have none, null.
+        An ensemble learns from rows that all members validated: for the audit other rows have no fold (null).
         """
         if self.members:
             fold = find_common_fold(self.train, self.recorded)
@@ -193,7 +193,7 @@ class Experiment:
             "ship": describe_models(models),
             "fold_models": {str(part.fold): describe_models(self._of_fold(part)) for part in self.fold_parts},
             "command": self.command,
-            "runs": [*list_lenders(asdict(self.config)), *self.merged],
+            "runs": [*list_borrowed_runs(asdict(self.config)), *self.merged],
         }
         inputs = {path.name: records.hash_file(path) for path in list_data_files(self.competition.folder)}
         inputs |= {model.label: records.hash_content(model.folder) for model in models}

@@ -1,4 +1,4 @@
-"""A part of the training rows, all but a fold's or all, and the models that train.py trains on it."""
+"""The rows that a fold trains on, or all training rows, and the models that train.py trains on them."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Part:
         function = make.func if isinstance(make, partial) else make
         inputs = {**inputs, "code": hash_module_of(function, FROM_TEXTS)}
         if name not in [model.name for model in self.models if model.member is None]:
-            self.before = None  # there is none yet, which could predict untrained
+            self.before = None  # there is no untrained model that could predict
         self.close()
         folder = self.experiment.steps.make(f"{self.name}/{name}", make, settings, inputs, together)
         self.learned[name] = folder

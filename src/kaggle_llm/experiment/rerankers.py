@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from kaggle_llm.retrieval.retriever import Retriever
 
 Draw = Callable[["Part", int], list[Group]]
-"""A part and a number of candidates → for each of its rows so many, the right one among wrong ones."""
+"""(part, number of candidates) → so many candidates for each of its rows, the right one among wrong ones."""
 Offer = Callable[["pl.DataFrame"], None]
 
 
@@ -50,7 +50,7 @@ class Reranker(Protocol):
 
 
 def open_reranker(run: Run, retriever: Retriever) -> Reranker:
-    """The one of `config.reranker`."""
+    """The reranker that `config.reranker` names."""
     config, documents = run.config, run.competition.table(run.competition.documents)
     if config.reranker == "cross_encoder":
         tokenizer, length = load_tokenizer(run.model("cross_encoder")), config.cross_encoder.max_tokens
@@ -83,7 +83,7 @@ class Pointwise(Reranker):
 
 
 class Windows(Pointwise):
-    """It chooses among a few candidates under letters; the few slide over the list."""
+    """A language model chooses among a few lettered candidates; the window slides over the list."""
 
     def rank(self, rows: pl.DataFrame, candidates: pl.DataFrame, run: Run, offer: Offer) -> pl.DataFrame:
         engine = run.engine("reranker")

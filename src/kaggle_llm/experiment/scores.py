@@ -85,7 +85,7 @@ class Scores:
         return self._apply(Decided(self.neutral) if self.neutral is not None else None, self.scored)
 
     def _decide(self, scored: Any, note: str) -> tuple[Decided | None, Decided | None]:
-        """The decisions for CV and for shipping; prints where they are not fitted. note: which decision, for that."""
+        """Decisions for CV and for shipping; prints where they are not fitted. note: names the decision there."""
         if self.neutral is None:
             return None, None
         if not self._fit:

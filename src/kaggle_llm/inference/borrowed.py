@@ -17,7 +17,7 @@ from kaggle_llm.inference.model import Model, read_models
 Pick = Callable[[str, str, records.Record], list[Model]]  # config key (for messages), run, its record → its models
 
 
-def list_lenders(config: Mapping[str, Any]) -> list[str]:
+def list_borrowed_runs(config: Mapping[str, Any]) -> list[str]:
     """The runs whose models a recorded config uses, in `models` or as `members`."""
     return list(dict.fromkeys([run for _, run in list_runs(config.get("models", {}))] + config.get("members", [])))
 

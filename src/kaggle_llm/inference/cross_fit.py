@@ -58,7 +58,7 @@ class Decided:
         return select_rows(pl.concat(rankings), ids)
 
     def among(self, ids: Sequence[str]) -> Decided:
-        """The same for these rows only."""
+        """The same decisions, for these rows only."""
         return replace(self, rows={row: self.rows[row] for row in ids if row in self.rows})
 
     def save(self, folder: Path) -> None:

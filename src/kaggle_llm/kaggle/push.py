@@ -123,7 +123,7 @@ def check_parity_gate(folder: Path, run: str, accept_parity: str) -> dict[str, A
 def compare_output(run: str, bundle: Path, output: Path) -> dict[str, Any]:
     """{"ok", "rows", "empty", "alike", "problems"}: Kaggle's submission beside the sample and the rehearsal's run.
 
-    empty: how many rows are the answer without items, in words. alike: share of the rows whose first item is the
+    empty: how many rows have the answer without items, as text. alike: share of the rows whose first item is the
     rehearsal's; None without a rehearsal.
     """
     import polars as pl

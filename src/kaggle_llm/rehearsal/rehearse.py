@@ -74,7 +74,7 @@ class Results:
     sessions: list[Session] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     submission: pl.DataFrame | None = None
-    """The rerun's; None where it cannot be read."""
+    """The rerun's submission; None where it cannot be read."""
     score: float | None = None
     """The metric of the rerun's submission on the rows that have a label; None where they do not define it."""
     scored_rows: int = 0
@@ -85,7 +85,7 @@ def rehearse(
 ) -> dict[str, Any]:
     """The report, also written as report.json and report.txt. Raises FileNotFoundError without a bundle.
 
-    rows: so many rows of the hidden test; limit: of each session, by default the notebook's; replay: also predict
+    rows: number of rows of the hidden test; limit: of each session, by default the notebook's; replay: also predict
     this fold's validation rows with the bundle; memory: of all processes of a session together, by default that of the
     runtime's machine, or of the usual one where it is not known.
     """

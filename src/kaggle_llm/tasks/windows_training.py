@@ -22,7 +22,7 @@ def mix_examples(*kinds: Sequence[TokenGroup], seed: int) -> list[TokenGroup]:
 
 
 class TwoFormsTask(ChoiceTask):
-    """Pointwise for examples of several candidates; the letters for those of windows, whose only candidate is empty."""
+    """The pointwise loss for examples of several candidates, the letters' for windows, whose one candidate is empty."""
 
     def __init__(self, settings: ChoiceSettings, labels: Sequence[Prompt], letters: Sequence[Prompt]) -> None:
         super().__init__(settings, labels)

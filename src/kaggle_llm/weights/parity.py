@@ -1,7 +1,7 @@
 """Compares the stages of a model on the same held-out rows: adapter attached → merged → quantised → engine that ships.
 
-Leaves output/<run>/parity.json and parity.png. All answers are those of predict.py, each stage's decided by what its
-own answers fit.
+Leaves output/<run>/parity.json and parity.png. All answers are those of predict.py; each stage has a decision
+that was fitted on its own answers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kaggle_llm.competition.metrics import paired_difference
 from kaggle_llm.competition.rankings import check_answer
 from kaggle_llm.engines.engine import NonFiniteError
 from kaggle_llm.engines.tokenizer import load_tokenizer
-from kaggle_llm.inference.borrowed import list_lenders
+from kaggle_llm.inference.borrowed import list_borrowed_runs
 from kaggle_llm.inference.cross_fit import Decided, fit_on, join_scored, list_ids
 from kaggle_llm.inference.model import Model, find_model, read_models, split_folds
 from kaggle_llm.inference.run import Run, import_predict, neutral_decision, score_rows
@@ -45,9 +45,9 @@ Status = Literal["passed", "failed", "undecided"]
 @dataclass
 class ParitySettings:
     rows: int = 200
-    """Held-out rows where the metric decides: quantised weights, half precision, another engine."""
+    """Held-out rows on which the metric is compared: quantised weights, half precision, another engine."""
     exact_rows: int = 32
-    """Held-out rows where numbers must be equal: adapter attached and merged, where both are computed in float32."""
+    """Held-out rows on which numbers must be equal: adapter attached and merged, both computed in float32."""
     largest: float = 1e-4
     """Largest |Δ log-probability| allowed between adapter and merged weights in float32."""
     largest_engine: float = 1e-3
@@ -76,7 +76,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Step:
-    """From one stage to the next."""
+    """The comparison of a stage with the next one."""
 
     model: str
     before: str
@@ -95,7 +95,7 @@ class Step:
 def check_parity(run: str, rows: int | None = None, again: bool = False) -> dict[str, Any]:
     """Compare the stages of every model that `run` ships; write and return parity.json.
 
-    rows: at most so many, instead of the config's. again: also where parity.json belongs to these weights. Raises
+    rows: how many at most, instead of the config's. again: also where parity.json is of these weights. Raises
     FileNotFoundError where the run is not complete or a stage is gone.
     """
     record = records.read_complete(run)
@@ -147,9 +147,9 @@ def find_fault(run: str) -> str:
     record, report = records.read_record(paths.run_folder(run)), read_parity(run)
     if record is None:
         return "the run is not complete"
-    for lender in list_lenders(record.settings["config"]):
-        if fault := find_fault(lender):
-            return f"{lender}: {fault}"
+    for source in list_borrowed_runs(record.settings["config"]):
+        if fault := find_fault(source):
+            return f"{source}: {fault}"
     if report is None:
         shipped = [model.folder for model in read_models(record.settings["ship"])]
         own = [path for path in shipped if path.is_relative_to(paths.run_folder(run))]

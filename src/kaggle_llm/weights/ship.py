@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from kaggle_llm.base import paths, records
-from kaggle_llm.inference.borrowed import list_lenders
+from kaggle_llm.inference.borrowed import list_borrowed_runs
 
 Ship = Literal["fold0", "folds", "average", "full"]
 
@@ -21,7 +21,7 @@ def describe_cv(config: Mapping[str, Any]) -> str:
         "average": "no CV of its own: the average of folds saw every row in training",
         "full": "no CV of its own: the refit saw every row in training",
     }.get(how, "")
-    for run in list_lenders(config):
+    for run in list_borrowed_runs(config):
         record = records.read_record(paths.run_folder(run))
         if not note and record and (theirs := describe_cv(record.settings["config"])):
             note = f"{run} has {theirs}"
