@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SEGMENTS = "segments"
 SM_75 = (7, 5)  # T4
-# Variables that torch and oneDNN read at their first product: of how many shapes they keep what they compiled.
+# Variables that torch and oneDNN read at their first product: the number of shapes whose compiled product they keep.
 KEPT_PRODUCTS = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 
 
@@ -79,7 +79,7 @@ def prepare_device() -> None:
 
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     for variable in KEPT_PRODUCTS:
-        os.environ.setdefault(variable, "64")  # more than a pass has
+        os.environ.setdefault(variable, "64")  # more shapes than a pass has
     torch.backends.cuda.enable_cudnn_sdp(False)
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
@@ -105,7 +105,7 @@ def inner_model(model: Any) -> Any:
 
 def keep_caps(model: Any) -> Any:
     """`model`, with the attention that caps its scores where its config says so (Gemma 2): torch's fused one does not,
-    and transformers says nothing."""
+    and transformers gives no warning."""
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
         model.set_attn_implementation("eager")
     return model

@@ -21,7 +21,7 @@ MAX_CHUNK_TOKENS = 2**17  # some minutes of a large model on a T4
 CHUNKS_A_WORKER = 8  # at least, where there are many prompts: the last one is then a small part of the whole
 MIN_PROMPTS_A_CHUNK = 16  # on average: an engine computes them side by side
 OWN_PER_SHARED = 4  # a chunk recomputes the prefix it shares with the one before: its own tokens are 4 times as many
-CHEAP_TOKENS = 16  # that are computed again, where a chunk is fuller by it
+CHEAP_TOKENS = 16  # that may be computed again to fill a chunk better
 
 
 @dataclass
@@ -118,7 +118,7 @@ class ChunkQueue:
             return self._waiting.popleft() if self._waiting and self.error is None else None
 
     def put_back(self, chunk: Chunk) -> None:
-        """Put it first: it is at least as long as the others."""
+        """Put the chunk first: it is at least as long as the others."""
         with self._lock:
             self._waiting.appendleft(chunk)
 

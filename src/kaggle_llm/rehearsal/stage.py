@@ -182,7 +182,7 @@ def hidden_test(
 
 
 def read_hidden_files(competition: Competition, folder: Path) -> StagedTest:
-    """The files of a hidden test's folder but its solution: each has the name of the public one that it replaces.
+    """The files of a hidden test's folder, without its solution: each has the name of the public one that it replaces.
 
     Raises ValueError for a file that replaces none.
     """

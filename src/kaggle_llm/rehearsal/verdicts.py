@@ -119,7 +119,7 @@ def check_hostile(session: Session, hostile: int, rerun: Path) -> Check:
 
 
 def check_independence(session: Session) -> Check:
-    """A row is predicted alike alone, in another order and among other rows, by the bundle's code in the sandbox."""
+    """A row gets the same answer alone, in another order and among other rows, by the bundle's code in the sandbox."""
     if not (session.site.working / "ranking.parquet").is_file():
         return Check("row independence", False, "there is no ranking.parquet to compare with")
     log = session.folder / "independence.txt"

@@ -125,7 +125,7 @@ class LexicalIndex:
         return make_ranking(ids, items, scores)
 
     def _search(self, words: list[str], k: int) -> tuple[list[int], list[float]]:
-        """Places and scores of the k best documents."""
+        """Indices and scores of the k best documents."""
         if not words:
             places = range(min(k, len(self.ids)))
             return list(places), [0.0 for _ in places]

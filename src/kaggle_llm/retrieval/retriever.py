@@ -66,8 +66,8 @@ class Retriever:
     def search(self, rows: pl.DataFrame) -> pl.DataFrame:
         """RANKING of the first k candidates of each row.
 
-        Searches a few rows at a time, for the rankings before fusion are several times as long: so memory does not grow
-        with the number of rows.
+        Searches a few rows at a time, so that memory does not grow with the number of rows: the rankings before fusion
+        are several times as long.
         """
         import polars as pl
 

@@ -1,6 +1,6 @@
 """The best k of many scores, without sorting the others; and of many documents' vectors, without holding all scores.
 
-`search_vectors` gives each query the same list whatever is asked beside it, and whatever the device, the threads and
+`search_vectors` gives each query the same list whatever else is asked, and whatever the device, the threads and
 the sizes of the blocks. Matrix products, whose last bits depend on all of these, only choose candidates, with a margin
 as wide as their rounding can be; these are scored again a query at a time, in double precision and a fixed order.
 
@@ -18,7 +18,7 @@ from kaggle_llm.engines.onednn import multiply_rows
 if TYPE_CHECKING:
     import numpy as np
 
-    Candidates = tuple[np.ndarray, np.ndarray, np.ndarray]  # of each: the query's number, the document's, the score
+    Candidates = tuple[np.ndarray, np.ndarray, np.ndarray]  # numbers of queries, numbers of documents, scores
 
 BLOCK_BYTES, GPU_BLOCK_BYTES = 2**24, 2**28  # of the documents' vectors, and of the scores, in memory at once
 MIN_BLOCK = 1024  # documents
@@ -26,7 +26,7 @@ EPSILON = 2.0**-23  # of single precision, in which the products are summed
 
 
 def find_top(scores: np.ndarray, k: int) -> np.ndarray:
-    """[min(k, n)] places of the highest of [n] scores, best first; equal scores in the order of their places."""
+    """[min(k, n)] indices of the highest of [n] scores, best first; equal scores in the order of their indices."""
     import numpy as np
 
     if k >= len(scores):
@@ -38,7 +38,7 @@ def find_top(scores: np.ndarray, k: int) -> np.ndarray:
 
 
 def search_vectors(documents: np.ndarray, queries: np.ndarray, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For each query the places of its min(k, n) nearest documents, best first, and their cosines.
+    """For each query the indices of its min(k, n) nearest documents, best first, and their cosines.
 
     documents: [n, d] of unit length, float32 or float16, may be memory-mapped: it is read block by block. queries:
     [m, d] of unit length. Exact; equal cosines are in the order of the documents. On the GPU where there is one.
@@ -55,7 +55,7 @@ def search_vectors(documents: np.ndarray, queries: np.ndarray, k: int) -> Iterat
 
 
 def _choose_candidates(documents: np.ndarray, queries: np.ndarray, k: int) -> list[np.ndarray]:
-    """For each query the ascending places of all documents that can be among its k ≤ n nearest, and few others."""
+    """For each query the ascending indices of all documents that can be among its k ≤ n nearest, and few others."""
     import numpy as np
 
     scan, block_bytes = (_scan_on_gpu, GPU_BLOCK_BYTES) if has_gpu() else (_scan, BLOCK_BYTES)
@@ -79,7 +79,7 @@ def _choose_candidates(documents: np.ndarray, queries: np.ndarray, k: int) -> li
 def _scan(
     queries: np.ndarray, block: np.ndarray, floor: np.ndarray | None, k: int, margin: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """[m, 1] the floor of the candidates' scores; of the [m, block] scores the flat places that reach it; and these.
+    """Floor [m, 1] of the candidates' scores, flat indices of the [m, block] scores that reach it, and these scores.
 
     floor: None for the first block, whose k-th best score less the margin it becomes.
     """

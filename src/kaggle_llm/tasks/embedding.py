@@ -89,9 +89,9 @@ def train_embedder(
 ) -> None:
     """Train on every right document of every query in `truth` and save the whole model into job.folder.
 
-    queries, documents: texts by id; truth: id, items; taught: a reranker's scores of them, beside what is right.
-    `training.tokens` counts queries and right documents. Each of
-    several processes contrasts its own share of `training.batch`. Raises ValueError for ids without a text, a base that
+    queries, documents: texts by id; truth: id, items; taught: a reranker's scores of the documents, learned
+    beside the right ones. `training.tokens` counts queries and right documents. Each of several processes contrasts its
+    own share of `training.batch`. Raises ValueError for ids without a text, a base that
     does not fit `pooling`, and where no pair fits into the budget.
     """
     right = {row: list(dict.fromkeys(items)) for row, items in truth.select("id", "items").iter_rows()}

@@ -133,7 +133,7 @@ def pool_tokens(tokens: np.ndarray, pooling: Pooling) -> np.ndarray:
 
 
 def pool(tokens: torch.Tensor, pooling: Pooling) -> torch.Tensor:
-    """[outputs] of the answers [tokens, outputs] that a linear head gives to each token, in training and prediction.
+    """[outputs] pooled from the answers [tokens, outputs] of a linear head, alike in training and prediction.
 
     As the head is linear, this is what it answers to the pooled hidden states. attention: Σᵢ softmax(a)ᵢ·zᵢ, where a,
     the scores of the tokens, is the last output.
@@ -206,7 +206,7 @@ def ordinal_target(level: int, levels: int) -> tuple[float, ...]:
 def answer_without_model(rows: pl.DataFrame, task: HeadKind, competition: Competition) -> pl.DataFrame:
     """The same answer for all rows: the labels' shares, the mean numbers, or the label nearest to the mean level.
 
-    Of the training rows that are not asked themselves: in CV, those of the other folds.
+    Computed from the training rows that are not asked themselves: in CV, those of the other folds.
     """
     settings, ids, train = describe_head(task, competition), rows["id"].to_list(), competition.table(TRAIN)
     targets = list_targets(settings, competition.truth(train.filter(~train["id"].is_in(ids))))

@@ -15,7 +15,7 @@ from kaggle_llm.tasks.terms import join_texts, make_vectorizer
 if TYPE_CHECKING:
     import polars as pl
 
-LEAST_SHARE = 1e-3  # of a label: a linear model may give it less than nothing
+LEAST_SHARE = 1e-3  # smallest share of a label, for which a linear model may predict less than 0
 Rule = Callable[[Sequence[str], np.ndarray, Sequence[str]], np.ndarray]
 """(training texts, their targets [n, targets], texts) → [rows, targets]."""
 

@@ -88,7 +88,7 @@ def on_device(train: Callable[Arguments, None]) -> Callable[Arguments, None]:
 
 
 def measure_memory() -> tuple[float, float]:
-    """GB of the first GPU: the peak that this process has allocated, and all there is."""
+    """(peak that this process has allocated, size) of the first GPU's memory, in GB."""
     import torch
 
     if not torch.cuda.is_available():

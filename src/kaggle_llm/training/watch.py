@@ -105,7 +105,7 @@ def list_losses(log: Sequence[Mapping[str, float]]) -> dict[int, float]:
 
 
 def count_since_best(losses: Mapping[int, float]) -> int:
-    """Looks after the one with the lowest loss."""
+    """Number of looks since the one with the lowest loss."""
     values = list(losses.values())
     return len(values) - 1 - values.index(min(values))
 
