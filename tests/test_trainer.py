@@ -28,8 +28,9 @@ from kaggle_llm.training import trainer as trainers
 from kaggle_llm.training.base_model import load_trainable
 from kaggle_llm.training.checkpoints import COMPLETE, Checkpoints
 from kaggle_llm.training.optimizer import choose_rate, group_parameters
+from kaggle_llm.training.plan import keep_within
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings
-from kaggle_llm.training.trainer import Job, describe_training, fine_tune, keep_within
+from kaggle_llm.training.trainer import Job, describe_training, fine_tune
 
 METHODS = ("lora", "full", *(pytest.param(method, marks=pytest.mark.slow) for method in ("rslora", "dora", "qlora")))
 
@@ -211,11 +212,11 @@ def test_every_task_has_a_key(pico_llm: Path, tmp_path: Path, task: Any) -> None
     assert describe_training(task, make_job(pico_llm, tmp_path))["task"]["name"] == type(task).__name__
 
 
-def test_examples_behind_the_budget_are_no_part_of_a_training(pico_llm: Path, tmp_path: Path) -> None:
+def test_examples_behind_the_budget_are_no_part_of_a_training() -> None:
     groups = random_groups(9, 6)
-    settings = TrainingSettings(tokens=sum(len(group) for group in groups[:3]) + 1)
-    assert keep_within(POINTWISE, groups, settings) == groups[:3]
-    assert keep_within(POINTWISE, groups, TrainingSettings(tokens=None)) == groups
+    lengths = [len(group) for group in groups]
+    assert keep_within(groups, lengths, sum(lengths[:3]) + 1, "groups") == groups[:3]
+    assert keep_within(groups, lengths, None, "groups") == groups
 
 
 # killed ------------------------------------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ from kaggle_llm.engines.prompts import Prompter
 from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.inference.model import Model, find_model, replace_model
 from kaggle_llm.inference.run import Run, import_predict
+from kaggle_llm.training.plan import keep_within
 from kaggle_llm.training.task import Task
-from kaggle_llm.training.trainer import Job, describe_training, fine_tune, keep_within
+from kaggle_llm.training.trainer import Job, describe_training, fine_tune
 from kaggle_llm.weights.average import average_adapters
 from kaggle_llm.weights.merge import merge_adapter
 from kaggle_llm.weights.quantize import check_group_size, quantize
@@ -82,7 +83,7 @@ class Part:
         examples = processes.share(make_examples(self) if processes.is_first() else None)
         self.close()
         job = Job(base.folder, Path(), config.lora, config.training, config.seed, self.experiment.about)
-        kept = keep_within(task, examples, config.training)
+        kept = keep_within(examples, [task.length(row) for row in examples], config.training.tokens, "examples")
         settings = describe_training(task, job)
         inputs = {"examples": kept, "base": base.folder, "code": hash_training(task)}
 

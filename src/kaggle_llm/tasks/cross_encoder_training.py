@@ -22,7 +22,7 @@ from kaggle_llm.tasks.embedding import finish_loading, make_planned_trainer, sav
 from kaggle_llm.training.base_model import make_loading_options
 from kaggle_llm.training.checkpoints import Checkpoints
 from kaggle_llm.training.padding import pad_for_head
-from kaggle_llm.training.plan import Share, plan_training, within_budget
+from kaggle_llm.training.plan import Share, keep_within, plan_training
 from kaggle_llm.training.trainer import Job, describe_job, make_arguments, on_device, run_trainer
 
 if TYPE_CHECKING:
@@ -66,9 +66,7 @@ def train_cross_encoder(settings: CrossEncoderSettings, pairs: Sequence[Labelled
 
     model = load(job)
     lengths = [measure_list(pair_list, model.tokenizer, settings.max_tokens) for pair_list in lists]
-    kept = lists[: within_budget(lengths, job.training.tokens)]
-    if not kept:
-        raise ValueError(f"training.tokens = {job.training.tokens}: not even the first of {len(lists)} lists fits")
+    kept = keep_within(lists, lengths, job.training.tokens, "lists")
     if processes.is_first():
         print(
             f"training on {sum(map(len, kept))} of {len(pairs)} pairs, {sum(lengths[: len(kept)])} tokens", flush=True

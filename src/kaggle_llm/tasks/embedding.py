@@ -25,7 +25,7 @@ from kaggle_llm.tasks.embedding_teacher import NO_TEACHER, Taught, label_batch, 
 from kaggle_llm.training.base_model import attach_adapter, make_loading_options, trainable_parameters
 from kaggle_llm.training.checkpoints import Checkpoints
 from kaggle_llm.training.padding import pad_right
-from kaggle_llm.training.plan import within_budget
+from kaggle_llm.training.plan import keep_within
 from kaggle_llm.training.trainer import Job, describe_job, make_arguments, on_device, run_trainer, use_one_gpu
 
 if TYPE_CHECKING:
@@ -195,16 +195,14 @@ def save_whole(model: Any, load: Callable[[Job, str], Any], job: Job) -> None:
 
 def choose_pairs(
     corpus: Corpus, tokenizer: Any, settings: EmbeddingSettings, budget: int | None
-) -> list[tuple[str, str]]:
+) -> Sequence[tuple[str, str]]:
     """(query, right document) ids of the first pairs within the budget of tokens; prints how many texts are cut."""
     pairs = [(query, item) for query, items in corpus.right.items() for item in items]
     one_more = settings.max_tokens + 1  # a text of so many tokens is cut
     columns = [corpus.queries[query] for query, _ in pairs], [corpus.documents[item] for _, item in pairs]
     lengths = [[len(ids) for ids in encode_texts(tokenizer, texts, one_more)] for texts in columns]
     sums = [sum(min(length, settings.max_tokens) for length in pair) for pair in zip(*lengths, strict=True)]
-    kept = pairs[: within_budget(sums, budget)]
-    if not kept:
-        raise ValueError(f"training.tokens = {budget}: not even the first of {len(pairs)} pairs fits")
+    kept = keep_within(pairs, sums, budget, "pairs")
     if processes.is_first():
         cut = sum(length == one_more for column in lengths for length in column[: len(kept)])
         print(f"training on {len(kept)} of {len(pairs)} pairs, {sum(sums[: len(kept)])} tokens", flush=True)

@@ -24,7 +24,7 @@ from kaggle_llm.engines.tokenizer import choose_pad, load_tokenizer
 from kaggle_llm.engines.trial import pack_where_possible
 from kaggle_llm.training.base_model import load_trainable, trainable_parameters, unpack_beyond_window
 from kaggle_llm.training.checkpoints import Checkpoints
-from kaggle_llm.training.plan import within_budget
+from kaggle_llm.training.plan import keep_within, within_budget
 from kaggle_llm.training.settings import TrainingSettings
 from kaggle_llm.training.trainer import Job, describe_job, make_arguments, on_device, run_trainer, use_one_gpu
 
@@ -75,9 +75,7 @@ def train_preference(settings: PreferenceSettings, pairs: Sequence[PreferenceExa
     processes cannot share a step equally.
     """
     fitted = fit_pairs(pairs, settings.max_tokens)
-    kept = fitted[: within_budget([len(pair) for pair in fitted], job.training.tokens)]
-    if not kept:
-        raise ValueError(f"training.tokens = {job.training.tokens}: not even the first of {len(pairs)} pairs fits")
+    kept = keep_within(fitted, [len(pair) for pair in fitted], job.training.tokens, "pairs")
     size, parts = split_batch(kept, job.training, processes.world())
     if processes.is_first():
         print(f"training on {len(kept)} of {len(pairs)} pairs, {sum(map(len, kept))} tokens", flush=True)

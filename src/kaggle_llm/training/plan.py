@@ -10,6 +10,7 @@ import random
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from kaggle_llm.training.settings import TrainingSettings
 
@@ -92,6 +93,14 @@ def fill_parts(longest_first: Sequence[int], lengths: Sequence[int], cap: int) -
             parts.append([])
         parts[-1].append(i)
     return parts
+
+
+def keep_within(examples: Sequence[Any], lengths: Sequence[int], tokens: int | None, noun: str) -> Sequence[Any]:
+    """The first examples within `training.tokens`; raises ValueError where none fits."""
+    kept = examples[: within_budget(lengths, tokens)]
+    if not kept:
+        raise ValueError(f"training.tokens = {tokens}: not even the first of {len(examples)} {noun} fits")
+    return kept
 
 
 def within_budget(lengths: Sequence[int], tokens: int | None) -> int:

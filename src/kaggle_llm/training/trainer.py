@@ -22,7 +22,7 @@ from kaggle_llm.training.base_model import check_quantised, load_trainable, save
 from kaggle_llm.training.callbacks import make_callbacks
 from kaggle_llm.training.checkpoints import Checkpoints
 from kaggle_llm.training.optimizer import choose_optimizer, group_parameters
-from kaggle_llm.training.plan import Share, plan_training, within_budget
+from kaggle_llm.training.plan import Share, keep_within, plan_training
 from kaggle_llm.training.settings import LoraSettings, TrainingSettings, resolve_training
 from kaggle_llm.training.task import Example, Task
 from kaggle_llm.training.tracking import tracking
@@ -103,10 +103,10 @@ def fine_tune(task: Task[Example], examples: Sequence[Example], job: Job) -> Non
     Raises ValueError where no example fits into the budget, a trick does not fit the task, or the loss is not finite.
     """
     training = job.training
-    kept = keep_within(task, examples, training)
+    lengths = [task.length(example) for example in examples]
+    kept = keep_within(examples, lengths, training.tokens, "examples")
     trained, watched = hold_out(kept, training.watch)
     tricked = apply_tricks(task, trained, training.tricks)
-    lengths = [task.length(example) for example in kept]
     weights = [tricked.weight(example) for example in trained]
     shares = plan_training(lengths[: len(trained)], weights, task.padded, training, job.seed, processes.world())
     if processes.is_first():
@@ -128,14 +128,6 @@ def fine_tune(task: Task[Example], examples: Sequence[Example], job: Job) -> Non
     trainer = make_step_trainer(model, arguments, tricked, trained, shares, choose_adversary(training.tricks))
     watch = Watch(task, watched, training) if watched else None
     run_trainer(trainer, job, checkpoints, watch=watch, loss_is_tricked=True)
-
-
-def keep_within(task: Task[Example], examples: Sequence[Example], training: TrainingSettings) -> Sequence[Example]:
-    """The first examples within `training.tokens`; raises ValueError where none fits."""
-    kept = examples[: within_budget([task.length(example) for example in examples], training.tokens)]
-    if not kept:
-        raise ValueError(f"training.tokens = {training.tokens}: not even the first of {len(examples)} examples fits")
-    return kept
 
 
 def describe_training(task: Task[Any], job: Job) -> dict[str, Any]:

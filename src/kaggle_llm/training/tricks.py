@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from kaggle_llm.engines.attention import inner_model
 from kaggle_llm.training.settings import TrickSettings
+from kaggle_llm.training.task import Task
 
 if TYPE_CHECKING:
     import torch
 
-    from kaggle_llm.engines.model_kinds import ModelKind
-    from kaggle_llm.training.task import Task
 
 LOSS_TRICKS = ("rdrop", "multi_sample_dropout", "label_smoothing", "focal", "class_weight")
 TargetKind = Literal["shares", "answers", "numbers"]
@@ -26,28 +25,17 @@ TargetKind = Literal["shares", "answers", "numbers"]
 
 
 @runtime_checkable
-class LogitTask(Protocol):
+class LogitTask(Task[Any], Protocol):
     """A Task whose loss is made of the logits and the target of each example."""
-
-    kind: ModelKind
-    padded: bool
 
     @property
     def targets(self) -> TargetKind: ...
-
-    def config(self) -> dict[str, Any]: ...
-
-    def length(self, example: Any) -> int: ...
-
-    def weight(self, example: Any) -> float: ...
 
     def logits(self, model: Any, examples: Sequence[Any]) -> Sequence[torch.Tensor]:
         """[options] an example."""
 
     def losses(self, logits: Sequence[torch.Tensor], examples: Sequence[Any]) -> torch.Tensor:
         """[examples]."""
-
-    def loss(self, model: Any, examples: Sequence[Any]) -> torch.Tensor: ...
 
 
 def apply_tricks(task: Task[Any], examples: Sequence[Any], tricks: TrickSettings) -> Task[Any]:
