@@ -26,28 +26,17 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = "meta/llama/transformers/8b/1"
 WRONG = {  # field → values that break a rule
     "id": ("alice", "alice/Abc-def", "alice/abc-def/3", "alice/abc", "alice/" + "x" * 51),
-    "title": ("abc", "Another Title"),
-    "code_file": ("missing.ipynb",),
-    "language": ("r", None),
-    "kernel_type": ("script",),
-    "is_private": (False, None),
-    "enable_gpu": (False,),
-    "enable_tpu": (True,),
-    "enable_internet": (True, None, "false"),
-    "machine_shape": (None, "NvidiaTeslaP100", "Gpu"),
     "docker_image": (None, "gcr.io/kaggle-images/python:latest"),
-    "docker_image_pinning_type": ("latest",),
     "dataset_sources": (["weights"], ["alice/weights/2"], ["alice/We ights"]),
     "model_sources": (["meta/llama/transformers/8b"], ["meta/llama/transformers/8b/latest"]),
-    "competition_sources": ([], ["Some Competition"]),
+    "competition_sources": (["Some Competition"],),
 }
 
 
 def make_kernel(folder: Path, **changes: Any) -> Path:
     runtime = asdict(load_runtime("t4x2-vllm032"))
     metadata = describe_kernel("abc-def", "alice", runtime, "comp", ["weights-1", "code-1"], [SOURCE])
-    metadata = {key: value for key, value in {**metadata, **changes}.items() if value is not None}
-    records.write_json(folder / KERNEL, metadata)
+    records.write_json(folder / KERNEL, {**metadata, **changes})
     write_notebook(ROOT / "submission" / "notebook.py", folder / NOTEBOOK)
     return folder
 
@@ -58,7 +47,13 @@ def test_a_kernel_of_every_runtime_keeps_the_rules(tmp_path: Path, runtime: str)
     metadata = describe_kernel("abc-def", "alice", asdict(load_runtime(runtime)), "comp", ["b", "a"], [SOURCE])
     stamp = write_kernel(tmp_path / "kernel", tmp_path / "a.ipynb", metadata, "content")
     found = records.read_json(tmp_path / "kernel" / KERNEL)
-    assert found["enable_internet"] is False and found["dataset_sources"] == ["alice/a", "alice/b"]
+    closed = {
+        "is_private": True,
+        "enable_internet": False,
+        "enable_tpu": False,
+        "docker_image_pinning_type": "original",
+    }
+    assert closed.items() <= found.items() and found["dataset_sources"] == ["alice/a", "alice/b"]
     assert "@sha256:" in found["docker_image"] and stamp in (tmp_path / "kernel" / NOTEBOOK).read_text()
     assert stamp != write_kernel(tmp_path / "kernel", tmp_path / "a.ipynb", metadata, "other weights")
 
@@ -72,9 +67,6 @@ def test_the_metadata_ask_for_the_accelerator(tmp_path: Path, accelerator: str) 
     records.write_json(tmp_path / KERNEL, described)
     write_notebook(ROOT / "submission" / "notebook.py", tmp_path / NOTEBOOK)
     check_kernel_metadata(tmp_path)
-    records.write_json(tmp_path / KERNEL, {**described, "enable_gpu": not shape})
-    with pytest.raises(ValueError, match="enable_gpu = "):
-        check_kernel_metadata(tmp_path)
 
 
 @pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in WRONG.items() for value in values])
@@ -87,27 +79,17 @@ def test_each_rule_is_said_with_field_and_value(tmp_path: Path, field: str, valu
 
 
 def test_all_broken_rules_are_said_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"(?s)enable_internet.*docker_image"):
-        check_kernel_metadata(make_kernel(tmp_path / "wrong", enable_internet=True, docker_image="x"))
+    with pytest.raises(ValueError, match=r"(?s)id = .*docker_image"):
+        check_kernel_metadata(make_kernel(tmp_path / "wrong", id="alice", docker_image="x"))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"id": "alice/short"}, "6 to 50"),
-        ({"title": "abc"}, "title = 'abc'"),
-        ({"licenses": []}, "exactly one of"),
-        ({"licenses": [{"name": "my own"}]}, "licenses = "),
-        ({"subtitle": "too short"}, "20 to 80 characters"),
-    ],
-)
-def test_a_dataset_keeps_the_rules(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_a_dataset_keeps_the_rules(tmp_path: Path) -> None:
     folder = tmp_path / "weights-1"
     records.write_text(folder / "a.txt", "x")
     records.write_json(folder / DATASET, describe_dataset("weights-1", "alice"))
     check_dataset_metadata(folder)
-    records.write_json(folder / DATASET, {**describe_dataset("weights-1", "alice"), **changes})
-    with pytest.raises(ValueError, match=message):
+    records.write_json(folder / DATASET, describe_dataset("short", "alice"))
+    with pytest.raises(ValueError, match="6 to 50"):
         check_dataset_metadata(folder)
 
 
