@@ -129,6 +129,11 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def read_optional(path: Path, absent: Any = None) -> Any:
+    """What a JSON file holds; `absent` where there is none."""
+    return read_json(path) if path.is_file() else absent
+
+
 def read_record(folder: Path) -> Record | None:
     """The record of a completed artefact, or None."""
     path = folder / RECORD
@@ -151,8 +156,7 @@ def git_state() -> dict[str, Any]:
     """
     commit = run_git("rev-parse", "HEAD").strip()
     if not commit:
-        sent = paths.root() / GIT
-        return dict(read_json(sent)) if sent.is_file() else {}
+        return dict(read_optional(paths.root() / GIT, {}))
     changes = read_changes()
     state = {"commit": commit, "dirty": bool(changes)}
     return state | ({"diff": hashlib.sha256(changes.encode()).hexdigest()} if changes else {})

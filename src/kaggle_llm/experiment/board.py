@@ -25,8 +25,7 @@ def read_board() -> list[dict[str, Any]]:
 
 def read_entry(folder: Path) -> dict[str, Any]:
     metrics, config = records.read_json(folder / "metrics.json"), read_config(folder)
-    parent, submissions = folder / "parent.json", folder / "submissions.json"
-    scores = records.read_json(submissions) if submissions.is_file() else []
+    scores = records.read_optional(folder / "submissions.json", [])
     experiment = folder.name.split("--")[0]
     variant_of = experiment if experiment != folder.name else ""
     return {
@@ -34,7 +33,7 @@ def read_entry(folder: Path) -> dict[str, Any]:
         "competition": config.get("competition", {}).get("name", ""),
         "complete": bool(config),
         "lb": scores[-1].get("public_score") if scores else None,
-        "parent": records.read_json(parent)["parent"] if parent.is_file() else variant_of,
+        "parent": records.read_optional(folder / "parent.json", {}).get("parent", variant_of),
         "date": date.fromtimestamp((folder / "metrics.json").stat().st_mtime).isoformat(),
         "ships": describe_shipped(config),
         "idea": read_idea(paths.root() / "exp" / experiment),

@@ -98,13 +98,12 @@ class Experiment:
     @property
     def about(self) -> dict[str, Any]:
         """The run's description for a tracker: name, competition, config, git state and parent."""
-        parent = self.folder / "parent.json"
         return {
             "run": self.name,
             "competition": self.config.competition.name,
             "config": asdict(self.config),
             "git": records.git_state(),
-            "parent": records.read_json(parent)["parent"] if parent.is_file() else "",
+            "parent": records.read_optional(self.folder / "parent.json", {}).get("parent", ""),
         }
 
     # what train.py calls ------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def open_entry(kind: str, about: dict[str, Any], model: Path, run: str, suffix: 
     """
     path = paths.root() / "output" / "cache" / kind / f"{records.hash_json(about)[:32]}{suffix}"
     note = path.with_suffix(".json")
-    noted = records.read_json(note) if note.is_file() else {"kind": kind, "model": paths.relative(model), **about}
+    noted = records.read_optional(note, {"kind": kind, "model": paths.relative(model), **about})
     noted["runs"] = {**noted.get("runs", {}), run: time.time()}
     records.write_json(note, noted)
     return path

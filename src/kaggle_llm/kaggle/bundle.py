@@ -93,8 +93,7 @@ def seal_bundle(target: Path, run: str, record: records.Record, about: Mapping[s
         print(f"push refuses this bundle as it is: {fault}", file=sys.stderr)
     manifest = {**about, "record": record.key, "git": records.git_state(), "ship": config.get("ship", "fold0")}
     manifest |= {"note": describe_cv(config), "parity": fault or "passed", "files": list_file_entries(target, hashes)}
-    path = paths.bundle_folder(run) / MANIFEST
-    previous = records.read_json(path) if path.is_file() else {"git": {}}
+    previous = records.read_optional(paths.bundle_folder(run) / MANIFEST, {"git": {}})
     if {**previous, "git": {}} == {**manifest, "git": {}} and not previous["git"].get("dirty"):
         manifest["git"] = previous["git"]
     records.write_json(target / MANIFEST, manifest)

@@ -20,7 +20,7 @@ class Hashes:
 
     def __init__(self) -> None:
         self._path = paths.root() / "output" / ".hashes.json"
-        self._known: dict[str, str] = records.read_json(self._path) if self._path.is_file() else {}
+        self._known: dict[str, str] = records.read_optional(self._path, {})
         self._used: dict[str, str] = {}
 
     def __enter__(self) -> Hashes:

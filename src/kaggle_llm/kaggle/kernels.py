@@ -91,8 +91,7 @@ def push_kernel(folder: Path, ref: str, stamp: str, before: str) -> int:
 
 def find_version(ref: str, stamp: str) -> int:
     """The number of the last version with this stamp, searched from the version that was noted last."""
-    path = pushed_path(ref)
-    pushed: dict[str, Any] = records.read_json(path) if path.is_file() else {"stamp": "", "version": 0}
+    pushed = records.read_optional(pushed_path(ref), {"stamp": "", "version": 0})
     version = int(pushed["version"])
     match = version if pushed["stamp"] == stamp else 0
     while remote := pull_kernel(f"{ref}/{version + 1}"):

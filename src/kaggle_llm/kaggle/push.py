@@ -165,8 +165,7 @@ def are_close(first: Mapping[str, float], second: Mapping[str, float]) -> bool:
 
 def find_foreign_output(bundle: Path, output: Path) -> list[str]:
     """A problem where the output is another bundle's: right after a push, Kaggle may still show the run before."""
-    path = output / "prediction.json"
-    content = records.read_json(path).get("content") if path.is_file() else None
+    content = records.read_optional(output / "prediction.json", {}).get("content")
     own = read_code_manifest(bundle, records.read_json(bundle / MANIFEST))["content"]
     return [] if content == own else [f"the output is of content {content}, not of {own}: push again in a minute"]
 

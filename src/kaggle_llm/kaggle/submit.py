@@ -52,8 +52,7 @@ def submit_run(run: str, message: str) -> dict[str, Any]:
 
 def check_gates(run: str, folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """The bundle's push.json; raises ValueError with every gate that is shut."""
-    path = paths.pushes_folder(kernel_slug(manifest)) / PUSH
-    pushed = records.read_json(path) if path.is_file() else None
+    pushed = records.read_optional(paths.pushes_folder(kernel_slug(manifest)) / PUSH)
     shut = list(find_shut_gates(run, folder, manifest, pushed))
     if pushed is None or shut:
         raise ValueError(f"{run} is not submitted: " + "; ".join(shut))
@@ -69,7 +68,7 @@ def find_shut_gates(run: str, folder: Path, manifest: dict[str, Any], pushed: di
     if changed:
         yield f"{changed[0]} of the bundle changed since it was made: kaggle-llm bundle {run}"
     path = paths.rehearsals_folder(run) / "latest" / "report.json"
-    report = records.read_json(path) if path.is_file() else None
+    report = records.read_optional(path)
     if report is None or report.get("bundle") != bundle:
         yield f"this bundle was not rehearsed: kaggle-llm rehearse {run}"
     elif not report["ok"]:
@@ -99,8 +98,7 @@ def show_expectations(run: str, manifest: dict[str, Any]) -> None:
 
 def read_timed(manifest: dict[str, Any]) -> dict[str, Any] | None:
     """timed.json of exactly this bundle; None without one."""
-    path = paths.pushes_folder(kernel_slug(manifest, ENDING)) / TIMED
-    timed = records.read_json(path) if path.is_file() else None
+    timed = records.read_optional(paths.pushes_folder(kernel_slug(manifest, ENDING)) / TIMED)
     return timed if timed and timed["bundle"] == identify_bundle(manifest) else None
 
 
@@ -167,7 +165,7 @@ def status_of(submission: Mapping[str, Any]) -> str:
 def note_submission(run: str, message: str, pushed: Mapping[str, Any], submission: Mapping[str, Any]) -> dict[str, Any]:
     """Add or update the submission's entry in submissions.json; returns the entry."""
     path = paths.run_folder(run) / SUBMISSIONS
-    entries = records.read_json(path) if path.is_file() else []
+    entries = records.read_optional(path, [])
     kernel = (pushed["kernel"], pushed["version"])
     entry = next((entry for entry in entries if (entry["kernel"], entry["version"]) == kernel), None)
     if entry is None:

@@ -170,12 +170,10 @@ def list_mount(folder: Path) -> dict[str, tuple[int, int]]:
 
 def describe_session(session: Session) -> dict[str, object]:
     """The session's entry in the report."""
-    path = session.folder / "prediction.json"
-    rows = records.read_json(path)["rows"] if path.is_file() else None
     return {
         "name": session.name,
         "layout": session.layout.name,
-        "rows": rows,
+        "rows": records.read_optional(session.folder / "prediction.json", {}).get("rows"),
         "seconds": round(session.seconds, 1),
         "peak_rss_mb": round(session.usage.peak / 2**20),
     }

@@ -5,7 +5,6 @@ Reads the experiment's config, train.py and the config.json of its models: no we
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -169,8 +168,7 @@ def find_ways(plan: Training, card: Accelerator) -> Iterator[str]:
 
 def read_speed(card: Accelerator, dtype: str, parameters: float) -> Speed | None:
     """What `make test-gpu` measured on such a card, else an assumed share of the data sheet's rate; None: not known."""
-    path = paths.root() / RESULTS
-    report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"machine": {}, "checks": []}
+    report = records.read_optional(paths.root() / RESULTS, {"machine": {}, "checks": []})
     named = report["machine"].get("card", "")
     is_same = bool(card.driver_name) and card.driver_name in named and dtype != "float32"
     measured = measured_speed(report["checks"], parameters) if is_same else None

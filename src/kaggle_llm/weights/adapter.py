@@ -183,8 +183,7 @@ def check_factors(adapter: Adapter) -> None:
 
 def read_about(folder: Path) -> dict[str, Any]:
     """weights.json of a folder; {} where there is none."""
-    path = folder / records.WEIGHTS
-    return dict(records.read_json(path)) if path.is_file() else {}
+    return dict(records.read_optional(folder / records.WEIGHTS, {}))
 
 
 def check_lora_only(folder: Path, config: Mapping[str, Any]) -> None:

@@ -54,10 +54,9 @@ def list_facts(member: Adapter) -> dict[str, Any]:
     """The member's values of MUST_AGREE, without those that are unknown."""
     facts = {name: member.config.get(name) for name in ("base_model_name_or_path", "task_type", "layer_replication")}
     facts["modules_to_save"] = sorted(member.config.get("modules_to_save") or [])
-    model = member.folder / "config.json"
     optional = {
         "base_sha256": member.about.get("base_sha256"),
-        "id2label": records.read_json(model).get("id2label") if model.is_file() else None,
+        "id2label": records.read_optional(member.folder / "config.json", {}).get("id2label"),
     }
     return facts | {name: value for name, value in optional.items() if value is not None}
 

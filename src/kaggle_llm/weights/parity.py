@@ -99,8 +99,8 @@ def check_parity(run: str, rows: int | None = None, again: bool = False) -> dict
     FileNotFoundError where the run is not complete or a stage is gone.
     """
     record = records.read_complete(run)
-    previous = read_parity(run)
-    if previous and not again and previous["record"] == record.key and previous["rows"] == rows:
+    previous: dict[str, Any] = records.read_optional(paths.run_folder(run) / PARITY, {})
+    if not again and previous and previous["record"] == record.key and previous["rows"] == rows:
         return previous
     exp = paths.experiment_folder(run)
     config = load_config(paths.run_folder(run) / "config.yaml", import_predict(exp).Config)
@@ -137,14 +137,9 @@ def report_parity(run: str, smoke: bool = False) -> None:
         print_parity(check_parity(run, SMOKE_ROWS if smoke else None))
 
 
-def read_parity(run: str) -> dict[str, Any] | None:
-    path = paths.run_folder(run) / PARITY
-    return records.read_json(path) if path.is_file() else None
-
-
 def find_fault(run: str) -> str:
     """Why `run` must not be uploaded yet; "" where parity passed or there are no stages to compare."""
-    record, report = records.read_record(paths.run_folder(run)), read_parity(run)
+    record, report = records.read_record(paths.run_folder(run)), records.read_optional(paths.run_folder(run) / PARITY)
     if record is None:
         return "the run is not complete"
     for source in list_borrowed_runs(record.settings["config"]):
