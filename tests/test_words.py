@@ -1,9 +1,11 @@
 """Texts that look the same have the same words, in every script, and a word of one character is a word."""
 
+import random
 import unicodedata
 
 import pytest
 
+from kaggle_llm.base import words
 from kaggle_llm.base.words import fold_text, split_words
 from kaggle_llm.retrieval.lexical import LexicalIndex
 
@@ -81,3 +83,10 @@ def test_words_of_a_text(text: str, expected: list[str]) -> None:
 def test_the_document_with_the_word_is_found_in_every_script(texts: list[str], query: str) -> None:
     found = LexicalIndex(["first", "second", "right"], texts).search(["q"], [query], 3)
     assert found["items"][0][0] == "right" and found["scores"][0][0] > max(0, found["scores"][0][1])
+
+
+def test_an_ascii_text_has_the_words_of_the_rule_for_every_script() -> None:
+    rng = random.Random(0)
+    for _ in range(2000):
+        text = "".join(rng.choices("ab'd.s1 2_-tve", k=20))
+        assert split_words(text) == [word for word in words._stretches().findall(text) if word], text

@@ -21,6 +21,7 @@ PIECE = re.compile(rf"[{BLANKLESS}]|[^\s{BLANKLESS}]+")  # what a count of words
 INVISIBLE = re.compile("[\u00ad\u034f\u061c\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]")
 ENDING = r"(?<=\w)['’](?:d|ll|m|re|s|t|ve)\b"  # of English words: no word of its own
 DECIMAL = r"\d+(?:\.\d+)+"
+ASCII_WORD = re.compile(rf"{ENDING}|({DECIMAL}|\w+)", re.ASCII)  # `_stretches` of an ASCII text
 
 
 def fold_text(text: str) -> str:
@@ -39,10 +40,9 @@ def split_words(text: str) -> list[str]:
     with unigrams: no dictionary is needed, and a word of one character is found.
     """
     folded = fold_text(text)
-    stretches: list[str] = _stretches().findall(folded)
     if folded.isascii():  # no stretch without spaces: most texts, at a third of the time
-        return list(filter(None, stretches))
-    return [word for stretch in stretches for word in _split_stretch(stretch)]
+        return list(filter(None, ASCII_WORD.findall(folded)))
+    return [word for stretch in _stretches().findall(folded) for word in _split_stretch(stretch)]
 
 
 def _split_stretch(stretch: str) -> list[str]:

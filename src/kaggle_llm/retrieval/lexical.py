@@ -105,7 +105,9 @@ class LexicalIndex:
         numbers = [[vocabulary[word] for word in self._tokens([text])[0]] for text in texts]
         if not vocabulary:
             raise ValueError(f"none of {len(self.ids)} documents holds a word that can be searched for")
-        index = bm25s.BM25(method="lucene")
+        index = bm25s.BM25(
+            method="lucene", int_dtype="int64"
+        )  # numpy adds at places of its own type in 3/4 of the time
         index.index(Tokenized(numbers, dict(vocabulary)), show_progress=False)
         return index
 
