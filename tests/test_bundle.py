@@ -282,7 +282,7 @@ def test_a_bundle_is_for_an_accelerator_that_the_competition_gives(
 @pytest.mark.parametrize("source", ["qwen-3", "a/b/c/d", "a/b/c/d/latest", "a/b/c/d/1/e", "a b/c/d/e/1"])
 def test_what_is_no_source_of_kaggles_is_refused(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAGGLE_LLM_ROOT", str(tmp_path))
-    with pytest.raises(ValueError, match=r"owner/model/framework/variation/1"):
+    with pytest.raises(ValueError, match=r"owner/model/framework/variation/version"):
         find_model_sources({"input/models/x": source}, [tmp_path / "input/models/x"])
     records.write_text(tmp_path / "output/r/fold0/merged/record.json", "{}")
     with pytest.raises(ValueError, match="output/r/fold0/merged was made here"):
