@@ -91,7 +91,7 @@ def stem(name: str) -> str:
 
 
 def swap_part(name: str) -> str:
-    """The train file's name of a test file's."""
+    """The name of the train file that belongs to a test file's name."""
     return re.sub("test", TRAIN, name, flags=re.IGNORECASE)
 
 

@@ -84,7 +84,7 @@ def check_gpus(cards: list[dict[str, str]], machine: Mapping[str, Any]) -> Itera
 
 
 def check_image(image: Mapping[str, Any]) -> Finding:
-    """By KAGGLE_DOCKER_IMAGE, which Kaggle sets: the registry in it may differ, the digest may not."""
+    """Judged by KAGGLE_DOCKER_IMAGE, which Kaggle sets: the registry in it may differ, the digest may not."""
     running, digest = os.environ.get("KAGGLE_DOCKER_IMAGE", ""), image["digest"]
     if digest in running:
         return Finding("image", "ok", digest)

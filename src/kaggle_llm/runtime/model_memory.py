@@ -57,7 +57,7 @@ def activation_bytes(case: Case, tokens: int, sequences: int) -> float:
 
 
 def weight_bytes(case: Case) -> float:
-    """On one card. vLLM keeps quantised weights packed; transformers unpacks those of compressed-tensors."""
+    """Bytes of the weights on one card. vLLM keeps quantised ones packed; transformers unpacks compressed-tensors."""
     if not case.on_vllm and case.model.method == "compressed-tensors":
         return case.model.unpacked_bytes(case.engine.dtype)
     return case.model.loaded_bytes(case.engine.dtype) / case.tensor_parallel
