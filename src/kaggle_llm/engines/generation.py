@@ -187,13 +187,11 @@ def pad_rows(
     import torch
 
     width = max(width, *(len(row) for row in rows))
-    ids = torch.full((len(rows), width), pad, device=device)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        start = width - len(row) if left else 0
-        ids[i, start : start + len(row)] = torch.tensor(list(row), device=device)
-        mask[i, start : start + len(row)] = 1
-    return ids, mask
+    spaces = [[pad] * (width - len(row)) for row in rows]
+    padded = [[*space, *row] if left else [*row, *space] for row, space in zip(rows, spaces, strict=True)]
+    lengths, places = torch.tensor([[len(row)] for row in rows], device=device), torch.arange(width, device=device)
+    mask = places >= width - lengths if left else places < lengths
+    return torch.tensor(padded, dtype=torch.long, device=device), mask.long()
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from kaggle_llm.engines.generation import pad_rows
 from kaggle_llm.engines.prompts import Prompt
 from kaggle_llm.engines.tokenizer import choose_pad
 
@@ -17,14 +18,9 @@ def pad_right(model: Any, rows: Sequence[Prompt]) -> dict[str, torch.Tensor]:
 
     Padded with the pad token of the model's config: RoBERTa does not count its positions.
     """
-    import torch
-
     device = next(model.parameters()).device  # a wrapper of DDP has no device of its own
-    width = max(len(row) for row in rows)
-    pad = unwrap(model).config.get_text_config().pad_token_id or 0
-    ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=device)
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    return {"input_ids": ids, "attention_mask": (torch.arange(width, device=device) < lengths[:, None]).long()}
+    ids, mask = pad_rows(rows, unwrap(model).config.get_text_config().pad_token_id or 0, device, left=False)
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def pad_for_head(model: Any, rows: Sequence[Prompt]) -> dict[str, torch.Tensor]:
