@@ -57,6 +57,7 @@ def mount(
     (package / "__init__.py").write_text("")
     (package / "predict.py").write_text(PREDICT.format(offer=offer, seconds=seconds, code=code, more=more))
     shutil.copytree(ROOT / "src" / "kaggle_llm" / "runtime", package.parent / "runtime")
+    shutil.copytree(ROOT / "src" / "kaggle_llm" / "base", package.parent / "base")
     shutil.copytree(ROOT / "submission", folder / "submission")
     runtime = asdict(load_runtime(DEFAULT))
     models = [{"name": "reranker", "folder": "a-weights"}]

@@ -84,7 +84,7 @@ def repeated(kaggle: Kaggle) -> int:
 def push_all(dataset: Path, root: Path) -> int:
     """A dataset, then a notebook on it, followed to its end; the kernel's version."""
     ensure_dataset(dataset, OWNER)
-    runtime = {"image": {"ref": load_runtime("t4x2-vllm032").image.ref}, "machine": {"accelerator": "NvidiaTeslaT4"}}
+    runtime = {"image": {"ref": load_runtime("t4x2-vllm032").image.ref}, "accelerator": "NvidiaTeslaT4"}
     metadata = describe_kernel("demo-notebook", OWNER, runtime, "demo", [dataset.name], [])
     write_notebook(ROOT / "submission" / "notebook.py", root / "notebook.ipynb")
     kernel = root / "output" / "pushes" / "demo-notebook" / "kernel"

@@ -36,7 +36,7 @@ def describe_kernel(
     runtime: asdict of a Runtime; datasets: slugs of the owner's; models: Kaggle model sources. A CPU has no shape. All
     fields are written out: the CLI turns the internet on where that one is missing.
     """
-    accelerator = find_accelerator(runtime["machine"]["accelerator"])
+    accelerator = find_accelerator(runtime["accelerator"])
     return {
         "id": f"{owner}/{slug}",
         "title": slug,

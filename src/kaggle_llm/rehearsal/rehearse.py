@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kaggle_llm.base import paths, records
+from kaggle_llm.base.accelerators import find_accelerator
 from kaggle_llm.competition.competition import (
     TEST,
     TRAIN,
@@ -97,7 +98,8 @@ def rehearse(
     settings = CompetitionSettings(**record.settings["config"]["competition"])
     manifest = records.read_json(bundle / MANIFEST)
     seconds = parse_duration(limit) if limit else notebook_seconds(settings.hours)
-    memory_limit = parse_memory(memory or f"{manifest['runtime']['machine']['ram_gb'] or USUAL_RAM_GB}GB")
+    ram = find_accelerator(manifest["runtime"]["accelerator"]).ram_gb or USUAL_RAM_GB
+    memory_limit = parse_memory(memory or f"{ram}GB")
     folder = paths.rehearsals_folder(run) / datetime.now().strftime("%Y%m%d-%H%M%S")
     held_out, note = read_held_out(run)
     test, truth, origin = hidden_test(settings, rows, [] if note else held_out["id"].to_list())

@@ -9,7 +9,7 @@ from typing import Any
 
 from packaging.version import Version
 
-from kaggle_llm.base.accelerators import Accelerator, find_accelerator
+from kaggle_llm.base.accelerators import Accelerator
 from kaggle_llm.competition.competition import CompetitionSettings
 from kaggle_llm.engines.attention import SM_75
 from kaggle_llm.engines.engine import EngineSettings
@@ -46,13 +46,12 @@ class Case:
 
     @property
     def accelerator(self) -> Accelerator:
-        return find_accelerator(self.runtime.machine.accelerator)
+        return self.runtime.machine
 
     @property
     def card_bytes(self) -> float | None:
         """Memory of one card; without a GPU the machine's."""
-        machine = self.runtime.machine
-        gigabytes = machine.gpus.memory_gb if self.accelerator.count else machine.ram_gb
+        gigabytes = self.accelerator.memory_gb if self.accelerator.count else self.accelerator.ram_gb
         return None if gigabytes is None else gigabytes * GIB
 
     @cached_property

@@ -80,11 +80,11 @@ def examine(
     if members := list(config.get("members", ())):
         if untrained := [member for member in members if records.read_record(paths.run_folder(member)) is None]:
             raise ValueError(f"{run} has members that are not trained: {', '.join(untrained)}")
-        name = pins.machine.accelerator
+        name = pins.accelerator
         return join_diagnoses([examine(member, runtime, model, rows, name) for member in members], members)
     together = [[read_folder(model)]] if model else list_models(run or "", config)
     engine, prompts = EngineSettings(**config.get("engine", {})), count_prompts(run, config) if run else 1
-    engine = replace(engine, dtype=choose_shipped_dtype(engine.dtype, pins.machine.accelerator))
+    engine = replace(engine, dtype=choose_shipped_dtype(engine.dtype, pins.accelerator))
     folders = [paths.root() / "submission", paths.experiment_folder(run)] if run else []
     own = {name: value for name, value in os.environ.items() if name.startswith("VLLM_")}
     environment, hours = {**read_environment(folders), **own}, read_hours(config)

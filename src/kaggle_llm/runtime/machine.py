@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from kaggle_llm.base.accelerators import Accelerator, find_accelerator
 from kaggle_llm.runtime.findings import Finding, Level
 
 QUERY = "name,compute_cap,memory.total,driver_version"
@@ -30,19 +31,19 @@ def check_machine(runtime: Mapping[str, Any], scratch: Path, working: Path) -> l
 
     scratch: where packages are installed; working: where the submission is written.
     """
-    machine, findings = runtime["machine"], []
-    if machine["gpus"]["count"]:
-        findings += check_cards(machine)
+    machine, findings = find_accelerator(runtime["accelerator"]), []
+    if machine.count:
+        findings += check_cards(machine, runtime["driver"]["version"])
     findings.append(check_image(runtime["image"]))
     findings += check_free_space(runtime, scratch, working)
     return [*findings, check_python(runtime["image"]["python"])]
 
 
-def check_cards(machine: Mapping[str, Any]) -> list[Finding]:
+def check_cards(machine: Accelerator, lowest: str) -> list[Finding]:
     try:
-        return list(check_gpus(query_gpus(), machine))
+        return list(check_gpus(query_gpus(), machine, lowest))
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        way = TURN_ON.format(machine["accelerator"])
+        way = TURN_ON.format(machine.name)
         return [Finding("GPUs", "refused", f"nvidia-smi says nothing ({error}): {way}")]
 
 
@@ -60,24 +61,24 @@ def query_gpus() -> list[dict[str, str]]:
     return [dict(zip(names, line, strict=True)) for line in lines]
 
 
-def check_gpus(cards: list[dict[str, str]], machine: Mapping[str, Any]) -> Iterator[Finding]:
-    wanted = machine["gpus"]
+def check_gpus(cards: list[dict[str, str]], machine: Accelerator, lowest: str) -> Iterator[Finding]:
+    """lowest: the lowest driver that the runtime's CUDA runs on."""
     names = ", ".join(card["name"] for card in cards) or "none"
-    level: Level = "ok" if len(cards) >= wanted["count"] else "refused"
-    way = TURN_ON.format(machine["accelerator"])
-    yield Finding("GPUs", level, f"{names}; the runtime has {wanted['count']}" + ("" if level == "ok" else f": {way}"))
+    level: Level = "ok" if len(cards) >= machine.count else "refused"
+    way = TURN_ON.format(machine.name)
+    yield Finding("GPUs", level, f"{names}; the runtime has {machine.count}" + ("" if level == "ok" else f": {way}"))
     if not cards:
         return
-    capability = ".".join(map(str, wanted["capability"]))
+    capability = ".".join(map(str, machine.capability or ()))
     others = sorted({card["compute_cap"] for card in cards} - {capability})
     text = f"capability {others[0] if others else capability}, the runtime is made for {capability}"
-    way = f": kernels and dtypes were chosen for {machine['accelerator']}; set engine.accelerator and run doctor"
+    way = f": kernels and dtypes were chosen for {machine.name}; set engine.accelerator and run doctor"
     yield Finding("capability", "refused" if others else "ok", text + (way if others else ""))
     memory = min(float(card["memory.total"]) for card in cards) / 1024
-    small = memory < wanted["memory_gb"]
-    text = f"{memory:.2f} GB a card, the runtime counts on {wanted['memory_gb']}"
+    small = memory < (machine.memory_gb or 0)
+    text = f"{memory:.2f} GB a card, the runtime counts on {machine.memory_gb}"
     yield Finding("GPU memory", "refused" if small else "ok", text + (": models may not fit" if small else ""))
-    driver, lowest = cards[0]["driver_version"], machine["driver"]
+    driver = cards[0]["driver_version"]
     old = read_version(driver) < read_version(lowest)
     text = f"{driver}, the runtime's CUDA asks for {lowest}"
     yield Finding("driver", "refused" if old else "ok", text + (": take a runtime of an older CUDA" if old else ""))

@@ -184,7 +184,7 @@ def judge_loading(case: Case) -> Finding:
     Both engines bring one tensor after the other to the card (transformers by device_map); without a card the weights
     stay in the machine's memory.
     """
-    model, gigabytes = case.model, case.runtime.machine.ram_gb
+    model, gigabytes = case.model, case.accelerator.ram_gb
     if gigabytes is None:
         why = f"the memory of the machine with {case.accelerator.name} is not known"
         return Finding("loading", "warn", f"{why}: processes that load at the same time: {case.processes}")
@@ -209,7 +209,7 @@ def judge_loading(case: Case) -> Finding:
 def judge_disk(case: Case) -> Finding:
     """Weights stay on their read-only mount; installed packages take the disk outside /kaggle/working."""
     stored = sum(path.stat().st_size for path in case.model.weights.rglob("*") if path.is_file())
-    scratch, site = case.runtime.machine.scratch_gb, case.runtime.site_gb
+    scratch, site = case.accelerator.scratch_gb, case.runtime.site_gb
     room = "a disk of unknown size" if scratch is None else f"{scratch:.0f} GB"
     text = f"packages take about {site:.0f} GB of {room}, weights of {stored / GIB:.1f} GB stay on their mount"
     if stored > DATASET_LIMIT:

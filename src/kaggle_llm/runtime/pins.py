@@ -21,7 +21,6 @@ RUNTIMES_FOLDER = Path(__file__).parent / "runtimes"
 # tokens in one request, has Marlin kernels on a T4 and chooses a working attention backend by itself. A run without
 # vLLM only pays for the larger upload.
 DEFAULT = "t4x2-vllm032"
-NAMED = "Without a machine shape Kaggle may give another GPU, so it is always named."
 
 
 @dataclass
@@ -51,30 +50,6 @@ class Image:
     companions: dict[str, str]
     """Packages built or released with its torch: used wherever that torch is used."""
     why: str
-
-
-@dataclass
-class Gpus:
-    """The machine's GPUs, as in the table of accelerators. None: not known, or there is no GPU."""
-
-    count: int
-    capability: list[int] | None
-    memory_gb: float | None
-    """Memory of one card in GiB, as torch sees it."""
-    why: str
-
-
-@dataclass
-class Machine:
-    accelerator: str
-    gpus: Gpus
-    cores: int | None
-    ram_gb: float | None
-    scratch_gb: float | None
-    """Size of the disk outside /kaggle/working, such as /tmp."""
-    driver: str
-    """The lowest driver that the CUDA of torch runs on."""
-    why: dict[str, str]
 
 
 @dataclass
@@ -117,7 +92,12 @@ class Pins:
 class Runtime(Pins):
     """Pins on a machine."""
 
-    machine: Machine
+    accelerator: str
+    """Always named: without a machine shape Kaggle may give another GPU."""
+
+    @property
+    def machine(self) -> Accelerator:
+        return find_accelerator(self.accelerator)
 
 
 def list_runtimes() -> list[str]:
@@ -132,17 +112,7 @@ def load_runtime(name: str, accelerator: str = DEFAULT_ACCELERATOR) -> Runtime:
         (nearest,) = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
         raise ValueError(f"no runtime {name!r}, did you mean {nearest!r}? There are: {', '.join(names)}")
     pins = load_config(RUNTIMES_FOLDER / f"{name}.yaml", Pins)
-    return Runtime(**vars(pins), machine=describe_machine(find_accelerator(accelerator), pins))
-
-
-def describe_machine(accelerator: Accelerator, pins: Pins) -> Machine:
-    """The machine as a manifest holds it."""
-    capability = list(accelerator.capability) if accelerator.capability else None
-    gpus = Gpus(accelerator.count, capability, accelerator.memory_gb, accelerator.why)
-    scratch = "About 60 GiB, by a remark of Kaggle's staff; measured again in the first cell."
-    why = {"accelerator": NAMED, "driver": pins.driver.why, "scratch_gb": scratch}
-    known = accelerator.cores, accelerator.ram_gb, accelerator.scratch_gb
-    return Machine(accelerator.name, gpus, *known, driver=pins.driver.version, why=why)
+    return Runtime(**vars(pins), accelerator=find_accelerator(accelerator).name)
 
 
 def choose_accelerator(config: Mapping[str, Any], named: str | None = None) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from kaggle_llm.base.accelerators import find_accelerator
 from kaggle_llm.runtime import facts
 from kaggle_llm.runtime.case import Case
 from kaggle_llm.runtime.findings import Finding
@@ -44,7 +43,7 @@ def judge_hours(case: Case) -> Iterator[Finding]:
 
 def judge_pins(runtime: Runtime) -> Iterator[Finding]:
     """Pins that exclude each other: transformers, torch and CUDA beside vLLM, and the card beside CUDA."""
-    card = find_accelerator(runtime.machine.accelerator)
+    card = runtime.machine
     if not knows_card(runtime, card):
         why = f"{card.card} needs CUDA {card.cuda} or newer, {runtime.name} has {runtime.cuda}"
         yield Finding("cuda", "refused", f"{why}: take another --runtime")
@@ -63,8 +62,8 @@ def judge_pins(runtime: Runtime) -> Iterator[Finding]:
     if vllm >= CUDA_13_FROM and cuda < CUDA_13 and not variant.startswith("cu12"):
         why = f"vLLM {vllm} looks for libcudart.so.13, and torch's CUDA is {cuda} (#43435)"
         yield Finding("cuda", "refused", f"{why}: bring the whole CUDA 13 stack, or vLLM 0.19.1, or its +cu129 build")
-    if cuda >= CUDA_13 and Version(runtime.machine.driver) < Version(CUDA_13_DRIVER):
-        why = f"CUDA {cuda} asks for driver {CUDA_13_DRIVER}, the runtime's lowest is {runtime.machine.driver}"
+    if cuda >= CUDA_13 and Version(runtime.driver.version) < Version(CUDA_13_DRIVER):
+        why = f"CUDA {cuda} asks for driver {CUDA_13_DRIVER}, the runtime's lowest is {runtime.driver.version}"
         yield Finding("driver", "refused", f"{why}: set driver.version to it, so that the first cell checks it")
 
 

@@ -44,7 +44,7 @@ def _ask(question: str) -> str:
 
 
 def make_question(case: Case) -> dict[str, Any]:
-    model, gpus = case.model, case.runtime.machine.gpus
+    model, card = case.model, case.accelerator
     method = case.settings.get("quantization")  # quantises weights of full precision when they are loaded
     attention = {
         "head_size": model.head_size,
@@ -54,8 +54,8 @@ def make_question(case: Case) -> dict[str, Any]:
         "has_sink": "gpt_oss" in model.types,
     }
     return {
-        "capability": gpus.capability,
-        "memory_gb": gpus.memory_gb,
+        "capability": card.capability,
+        "memory_gb": card.memory_gb,
         "dtype": case.engine.dtype,
         "attention": attention,
         "quantisation": model.quantisation or ({"quant_method": method} if method else None),
