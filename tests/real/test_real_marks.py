@@ -91,6 +91,25 @@ def test_boosted_trees_are_compared_with_ridge(workspace: Workspace) -> None:
     assert metrics["interval"][0] > 0
 
 
+def test_a_blend_and_a_stack_are_compared_with_their_best_member(workspace: Workspace) -> None:
+    """Of a head, ridge and LightGBM, on the same rows; what they gain is reported."""
+    runs = ["exp008_heads--member", "exp009_linear--words", "exp009_linear--boosted"]
+    both = "folds.validate=null"  # a stack is trained on the other fold's answers
+    train(workspace, "exp008_heads", "member", both)
+    train(workspace, "exp009_linear", "words", both)
+    train(workspace, "exp009_linear", "boosted", both, "linear.model=lightgbm", "linear.characters=0")
+    members = f"members=[{','.join(runs)}]"
+    for name, run, words in [
+        ("exp007_blend", "blend", ("competition.name=demo-essays",)),
+        ("exp009_linear", "stack", ("linear.words=0", "linear.characters=0")),
+        ("exp009_linear", "beside", ()),
+    ]:
+        metrics, _ = train(workspace, name, run, members, *words)
+        gained = f"{metrics['metric']} {metrics['before']:.4f} (best member) → {metrics['cv']:.4f}"
+        print(f"{run}: {gained} {metrics['interval']}", flush=True)
+        assert metrics["interval"][0] > 0
+
+
 OVERRIDES = {
     "classes": ("head.task=classification", "training.epochs=5"),
     "numbers": ("head.task=regression", "competition.name=made-sentences", "competition.dir=input/made-sentences"),

@@ -81,25 +81,29 @@ def ask_columns(
 
 
 def join_columns(ids: Sequence[str], answers: pl.DataFrame, members: int, head: HeadSettings) -> np.ndarray:
-    """[ids, members · outputs]: the numbers of each member's answer, or its labels' log-probabilities; NaN without one.
+    """[ids, members · columns]: each member's numbers, or `read_labels` of its labels; NaN where it gave no answer.
 
     answers: RANKINGs or VALUES with the members' numbers in the column `member`.
     """
     numbers = is_values(answers)
-    columns = np.full((len(ids), members, len(head.targets if numbers else head.labels)), np.nan)
+    count = len(head.targets) if numbers else 1 if head.levels else len(head.labels)
+    columns = np.full((len(ids), members, count), np.nan)
     position = {row: index for index, row in enumerate(ids)}
     for (member,), own in answers.group_by("member", maintain_order=True):
         for row, scores in read_rows(own).items():
-            columns[position[row], member] = list(scores.values()) if numbers else read_logs(scores, head.labels)
+            columns[position[row], member] = list(scores.values()) if numbers else read_labels(scores, head)
     return columns.reshape(len(ids), -1)
 
 
-def read_logs(scores: Mapping[str, float], labels: Sequence[str]) -> np.ndarray:
-    """[labels] log-probabilities, the softmax of the scores; a label that the answer lacks has its lowest score."""
+def read_labels(scores: Mapping[str, float], head: HeadSettings) -> np.ndarray:
+    """The log-probabilities of the labels, the softmax of the scores; of levels the mean one by these probabilities.
+
+    A label that the answer lacks has its lowest score.
+    """
     from scipy.special import log_softmax
 
     if not scores:
-        return np.full(len(labels), np.nan)
+        return np.full(1 if head.levels else len(head.labels), np.nan)
     lowest = min(scores.values())
-    logs: np.ndarray = log_softmax([scores.get(label, lowest) for label in labels])
-    return logs
+    logs: np.ndarray = log_softmax([scores.get(label, lowest) for label in head.labels])
+    return np.array([np.exp(logs) @ np.arange(len(logs))]) if head.levels else logs
