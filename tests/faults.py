@@ -226,7 +226,7 @@ def run_tests(folder: Path, names: list[str], seconds: float) -> str:
             process.wait()
             return ""
         said.seek(0)
-        failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", said.read(), re.M)
+        failed = re.findall(r"^(?:FAILED|ERROR) ([^\s\[]+(?:\[.*?\])?)(?= - |$)", said.read(), re.M)
     return failed[0] if failed else "" if process.returncode == 0 else f"pytest's exit code {process.returncode}"
 
 

@@ -46,7 +46,8 @@ def test_a_line_per_run_best_first_with_parent_lb_and_idea(root: Path) -> None:
     (third,) = [entry for entry in entries if entry["run"] == "exp003_a"]
     assert (third["parent"], third["lb"], third["idea"]) == ("exp002_a", 0.123, "A better idea.")
     table = board(root).stdout
-    assert "exp003_a" in table and "A better idea." in table
+    (line,) = [line for line in table.splitlines() if line.split()[:1] == ["exp003_a"]]
+    assert " 0.123 " in line and "A better idea." in line and "None" not in table
 
 
 def test_runs_stand_by_competition(root: Path) -> None:
