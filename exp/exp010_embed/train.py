@@ -15,7 +15,7 @@ from predict import Config, search_dense
 from kaggle_llm.experiment.part import Part
 from kaggle_llm.experiment.reports import score_retrieval
 from kaggle_llm.experiment.start import start
-from kaggle_llm.tasks.embedding import fill_embedder
+from kaggle_llm.tasks.embedding import train_embedder
 from kaggle_llm.tasks.embedding_teacher import read_taught
 from kaggle_llm.training.trainer import Job, describe_conditions
 
@@ -36,7 +36,7 @@ def learn(part: Part) -> None:
     queries, documents = loaded.queries(part.train), loaded.texts
     job = Job(base, Path(), config.lora, config.training, config.seed, part.experiment.about)
     taught = read_taught(config.distillation, list(queries))
-    make = partial(fill_embedder, config.embedding, queries, documents, part.truth, job, taught)
+    make = partial(train_embedder, config.embedding, queries, documents, part.truth, job, taught)
     inputs = {"queries": queries, "documents": documents, "truth": part.truth, "base": base, "taught": taught.scores}
     settings = {"embedding": config.embedding, "distillation": config.distillation, **describe_conditions(job)}
     part.make("encoder", make, inputs, settings, together=True)

@@ -15,7 +15,7 @@ from kaggle_llm.engines.tokenizer import load_tokenizer
 from kaggle_llm.retrieval.rerank import rerank
 from kaggle_llm.tasks.choice_training import ChoiceSettings, ChoiceTask
 from kaggle_llm.tasks.cross_encoder import PairPrompts, is_cross_encoder, rerank_pairs
-from kaggle_llm.tasks.cross_encoder_training import fill_cross_encoder, label_pairs
+from kaggle_llm.tasks.cross_encoder_training import label_pairs, train_cross_encoder
 from kaggle_llm.tasks.windows import WindowPrompts, rank_windows
 from kaggle_llm.tasks.windows_training import TwoFormsTask, mix_examples
 from kaggle_llm.training.trainer import Job, describe_conditions
@@ -136,6 +136,6 @@ class CrossEncoder(Reranker):
         groups = draw(part, config.choice.group_size)
         pairs = label_pairs(groups, self.retriever.queries(part.train), self.retriever.texts)
         job = Job(base, Path(), config.lora, config.training, config.seed, part.experiment.about)
-        make = partial(fill_cross_encoder, config.cross_encoder, pairs, job)
+        make = partial(train_cross_encoder, config.cross_encoder, pairs, job)
         settings = {"cross_encoder": config.cross_encoder, **describe_conditions(job)}
         part.make("cross_encoder", make, {"pairs": pairs, "base": base}, settings, together=True)

@@ -53,13 +53,16 @@ def label_pairs(
 
 
 @on_device
-def train_cross_encoder(settings: CrossEncoderSettings, pairs: Sequence[LabelledPair], job: Job) -> None:
-    """Train on the first pairs (listwise: queries) within `training.tokens`; save the whole model into job.folder.
+def train_cross_encoder(
+    settings: CrossEncoderSettings, pairs: Sequence[LabelledPair], job: Job, folder: Path | None = None
+) -> None:
+    """Train on the first pairs (listwise: queries) within `training.tokens`.
 
-    Listwise, the pairs of one query text make one list. A head that the base lacks is initialised with the seed. Raises
-    ValueError for labels outside 0 to 1, lists without a right document, and where nothing fits into the budget.
+    The whole model is saved into `folder`, or job.folder. Listwise, the pairs of one query text make one list. A head
+    that the base lacks is initialised with the seed. Raises ValueError for labels outside 0 to 1, lists without a right
+    document, and where nothing fits into the budget.
     """
-    lists = group_pairs(pairs, settings)
+    job, lists = replace(job, folder=folder or job.folder), group_pairs(pairs, settings)
 
     def load(job: Job, device: str | None = None) -> Any:
         return load_cross_encoder(settings, job, device)
@@ -82,11 +85,6 @@ def train_cross_encoder(settings: CrossEncoderSettings, pairs: Sequence[Labelled
     arguments = make_arguments(job, checkpoints, len(shares) // processes.world())
     trainer = make_cross_encoder_trainer(model, arguments, settings, kept, shares)
     run_trainer(trainer, job, checkpoints, lambda trained, *_: save_whole(trained, load, job))
-
-
-def fill_cross_encoder(settings: CrossEncoderSettings, pairs: Sequence[LabelledPair], job: Job, folder: Path) -> None:
-    """`train_cross_encoder` into `folder`, for Part.make."""
-    train_cross_encoder(settings, pairs, replace(job, folder=folder))
 
 
 def group_pairs(pairs: Sequence[LabelledPair], settings: CrossEncoderSettings) -> list[PairList]:

@@ -86,14 +86,16 @@ def train_embedder(
     truth: pl.DataFrame,
     job: Job,
     taught: Taught = NO_TEACHER,
+    folder: Path | None = None,
 ) -> None:
-    """Train on every right document of every query in `truth` and save the whole model into job.folder.
+    """Train on every right document of every query in `truth` and save the whole model into `folder`, or job.folder.
 
     queries, documents: texts by id; truth: id, items; taught: a reranker's scores of the documents, learned
     beside the right ones. `training.tokens` counts queries and right documents. Each of several processes contrasts its
     own share of `training.batch`. Raises ValueError for ids without a text, a base that
     does not fit `pooling`, and where no pair fits into the budget.
     """
+    job = replace(job, folder=folder or job.folder)
     right = {row: list(dict.fromkeys(items)) for row, items in truth.select("id", "items").iter_rows()}
     corpus = Corpus(queries, documents, right)
     check_corpus(corpus)
@@ -115,19 +117,6 @@ def train_embedder(
         lambda model, batch: encode_batch(model, batch, pairs, corpus, negatives, settings.max_tokens, taught),
     )
     run_trainer(trainer, job, checkpoints, lambda trained, *_: save_whole(trained, load, job))
-
-
-def fill_embedder(
-    settings: EmbeddingSettings,
-    queries: Mapping[str, str],
-    documents: Mapping[str, str],
-    truth: pl.DataFrame,
-    job: Job,
-    taught: Taught,
-    folder: Path,
-) -> None:
-    """`train_embedder` into `folder`, for Part.make."""
-    train_embedder(settings, queries, documents, truth, replace(job, folder=folder), taught)
 
 
 def check_corpus(corpus: Corpus) -> None:
