@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from kaggle_llm.training.base_model import make_loading_options
 from kaggle_llm.training.checkpoints import Checkpoints
 from kaggle_llm.training.padding import pad_for_head
 from kaggle_llm.training.plan import Share, keep_within, plan_training
-from kaggle_llm.training.trainer import Job, describe_job, make_arguments, on_device, run_trainer
+from kaggle_llm.training.trainer import Job, add_gradients, describe_job, make_arguments, on_device, run_trainer
 
 if TYPE_CHECKING:
     import torch
@@ -145,18 +144,10 @@ def make_cross_encoder_trainer(
     collect = collect_lists if listwise else collect_pairs
 
     def step(trainer: Any, model: Any, share: Share) -> torch.Tensor:
-        """Σ over this process's parts of loss · world / weight, so that DDP's mean is the mean over lists."""
         model.train()
-        losses = []
-        for number, part in enumerate(share.parts, start=1):
-            sync = nullcontext() if number == len(share.parts) else trainer.accelerator.no_sync(model)
-            with sync, trainer.compute_loss_context_manager():
-                chosen = [lists[i] for i in part] or lists[:1]
-                mean = trainer.compute_loss(model, {"batch": chosen})
-                loss = mean * len(part) * processes.world() / share.weight
-                trainer.accelerator.backward(loss)
-            losses.append(loss.detach())
-        return sum(losses)
+        return add_gradients(
+            trainer, model, share, lists, lambda model, part: trainer.compute_loss(model, {"batch": part}) * len(part)
+        )
 
     return make_planned_trainer(model, values, loss, shares, lambda model, chosen: collect(chosen, model.device), step)
 

@@ -242,35 +242,12 @@ def make_step_trainer(
             return SequentialSampler(self.train_dataset)
 
         def training_step(self, model: Any, inputs: dict[str, Share], num_items_in_batch: Any = None) -> torch.Tensor:
-            """Σ over this process's parts of loss · world / weight, so that DDP's mean is the mean over units."""
             model.train()
-            loss = self.add_gradients(model, inputs["share"])
+            loss = add_gradients(self, model, inputs["share"], examples, task.loss)
             if adversary:
                 with adversary(model):
-                    self.add_gradients(model, inputs["share"])
+                    add_gradients(self, model, inputs["share"], examples, task.loss)
             return loss
-
-        def add_gradients(self, model: Any, share: Share) -> torch.Tensor:
-            losses = []
-            for number, part in enumerate(share.parts, start=1):
-                is_last = number == len(share.parts)
-                # Under no_sync FSDP would keep whole gradients on every card, which it is there to avoid.
-                sync = nullcontext() if is_last or self.is_fsdp_enabled else self.accelerator.no_sync(model)
-                with sync, self.compute_loss_context_manager():
-                    chosen = [examples[i] for i in part] or examples[:1]
-                    scale = processes.world() / share.weight if part else 0.0
-                    loss = task.loss(model, chosen) * scale
-                    self.add_gradient(loss, is_last)
-                losses.append(loss.detach())
-                trim_heap(self.args.device.type)
-            return sum(losses)
-
-        def add_gradient(self, loss: torch.Tensor, is_last: bool) -> None:
-            if self.is_deepspeed_enabled:  # its engine syncs and steps by accelerate's flag, not by no_sync
-                self.accelerator.gradient_state._set_sync_gradients(is_last)
-                self.accelerator.backward(loss, scale_wrt_gas=False)
-            else:
-                self.accelerator.backward(loss)
 
     arguments = TrainingArguments(**values)
     use_one_gpu(arguments)
@@ -279,6 +256,36 @@ def make_step_trainer(
         return {"share": batch[0]}  # a share is a batch already
 
     return StepTrainer(model=model, args=arguments, train_dataset=list(shares), data_collator=unpack)
+
+
+def add_gradients(
+    trainer: Any,
+    model: Any,
+    share: Share,
+    examples: Sequence[Any],
+    compute_loss: Callable[[Any, Sequence[Any]], torch.Tensor],
+) -> torch.Tensor:
+    """Σ over this process's parts of loss · world / weight, so that DDP's mean is the mean over units.
+
+    compute_loss: (model, examples of a part) → the sum over their units.
+    """
+    losses = []
+    for number, part in enumerate(share.parts, start=1):
+        is_last = number == len(share.parts)
+        # Under no_sync FSDP would keep whole gradients on every card, which it is there to avoid.
+        sync = nullcontext() if is_last or trainer.is_fsdp_enabled else trainer.accelerator.no_sync(model)
+        with sync, trainer.compute_loss_context_manager():
+            scale = processes.world() / share.weight if part else 0.0
+            loss = compute_loss(model, [examples[i] for i in part] or examples[:1]) * scale
+            if trainer.is_deepspeed_enabled:  # its engine syncs and steps by accelerate's flag, not by no_sync
+                trainer.accelerator.gradient_state._set_sync_gradients(is_last)
+                trainer.accelerator.backward(loss, scale_wrt_gas=False)
+            else:
+                trainer.accelerator.backward(loss)
+        losses.append(loss.detach())
+        trim_heap(trainer.args.device.type)
+    total: torch.Tensor = sum(losses)
+    return total
 
 
 def use_one_gpu(arguments: Any) -> None:
