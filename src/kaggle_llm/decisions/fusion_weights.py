@@ -32,9 +32,7 @@ class FusionWeights:
 
         p(candidate) = softmax of the weighted scores: a conditional logit (McFadden, 1974). Its loss is convex.
         """
-        rows = [(scores, 0.0, right) for scores, right in list_candidates(scored, truth)]
-        if not rows:
-            return self
+        rows = ((scores, 0.0, right) for scores, right in list_candidates(scored, truth))
         lexical, dense = fit_weights(rows, [self.lexical, self.dense], LARGEST)
         return replace(self, lexical=lexical, dense=dense)
 

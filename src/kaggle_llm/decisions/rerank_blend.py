@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from kaggle_llm.competition.rankings import make_ranking
+from kaggle_llm.competition.rankings import make_ranking, read_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,14 +26,19 @@ def loss_of_right(scores: np.ndarray, right: Sequence[int]) -> float:
 
 
 def fit_weights(
-    rows: Sequence[tuple[np.ndarray, np.ndarray | float, list[int]]], start: Sequence[float], largest: float
+    examples: Iterable[tuple[np.ndarray, np.ndarray | float, list[int]]], start: Sequence[float], largest: float
 ) -> list[float]:
     """The weights of scores with the largest likelihood of right items: a conditional logit, whose loss is convex.
 
-    rows: scores [candidates, weights], what is added to the weighted sum, and the indices of the right candidates.
+    examples: scores [candidates, weights], what is added to the weighted sum, and the indices of the right candidates;
+    without any the weights stay.
     """
     import numpy as np
     from scipy.optimize import minimize
+
+    rows = list(examples)
+    if not rows:
+        return list(start)
 
     def loss(weights: np.ndarray) -> float:
         return sum(loss_of_right(scores @ weights + prior, right) for scores, prior, right in rows) / len(rows)
@@ -100,16 +105,13 @@ class Blend:
 
         right = dict(truth.select("id", "items").iter_rows())
         retrieved = dict(scored.retrieved.select("id", "items").iter_rows())
-        for row, items, scores in scored.reranked.select("id", "items", "scores").iter_rows():
-            if hits := find_hits(items, right[row]):
-                yield np.array(scores), log_ranks(items, retrieved[row]), hits
+        for row, scores in read_rows(scored.reranked).items():
+            if hits := find_hits(list(scores), right[row]):
+                yield np.array([*scores.values()]), log_ranks(list(scores), retrieved[row]), hits
 
     def apply(self, scored: Reranked) -> pl.DataFrame:
         """One RANKING of all candidates; those that were not reranked follow in the retrieval's order."""
-        reranked = {
-            row: dict(zip(items, scores, strict=True))
-            for row, items, scores in scored.reranked.select("id", "items", "scores").iter_rows()
-        }
+        reranked = read_rows(scored.reranked)
         retrieved = scored.retrieved.select("id", "items").iter_rows()
         rows = [self._blend(items, reranked.get(row, {})) for row, items in retrieved]
         return make_ranking(scored.retrieved["id"].to_list(), [row[0] for row in rows], [row[1] for row in rows])

@@ -37,9 +37,7 @@ class TwiceBlend:
     def fit(self, scored: TwiceReranked, truth: pl.DataFrame, metric: Metric) -> TwiceBlend:
         """The weights with the largest likelihood of right candidates, as Blend.fit; unchanged where no row has both
         scores."""
-        rows = list(self._list_right(scored, truth))
-        if not rows:
-            return self
+        rows = self._list_right(scored, truth)
         pointwise, windows = fit_weights(rows, [self.pointwise, self.windows], LARGEST)
         return replace(self, pointwise=pointwise, windows=windows)
 
