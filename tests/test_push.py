@@ -6,6 +6,7 @@ import random
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,14 @@ from kaggle_server import OWNER, Dataset, Fault, Kaggle, Kernel, environment, se
 
 from kaggle_llm.base import records
 from kaggle_llm.kaggle import client, datasets
-from kaggle_llm.kaggle.datasets import ensure_dataset, list_folder
+from kaggle_llm.kaggle.datasets import (
+    BegunUpload,
+    RemoteDataset,
+    begun_path,
+    ensure_dataset,
+    list_folder,
+    wait_for_begun,
+)
 from kaggle_llm.kaggle.kernels import ensure_kernel, follow_kernel, write_kernel
 from kaggle_llm.kaggle.metadata import describe_kernel
 from kaggle_llm.kaggle.notebook import write_notebook
@@ -309,3 +317,16 @@ def try_plans(seeds: range, folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
             refused = sum(fault.kind in ("no-source", "fails") for fault in kaggle.faults)
             assert len(texts) - len(set(texts)) <= refused, f"plan {seed}: {kaggle.faults}"
     assert len(outcomes) > len(seeds) // 10, "some plans do end in an error first"
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+def test_an_interrupted_upload_is_its_version_where_it_arrived_and_else_the_one_before(
+    arrived: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KAGGLE_LLM_ROOT", str(tmp_path))
+    before, after = RemoteDataset("ready", 3), RemoteDataset("ready", 4)
+    states = [before, *([after] if arrived else [])]
+    monkeypatch.setattr(datasets, "read_remote", lambda ref: states.pop(0) if len(states) > 1 else states[0])
+    monkeypatch.setattr(datasets, "pause", lambda seconds: None)
+    records.write_json(begun_path("me/weights"), asdict(BegunUpload("content", 3)))
+    assert wait_for_begun("me/weights", "content") == (after if arrived else before)
