@@ -2,7 +2,8 @@
 
 `python()` is a program that does what `python WORDS…` does (a script, -m module, -c code) in such a fork, with the
 caller's environment, folder and open files. The fork dies with its caller, and the program ends as the fork did.
-Its first call starts the server, which ends with the test session. Nothing of kaggle_llm is loaded beforehand.
+Its first call starts the server, which ends with the test session. kaggle_llm is loaded beforehand too, and dropped
+where the program's path has another one, or where it was changed since.
 
 Not for tests of the process itself: what the interpreter or a library reads when it starts, signals to a group, limits
 and namespaces of the caller, memory of a process tree.
@@ -25,6 +26,8 @@ peft sentence_transformers bm25s sklearn.metrics sklearn.model_selection scipy.s
 psutil typer pydantic.fields pydantic.type_adapter pydantic.types rich.table matplotlib.backends.backend_agg
 torch.distributed.checkpoint.state_dict sqlite3
 """
+PACKAGE = "kaggle_llm"
+LOADED: dict[str, int] = {}  # the server's files of it, and when they were changed
 LOOK = 0.01  # seconds between two looks at a program
 
 
@@ -211,9 +214,17 @@ def load_libraries() -> None:
     import gc
     import importlib
     import io
+    import pkgutil
 
     for name in LIBRARIES.split():
         importlib.import_module(name)
+    source = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "src")
+    sys.path.insert(0, source)  # whatever the path of the first program is
+    package = importlib.import_module(PACKAGE)
+    sys.path.remove(source)
+    for module in pkgutil.walk_packages(package.__path__, f"{PACKAGE}."):
+        importlib.import_module(module.name)
+    LOADED.update(list_times())
     figure = importlib.import_module("matplotlib.figure").Figure()
     figure.subplots().set(yscale="log", title="fonts, and the patterns of its texts, are read once")
     figure.savefig(io.BytesIO())
@@ -230,6 +241,22 @@ def end_quickly() -> None:
     atexit.unregister(sys.modules["torch._dynamo.utils"].dump_compile_times)
     for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
         finalizer.atexit = False
+
+
+def list_times() -> dict[str, int]:
+    """Files of the package that are loaded, and when they were changed; 0: gone."""
+    files = [module.__file__ for name, module in sys.modules.items() if name.split(".")[0] == PACKAGE]
+    return {file: os.stat(file).st_mtime_ns if os.path.exists(file) else 0 for file in files if file}
+
+
+def drop_other_package() -> None:
+    """Forget the server's kaggle_llm where the program's path has another one, or none, or where it was changed."""
+    from importlib.machinery import PathFinder
+
+    spec = PathFinder.find_spec(PACKAGE, sys.path)
+    if spec is None or spec.origin != sys.modules[PACKAGE].__file__ or list_times() != LOADED:
+        for name in [name for name in sys.modules if name.split(".")[0] == PACKAGE]:
+            del sys.modules[name]
 
 
 def is_alive(pid: int) -> bool:
@@ -285,6 +312,7 @@ def start_program(request: dict) -> None:
     import runpy
     import tempfile
     import types
+    import warnings
 
     words, environment = request["words"], request["environment"]
     inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
@@ -304,7 +332,9 @@ def start_program(request: dict) -> None:
     else:
         sys.argv = words
         sys.path[:] = [os.path.dirname(os.path.abspath(words[0])), *given, *installed]
+    drop_other_package()
     if words[0] == "-m":
+        warnings.filterwarnings("ignore", message=".* prior to execution of")  # of what is loaded already
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     elif words[0] == "-c":
         main = sys.modules["__main__"] = types.ModuleType("__main__")

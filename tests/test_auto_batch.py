@@ -78,12 +78,19 @@ def test_an_engine_takes_its_share_of_the_fullest_card(
     assert choose_batch(pico_llm, number, None, gpus) is number
 
 
-def test_every_kind_of_model_gets_a_batch(
-    pico_llm: Path, pico_encoder: Path, pico_head: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("pico_head", ["bert-sequence", "bert-token", "llama-sequence"], indirect=True)
+def test_every_kind_of_head_gets_a_batch(pico_head: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maker, "measure_free_memory", lambda gpu: 20.0)
+    assert choose_batch(pico_head, EngineSettings(dtype="float16"), None, [["0"]]).batch_tokens == 2**14
+
+
+@pytest.mark.parametrize("model", ["pico_llm", "pico_encoder"])
+def test_a_language_model_and_an_encoder_get_a_batch(
+    model: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(maker, "measure_free_memory", lambda gpu: 20.0)
-    for folder in (pico_llm, pico_encoder, pico_head):
-        assert choose_batch(folder, EngineSettings(dtype="float16"), None, [["0"]]).batch_tokens == 2**14
+    folder = request.getfixturevalue(model)
+    assert choose_batch(folder, EngineSettings(dtype="float16"), None, [["0"]]).batch_tokens == 2**14
 
 
 def test_where_nothing_can_be_computed_an_engine_gets_what_a_cpu_gets(

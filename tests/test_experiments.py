@@ -308,32 +308,59 @@ def test_new_copies_and_remembers_the_parent(trained: Workspace) -> None:
     assert again.returncode != 0 and "exists" in again.stderr and "Traceback" not in again.stderr
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["lora.rank=8"], "lora.rank: unknown key"),
-        (["training.learning_rte=1.0e-4"], "did you mean 'learning_rate'?"),
-        (["prompt.labels=[Yes, No]"], "YAML reads Yes, No"),
-        (["seed=zero", "lora.r=big"], "2 problem(s)"),
-        (["models.encoder=input/models/none"], "model folder input/models/none does not exist"),
-        (["prompt.labels=[' Yes', ' Certainly not']"], "tokens"),
-        (["competition.dir=input/none"], "does not exist: run `kaggle-llm fetch"),
-        (["--fast"], "--fast: arguments are key=value"),
-        (["run=a b"], "run = 'a b'"),
-        (["run=my-smoke"], "only runs of --smoke have that ending"),
-        (["prompt.budgets.quetsion=5"], "budgets of ['quetsion']"),
-        (["retrieval.query='{quesion}'"], "asks for ['quesion']"),
-        (["quantize.scheme=gptq"], "set quantize.group_size=64"),
-        (["quantize.scheme=gptq", "quantize.group_size=64", "merge.into=nothing"], "an adapter is not quantised"),
-        (["ship=folds"], "ship = folds, but only fold [0] is validated"),
-        (["folds.validate=[7]"], "name one or more of the folds 0 to 4"),
-    ],
-)
-def test_bad_input_is_one_clear_error(trained: Workspace, words: list[str], said: str) -> None:
-    name = [] if any(word.startswith("run=") for word in words) else ["run=bad"]
-    done = trained.train("exp002_rerank", "--smoke", *words, *name)
-    assert done.returncode != 0 and said in done.stderr and "Traceback" not in done.stderr, done.stderr[-2000:]
-    assert "training on" not in done.stdout, "it is said before anything takes long"
+BAD = [  # words of train.py, and what it says
+    (["lora.rank=8"], "lora.rank: unknown key"),
+    (["training.learning_rte=1.0e-4"], "did you mean 'learning_rate'?"),
+    (["prompt.labels=[Yes, No]"], "YAML reads Yes, No"),
+    (["seed=zero", "lora.r=big"], "2 problem(s)"),
+    (["models.encoder=input/models/none"], "model folder input/models/none does not exist"),
+    (["prompt.labels=[' Yes', ' Certainly not']"], "tokens"),
+    (["competition.dir=input/none"], "does not exist: run `kaggle-llm fetch"),
+    (["--fast"], "--fast: arguments are key=value"),
+    (["run=a b"], "run = 'a b'"),
+    (["run=my-smoke"], "only runs of --smoke have that ending"),
+    (["prompt.budgets.quetsion=5"], "budgets of ['quetsion']"),
+    (["retrieval.query='{quesion}'"], "asks for ['quesion']"),
+    (["quantize.scheme=gptq"], "set quantize.group_size=64"),
+    (["quantize.scheme=gptq", "quantize.group_size=64", "merge.into=nothing"], "an adapter is not quantised"),
+    (["ship=folds"], "ship = folds, but only fold [0] is validated"),
+    (["folds.validate=[7]"], "name one or more of the folds 0 to 4"),
+]
+# train.py once for each list of words, in one process: exit code, output and errors of each.
+EACH = """
+import contextlib, io, json, os, runpy, sys
+train, results = sys.argv[1], []
+sys.path[0] = os.path.dirname(train)
+for number, words in enumerate(json.loads(sys.argv[2])):
+    sys.argv = [train, "--smoke", f"run=bad{number}", *words]
+    if any(word.startswith("run=") for word in words):
+        del sys.argv[2]
+    code, said, errors = 0, io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(errors):
+        try:
+            runpy.run_path(train, run_name="__main__")
+        except SystemExit as stopped:
+            code = stopped.code
+        except Exception as error:
+            code = 1
+            sys.excepthook(type(error), error, error.__traceback__)
+    results.append((code, said.getvalue(), errors.getvalue()))
+print(json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def refused(trained: Workspace) -> dict[str, tuple[int, str, str]]:
+    train = str(trained.root / "exp" / "exp002_rerank" / "train.py")
+    done = trained.python("-c", EACH, train, json.dumps([words for words, _ in BAD]))
+    return {said: tuple(result) for (_, said), result in zip(BAD, json.loads(succeed(done)), strict=True)}
+
+
+@pytest.mark.parametrize("said", [said for _, said in BAD])
+def test_bad_input_is_one_clear_error(trained: Workspace, refused: dict[str, tuple[int, str, str]], said: str) -> None:
+    code, output, errors = refused[said]
+    assert code and said in errors and "Traceback" not in errors, errors[-2000:]
+    assert "training on" not in output, "it is said before anything takes long"
     assert not list(trained.output.glob("*bad*/metrics.json"))
 
 

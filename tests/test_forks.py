@@ -42,6 +42,17 @@ def test_it_ends_as_the_program_does(code: str, expected: int, said: str) -> Non
     assert program.returncode == expected and said in errors
 
 
+def test_the_package_is_loaded_unless_the_path_has_another(tmp_path: Path) -> None:
+    code = "import sys; print('kaggle_llm.cli' in sys.modules); import kaggle_llm; print(kaggle_llm.__file__)"
+    loaded, own = start(code).communicate()[0].split()
+    assert loaded == "True" and Path(own).parts[-3:] == ("src", "kaggle_llm", "__init__.py")
+    other = tmp_path / "kaggle_llm" / "__init__.py"
+    other.parent.mkdir()
+    other.touch()
+    said, _ = start(code, env={**os.environ, "PYTHONPATH": str(tmp_path)}).communicate()
+    assert said.split() == ["False", str(other)]
+
+
 def test_many_at_once_have_each_their_own_end() -> None:
     programs = [start(f"import time; time.sleep(0.3); raise SystemExit({number})") for number in range(12)]
     assert [program.wait() for program in programs] == list(range(12))

@@ -215,7 +215,7 @@ def brute_force(ids: list[str], fold: list[int], texts: list[str], similarity: f
     return found
 
 
-@pytest.mark.parametrize("similarity", [0.3, 0.5, 0.7, 0.9, 1.0])
+@pytest.mark.parametrize("similarity", [0.3, 0.7, 1.0])
 def test_near_duplicates_are_those_of_comparing_every_pair(similarity: float) -> None:
     rng = random.Random(round(similarity * 10))
     texts = [*related_texts(rng, 400), "a b a b a b", "b a b a b a"]  # the same shingles, another text

@@ -258,8 +258,9 @@ def test_a_fault_fails_the_gate_and_is_not_pushed(
     assert done.exit_code == 1 and reason in done.output, done.output
     (step,) = read_report(copy)["steps"]
     assert step["status"] == "failed" and reason in step["reason"]
-    pushed = copy.cli("push", SMOKE)
-    assert pushed.returncode != 0 and reason in pushed.stderr and "--accept-parity" in pushed.stderr
+    if name == "merged twice":  # the push reads the report, whatever the fault was
+        pushed = copy.cli("push", SMOKE)
+        assert pushed.returncode != 0 and reason in pushed.stderr and "--accept-parity" in pushed.stderr
 
 
 def test_what_was_made_again_alike_passes(bundled: Workspace, check: Callable[[Workspace], Result]) -> None:

@@ -191,7 +191,7 @@ class Answering(threading.Thread):
         return self.found
 
 
-@pytest.mark.parametrize("lost", [1, 2], ids=["one", "both"])
+@pytest.mark.parametrize("lost", [pytest.param(1, marks=pytest.mark.slow), 2], ids=["one", "both"])
 def test_killed_workers_are_replaced_and_nothing_is_missing(
     engine: Engine, pool: WorkerPool, lost: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -47,22 +47,22 @@ def shape(nodes: Sequence[PrefixNode]) -> list[tuple[int, int, list[int], list]]
     return [(node.begin, node.end, node.ends, shape(node.children)) for node in nodes]
 
 
-@pytest.mark.parametrize("seed", range(50))
-def test_the_way_to_a_prompts_only_node_is_the_prompt(seed: int) -> None:
-    prompts = random_prompts(seed)
-    assert read_paths(grow_tree(prompts), prompts) == dict(enumerate(prompts))
+def test_the_way_to_a_prompts_only_node_is_the_prompt() -> None:
+    for seed in range(50):
+        prompts = random_prompts(seed)
+        assert read_paths(grow_tree(prompts), prompts) == dict(enumerate(prompts))
 
 
-@pytest.mark.parametrize("seed", range(50))
-def test_a_node_with_children_saves_what_it_is_worth_and_none_is_empty(seed: int) -> None:
-    prompts = random_prompts(seed)
-    trees = grow_tree(prompts)
-    for node in list_nodes(trees):
-        below = sum(len(descendant.ends) for descendant in list_nodes([node]))
-        assert node.end > node.begin
-        assert node.ends or node.children
-        assert not node.children or (node.end - node.begin) * (below - 1) >= MIN_TOKENS_SAVED
-    assert sum(map(len, trees)) <= sum(len(prompt) for prompt in {tuple(prompt) for prompt in prompts})
+def test_a_node_with_children_saves_what_it_is_worth_and_none_is_empty() -> None:
+    for seed in range(50):
+        prompts = random_prompts(seed)
+        trees = grow_tree(prompts)
+        for node in list_nodes(trees):
+            below = sum(len(descendant.ends) for descendant in list_nodes([node]))
+            assert node.end > node.begin
+            assert node.ends or node.children
+            assert not node.children or (node.end - node.begin) * (below - 1) >= MIN_TOKENS_SAVED
+        assert sum(map(len, trees)) <= sum(len(prompt) for prompt in {tuple(prompt) for prompt in prompts})
 
 
 @pytest.mark.parametrize(
@@ -73,14 +73,14 @@ def test_common_prefix_ends_at_the_first_difference(first: list[int], second: li
     assert common_prefix(first, second) == common_prefix(second, first) == shared
 
 
-@pytest.mark.parametrize("seed", range(50))
-def test_common_prefix_is_counted_as_a_loop_does(seed: int) -> None:
-    rng = random.Random(seed)
-    first, second = (rng.choices(range(3), k=rng.randint(0, 8)) for _ in range(2))
-    shared = 0
-    while shared < min(len(first), len(second)) and first[shared] == second[shared]:
-        shared += 1
-    assert common_prefix(first, second) == shared
+def test_common_prefix_is_counted_as_a_loop_does() -> None:
+    for seed in range(50):
+        rng = random.Random(seed)
+        first, second = (rng.choices(range(3), k=rng.randint(0, 8)) for _ in range(2))
+        shared = 0
+        while shared < min(len(first), len(second)) and first[shared] == second[shared]:
+            shared += 1
+        assert common_prefix(first, second) == shared
 
 
 def test_instructions_questions_and_candidates_are_three_levels_in_any_order() -> None:

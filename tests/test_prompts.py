@@ -401,8 +401,7 @@ def make_pair_texts(length: int) -> list[str]:
 
 
 @pytest.mark.parametrize("model", ["pico_encoder", "pico_llm"])
-@pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("max_tokens", [8, 31])
+@pytest.mark.parametrize(("side", "max_tokens"), [("right", 8), ("left", 8), ("right", 31)])
 def test_a_long_pair_has_the_tokens_that_the_tokenizer_keeps_of_it(
     request: pytest.FixtureRequest, model: str, side: str, max_tokens: int
 ) -> None:

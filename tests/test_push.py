@@ -241,8 +241,9 @@ def draw_plan(seed: int) -> tuple[Fault, ...]:
 
 
 @pytest.mark.timeout(280)
-def test_no_plan_of_faults_ends_in_a_wrong_success(forked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    try_plans(range(4), forked, monkeypatch)
+@pytest.mark.parametrize("seeds", [range(2), pytest.param(range(2, 8), marks=pytest.mark.slow)], ids=str)
+def test_no_plan_of_faults_ends_in_a_wrong_success(forked: Path, monkeypatch: pytest.MonkeyPatch, seeds: range) -> None:
+    try_plans(seeds, forked, monkeypatch)
 
 
 @pytest.mark.release

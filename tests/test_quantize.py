@@ -3,10 +3,10 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import forks
 import pytest
 
 from kaggle_llm.base import records
@@ -84,7 +84,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
         (tmp_path / "stand_in.py").write_text(STAND_IN.replace("EDIT", edit))
         python = tmp_path / ".venv-quantise" / "bin" / "python"
         python.parent.mkdir(parents=True)
-        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{tmp_path}/stand_in.py" "$@"\n')
+        python.write_text(f'#!/bin/sh\nexec "{forks.python()}" "{tmp_path}/stand_in.py" "$@"\n')
         python.chmod(0o755)
 
     return make

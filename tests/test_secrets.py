@@ -84,10 +84,21 @@ PLANTED: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", PLANTED)
+@pytest.mark.parametrize("kind", sorted(PLANTED.keys() - {"a link"}))
+def test_a_planted_secret_is_named_and_not_repeated(kind: str, tmp_path: Path) -> None:
+    plant, message = PLANTED[kind]
+    plant(tmp_path)
+    with pytest.raises(ValueError, match="not bundled") as refusal:
+        check_secrets(tmp_path)
+    assert message in str(refusal.value)
+    assert HEX not in str(refusal.value) and LETTERS not in str(refusal.value), "the message does not repeat the secret"
+
+
+@pytest.mark.parametrize("kind", ["Hugging Face", ".env", "a git folder", "a pickle", "a link"])
 def test_a_bundle_with_a_planted_secret_is_refused(
     trained: Workspace, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In a file of text, in one or in a folder whose name begins with a dot, in one of bytes, behind a link."""
     from kaggle_llm.kaggle.bundle import bundle_run
 
     monkeypatch.setenv("KAGGLE_LLM_ROOT", str(trained.root))
@@ -102,7 +113,6 @@ def test_a_bundle_with_a_planted_secret_is_refused(
         for path in sorted(set(folder.rglob("*")) - before, reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
     assert message in str(refusal.value) and "exp001_retrieve" in str(refusal.value)
-    assert HEX not in str(refusal.value) and LETTERS not in str(refusal.value), "the message does not repeat the secret"
     assert not (trained.output / "bundles" / SMOKE).exists()
 
 

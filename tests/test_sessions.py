@@ -38,6 +38,7 @@ def public_and_rerun(site: Site) -> Results:
 
 
 REMEMBERS = """
+assert ("KAGGLE_IS_COMPETITION_RERUN" in os.environ) == (rows.height != 3), "told otherwise"
 for folder in (Path("."), Path.home()):
     path = folder / "count"
     if path.is_file():
@@ -48,25 +49,18 @@ rows = rows.head(len(start))
 """
 
 
-def test_a_row_count_remembered_from_the_public_test_is_caught(light: Workspace, tmp_path: Path) -> None:
-    """In working/; at home, which is the folder for temporary files too."""
+def test_a_row_count_remembered_from_the_public_test_is_caught_and_what_that_run_left_is_no_answer_of_the_rerun(
+    light: Workspace, tmp_path: Path
+) -> None:
+    """In working/; at home, which is the folder for temporary files too.
+
+    A rerun that fails has no submission, no prediction.json and no origin, though the run before had. Only the rerun
+    is told that it is one, and nothing of the stand-in stays.
+    """
     with open_light_site(light, tmp_path / "site", REMEMBERS) as site:
         found = by_name(public_and_rerun(site))
-    assert found["public"].ok and not found["notebook"].ok
     log = (tmp_path / "site" / "log.txt").read_text()
     assert "6 rows asked, 3 rows ranked" in log and len(set(re.findall(r"remembered in (\S+)", log))) == 2, log
-
-
-def test_what_the_public_run_left_is_no_answer_of_the_rerun(light: Workspace, tmp_path: Path) -> None:
-    """A rerun that fails has no submission, no prediction.json and no origin, though the run before had.
-
-    Only the rerun is told that it is one, and nothing of the stand-in stays.
-    """
-    edit = 'assert ("KAGGLE_IS_COMPETITION_RERUN" in os.environ) == (rows.height != 3), "told otherwise"\n'
-    edit += 'assert rows.height == 3, "public only"'
-    with open_light_site(light, tmp_path / "site", edit) as site:
-        found = by_name(public_and_rerun(site))
-    assert "AssertionError: public only" in (tmp_path / "site" / "log.txt").read_text()
     assert not (tmp_path / "site" / "kaggle").exists() and not (tmp_path / "site" / "depot").exists()
     failed = {name for name, check in found.items() if not check.ok}
     assert failed == {"notebook", "time", "row independence"}

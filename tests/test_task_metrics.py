@@ -233,9 +233,9 @@ def test_draws_that_do_not_define_a_metric_are_left_out_of_its_interval() -> Non
     ids = [f"r{n}" for n in range(6)]
     ranking = make_ranking(ids, [["1", "0"]] * 6, [[p, 0] for p in (0.9, 0.1, 0.2, 0.3, 0.4, 0.95)])
     truth = true(["1"], ["0"], ["0"], ["0"], ["0"], ["0"])
-    low, high = bootstrap_interval(roc_auc(), ranking, truth, draws=100)
+    low, high = bootstrap_interval(roc_auc(), ranking, truth, draws=50)
     assert 0.0 <= low < roc_auc().score(ranking, truth) == 0.8 < high <= 1.0
-    assert paired_difference(roc_auc(), ranking, ranking, truth, draws=100) == (0.0, 0.0, 0.0)
+    assert paired_difference(roc_auc(), ranking, ranking, truth, draws=50) == (0.0, 0.0, 0.0)
     assert roc_auc().try_score(ranking[1:3], truth) is None
 
 
@@ -415,9 +415,9 @@ def test_the_bootstrap_takes_every_metric_and_finds_the_better_answers(make: Cal
         names = dict(zip(LEVELS, NAMED[metric.name], strict=True))
         named = pl.col("items").list.eval(pl.element().replace_strict(names))
         better, worse, truth = (frame.with_columns(named) for frame in (better, worse, truth))
-    low, high = bootstrap_interval(metric, worse, truth, draws=100)
+    low, high = bootstrap_interval(metric, worse, truth, draws=50)
     assert low < metric.score(worse, truth) < high
-    difference, first, last = paired_difference(metric, better, worse, truth, draws=100)
+    difference, first, last = paired_difference(metric, better, worse, truth, draws=50)
     assert first <= difference <= last
     assert first > 0 if metric.greater_is_better else last < 0
     if metric.rows is not None:

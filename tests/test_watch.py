@@ -28,7 +28,6 @@ def train(base: Path, folder: Path, groups: list[TokenGroup] = GROUPS, **changes
 
 
 def test_the_held_out_loss_is_that_of_the_last_examples_and_changes_nothing(pico_llm: Path, tmp_path: Path) -> None:
-    train(pico_llm, tmp_path / "plain", GROUPS[:12])
     losses = train(pico_llm, tmp_path / "watched", watch=WatchSettings(rows=4, steps=4), batch_tokens=60)
     train(pico_llm, tmp_path / "parts", GROUPS[:12], batch_tokens=60)
     assert list(losses) == [4, 6], "every four steps, and the last one"
@@ -38,9 +37,13 @@ def test_the_held_out_loss_is_that_of_the_last_examples_and_changes_nothing(pico
     assert not (tmp_path / "parts" / "loss.png").exists()
 
 
-def test_the_best_step_is_what_is_saved(pico_llm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = {"epochs": 4, "learning_rate": 0.05, "warmup": 0.0}
-    losses = train(pico_llm, tmp_path / "best", watch=WatchSettings(rows=4, steps=1, keep="best"), **words)
+LONG: dict[str, Any] = {"epochs": 4, "learning_rate": 0.05, "warmup": 0.0}
+
+
+def test_the_best_step_is_saved_and_it_stops_after_looks_without_a_lower_loss(
+    pico_llm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = train(pico_llm, tmp_path / "best", watch=WatchSettings(rows=4, steps=1, keep="best"), **LONG)
     best = min(losses, key=losses.__getitem__)
     assert best < max(losses) and losses[best] < losses[max(losses)] - 0.01
     found = loss_of(load_trained(pico_llm, tmp_path / "best"), GROUPS[12:])
@@ -48,15 +51,10 @@ def test_the_best_step_is_what_is_saved(pico_llm: Path, tmp_path: Path, capsys: 
     assert (
         f"at step {best}, {losses[max(losses)]:.4f} at step 24, the last; kept: step {best}" in capsys.readouterr().out
     )
-
-
-def test_it_stops_after_looks_without_a_lower_loss(pico_llm: Path, tmp_path: Path) -> None:
-    words = {"epochs": 4, "learning_rate": 0.05, "warmup": 0.0}
-    whole = train(pico_llm, tmp_path / "whole", watch=WatchSettings(rows=4, steps=1), **words)
-    stopped = train(pico_llm, tmp_path / "stopped", watch=WatchSettings(rows=4, steps=1, patience=3), **words)
-    assert len(stopped) < len(whole) and stopped == dict(list(whole.items())[: len(stopped)])
+    stopped = train(pico_llm, tmp_path / "stopped", watch=WatchSettings(rows=4, steps=1, patience=3), **LONG)
+    assert len(stopped) < len(losses) and stopped == dict(list(losses.items())[: len(stopped)])
     assert count_since_best(stopped) == 3
-    assert max(count_since_best(dict(list(whole.items())[:n])) for n in range(1, len(stopped))) == 2
+    assert max(count_since_best(dict(list(losses.items())[:n])) for n in range(1, len(stopped))) == 2
 
 
 @pytest.mark.parametrize("step", [5, *(pytest.param(step, marks=pytest.mark.slow) for step in (4, 9))])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import forks
@@ -25,19 +26,23 @@ PURE, ABI3 = "py3-none-any", "cp38-abi3-manylinux_2_17_x86_64"
 BINARY = "cp313-cp313-manylinux_2_28_x86_64"
 
 
-@pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def open_index(folder: Path, patch: pytest.MonkeyPatch) -> Path:
     """A folder that is all that uv and pip know, and a repository of its own."""
-    folder, root = tmp_path / "index", tmp_path / "root"
-    folder.mkdir()
+    index, root = folder / "index", folder / "root"
+    index.mkdir()
     for name in ("exp", "submission"):
         (root / name).mkdir(parents=True)
-    (tmp_path / "uv.toml").write_text(f"no-index = true\nfind-links = [{str(folder)!r}]\nno-cache = true\n")
-    settings = {"UV_CONFIG_FILE": str(tmp_path / "uv.toml")}
-    settings |= {"PIP_FIND_LINKS": str(folder), "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": "/dev/null"}
+    (folder / "uv.toml").write_text(f"no-index = true\nfind-links = [{str(index)!r}]\nno-cache = true\n")
+    settings = {"UV_CONFIG_FILE": str(folder / "uv.toml")}
+    settings |= {"PIP_FIND_LINKS": str(index), "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": "/dev/null"}
     for name, value in {**settings, "KAGGLE_LLM_ROOT": str(root)}.items():
-        monkeypatch.setenv(name, value)
-    return folder
+        patch.setenv(name, value)
+    return index
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return open_index(tmp_path, monkeypatch)
 
 
 def make_runtime(monkeypatch: pytest.MonkeyPatch, **pins: str) -> Runtime:
@@ -51,8 +56,7 @@ def make_runtime(monkeypatch: pytest.MonkeyPatch, **pins: str) -> Runtime:
     return runtime
 
 
-@pytest.fixture
-def filled(index: Path) -> Path:
+def fill_index(index: Path) -> Path:
     """plain needs torch (the image's), binary and, on Python 3.13 only, stable; newer versions of two lie there too."""
     needs = ["torch>=2.11", "binary", "stable; python_version >= '3.13'", "old; python_version < '3.13'"]
     write_wheel(index, "plain", "1.0", PURE, needs)
@@ -67,14 +71,39 @@ def filled(index: Path) -> Path:
     return index
 
 
+@pytest.fixture
+def filled(index: Path) -> Path:
+    return fill_index(index)
+
+
+@dataclass(frozen=True)
+class Collected:
+    index: Path
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Collected]:
+    """The wheels of plain and local, after a download that was cut and one of another lock; the index lasts as long."""
+    with pytest.MonkeyPatch.context() as patch:
+        index = fill_index(open_index(tmp_path_factory.mktemp("wheels"), patch))
+        runtime = make_runtime(patch, plain="1.0", local="1.0+cu128")
+        downloads = index.parent / "root" / "output" / "wheels" / ".downloads"
+        downloads.mkdir(parents=True)
+        cut = downloads / f"plain-1.0-{PURE}.whl"
+        cut.write_bytes((index / cut.name).read_bytes()[:100])
+        (downloads / f"stable-2.0-{ABI3}.whl").write_bytes(b"of another lock")
+        yield Collected(index, make_wheelhouse(runtime.name))
+
+
 # the whole command ----------------------------------------------------------------------------------------------
 
 
 def test_the_wheels_are_those_of_the_images_python_and_nothing_that_it_has_itself(
-    filled: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    collected: Collected, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    make_runtime(monkeypatch, plain="1.0", local="1.0+cu128")
-    folder = make_wheelhouse("tiny")
+    """Whole files, also of what was cut."""
+    folder, filled = collected.folder, collected.index
     expected = [
         f"binary-1.0-{BINARY}.whl",
         "local-1.0_plus_cu128-py3-none-any.whl",
@@ -94,23 +123,26 @@ def test_the_wheels_are_those_of_the_images_python_and_nothing_that_it_has_itsel
     manifest = records.read_json(folder / "MANIFEST.json")
     assert (manifest["slug"], manifest["kind"]) == ("tiny-wheels", "wheels")
     assert manifest["kept"]["torch"] == "2.11.0+cu128" and str(filled) not in (folder / "MANIFEST.json").read_text()
-    capfd.readouterr()
     print_wheelhouse(folder)
     said = capfd.readouterr().out
     assert "4 wheels, 0.0 MB" in said and "left to the image: torch 2.11.0+cu128" in said
 
 
 def test_the_same_pins_are_collected_once(
-    filled: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    collected: Collected, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    make_runtime(monkeypatch, stable="3.0")
-    folder = make_wheelhouse("tiny")
-    made = folder.stat().st_ino
+    made = collected.folder.stat().st_ino
     monkeypatch.setattr(sys, "executable", "/nowhere")  # neither uv nor pip can be asked
     assert make_wheelhouse("tiny").stat().st_ino == made and "already" in capfd.readouterr().out
-    make_runtime(monkeypatch, stable="3.0", binary="1.0")
+    make_runtime(monkeypatch, plain="1.0")
     with pytest.raises(FileNotFoundError, match="/nowhere"):
         make_wheelhouse("tiny")
+
+
+def test_a_bundle_takes_the_wheels_along(collected: Collected, tmp_path: Path) -> None:
+    assert add_wheels(tmp_path / "bundle", "tiny") == "tiny-wheels"
+    stored = tmp_path / "bundle" / "tiny-wheels" / "wheels" / "local-1.0_plus_cu128-py3-none-any.whl"
+    assert stored.stat().st_ino == (collected.folder / "wheels" / stored.name).stat().st_ino
 
 
 @pytest.mark.slow
@@ -158,32 +190,12 @@ def test_a_package_without_a_wheel_for_the_image_is_named(index: Path, monkeypat
         make_wheelhouse("tiny")
 
 
-def test_a_download_that_was_cut_is_made_again(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runtime = make_runtime(monkeypatch, plain="1.0")
-    downloads = filled.parent / "root" / "output" / "wheels" / ".downloads"
-    downloads.mkdir(parents=True)
-    cut = downloads / f"plain-1.0-{PURE}.whl"
-    cut.write_bytes((filled / cut.name).read_bytes()[:100])
-    (downloads / f"stable-2.0-{ABI3}.whl").write_bytes(b"of another lock")
-    folder = make_wheelhouse(runtime.name)
-    assert (folder / "wheels" / cut.name).read_bytes() == (filled / cut.name).read_bytes()
-    assert [path.name for path in (folder / "wheels").glob("stable-*")] == [f"stable-3.0-{ABI3}.whl"]
-
-
 def test_a_file_that_is_not_the_locked_one_ends_the_download(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = make_runtime(monkeypatch, stable="3.0")
     resolved = resolve_pins(runtime)
     write_wheel(filled, "stable", "3.0", ABI3, ["changed-since"])
     with pytest.raises(RuntimeError, match="exit code 1: see its output above"):
         download_wheels(resolved, runtime.image, filled.parent / "downloads")
-
-
-def test_a_bundle_takes_the_wheels_along(filled: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    make_runtime(monkeypatch, local="1.0+cu128")
-    folder = make_wheelhouse("tiny")
-    assert add_wheels(tmp_path / "bundle", "tiny") == "tiny-wheels"
-    stored = tmp_path / "bundle" / "tiny-wheels" / "wheels" / "local-1.0_plus_cu128-py3-none-any.whl"
-    assert stored.stat().st_ino == (folder / "wheels" / stored.name).stat().st_ino
 
 
 # tags -----------------------------------------------------------------------------------------------------------

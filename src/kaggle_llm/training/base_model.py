@@ -181,6 +181,7 @@ def attach_adapter(model: Any, kind: ModelKind, lora: LoraSettings, random: Sequ
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     adapted = get_peft_model(model, adapter)
+    adapted.create_or_update_model_card = lambda _: None  # an empty one, in every checkpoint
     for _, weight in trainable_parameters(adapted):  # PEFT leaves whole modules in the base's half precision
         weight.data = weight.data.float()
     return adapted
@@ -193,7 +194,6 @@ def save_trained(model: Any, base: Path, folder: Path) -> None:
         model.get_base_model().config.save_pretrained(folder)
     model.save_pretrained(folder)
     load_tokenizer(base).save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
 
 
 def check_precision(dtype: str) -> None:
