@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -190,13 +191,13 @@ def test_rows_of_a_timed_run_take_the_place_of_the_test_set_but_never_in_a_rerun
     assert f"{rows / 'test.csv'} is not the file of the manifest" in boot(tmp_path, code).stderr
 
 
-def test_ten_thousand_files_of_others_take_no_time(tmp_path: Path) -> None:
+def test_thousands_of_files_of_others_take_no_time(tmp_path: Path) -> None:
     code = mount(tmp_path, "some/where/deep")
     images = tmp_path / "input" / "here" / "or" / "images"
-    for folder in range(100):
+    for folder in range(40):
         (images / f"{folder}").mkdir(parents=True)
         for number in range(100):
-            (images / f"{folder}/{number}.png").touch()
+            os.mknod(images / f"{folder}/{number}.png")
     find = "start = boot.time.monotonic(); boot.find_datasets(Path({0!r}), {{'a-code'}}); "
     find += "boot.find_competition(Path({0!r}), 'comp'); print('found in', boot.time.monotonic() - start)"
     done = boot(tmp_path, code, before=find.format(str(tmp_path / "input")))

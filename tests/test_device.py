@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 
 from kaggle_llm.base import device
@@ -55,7 +56,7 @@ print(os.environ["PYTORCH_ALLOC_CONF"], torch.backends.cuda.cudnn_sdp_enabled(),
       torch.get_float32_matmul_precision(), torch.backends.cuda.flash_sdp_enabled())
 """
     environment = {name: value for name, value in os.environ.items() if name != "PYTORCH_ALLOC_CONF"}
-    answer = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    answer = subprocess.run([forks.python(), "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert answer.stdout.split() == ["expandable_segments:True", "False", "False", "highest", "True"], answer.stderr
 
 

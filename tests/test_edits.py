@@ -213,7 +213,7 @@ class Pair:
     def clone(self) -> Workspace:
         self.count += 1
         root = self.clones / str(self.count)
-        shutil.copytree(self.used.root, root, symlinks=True, ignore=shutil.ignore_patterns("output", "__pycache__"))
+        shutil.copytree(self.used.root, root, symlinks=True, ignore=shutil.ignore_patterns("output"))
         return Workspace(root)
 
     def compare(self, clone: Workspace, about: str) -> None:
@@ -235,7 +235,7 @@ def flatten(path: Path) -> list[float]:
 @pytest.fixture
 def pair(bare: Workspace, make_llm: Callable[..., Path], tmp_path: Path) -> Pair:
     used = copy_workspace(bare, tmp_path / "used")
-    shutil.copytree(ROOT / "src", used.root / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "src", used.root / "src")  # with what is compiled, which an edited file makes worthless
     for number in range(2, 9):
         make_llm(used.root / "input" / "models" / f"base{number}", intermediate_size=24 + 8 * number)
     seed = int(os.environ.get("EDITS_SEED", "0"))

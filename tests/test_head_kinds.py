@@ -142,7 +142,7 @@ def test_a_head_learns_what_the_competition_asks_for(
     competition = open_competition(form, tmp_path / "input")
     rows = competition.table("train")
     untrained = load_head(pico_encoder, task, competition, PROMPT)
-    training = TrainingSettings(epochs=30, batch=8, learning_rate=5e-3, head_learning_rate=2e-2, warmup=0.0)
+    training = TrainingSettings(epochs=15, batch=8, learning_rate=5e-3, head_learning_rate=2e-2, warmup=0.0)
     job = Job(pico_encoder, tmp_path / "trained", LoraSettings("full"), training, seed=0)
     examples = list_head_examples(untrained, competition, rows)
     fine_tune(make_head_task(untrained, competition, rows), examples, job)

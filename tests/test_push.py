@@ -138,7 +138,7 @@ REPORTED = {
     Fault("SaveKernel", 1, "no-source"): "dataset_sources lacks",
     Fault("SaveKernel", 1, "fails"): "RuntimeError: no GPU",
 }
-RARE = ("refuse", "400", "failed", "503", "no-source")  # in the slow tests
+RARE = ("refuse", "400", "exists", "failed", "503", "no-source", "fails")  # in the slow tests
 OVERCOME = [  # those of one start, each at another call
     {"GetDatasetStatus": "429", "StartBlobUpload": "drop", "PUT": "503", "CreateDataset": "unready"},
     {"GetDatasetStatus": "stall", "PUT": "lost", "CreateDataset": "429", "SaveKernel": "lost"},
