@@ -368,6 +368,7 @@ def test_a_call_waits_no_longer_than_its_share_while_the_model_is_loaded_again(
     before = time.monotonic()
     assert ask(server, "Crash", "two words") == [-1, -1], "the load goes on while calls fall back"
     assert time.monotonic() - before < 30
+    assert not server._model.wait_until_loaded(0.1)
     (tmp_path / "loaded").touch()
     assert server._model.wait_until_loaded(30)
     assert ask(server, "three") == [1]
@@ -382,6 +383,7 @@ def test_a_model_that_cannot_be_loaded_is_given_up_and_every_row_has_its_answer(
     server = start(fallback="-1")
     assert ask(server, "one", "two") == [-1, -1]
     assert ask(server, *["more"] * 20) == [-1] * 20
+    assert not server._model.wait_until_loaded(30)
     assert (tmp_path / "server.log").read_text().count("loading") == 3
 
 
