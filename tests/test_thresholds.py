@@ -203,6 +203,20 @@ def test_positions_run_from_cut_to_cut_and_round_to_the_level() -> None:
         assert np.round(found).tolist() == apply_thresholds(np.array(values), np.array(cuts)).tolist()
 
 
+def test_whatever_the_values_and_cuts_the_first_label_is_the_level_s() -> None:
+    """Equal, infinite, huge and tiny ones, values at a cut and next to it."""
+    rng = np.random.default_rng(0)
+    for size in (1.0, 1e-310, 1e17, 1.7e308):
+        pool = np.array([*rng.uniform(-1, 1, 4) * size, 0.0, 1.0, -math.inf, math.inf])
+        for _ in range(50):
+            cuts = np.sort(rng.choice(pool, 3))
+            values = np.concatenate([pool, cuts, np.nextafter(cuts, -math.inf)])
+            ids = [str(n) for n in range(len(values))]
+            decided = Thresholds(FOUR, tuple(cuts.tolist())).apply(make_values(ids, values[:, None].tolist()))
+            found = [FOUR.index(items[0]) for items in check_ranking(decided, ids)["items"].to_list()]
+            assert found == apply_thresholds(values, cuts).tolist(), cuts
+
+
 def test_a_member_near_the_next_level_counts_for_it() -> None:
     """Level 1 by a hair, twice, and a sure level 3: the mean of the scores says 1, as the levels do, or 2."""
     thresholds = round_levels(FOUR)

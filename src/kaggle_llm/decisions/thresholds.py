@@ -109,8 +109,9 @@ def find_positions(values: np.ndarray, cuts: np.ndarray) -> np.ndarray:
     low, high = edges[levels], edges[levels + 1]
     low, high = np.where(np.isinf(low), high - 1, low), np.where(np.isinf(high), low + 1, high)
     low, high = np.where(np.isinf(low), levels - 0.5, low), np.where(np.isinf(high), levels + 0.5, high)
-    shares = np.clip((values - low) / (high - low), EDGE, 1 - EDGE)
-    return np.asarray(levels - 0.5 + shares)
+    with np.errstate(all="ignore"):  # near 1e300 a width is inf, and from 1e16 on a number plus 1 is the same number
+        shares = np.nan_to_num((values - low) / (high - low), nan=0.5)
+    return np.asarray(levels - 0.5 + np.clip(shares, EDGE, 1 - EDGE))
 
 
 def _maximise_gain(values: np.ndarray, levels: np.ndarray, k: int, kappa: float) -> np.ndarray:
