@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kaggle_llm.base import records
+from kaggle_llm.experiment.experiment import check_adapters
 from kaggle_llm.weights.average import AverageSettings, average_adapters
 from kaggle_llm.weights.merge import merge_adapter
 
@@ -499,6 +500,15 @@ def test_a_pickle_is_refused(members: list[Path], tmp_path: Path) -> None:
 
 def test_a_whole_model_is_no_member(base: Path, members: list[Path], tmp_path: Path) -> None:
     assert str(base) in refuse([*members, base], tmp_path / "average", r"holds no adapter_config.json")
+
+
+def test_what_is_no_adapter_is_refused_after_the_first_fold(members: list[Path], tmp_path: Path) -> None:
+    """Such as exp009's model: all folds were trained first, and then a KeyError ended the run."""
+    check_adapters("fold0", {"llm": members[0]})
+    with pytest.raises(
+        ValueError, match=r"ship = average, but linear of fold0 is no adapter: .* ship=folds or ship=full"
+    ):
+        check_adapters("fold0", {"llm": members[0], "linear": tmp_path})
 
 
 def test_factors_of_other_ranks_scalings_or_matrices_are_refused(base: Path, tmp_path: Path) -> None:

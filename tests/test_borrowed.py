@@ -21,7 +21,14 @@ from kaggle_llm.competition.competition import CompetitionSettings, load_competi
 from kaggle_llm.competition.folds import FoldSettings, split_rows
 from kaggle_llm.engines.engine import EngineSettings
 from kaggle_llm.experiment.experiment import Experiment
-from kaggle_llm.inference.borrowed import check_held_out, check_member_runs, find_fold, find_shipped, list_borrowed_runs
+from kaggle_llm.inference.borrowed import (
+    check_held_out,
+    check_member_runs,
+    check_not_itself,
+    find_fold,
+    find_shipped,
+    list_borrowed_runs,
+)
 from kaggle_llm.inference.model import (
     Model,
     check_folds_match,
@@ -331,6 +338,23 @@ def test_members_that_cannot_be_are_refused(root: Path, folds: dict[int, list[Mo
         check_member_runs(["r", "s"], "c")
     with pytest.raises(ValueError, match="members: r: r validated fold 0, 1 and not fold 2"):
         find_fold({}, ["r"], 2)
+    make_run(root, "blend", folds[0], folds, competition={"name": "c"}, members=["r", "s"])
+    with pytest.raises(ValueError, match="blend has members of its own: name these in its place: r, s"):
+        check_member_runs(["r", "blend"], "c")
+
+
+def test_a_run_is_no_source_of_its_own_models() -> None:
+    """Its training would remove the record that says which models these are, and the run with it."""
+    for config in ({"members": ["other", "mine"]}, {"models": {"encoder": "mine:encoder"}}):
+        check_not_itself("another", config)
+        with pytest.raises(ValueError, match=r"mine is named in its own members or models: .* run=NAME"):
+            check_not_itself("mine", config)
+
+
+def test_a_model_of_a_stack_is_not_taken_for_its_members(root: Path, folds: dict[int, list[Model]]) -> None:
+    own = Model("linear", root / "output/stack/linear")
+    make_run(root, "stack", [Model("linear", root / "output/r/linear", member=0), own], folds)
+    assert find_shipped({"mine": "stack:linear"}) == [Model("mine", own.folder)]
 
 
 def test_the_parity_of_a_lender_holds_a_run_back(root: Path, folds: dict[int, list[Model]]) -> None:

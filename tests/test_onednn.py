@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -107,6 +108,19 @@ def test_it_is_taken_where_mkl_leaves_avx512_unused(monkeypatch, tmp_path: Path,
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     assert onednn.is_faster.__wrapped__() is is_faster
+
+
+def test_rows_of_any_layout_and_precision_are_multiplied(fast):
+    """Queries in double precision, backwards, read-only or none at all: as numpy does it."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(6, 48)).astype(np.float32)
+    frozen = rows.copy()
+    frozen.flags.writeable = False
+    for left in (rows, rows.astype(np.float64), rows.astype(np.float16), rows[::-1], rows[::2], rows[:0], frozen):
+        for right in (rows, np.asfortranarray(rows), frozen[::-1], rows[:0]):
+            product = onednn.multiply_rows(left, right)
+            assert product.dtype == np.float32
+            np.testing.assert_allclose(product, left.astype(np.float32) @ right.T, atol=1e-5)
 
 
 GROW = """

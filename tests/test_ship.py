@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -113,6 +114,21 @@ def test_an_ensemble_is_put_together_and_taken_apart() -> None:
     assert list(split_folds(joined)) == [0, 2, 10] and split_folds(joined) == folds
     assert split_folds([RETRIEVER]) == {None: [RETRIEVER]}
     assert [model.label for model in joined[:2]] == ["encoder", "reranker of fold 10"]
+
+
+def test_each_fold_of_a_stack_asks_its_members_of_the_same_fold() -> None:
+    """Each asked the members of all folds: four times the work for four folds."""
+    folds = {
+        k: [
+            replace(RETRIEVER, member=1),
+            Model("linear", Path(f"stack/{k}")),
+            Model("body", Path(f"heads/{k}"), member=0),
+        ]
+        for k in (0, 1)
+    }
+    assert split_folds(join_folds(folds)) == folds
+    of_others = [Model("linear", Path(f"{k}"), fold=k, member=2) for k in (0, 1, 2)]  # that run ships its own three
+    assert split_folds([*join_folds(folds), *of_others]) == {k: [*own, *of_others] for k, own in folds.items()}
 
 
 def test_an_ensemble_whose_folds_do_not_have_the_same_models_is_refused() -> None:

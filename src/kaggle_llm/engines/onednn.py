@@ -58,7 +58,10 @@ def multiply(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
 
 
 def multiply_rows(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """left [m, k] · right [n, k]ᵀ → [m, n], all float32: by oneDNN where that is faster, else by numpy."""
+    """left [m, k] · right [n, k]ᵀ → [m, n] in float32: by oneDNN where that is faster, else by numpy."""
+    import numpy as np
+
+    left, right = (np.ascontiguousarray(rows, dtype=np.float32) for rows in (left, right))  # what oneDNN takes
     if not is_faster():
         product: np.ndarray = left @ right.T
         return product

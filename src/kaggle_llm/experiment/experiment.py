@@ -24,7 +24,14 @@ from kaggle_llm.experiment.part import Part
 from kaggle_llm.experiment.recorded import hash_prediction, read_answers
 from kaggle_llm.experiment.scores import Predicted, Scores, print_metrics, with_cells
 from kaggle_llm.experiment.steps import Steps, describe_changes
-from kaggle_llm.inference.borrowed import check_held_out, check_member_runs, find_fold, find_shipped, list_borrowed_runs
+from kaggle_llm.inference.borrowed import (
+    check_held_out,
+    check_member_runs,
+    check_not_itself,
+    find_fold,
+    find_shipped,
+    list_borrowed_runs,
+)
 from kaggle_llm.inference.cross_fit import DECISION_MODEL
 from kaggle_llm.inference.model import Model, check_folds_match, describe_models, join_folds, replace_model, split_folds
 from kaggle_llm.inference.run import Run, import_predict, score_rows
@@ -52,6 +59,7 @@ class Experiment:
         self.competition.check()
         self.train = self.competition.table(TRAIN)
         self.members: list[str] = getattr(config, "members", [])
+        check_not_itself(name, asdict(config))
         check_member_runs(self.members, config.competition.name)
         self.recorded = {member: read_answers(member) for member in self.members}
         self.predict = import_predict(exp)
@@ -123,6 +131,8 @@ class Experiment:
             part = Part(self, f"fold{k}", k, self.train_of(k), models)
             yield part
             part.close()
+            if self.config.ship == "average":
+                check_adapters(part.name, part.learned)
             self.fold_parts.append(part)
             if processes.is_first():
                 self._predict(part)
@@ -309,3 +319,16 @@ class Experiment:
         if record and (changes := describe_changes(record.settings["config"], asdict(self.config))):
             print(f"{paths.relative(self.folder)} was made with other settings: {changes}", file=sys.stderr)
             print("steps that depend on them are made again; run=name makes another run", file=sys.stderr)
+
+
+def check_adapters(part: str, learned: Mapping[str, Path]) -> None:
+    """Raises ValueError where a fold trained what `ship: average` cannot average: before the other folds are trained.
+
+    learned: model → the folder of its training.
+    """
+    for name, folder in learned.items():
+        if not (folder / records.ADAPTER).is_file():
+            raise ValueError(
+                f"ship = average, but {name} of {part} is no adapter: only adapters are averaged, set ship=folds or "
+                f"ship=full"
+            )

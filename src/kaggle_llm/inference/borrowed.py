@@ -53,9 +53,9 @@ def collect_models(models: Mapping[str, str], members: Sequence[str], pick: Pick
             continue
         run, own_name = split_name(key, text)
         run_models = pick(key, run, records.read_complete(run, key))
-        matches = [model for model in run_models if model.name == own_name]
+        matches = [model for model in run_models if model.name == own_name and model.member is None]
         if not matches:
-            names = ", ".join(model.name for model in run_models)
+            names = ", ".join(model.name for model in run_models if model.member is None)
             raise ValueError(f"{key}: that run has no model {own_name!r}, it has {names}")
         collected += merge_equal_folds([replace(model, name=name) for model in matches])
     for number, run in enumerate(members):
@@ -81,13 +81,21 @@ def check_folders_exist(models: Sequence[Model]) -> None:
 
 
 def check_member_runs(members: Sequence[str], competition: str) -> None:
-    """Raises ValueError for a run that is listed twice, and for one of another competition."""
+    """Raises ValueError for a run that is listed twice, one of another competition, and one with members of its own."""
     if repeated := [run for i, run in enumerate(members) if run in members[:i]]:
         raise ValueError(f"members: {repeated[0]} is listed twice: its weight says how much it counts")
     for run in members:
-        other = records.read_complete(run, "members").settings["config"]["competition"]["name"]
-        if other != competition:
+        config = records.read_complete(run, "members").settings["config"]
+        if (other := config["competition"]["name"]) != competition:
             raise ValueError(f"members: {run} is of {other}, not of {competition}")
+        if own := config.get("members"):
+            raise ValueError(f"members: {run} has members of its own: name these in its place: {', '.join(own)}")
+
+
+def check_not_itself(run: str, config: Mapping[str, Any]) -> None:
+    """Raises ValueError where a run would take its members or models from itself: its training replaces them."""
+    if run in list_borrowed_runs(config):
+        raise ValueError(f"{run} is named in its own members or models: give this training another name, run=NAME")
 
 
 def check_held_out(borrowed: Mapping[str, str], validated: Mapping[int, Sequence[str]]) -> None:

@@ -72,16 +72,19 @@ def replace_model(models: Sequence[Model], new: Model) -> list[Model]:
 def split_folds(models: Sequence[Model]) -> dict[int | None, list[Model]]:
     """Fold → its models and the shared ones, in the order of the folds; without an ensemble of folds {None: all}.
 
-    The models of a member stay together, whatever their fold: it is an ensemble by itself.
+    The models of a member stay together, it is an ensemble by itself; but the folds of a stack (an experiment with
+    members and models of its own) each have the members' models of the same fold, as in CV.
     """
+    folds_of: dict[int | None, set[int]] = {None: set()}
+    for model in models:
+        folds_of.setdefault(model.member, set()).update([] if model.fold is None else [model.fold])
 
     def split(model: Model, k: int | None) -> list[Model]:
-        if model.member is not None:
+        if folds_of[model.member] != folds_of[None]:
             return [model]
         return [replace(model, fold=None)] if model.fold in (None, k) else []
 
-    numbers = {model.fold for model in models if model.member is None and model.fold is not None}
-    folds: list[int | None] = [*sorted(numbers)]
+    folds: list[int | None] = [*sorted(folds_of[None])]
     return {k: [part for model in models for part in split(model, k)] for k in folds or [None]}
 
 
