@@ -6,6 +6,7 @@ import ast
 import re
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -201,6 +202,14 @@ def test_the_experiment_rule_can_fail(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text("import argparse\nfor i in range(3):\n    pass\nmain()\n")
     (tmp_path / "predict.py").write_text("while True:\n    pass\n")
     assert len(experiment_faults(tmp_path)) == 5
+
+
+def test_a_program_that_the_package_runs_is_a_dependency() -> None:
+    """`init` ran ruff, which only this repository's locks installed."""
+    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    found = {name for path in modules() for name in re.findall(r'sys.executable, "-m", "(\w+)"', path.read_text())}
+    assert {"ruff", "uv"} <= found
+    assert found - {"pip"} <= {re.split(r"[>=]", line)[0] for line in asked}, "pip is where a venv is"
 
 
 @pytest.mark.slow
