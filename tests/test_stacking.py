@@ -43,7 +43,7 @@ def test_labels_are_log_probabilities_levels_their_mean_and_numbers_stay_numbers
     columns = join_columns(["p", "q"], pl.concat([of_member(0, first), of_member(1, second)]), 2, CLASSES)
     expected = [
         [*log_softmax([2.0, 0.5, 3.0]), *[math.nan] * 3],
-        [*log_softmax([0.0, 1.0, 0.0]), *[-math.log(3)] * 3],  # the label that it lacks has its lowest score
+        [*log_softmax([0.0, 1.0, -1.0]), *[-math.log(3)] * 3],  # the label that it lacks is below its lowest
     ]
     np.testing.assert_allclose(columns, expected)
     levels = join_columns(["p", "q"], of_member(0, first), 1, HeadSettings("ordinal", LABELS))
@@ -56,6 +56,8 @@ def test_labels_are_log_probabilities_levels_their_mean_and_numbers_stay_numbers
 def test_a_member_without_an_answer_counts_as_its_mean() -> None:
     scales = fit_scales(np.array([[1.0, 5.0, 2.0], [3.0, 5.0, math.nan]]))
     np.testing.assert_array_equal(scales.standardise(np.array([[3.0, 6.0, math.nan]])), [[1.0, 1.0, 0.0]])
+    equal = fit_scales(np.full((60, 1), 1.1))  # whose standard deviation is 2e-16 by rounding
+    np.testing.assert_allclose(equal.standardise(np.array([[1.1], [1.2]])), [[0.0], [0.1]], atol=1e-12)
 
 
 def test_training_takes_the_rows_that_all_members_answered_out_of_fold() -> None:
@@ -71,24 +73,56 @@ def test_training_takes_the_rows_that_all_members_answered_out_of_fold() -> None
         stack_rows(rows.with_columns(id=pl.col("id") + "'"), {"wide": wide}, one)
 
 
-def test_members_are_asked_one_after_the_other_and_each_completes_the_offer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("KAGGLE_LLM_ROOT", str(tmp_path))
+def open_members(root: Path, answers: dict[str, pl.DataFrame]) -> Run:
+    """A run in CV, whose members' answers are recorded."""
     settings = CompetitionSettings("demo-essays")
-    answers = {name: make_values(["p", "q"], [[n], [n + 1]]) for n, name in enumerate(["exp1_x", "exp2_y"])}
     for name in answers:
-        save_config(settings, tmp_path / "output" / name / "config.yaml")
-    config, data = SimpleNamespace(members=list(answers), competition=settings), SimpleNamespace(folder=tmp_path)
+        save_config(settings, root / "output" / name / "config.yaml")
+    config, data = SimpleNamespace(members=list(answers), competition=settings), SimpleNamespace(folder=root)
     run = Run(config, data, [], recorded=answers)  # type: ignore[arg-type]
-    run.exp, rows = tmp_path / "exp" / "exp009_linear", pl.DataFrame({"id": ["q", "p"]})
-    offers: list[np.ndarray] = []
-    columns = ask_columns(rows, run, HeadSettings("regression"), offers.append)
+    run.exp = root / "exp" / "exp009_linear"
+    return run
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("KAGGLE_LLM_ROOT", str(tmp_path))
+    return tmp_path
+
+
+def test_members_are_asked_one_after_the_other_and_each_completes_the_offer(root: Path) -> None:
+    run = open_members(root, {name: make_values(["p", "q"], [[n], [n + 1]]) for n, name in enumerate(["e1_x", "e2_y"])})
+    asked: list[np.ndarray] = []
+    offers: list[pl.DataFrame] = []
+    run._on_offer = offers.append
+
+    def answer(columns: np.ndarray) -> pl.DataFrame:
+        asked.append(columns)
+        return make_values(["q", "p"], np.nan_to_num(columns))
+
+    rows, head = pl.DataFrame({"id": ["q", "p"]}), HeadSettings("regression")
+    columns = ask_columns(rows, run, head, answer)
     assert columns is not None and columns.tolist() == [[1.0, 2.0], [0.0, 1.0]]
-    np.testing.assert_array_equal(offers[0], [[1.0, math.nan], [0.0, math.nan]])
-    np.testing.assert_array_equal(offers[-1], columns)
-    config.members = []
-    assert ask_columns(rows, run, HeadSettings("regression"), offers.append) is None
+    np.testing.assert_array_equal(asked[0], [[1.0, math.nan], [0.0, math.nan]])
+    np.testing.assert_array_equal(asked[-1], columns)
+    assert offers[-1]["values"].to_list() == columns.tolist()
+    run.config.members = []
+    assert ask_columns(rows, run, head, answer) is None
+
+
+def test_members_that_say_one_label_each_are_columns_too(root: Path) -> None:
+    """Such as written labels: their rankings have no mean, as they have no item in common."""
+    run = open_members(
+        root, {name: make_ranking(["p"], [[label]], [[0.0]]) for name, label in [("e1", "a"), ("e2", "b"), ("e3", "a")]}
+    )
+
+    def answer(columns: np.ndarray) -> pl.DataFrame:
+        return make_ranking(["p"], [LABELS], np.nan_to_num(columns[:, :3]).tolist())
+
+    columns = ask_columns(pl.DataFrame({"id": ["p"]}), run, CLASSES, answer)
+    np.testing.assert_allclose(
+        columns, [[*log_softmax([0, -1, -1]), *log_softmax([-1, 0, -1]), *log_softmax([0, -1, -1])]]
+    )
 
 
 def draw_columns(competition: Competition, rows: pl.DataFrame, task: Any) -> np.ndarray:

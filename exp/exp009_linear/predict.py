@@ -40,7 +40,7 @@ def score(rows: pl.DataFrame, loaded: LinearModel, run: Run) -> pl.DataFrame:
     def answer(columns: np.ndarray | None) -> pl.DataFrame:
         return answer_linear(rows, loaded, task, competition, columns)
 
-    return answer(ask_columns(rows, run, describe_head(task, competition), lambda columns: run.offer(answer(columns))))
+    return answer(ask_columns(rows, run, describe_head(task, competition), answer))
 
 
 def decision(config: Config, competition: Competition) -> Thresholds | None:

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kaggle_llm.competition.rankings import answer_columns, average_by_id, is_values, read_rows, select_rows
+from kaggle_llm.competition.rankings import answer_columns, is_values, read_rows, select_rows
 from kaggle_llm.inference.run import Run, add_member, ask_members, find_member
 
 if TYPE_CHECKING:
     import polars as pl
 
     from kaggle_llm.tasks.heads import HeadSettings
+
+
+ROUNDING = 1e-9  # of a mean: equal numbers have a standard deviation of 1e-16 of theirs
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ class ColumnScales:
 
 def fit_scales(columns: np.ndarray) -> ColumnScales:
     """Mean and standard deviation of each column, of the rows that have one; 1 where all have the same number."""
-    deviations = np.nanstd(columns, axis=0)
-    return ColumnScales(np.nanmean(columns, axis=0), np.where(deviations > 0, deviations, 1.0))
+    means, deviations = np.nanmean(columns, axis=0), np.nanstd(columns, axis=0)
+    return ColumnScales(means, np.where(deviations > ROUNDING * abs(means), deviations, 1.0))
 
 
 def stack_rows(
@@ -63,11 +66,12 @@ def stack_rows(
 
 
 def ask_columns(
-    rows: pl.DataFrame, run: Run, head: HeadSettings, offer: Callable[[np.ndarray], None]
+    rows: pl.DataFrame, run: Run, head: HeadSettings, answer: Callable[[np.ndarray], pl.DataFrame]
 ) -> np.ndarray | None:
     """The columns of `rows`, asked of config.members one after the other; None without members.
 
-    offer: called with the columns so far, NaN where a member has not answered yet.
+    answer: columns, NaN where a member has not answered yet → predict.py's scores. They are offered, and the rows of
+    which they are the least certain are asked first.
     """
     count = len(run.config.members)
     if not count:
@@ -76,8 +80,11 @@ def ask_columns(
     def join(answers: pl.DataFrame) -> np.ndarray:
         return join_columns(rows["id"].to_list(), answers, count, head)
 
+    def combine(answers: pl.DataFrame) -> pl.DataFrame:
+        return run.decide(answer(join(answers)))
+
     members = [find_member(run, number) for number in range(count)]
-    return join(ask_members(run, rows, members, average_by_id, lambda answers: offer(join(answers))))
+    return join(ask_members(run, rows, members, combine, lambda answers: run.offer_ranking(combine(answers))))
 
 
 def join_columns(ids: Sequence[str], answers: pl.DataFrame, members: int, head: HeadSettings) -> np.ndarray:
@@ -98,12 +105,12 @@ def join_columns(ids: Sequence[str], answers: pl.DataFrame, members: int, head: 
 def read_labels(scores: Mapping[str, float], head: HeadSettings) -> np.ndarray:
     """The log-probabilities of the labels, the softmax of the scores; of levels the mean one by these probabilities.
 
-    A label that the answer lacks has its lowest score.
+    A label that the answer lacks has one less than its lowest score: a member may say its first label alone.
     """
     from scipy.special import log_softmax
 
     if not scores:
         return np.full(1 if head.levels else len(head.labels), np.nan)
-    lowest = min(scores.values())
-    logs: np.ndarray = log_softmax([scores.get(label, lowest) for label in head.labels])
+    lacking = min(scores.values()) - 1
+    logs: np.ndarray = log_softmax([scores.get(label, lacking) for label in head.labels])
     return np.array([np.exp(logs) @ np.arange(len(logs))]) if head.levels else logs
