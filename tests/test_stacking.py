@@ -110,6 +110,15 @@ def test_members_are_asked_one_after_the_other_and_each_completes_the_offer(root
     assert ask_columns(rows, run, head, answer) is None
 
 
+def test_in_cv_numbers_wait_for_their_decision_though_the_fallback_says_labels(root: Path) -> None:
+    """As of exp009's levels: the two have no columns in common."""
+    run = open_members(root, {name: make_ranking(["p"], [LABELS], [[2.0, 1.0, 0.0]]) for name in ("e1", "e2")})
+    run.fallback = make_ranking(["p"], [LABELS], [[0.0, 0.0, 0.0]])
+    head = HeadSettings("ordinal", LABELS)
+    columns = ask_columns(pl.DataFrame({"id": ["p"]}), run, head, lambda columns: make_values(["p"], columns[:, :1]))
+    assert columns is not None and columns.shape == (1, 2)
+
+
 def test_members_that_say_one_label_each_are_columns_too(root: Path) -> None:
     """Such as written labels: their rankings have no mean, as they have no item in common."""
     run = open_members(

@@ -81,10 +81,11 @@ def ask_columns(
         return join_columns(rows["id"].to_list(), answers, count, head)
 
     def combine(answers: pl.DataFrame) -> pl.DataFrame:
-        return run.decide(answer(join(answers)))
+        scored = answer(join(answers))
+        return scored if run.decision is None else run.decide(scored)  # in CV nothing is fitted yet
 
     members = [find_member(run, number) for number in range(count)]
-    return join(ask_members(run, rows, members, combine, lambda answers: run.offer_ranking(combine(answers))))
+    return join(ask_members(run, rows, members, combine, lambda answers: run.offer(answer(join(answers)))))
 
 
 def join_columns(ids: Sequence[str], answers: pl.DataFrame, members: int, head: HeadSettings) -> np.ndarray:
