@@ -452,8 +452,10 @@ def test_a_runs_teacher_group_and_limits_come_from_its_config(
 def test_a_run_that_is_not_there_or_has_other_data_is_an_error_with_the_way_out(
     workspace: Path, competition: Competition
 ) -> None:
-    with pytest.raises(FileNotFoundError, match=r"finish python exp/exp009/train\.py first"):
+    with pytest.raises(FileNotFoundError, match=r"finish python exp/exp009/train\.py --smoke first"):
         audit_run("exp009--smoke")
+    with pytest.raises(FileNotFoundError, match=r"finish python exp/exp009/train\.py run=wide … first"):
+        audit_run("exp009--wide")
     write_run(workspace, "old", competition, {})
     record = records.read_record(workspace / "output" / "old")
     assert record

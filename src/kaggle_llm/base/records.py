@@ -144,7 +144,8 @@ def read_complete(run: str, where: str = "") -> Record:
     """The record of a run; raises FileNotFoundError where it is not complete. where: what names it, for the message."""
     record = read_record(paths.run_folder(run))
     if record is None:
-        train = f"python exp/{run.split('--')[0]}/train.py"
+        experiment, _, name = run.partition("--")
+        train = f"python exp/{experiment}/train.py{name and (' --smoke' if name == 'smoke' else f' run={name} …')}"
         raise FileNotFoundError(f"{where and f'{where}: '}{run} is no complete run here: finish {train} first")
     return record
 
