@@ -56,7 +56,7 @@ PLACES = {
     ),
     "in merging": (("kaggle_llm.weights.merge", "", "write_config", "1"), "fold0/adapter is complete, reused"),
     "before the scores": (
-        ("kaggle_llm.competition.rankings", "", "check_answer", "1"),
+        ("kaggle_llm.experiment.scores", "", "check_answer", "1"),
         "fold0/merged is complete, reused",
     ),
 }
