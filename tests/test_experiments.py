@@ -263,6 +263,7 @@ def test_a_half_written_step_is_never_read(trained: Workspace) -> None:
     (step / "record.json").unlink()
     (step / "model.safetensors").write_bytes(b"half")
     said = succeed(trained.train("exp002_rerank", "--smoke", "run=killed"))
+    assert "  cv " in said and "  before " in said and "paired 95 % interval" in said, "the scores are printed"
     assert "fold0/adapter is complete, reused" in said and "fold0/merged …" in said
     assert (step / "model.safetensors").read_bytes() == whole.read_bytes()
 
