@@ -15,7 +15,7 @@ from kaggle_llm.competition.rankings import check_answer, is_values
 from kaggle_llm.decisions.thresholds import round_levels
 from kaggle_llm.tasks.boosted_trees import TreeSettings, fit_trees, load_trees, save_trees
 from kaggle_llm.tasks.heads import answer_without_model, describe_head
-from kaggle_llm.tasks.linear_model import LinearSettings, answer_linear, fit_linear, load_linear
+from kaggle_llm.tasks.linear_model import LinearSettings, fit_linear, load_linear, make_answer
 
 lightgbm = pytest.importorskip("lightgbm")
 SMALL = TreeSettings(rounds=30, rows=2)
@@ -87,8 +87,8 @@ def test_they_answer_every_form_and_know_topics(form: type[Competition], task: A
     rows = competition.table("train")
     fit_linear(rows[6:], competition, task, SETTINGS, 0, tmp_path / "model")
     model, asked = load_linear(tmp_path / "model"), rows[:6]
-    answer = check_answer(answer_linear(asked, model, task, competition), asked["id"].to_list())
-    assert answer_linear(asked.clear(), model, task, competition).schema == answer.schema
+    answer = check_answer(make_answer(asked, model, task, competition)(None), asked["id"].to_list())
+    assert make_answer(asked.clear(), model, task, competition)(None).schema == answer.schema
     levels = describe_head(task, competition).levels
     decided = round_levels(levels).apply(answer) if levels else answer
     assert is_values(decided) == (form in (Marks, Flags))
@@ -102,7 +102,7 @@ def test_two_rows_are_enough_to_answer(tmp_path: Path) -> None:
     competition = open_competition(Votes, tmp_path / "input")
     rows = competition.table("train")[:2]
     fit_linear(rows, competition, "classification", SETTINGS, 0, tmp_path / "model")
-    answer = answer_linear(rows, load_linear(tmp_path / "model"), "classification", competition)
+    answer = make_answer(rows, load_linear(tmp_path / "model"), "classification", competition)(None)
     assert np.isfinite(answer["scores"].to_list()).all()
 
 

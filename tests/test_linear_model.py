@@ -16,7 +16,7 @@ from kaggle_llm.competition.competition import Competition
 from kaggle_llm.competition.rankings import check_answer, is_values
 from kaggle_llm.decisions.thresholds import round_levels
 from kaggle_llm.tasks.heads import answer_without_model, describe_head
-from kaggle_llm.tasks.linear_model import LinearSettings, answer_linear, fit_classes, fit_linear, load_linear
+from kaggle_llm.tasks.linear_model import LinearSettings, fit_classes, fit_linear, load_linear, make_answer
 
 SETTINGS = LinearSettings()
 
@@ -35,7 +35,7 @@ def test_it_is_scikit_learn_s_pipeline(form: type[Competition], task: Any, tmp_p
     rows = competition.table("train")
     train, asked = rows[6:], rows[:6]
     fit_linear(train, competition, task, SETTINGS, 0, tmp_path / "model")
-    answer = answer_linear(asked, load_linear(tmp_path / "model"), task, competition)
+    answer = make_answer(asked, load_linear(tmp_path / "model"), task, competition)(None)
     texts, others = train["body"].to_list(), asked["body"].to_list()
     if task == "regression":
         literal = make_pipeline(literal_features(), Ridge()).fit(
@@ -59,8 +59,8 @@ def test_it_answers_every_form_and_knows_topics(form: type[Competition], task: A
     fit_linear(rows[6:], competition, task, SETTINGS, 0, tmp_path / "model")
     assert {path.name for path in (tmp_path / "model").iterdir()} == {"linear.json", "linear.safetensors"}
     model, asked = load_linear(tmp_path / "model"), rows[:6]
-    answer = check_answer(answer_linear(asked, model, task, competition), asked["id"].to_list())
-    assert answer_linear(asked.clear(), model, task, competition).schema == answer.schema
+    answer = check_answer(make_answer(asked, model, task, competition)(None), asked["id"].to_list())
+    assert make_answer(asked.clear(), model, task, competition)(None).schema == answer.schema
     levels = describe_head(task, competition).levels
     decided = round_levels(levels).apply(answer) if levels else answer
     assert is_values(decided) == (form in (Marks, Flags))
@@ -74,7 +74,7 @@ def test_an_answer_does_not_depend_on_the_rows_beside_it(tmp_path: Path) -> None
     rows = competition.table("train")
     fit_linear(rows[6:], competition, "classification", SETTINGS, 0, tmp_path / "model")
     model = load_linear(tmp_path / "model")
-    whole, alone = (answer_linear(rows[:count], model, "classification", competition)[:1] for count in (6, 1))
+    whole, alone = (make_answer(rows[:count], model, "classification", competition)(None)[:1] for count in (6, 1))
     assert whole.equals(alone)
 
 

@@ -25,8 +25,9 @@ from kaggle_llm.competition.competition import Competition, CompetitionSettings
 from kaggle_llm.competition.rankings import make_ranking, make_values
 from kaggle_llm.inference.run import Run
 from kaggle_llm.tasks.heads import HeadSettings, describe_head
-from kaggle_llm.tasks.linear_model import LinearSettings, answer_linear, fit_linear, load_linear
+from kaggle_llm.tasks.linear_model import LinearSettings, fit_linear, load_linear, make_answer
 from kaggle_llm.tasks.stacking import ask_columns, fit_scales, join_columns, stack_rows
+from kaggle_llm.tasks.terms import Terms
 
 LABELS = ["a", "b", "c"]
 CLASSES = HeadSettings("classification", LABELS)
@@ -153,7 +154,7 @@ def test_it_is_scikit_learn_s_model_of_terms_and_standardised_columns(
     settings = LinearSettings(characters=0)
     columns = draw_columns(competition, rows, task)
     fit_linear(rows[6:], competition, task, settings, 0, tmp_path / "model", columns=columns[6:])
-    answer = answer_linear(rows[:6], load_linear(tmp_path / "model"), task, competition, columns[:6])
+    answer = make_answer(rows[:6], load_linear(tmp_path / "model"), task, competition)(columns[:6])
 
     words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\S+", ngram_range=(1, 2), min_df=2)
     scaler = StandardScaler()
@@ -172,14 +173,28 @@ def test_it_is_scikit_learn_s_model_of_terms_and_standardised_columns(
     np.testing.assert_allclose(answer["values"].to_list(), literal.reshape(6, -1), rtol=1e-6, atol=1e-8)
 
 
+def test_the_texts_are_read_once_however_often_a_member_completes_the_offer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    competition = open_competition(Marks, tmp_path / "input")
+    rows, reads = competition.table("train"), []
+    fit_linear(rows, competition, "regression", LinearSettings(), 0, tmp_path / "model")
+    original = Terms.features
+    monkeypatch.setattr(Terms, "features", lambda self, texts: reads.append(len(texts)) or original(self, texts))
+    answer = make_answer(rows, load_linear(tmp_path / "model"), "regression", competition)
+    assert answer(None).equals(answer(None)) and reads == [rows.height]
+
+
 def test_columns_alone_are_a_model_and_nothing_at_all_is_refused(tmp_path: Path) -> None:
     competition = open_competition(Marks, tmp_path / "input")
     rows, settings = competition.table("train"), LinearSettings(words=0, characters=0)
     columns = draw_columns(competition, rows, "regression")
     fit_linear(rows, competition, "regression", settings, 0, tmp_path / "model", columns=columns)
-    answer = answer_linear(rows, load_linear(tmp_path / "model"), "regression", competition, columns)
+    answer = make_answer(rows, load_linear(tmp_path / "model"), "regression", competition)(columns)
     truth = np.array(competition.truth(rows)["values"].to_list())
     assert np.corrcoef(np.array(answer["values"].to_list())[:, 0], truth[:, 0])[0, 1] > 0.5
+    with pytest.raises(ValueError, match="fitted and asked with the same members"):
+        make_answer(rows, load_linear(tmp_path / "model"), "regression", competition)(None)
     with pytest.raises(ValueError, match=r"linear.words = 0, linear.characters = 0 and no members"):
         fit_linear(rows, competition, "regression", settings, 0, tmp_path / "none")
 

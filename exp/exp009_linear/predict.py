@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
 import polars as pl
 
 from kaggle_llm.competition.competition import Competition
@@ -12,7 +11,7 @@ from kaggle_llm.decisions.thresholds import Thresholds, round_levels
 from kaggle_llm.experiment.base_config import BaseConfig
 from kaggle_llm.inference.run import Run
 from kaggle_llm.tasks.heads import HeadTaskSettings, answer_without_model, describe_head
-from kaggle_llm.tasks.linear_model import LinearModel, LinearSettings, answer_linear, load_linear
+from kaggle_llm.tasks.linear_model import LinearModel, LinearSettings, load_linear, make_answer
 from kaggle_llm.tasks.stacking import ask_columns
 
 
@@ -36,10 +35,7 @@ def fallback(rows: pl.DataFrame, run: Run) -> pl.DataFrame:
 def score(rows: pl.DataFrame, loaded: LinearModel, run: Run) -> pl.DataFrame:
     """The probabilities of the labels, or numbers."""
     task, competition = run.config.head.task, run.competition
-
-    def answer(columns: np.ndarray | None) -> pl.DataFrame:
-        return answer_linear(rows, loaded, task, competition, columns)
-
+    answer = make_answer(rows, loaded, task, competition)
     return answer(ask_columns(rows, run, describe_head(task, competition), answer))
 
 

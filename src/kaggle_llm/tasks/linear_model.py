@@ -8,7 +8,7 @@ With `model: lightgbm` boosted trees take the coefficients' place.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -73,9 +73,9 @@ class LinearModel:
     scales: ColumnScales | None = None
     """Scales of the columns that hold other runs' answers; None without them."""
 
-    def logits(self, texts: Sequence[str], columns: np.ndarray | None = None) -> np.ndarray:
-        """[texts, outputs]. columns: other runs' answers to each text, where the model was fitted with them."""
-        return self.outputs.logits(make_features(self.terms, texts, self.scales, columns))
+    def logits(self, features: Any, columns: np.ndarray | None) -> np.ndarray:
+        """[texts, outputs]. features: of the terms. columns: other runs' answers, where it was fitted with them."""
+        return self.outputs.logits(add_columns(features, self.scales, columns))
 
 
 def fit_linear(
@@ -96,7 +96,7 @@ def fit_linear(
         raise ValueError("linear.words = 0, linear.characters = 0 and no members: give one of them")
     terms = fit_terms(texts, {"words": settings.words, "characters": settings.characters}, settings.rows)
     scales = None if columns is None else fit_scales(columns)
-    features = make_features(terms, texts, scales, columns)
+    features = add_columns(terms.features(texts), scales, columns)
     targets = np.array(list_targets(head, competition.truth(rows)))
     arrays = {} if scales is None else {"columns.means": scales.means, "columns.scales": scales.scales}
     if settings.model == "lightgbm":
@@ -107,11 +107,17 @@ def fit_linear(
     save_arrays(terms, arrays | {"coefficients": coefficients, "intercepts": intercepts}, folder)
 
 
-def make_features(terms: Terms, texts: Sequence[str], scales: ColumnScales | None, columns: np.ndarray | None) -> Any:
-    """Sparse [texts, terms and columns]."""
+def add_columns(features: Any, scales: ColumnScales | None, columns: np.ndarray | None) -> Any:
+    """Sparse [rows, features and standardised columns]; raises ValueError where only scales or columns are given."""
+    if scales is None and columns is None:
+        return features
     if scales is None or columns is None:
-        return terms.features(texts)
-    return terms.features(texts, scales.standardise(columns))
+        raise ValueError(
+            "a linear model is fitted and asked with the same members, or both times without: train it again"
+        )
+    from scipy.sparse import csr_matrix, hstack
+
+    return hstack([features, csr_matrix(scales.standardise(columns))]).tocsr()
 
 
 def fit_outputs(features: Any, targets: np.ndarray, task: HeadKind, strength: float) -> tuple[np.ndarray, np.ndarray]:
@@ -169,16 +175,20 @@ def load_linear(folder: Path) -> LinearModel:
     return LinearModel(terms, Coefficients(arrays["coefficients"], arrays["intercepts"]), scales)
 
 
-def answer_linear(
-    rows: pl.DataFrame,
-    model: LinearModel,
-    task: HeadKind,
-    competition: Competition,
-    columns: np.ndarray | None = None,
-) -> pl.DataFrame:
-    """What a head of this task would answer: RANKING of classes, VALUES of numbers, probabilities and levels."""
+def make_answer(
+    rows: pl.DataFrame, model: LinearModel, task: HeadKind, competition: Competition
+) -> Callable[[np.ndarray | None], pl.DataFrame]:
+    """A function: other runs' columns, or None → what a head of this task would answer to `rows`.
+
+    RANKING of classes, VALUES of numbers, probabilities and levels. The texts are read once for all calls.
+    """
     ids, settings = rows["id"].to_list(), describe_head(task, competition)
-    logits = list(model.logits(join_texts(rows, competition), columns)) if ids else []
-    if task == "ordinal":  # the level itself, where a head answers "more than …?" for each
-        return make_values(ids, np.reshape(logits, (len(ids), 1)))
-    return answer_logits(ids, logits, settings)
+    features = model.terms.features(join_texts(rows, competition)) if ids else None
+
+    def answer(columns: np.ndarray | None) -> pl.DataFrame:
+        logits = list(model.logits(features, columns)) if ids else []
+        if task == "ordinal":  # the level itself, where a head answers "more than …?" for each
+            return make_values(ids, np.reshape(logits, (len(ids), 1)))
+        return answer_logits(ids, logits, settings)
+
+    return answer

@@ -24,12 +24,12 @@ class Terms:
     terms: dict[str, list[str]]
     idf: dict[str, np.ndarray]
 
-    def features(self, texts: Sequence[str], *columns: np.ndarray) -> Any:
-        """Sparse [texts, terms of all parts, then `columns` of each text]."""
+    def features(self, texts: Sequence[str]) -> Any:
+        """Sparse [texts, terms of all parts]; no column without parts."""
         from scipy.sparse import csr_matrix, hstack
 
         terms = [self.vectorizer(part).transform(texts) for part in self.terms]
-        return hstack([*terms, *map(csr_matrix, columns)]).tocsr()
+        return hstack([csr_matrix((len(texts), 0)), *terms]).tocsr()
 
     def vectorizer(self, part: str) -> Any:
         longest = max(measure_term(part, term) for term in self.terms[part])
